@@ -1,0 +1,1 @@
+"""The wire: events, subjects, seals and identities.  Pure: no IO and no clock."""

@@ -1,0 +1,36 @@
+"""What can go wrong on the wire, as exceptions that callers cannot mistake for success.
+
+Every refusal of bad input or of an unverifiable message derives from `TallystickError`, so no raw
+`ValueError` crosses a trust boundary.  "Could not verify" (`CouldNotVerify`) is a subclass of
+"unverified" (`Unverified`): whoever catches `Unverified` fails closed in both cases.
+
+Each error carries a stable `code` (upper case, for machines and SQL) and a `text` (cause plus
+numbers, for people).
+"""
+
+from __future__ import annotations
+
+
+class TallystickError(Exception):
+    """Base of all errors raised on purpose.  `code` is stable, `text` says what, where and what to do."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+        self.text = text
+
+
+class Malformed(TallystickError):
+    """Input that does not parse, is not canonical, or exceeds a limit."""
+
+
+class Unverified(TallystickError):
+    """A message, token or document that failed verification: it has no effect."""
+
+
+class CouldNotVerify(Unverified):
+    """Verification could not be carried out (missing or stale facts): treated as unverified."""
+
+
+class ConfigError(TallystickError):
+    """A deployment, topology, policy or machine that cannot be used as it is; exit code 2."""

@@ -1,0 +1,79 @@
+"""What every event has, and the checks on its exact numbers.
+
+An event is a msgpack array `[tag, id, ts, causes, at, …own fields]`:
+
+- `tag`   text, the type and its version, such as `md.trade/1`;
+- `id`    16 bytes, a UUIDv7 (`ids`), unique for ever;
+- `ts`    integer, Unix nanoseconds UTC, when its component stated it;
+- `causes` array of event ids: what led to it;
+- `at`    array of `[stream, sequence]`: the last applied position of each input when it was decided,
+          so that a replay feeds exactly what was seen.
+
+Prices, quantities and amounts are text in the to-scientific-string form of the General Decimal
+Arithmetic specification (what Python's `str(Decimal)` gives), fit DECIMAL(38,18) exactly and are
+never floats.
+"""
+
+from __future__ import annotations
+
+import decimal
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.ids import ID_BYTES
+
+# DECIMAL(38,18): the widest that Parquet, Arrow and DuckDB hold exactly.
+MAX_DECIMAL: Final = Decimal(10) ** 20
+_STEP = Decimal(1).scaleb(-18)
+_EXACT = decimal.Context(prec=38, traps=[decimal.Inexact, decimal.InvalidOperation])
+# A longer chain of causes is a bug or an attack on memory, not a decision.
+MAX_CAUSES: Final = 64
+
+
+def check_decimal(value: Decimal, what: str) -> None:
+    """Raise `Malformed` unless `value` is finite and fits DECIMAL(38,18) exactly."""
+    try:
+        if -MAX_DECIMAL < value < MAX_DECIMAL:
+            _EXACT.quantize(value, _STEP)
+            return
+    except decimal.DecimalException as exc:
+        raise Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}") from exc
+    raise Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}")
+
+
+def check_positive(value: Decimal, what: str) -> None:
+    """Raise `Malformed` unless `value` is a decimal above zero (see `check_decimal`)."""
+    check_decimal(value, what)
+    if value <= 0:
+        raise Malformed("DECIMAL_SIGN", f"{what} must be above zero, got {value}")
+
+
+class At(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The last applied position of one input: `[stream, sequence]`."""
+
+    stream: str
+    seq: int
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True, tag_field="tag"):
+    """Base of all events; see the module docstring for the wire form."""
+
+    id: bytes
+    ts: int
+    causes: tuple[bytes, ...] = ()
+    at: tuple[At, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.id) != ID_BYTES:
+            raise Malformed("EVENT_ID", f"an event id has {ID_BYTES} bytes, got {len(self.id)}")
+        if self.ts < 0:
+            raise Malformed("EVENT_TS", f"ts is Unix nanoseconds, got {self.ts}")
+        if self.causes:
+            if len(self.causes) > MAX_CAUSES:
+                raise Malformed("EVENT_CAUSES", f"{len(self.causes)} causes, limit {MAX_CAUSES}")
+            for cause in self.causes:
+                if len(cause) != ID_BYTES:
+                    raise Malformed("EVENT_CAUSES", f"a cause has {ID_BYTES} bytes, got {len(cause)}")

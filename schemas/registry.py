@@ -1,0 +1,119 @@
+"""Which events may stand on which subject, how old they may be on receipt, and their strict codec.
+
+`decode_events` accepts only the canonical encoding: what does not re-encode to the same bytes is
+refused, so one event has one byte string and one hash.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from tallystick.schemas import market, orders, security
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.event import Event
+from tallystick.schemas.subjects import KINDS
+
+SECOND: Final = 1_000_000_000
+
+# kind of subject -> event types that may stand on it
+EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
+    "md.trade": (market.Trade,),
+    "md.quote": (market.Quote,),
+    "ref.market": (market.FeedStatus,),
+    "signal": (orders.Signal,),
+    "order.intent": (orders.Intent, orders.CancelIntent),
+    "order.decision": (orders.Decision,),
+    "order.event": (orders.OrderEvent,),
+    "fill": (orders.Fill,),
+    "position": (orders.Position,),
+    "balance": (orders.Balance,),
+    "cred": (security.CredentialIssued, security.SessionRevoked, security.BootEnded, security.SessionList),
+    "control.breaker": (security.BreakerHeartbeat, security.BreakerTripped, security.BreakerRearmed),
+    "control.arm": (security.Arm,),
+    "control.config": (security.ConfigChanged,),
+    "alert": (security.Alert,),
+    "audit.checkpoint": (security.Checkpoint,),
+    "audit.cosignature": (security.Cosignature,),
+    "guard": (security.Heartbeat, security.Notice),
+    "dead": (security.DeadLetter,),
+}
+
+# The longest time between a statement and its receipt at which it still counts as live.  Short where
+# a stale event would move money or lift a guard, longer where it only informs.
+MAX_AGE_NS: Final[dict[str, int]] = {
+    "md.trade": 10 * SECOND,
+    "md.quote": 10 * SECOND,
+    "ref.market": 30 * SECOND,
+    "signal": 10 * SECOND,
+    "order.intent": 3 * SECOND,
+    "order.decision": 5 * SECOND,
+    "order.event": 60 * SECOND,
+    "fill": 60 * SECOND,
+    "position": 60 * SECOND,
+    "balance": 60 * SECOND,
+    "cred": 5 * SECOND,
+    "control.breaker": 5 * SECOND,
+    "control.arm": 60 * SECOND,
+    "control.config": 60 * SECOND,
+    "alert": 60 * SECOND,
+    "audit.checkpoint": 60 * SECOND,
+    "audit.cosignature": 60 * SECOND,
+    "guard": 60 * SECOND,
+    "dead": 60 * SECOND,
+}
+if not KINDS.keys() == EVENTS.keys() == MAX_AGE_NS.keys():  # a kind without events cannot be read safely
+    raise RuntimeError("KINDS, EVENTS and MAX_AGE_NS must name the same kinds of subject")
+
+# One message stays well below NATS's max_payload (1 MiB) with its seal and headers.
+MAX_EVENTS_BYTES: Final = 524_288
+MAX_EVENTS: Final = 4096
+
+_encoder = msgspec.msgpack.Encoder(decimal_format="string")
+
+
+@functools.cache
+def _decoder(kind: str) -> msgspec.msgpack.Decoder[list[Event]]:
+    union = functools.reduce(operator.or_, EVENTS[kind])
+    return msgspec.msgpack.Decoder(list[union], strict=True)  # type: ignore[valid-type]
+
+
+def encode_events(kind: str, events: Sequence[Event]) -> bytes:
+    """The canonical bytes of a message's events.  Raises `Malformed` for a type that has no place on `kind`."""
+    allowed = EVENTS[kind]
+    for event in events:
+        if type(event) not in allowed:
+            raise Malformed("EVENT_TYPE", f"{type(event).__name__} may not stand on {kind}")
+    data = _encoder.encode(events)
+    if len(events) > MAX_EVENTS or len(data) > MAX_EVENTS_BYTES:
+        raise Malformed(
+            "EVENTS_SIZE",
+            f"{len(events)} events of {len(data)} bytes; limits {MAX_EVENTS} and {MAX_EVENTS_BYTES}",
+        )
+    return data
+
+
+def encode_event(event: Event) -> bytes:
+    """The canonical bytes of one event, as they stand in a message."""
+    return _encoder.encode(event)
+
+
+def decode_events(kind: str, data: bytes) -> list[Event]:
+    """The events of a message of `kind`.  Raises `Malformed` for anything not canonical or out of place."""
+    if len(data) > MAX_EVENTS_BYTES:
+        raise Malformed("EVENTS_SIZE", f"{len(data)} bytes, limit {MAX_EVENTS_BYTES}")
+    try:
+        events = _decoder(kind).decode(data)
+    except (msgspec.DecodeError, Malformed) as exc:  # msgspec wraps what __post_init__ raises
+        raise Malformed("EVENTS", f"{kind}: {exc}") from exc
+    except RecursionError as exc:
+        raise Malformed("EVENTS", f"{kind}: nested too deeply") from exc
+    if len(events) > MAX_EVENTS:
+        raise Malformed("EVENTS_SIZE", f"{len(events)} events, limit {MAX_EVENTS}")
+    if _encoder.encode(events) != data:
+        raise Malformed("EVENTS_CANONICAL", f"{kind}: does not re-encode to the same bytes")
+    return events

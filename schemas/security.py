@@ -1,0 +1,183 @@
+"""Credentials, breakers, arming, alerts, heartbeats, dead letters and audit checkpoints."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.event import Event, check_decimal
+
+# A dead letter keeps the offending bytes up to this; beyond it only their hash.
+MAX_DEAD_PAYLOAD: Final = 65_536
+
+
+class CredentialIssued(Event, frozen=True, array_like=True, kw_only=True, tag="cred.issued/1"):
+    """The authority handed out a session: published before the hand-out.
+
+    `[…, boot, session_key, credential_hash, issued_at, expires_at, method, certificate]`;
+    `session_key` is the raw Ed25519 public key, times are Unix nanoseconds, `certificate` the
+    SHA-256 of the client certificate that proved the identity.
+    """
+
+    boot: bytes
+    session_key: bytes
+    credential_hash: bytes
+    issued_at: int
+    expires_at: int
+    method: str
+    certificate: bytes
+
+
+class SessionRevoked(Event, frozen=True, array_like=True, kw_only=True, tag="cred.revoked/1"):
+    """Every session of a boot is dead from here on: `[…, boot, reason]`."""
+
+    boot: bytes
+    reason: str
+
+
+class BootEnded(Event, frozen=True, array_like=True, kw_only=True, tag="cred.ended/1"):
+    """A boot ended (its process is gone or was replaced): `[…, boot, reason]`."""
+
+    boot: bytes
+    reason: str
+
+
+class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One live session: `[component, boot, credential_hash, expires_at]`."""
+
+    component: str
+    boot: bytes
+    credential_hash: bytes
+    expires_at: int
+
+
+class SessionList(Event, frozen=True, array_like=True, kw_only=True, tag="cred.list/1"):
+    """The authority's heartbeat on `cred.authority`: every live and revoked session, whole.
+
+    `[…, number, live, revoked]`; `number` rises by one each time, `revoked` holds the credential
+    hashes of revoked sessions that have not expired yet.
+    """
+
+    number: int
+    live: tuple[Session, ...]
+    revoked: tuple[bytes, ...]
+
+
+class Trip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One tripped breaker: `[scope, reason, since, by]`; see `BreakerHeartbeat` for scopes."""
+
+    scope: str
+    reason: str
+    since: int
+    by: str
+
+
+class BreakerHeartbeat(Event, frozen=True, array_like=True, kw_only=True, tag="breaker.heartbeat/1"):
+    """All tripped breakers, whole, several times a second on `control.breaker.all`: `[…, number, tripped]`.
+
+    Scopes: `all`, `strategy-<name>`, `venue-<name>`.  No heartbeat means: everything is tripped.
+    """
+
+    number: int
+    tripped: tuple[Trip, ...]
+
+
+class BreakerTripped(Event, frozen=True, array_like=True, kw_only=True, tag="breaker.tripped/1"):
+    """A breaker opened, on `control.breaker.<scope>`: `[…, reason, by]`."""
+
+    reason: str
+    by: str
+
+
+class BreakerRearmed(Event, frozen=True, array_like=True, kw_only=True, tag="breaker.rearmed/1"):
+    """A person closed a breaker: `[…, note]`, the operator-signed note that says so."""
+
+    note: str
+
+
+class Arm(Event, frozen=True, array_like=True, kw_only=True, tag="control.arm/1"):
+    """An operator-signed lease that lets execution trade: `[…, note]` (see `identity.ArmLease`)."""
+
+    note: str
+
+
+class ConfigChanged(Event, frozen=True, array_like=True, kw_only=True, tag="control.config/1"):
+    """A component states the configuration that it runs with: `[…, name, digest, text]`."""
+
+    name: str
+    digest: bytes
+    text: str = ""
+
+
+class Alert(Event, frozen=True, array_like=True, kw_only=True, tag="alert/1"):
+    """A detector's finding: `[…, code, scope, text, value, limit]`; `scope` as in `BreakerHeartbeat`."""
+
+    code: str
+    scope: str
+    text: str
+    value: Decimal | None = None
+    limit: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for number, what in ((self.value, "value"), (self.limit, "limit")):
+            if number is not None:
+                check_decimal(number, what)
+
+
+class Checkpoint(Event, frozen=True, array_like=True, kw_only=True, tag="audit.checkpoint/1"):
+    """The archive's state: `[…, entries, head, rows]`: manifest entries, SHA-256 of the last, rows in all."""
+
+    entries: int
+    head: bytes
+    rows: int
+
+
+class Cosignature(Event, frozen=True, array_like=True, kw_only=True, tag="audit.cosignature/1"):
+    """A witness's word on a checkpoint: `[…, entries, head, note]`."""
+
+    entries: int
+    head: bytes
+    note: str
+
+
+class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The newest acknowledged statement of a chain: `[stream, seq, hash]`."""
+
+    stream: str
+    seq: int
+    hash: bytes
+
+
+class Heartbeat(Event, frozen=True, array_like=True, kw_only=True, tag="guard.heartbeat/1"):
+    """A component lives, each second on `guard.<component>`: `[…, heads]`, so that a dropped tail shows."""
+
+    heads: tuple[Head, ...]
+
+
+class Notice(Event, frozen=True, array_like=True, kw_only=True, tag="guard.notice/1"):
+    """A component saw something that security people must know: `[…, code, text, evidence]`."""
+
+    code: str
+    text: str
+    evidence: bytes = b""
+
+
+class DeadLetter(Event, frozen=True, array_like=True, kw_only=True, tag="dead/1"):
+    """A message that could not be processed: `[…, subject, stream, stream_seq, code, text, digest, payload]`."""
+
+    subject: str
+    stream: str
+    stream_seq: int
+    code: str
+    text: str
+    digest: bytes
+    payload: bytes = b""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.payload) > MAX_DEAD_PAYLOAD:
+            raise Malformed("DEAD_PAYLOAD", f"{len(self.payload)} bytes, limit {MAX_DEAD_PAYLOAD}")
