@@ -1,0 +1,86 @@
+"""Merkle trees of RFC 6962 section 2.1 (the same as RFC 9162 section 2.1.1) over SHA-256.
+
+A leaf is hashed as SHA-256(0x00 ‖ data), an inner node as SHA-256(0x01 ‖ left ‖ right); a tree of n
+leaves splits at the largest power of two below n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from tallystick.schemas.errors import Malformed, Unverified
+
+HASH_BYTES: Final = 32
+# RFC 6962: the hash of an empty tree is the hash of the empty string.
+EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """The hash of one leaf."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """The hash of an inner node."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def tree_levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
+    """All levels of the tree over leaf hashes, leaves first; a node without sibling moves up unchanged.
+
+    Moving the odd node up gives the tree of RFC 6962, whose left subtrees are always full.
+    """
+    levels = [list(leaves)]
+    while len(levels[-1]) > 1:
+        level = levels[-1]
+        above = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+        if len(level) % 2:
+            above.append(level[-1])
+        levels.append(above)
+    return levels
+
+
+def tree_root(leaves: Sequence[bytes]) -> bytes:
+    """The Merkle tree hash of leaf hashes."""
+    return tree_levels(leaves)[-1][0] if leaves else EMPTY_ROOT
+
+
+def inclusion_path(levels: Sequence[Sequence[bytes]], index: int) -> list[bytes]:
+    """The audit path of leaf `index`, from the `tree_levels` of its tree."""
+    path = []
+    for level in levels[:-1]:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        index >>= 1
+    return path
+
+
+def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root that a leaf hash, its index, the tree's size and an audit path lead to.
+
+    RFC 9162 section 2.1.3.2.  Raises `Malformed` if index or lengths are impossible, `Unverified` if
+    the path has not exactly the length that this position needs.
+    """
+    if not 0 <= index < size:
+        raise Malformed("MERKLE_INDEX", f"index {index} in a tree of {size}")
+    node, last, result = index, size - 1, leaf
+    for sibling in path:
+        if len(sibling) != HASH_BYTES:
+            raise Malformed("MERKLE_PATH", f"a path hash has {HASH_BYTES} bytes, got {len(sibling)}")
+        if last == 0:
+            raise Unverified("MERKLE_PATH", f"path of {len(path)} hashes is too long for {index} of {size}")
+        if node % 2 or node == last:
+            result = node_hash(sibling, result)
+            while not node % 2 and node:
+                node >>= 1
+                last >>= 1
+        else:
+            result = node_hash(result, sibling)
+        node >>= 1
+        last >>= 1
+    if last != 0:
+        raise Unverified("MERKLE_PATH", f"path of {len(path)} hashes is too short for {index} of {size}")
+    return result

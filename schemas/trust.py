@@ -1,0 +1,272 @@
+"""The trust root: who may publish what, under which keys, with which instruments and caps.
+
+A trust root is a signed note (`note`) whose text is canonical JSON of `TrustRoot`, signed by the
+operator root.  Verifiers pin the operator root's public key alone and take everything else from here,
+never from the broker.
+
+- Version 1 is signed by the pinned key.
+- Version n+1 is signed by the operator root that version n names, and, where it names a new one, by
+  that as well; numbers rise by one.
+- A trust root is valid from `issued` to `expires`; an expired one verifies history, not the living.
+- What does not re-encode to the same bytes is refused.
+
+The file that holds a trust root is not trusted: an attacker who controls it can at most withhold a
+newer version.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.event import check_decimal, check_positive
+from tallystick.schemas.note import NoteSigner, open_note, sign_note
+from tallystick.schemas.subjects import KINDS, check_name, matches
+
+HOUR_NS: Final = 3_600_000_000_000
+# An arming lease lasts a working day at the most (design: 12 hours).
+MAX_LEASE_NS: Final = 12 * HOUR_NS
+ROOT_KEY_NAME: Final = "operator-root"
+OPERATOR_KEY_NAME: Final = "operator"
+
+
+class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One tradable instrument at one venue; its `digest` stands in permits.
+
+    `symbol` is the unified one (`XRP/ETH`), `venue_symbol` the venue's (`XRPETH`); prices are
+    multiples of `tick`, quantities of `step`; notional is price times quantity in `quote`.
+    """
+
+    venue: str
+    symbol: str
+    venue_symbol: str
+    base: str
+    quote: str
+    tick: Decimal
+    step: Decimal
+    min_notional: Decimal
+
+    def __post_init__(self) -> None:
+        check_name(self.venue, "venue")
+        for value, what in ((self.tick, "tick"), (self.step, "step")):
+            check_positive(value, what)
+        check_decimal(self.min_notional, "min_notional")
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the record's canonical JSON."""
+        return hashlib.sha256(_canonical(self)).digest()
+
+
+class Venue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A venue: its API's `kind`, our `account` there and the `host` that requests may go to."""
+
+    kind: Literal["binance-spot"]
+    account: str
+    host: str
+
+
+class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What custody never exceeds for an account, whatever the gateway permits (in `quote` units)."""
+
+    account: str
+    quote: str
+    max_order_notional: Decimal
+    max_hourly_notional: Decimal
+
+    def __post_init__(self) -> None:
+        check_positive(self.max_order_notional, "max_order_notional")
+        check_positive(self.max_hourly_notional, "max_hourly_notional")
+
+
+class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One component: its role key and account (NATS nkeys, `A…`), what it publishes, its token lifetime (s)."""
+
+    role_key: str
+    account: str
+    publishes: tuple[str, ...]
+    lifetime: int
+
+
+class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The document; see the module docstring.  Public keys are lower-case hex of 32 bytes, times Unix ns."""
+
+    kind: Literal["tallystick-trust-root/1"] = "tallystick-trust-root/1"
+    deployment: str
+    number: int
+    issued: int
+    expires: int
+    operator_root: str
+    operator: str
+    core_account: str
+    components: dict[str, ComponentTrust]
+    venues: dict[str, Venue]
+    instruments: tuple[Instrument, ...]
+    caps: tuple[Cap, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.deployment, "deployment")
+        if self.number < 1 or not 0 <= self.issued < self.expires:
+            raise Malformed("TRUST_ROOT", f"number {self.number}, issued {self.issued}, expires {self.expires}")
+        for key in (self.operator_root, self.operator):
+            public_key_bytes(key)
+        for name, component in self.components.items():
+            check_name(name, "component")
+            for pattern in component.publishes:
+                _check_pattern(pattern)
+        for name in self.venues:
+            check_name(name, "venue")
+        roles = [c.role_key for c in self.components.values()]
+        if len(set(roles)) != len(roles):
+            raise Malformed("TRUST_ROOT", "two components share a role key")
+
+    def component(self, name: str) -> ComponentTrust:
+        """The record of a component.  Raises `Unverified` for an unknown one."""
+        record = self.components.get(name)
+        if record is None:
+            raise Unverified("COMPONENT_UNKNOWN", f"{name[:64]!r} is not in trust root {self.number}")
+        return record
+
+    def require_scope(self, name: str, subject: str) -> None:
+        """Raise `Unverified` unless component `name` may publish `subject`."""
+        if not _in_scope(self.component(name).publishes, subject):
+            raise Unverified("SCOPE", f"{name} may not publish {subject} (trust root {self.number})")
+
+    def instrument(self, venue: str, symbol: str) -> Instrument:
+        """The instrument record.  Raises `Unverified` for one that the operator never signed."""
+        for record in self.instruments:
+            if record.venue == venue and record.symbol == symbol:
+                return record
+        raise Unverified("INSTRUMENT_UNKNOWN", f"{symbol[:64]} at {venue} is not in trust root {self.number}")
+
+    @property
+    def operator_keys(self) -> dict[str, bytes]:
+        """The keys that may sign leases and re-arming, as `open_note` wants them."""
+        return {OPERATOR_KEY_NAME: bytes.fromhex(self.operator)}
+
+
+class ArmLease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator's leave to trade: `component` may act at `venues` from `start` until `until` (Unix ns)."""
+
+    kind: Literal["tallystick-arm/1"] = "tallystick-arm/1"
+    deployment: str
+    component: str
+    venues: tuple[str, ...]
+    start: int
+    until: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.until <= self.start + MAX_LEASE_NS:
+            raise Malformed("ARM_LEASE", f"from {self.start} until {self.until}: at most 12 hours")
+
+
+class Rearm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator closes the breaker of `scope` that tripped at `since` (Unix ns): usable for that trip alone."""
+
+    kind: Literal["tallystick-rearm/1"] = "tallystick-rearm/1"
+    deployment: str
+    scope: str
+    since: int
+
+
+Document = TrustRoot | ArmLease | Rearm
+D = TypeVar("D", TrustRoot, ArmLease, Rearm)
+
+
+def public_key_bytes(text: str) -> bytes:
+    """The 32 bytes of a public key in lower-case hex.  Raises `Malformed`."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError as exc:
+        raise Malformed("PUBLIC_KEY", f"not hex: {text[:80]!r}") from exc
+    if len(raw) != 32 or raw.hex() != text:
+        raise Malformed("PUBLIC_KEY", f"a public key is 64 lower-case hex digits, got {text[:80]!r}")
+    return raw
+
+
+@functools.lru_cache(maxsize=16384)
+def _in_scope(publishes: tuple[str, ...], subject: str) -> bool:
+    return any(matches(pattern, subject) for pattern in publishes)
+
+
+def _check_pattern(pattern: str) -> None:
+    tokens = pattern.split(".")
+    if ".".join(tokens[:2]) not in KINDS and tokens[0] not in KINDS:
+        raise Malformed("TRUST_PATTERN", f"{pattern[:96]!r} is of no kind of subject")
+
+
+def _canonical(document: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2)
+
+
+def sign_document(document: Document, *signers: tuple[str, NoteSigner]) -> str:
+    """The document as a signed note."""
+    return sign_note(_canonical(document).decode() + "\n", *signers)
+
+
+def _decode(text: str, kind: type[D]) -> D:
+    try:
+        document = msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
+        raise Malformed("DOCUMENT", f"not a {kind.__name__}: {exc}") from exc
+    if _canonical(document).decode() + "\n" != text:
+        raise Malformed("DOCUMENT_CANONICAL", f"{kind.__name__} does not re-encode to the same bytes")
+    return document
+
+
+def open_trust_roots(notes: Sequence[str], pinned: bytes) -> tuple[TrustRoot, ...]:
+    """All versions of the trust root, oldest first, verified from the `pinned` operator root key.
+
+    Raises `Malformed` or `Unverified`; expiry is checked where a clock is (`require_current`).
+    """
+    if not notes:
+        raise Unverified("TRUST_ROOT_MISSING", "no trust root given")
+    roots: list[TrustRoot] = []
+    key = pinned
+    for expected, note in enumerate(notes, start=1):
+        text, _ = open_note(note, {ROOT_KEY_NAME: key})
+        root = _decode(text, TrustRoot)
+        if root.number != expected:
+            raise Unverified("TRUST_ROOT_NUMBER", f"expected version {expected}, got {root.number}")
+        if expected == 1 and root.operator_root != pinned.hex():
+            raise Unverified("TRUST_ROOT_KEY", "version 1 does not name the pinned operator root")
+        if roots and root.deployment != roots[0].deployment:
+            raise Unverified("TRUST_ROOT_DEPLOYMENT", f"{root.deployment} follows {roots[0].deployment}")
+        new = public_key_bytes(root.operator_root)
+        if new != key:
+            open_note(note, {ROOT_KEY_NAME: new})
+            key = new
+        roots.append(root)
+    return tuple(roots)
+
+
+def require_current(root: TrustRoot, now: int) -> None:
+    """Raise `Unverified` unless `root` is valid at `now` (Unix ns)."""
+    if not root.issued <= now < root.expires:
+        raise Unverified("TRUST_ROOT_EXPIRED", f"version {root.number} is valid from {root.issued} to {root.expires}")
+
+
+def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:
+    """The lease in `note` if an operator of `root` signed it for `component` and it holds at `now`."""
+    text, _ = open_note(note, root.operator_keys)
+    lease = _decode(text, ArmLease)
+    if lease.deployment != root.deployment or lease.component != component:
+        raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
+    if not lease.start <= now < lease.until:
+        raise Unverified("ARM_LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
+    return lease
+
+
+def open_rearm(note: str, root: TrustRoot) -> Rearm:
+    """The re-arming in `note` if an operator of `root` signed it for this deployment."""
+    text, _ = open_note(note, root.operator_keys)
+    rearm = _decode(text, Rearm)
+    if rearm.deployment != root.deployment:
+        raise Unverified("REARM_SCOPE", f"re-arming of deployment {rearm.deployment}")
+    return rearm
