@@ -196,9 +196,16 @@ def _in_scope(publishes: tuple[str, ...], subject: str) -> bool:
 
 
 def _check_pattern(pattern: str) -> None:
-    tokens = pattern.split(".")
-    if ".".join(tokens[:2]) not in KINDS and tokens[0] not in KINDS:
-        raise Malformed("TRUST_PATTERN", f"{pattern[:96]!r} is of no kind of subject")
+    literal = []
+    for token in pattern.split("."):
+        if token in ("*", ">"):
+            break
+        literal.append(token)
+    for kind in KINDS:
+        words = kind.split(".")
+        if literal and all(have == want for have, want in zip(literal, words, strict=False)):
+            return
+    raise Malformed("TRUST_PATTERN", f"{pattern[:96]!r} is of no kind of subject")
 
 
 def _canonical(document: Any) -> bytes:

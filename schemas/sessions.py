@@ -1,0 +1,96 @@
+"""Which sessions live, as the authority's events say: the pure state that every verifier of the living keeps.
+
+- Only the authority's events count: the trust root gives `cred.>` to it alone, the seal proves it.
+- `SessionList` replaces the whole state; only one stated later than the last counts, so an older list
+  cannot come back.
+- `SessionRevoked` and `BootEnded` take effect at once, before the next list, and are never undone: a
+  list that names a revoked boot again does not revive it.
+- `CredentialIssued` adds a session at once (it is published before the hand-out).
+- `require_listed` fails closed: a list older than `MAX_LIST_AGE_NS` proves nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.schemas.credential import Credential
+from tallystick.schemas.errors import CouldNotVerify, Unverified
+from tallystick.schemas.seal import Verified
+from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+
+MAX_LIST_AGE_NS: Final = 3_000_000_000
+
+
+class SessionView:
+    """The live sessions of one deployment.  Owns its state; feed it every verified `cred.>` message in order."""
+
+    def __init__(self) -> None:
+        self.listed_at = 0
+        self._live: dict[bytes, Session] = {}
+        self._revoked: set[bytes] = set()
+        self._dead_boots: dict[bytes, str] = {}
+
+    def apply(self, verified: Verified) -> None:
+        """Take in one verified message; other kinds than `cred` are ignored."""
+        if verified.subject.kind != "cred":
+            return
+        for event in verified.events:
+            if isinstance(event, SessionList):
+                if verified.statement.time > self.listed_at:
+                    self.listed_at = verified.statement.time
+                    self._live = {s.credential_hash: s for s in event.live}
+                    self._revoked = set(event.revoked)
+            elif isinstance(event, CredentialIssued):
+                component = verified.subject.component
+                self._live[event.credential_hash] = Session(
+                    component=component,
+                    boot=event.boot,
+                    credential_hash=event.credential_hash,
+                    expires_at=event.expires_at,
+                )
+            elif isinstance(event, SessionRevoked | BootEnded):
+                self._dead_boots[event.boot] = event.reason
+                self._live = {k: s for k, s in self._live.items() if s.boot != event.boot}
+
+    def require_fresh(self, now: int) -> None:
+        """Raise `CouldNotVerify` unless the newest list is recent at `now` (Unix ns)."""
+        age = now - self.listed_at
+        if age > MAX_LIST_AGE_NS:
+            shown = "never seen" if self.listed_at == 0 else f"{age / 1e9:.3f} s old"
+            raise CouldNotVerify("SESSIONS_STALE", f"session list: {shown}, limit {MAX_LIST_AGE_NS / 1e9:.0f} s")
+
+    def require_not_revoked(self, credential: Credential) -> None:
+        """Raise `Unverified` if the credential's boot or session is known to be revoked."""
+        reason = self._dead_boots.get(credential.boot)
+        if reason is not None or credential.digest in self._revoked:
+            raise Unverified(
+                "SESSION_REVOKED",
+                f"{credential.component}/{credential.boot.hex()[:8]}: {reason or 'revoked by the authority'}",
+            )
+
+    def require_listed(self, credential: Credential, now: int) -> None:
+        """Raise `Unverified` unless the session is on a fresh list, unexpired and not revoked at `now`."""
+        self.require_fresh(now)
+        self.require_not_revoked(credential)
+        session = self._live.get(credential.digest)
+        if session is None or session.boot != credential.boot or session.component != credential.component:
+            raise Unverified("SESSION_UNLISTED", f"{credential.component}/{credential.boot.hex()[:8]} is not listed")
+        if now > session.expires_at:
+            raise Unverified("SESSION_EXPIRED", f"{credential.component} expired at {session.expires_at}, now {now}")
+
+    def live(self, component: str, now: int) -> list[Session]:
+        """The unexpired listed sessions of a component, newest expiry last."""
+        found = [
+            s
+            for s in self._live.values()
+            if s.component == component and s.expires_at >= now and s.boot not in self._dead_boots
+        ]
+        return sorted(found, key=lambda s: s.expires_at)
+
+    def all_live(self) -> list[Session]:
+        """Every listed session, for display."""
+        return sorted(self._live.values(), key=lambda s: s.component)
+
+    def is_dead(self, boot: bytes) -> bool:
+        """Whether a boot is known to have ended or been revoked."""
+        return boot in self._dead_boots

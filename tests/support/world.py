@@ -1,0 +1,112 @@
+"""A trust root with software keys and sealed messages, for tests that need no server and no token.
+
+Keys come from fixed seeds, so that vectors and failures repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from decimal import Decimal
+
+from tallystick.schemas.credential import Credential, open_credential
+from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
+from tallystick.schemas.trust import Cap, ComponentTrust, Instrument, TrustRoot, Venue
+
+NOW = 1_732_289_000_000_000_000
+DEPLOYMENT = "test"
+
+PUBLISHES = {
+    "authority": ("cred.>", "guard.authority", "dead.authority"),
+    "custody": ("guard.custody", "dead.custody", "control.config.custody"),
+    "market-data": ("md.>", "ref.>", "guard.market-data", "dead.market-data"),
+    "strategy-alpha": ("signal.alpha.>", "order.intent.alpha.>", "guard.strategy-alpha", "dead.strategy-alpha"),
+    "strategy-beta": ("signal.beta.>", "order.intent.beta.>", "guard.strategy-beta", "dead.strategy-beta"),
+    "gateway": ("order.decision.>", "guard.gateway", "dead.gateway"),
+    "execution": ("order.event.>", "guard.execution", "dead.execution"),
+    "portfolio": ("fill.>", "position.>", "balance.>", "guard.portfolio", "dead.portfolio"),
+    "breaker": ("control.breaker.>", "control.arm.>", "guard.breaker", "dead.breaker"),
+    "audit": ("audit.checkpoint", "guard.audit", "dead.audit"),
+    "streams": ("alert.>", "guard.streams", "dead.streams"),
+}
+
+
+def seed(label: str) -> bytes:
+    """32 bytes that depend on the label alone."""
+    return hashlib.sha256(b"tallystick test " + label.encode()).digest()
+
+
+def key(label: str) -> SessionKey:
+    """The software key of a label."""
+    return SessionKey(seed(label))
+
+
+def instrument(symbol: str = "XRP/ETH") -> Instrument:
+    """An instrument of the venue `paper`."""
+    base, quote = symbol.split("/")
+    return Instrument(
+        venue="paper",
+        symbol=symbol,
+        venue_symbol=base + quote,
+        base=base,
+        quote=quote,
+        tick=Decimal("0.00000001"),
+        step=Decimal(1),
+        min_notional=Decimal("0.001"),
+    )
+
+
+def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int = 900) -> TrustRoot:
+    """A trust root over the software keys."""
+    return TrustRoot(
+        deployment=deployment,
+        number=number,
+        issued=NOW - 10**15,
+        expires=NOW + 10**18,
+        operator_root=key("operator-root").public.hex(),
+        operator=key("operator").public.hex(),
+        core_account=encode_key("A", key("core").public),
+        components={
+            name: ComponentTrust(
+                role_key=encode_key("A", key(f"role {name}").public),
+                account=encode_key("A", key(f"account {name}").public),
+                publishes=publishes,
+                lifetime=lifetime,
+            )
+            for name, publishes in PUBLISHES.items()
+        },
+        venues={"paper": Venue(kind="binance-spot", account="main", host="localhost")},
+        instruments=(instrument("XRP/ETH"), instrument("BTC/USDT")),
+        caps=(
+            Cap(account="main", quote="ETH", max_order_notional=Decimal(5), max_hourly_notional=Decimal(500)),
+            Cap(account="main", quote="USDT", max_order_notional=Decimal(5000), max_hourly_notional=Decimal(500000)),
+        ),
+    )
+
+
+def credential(
+    component: str,
+    trust: TrustRoot | None = None,
+    *,
+    boot: bytes | None = None,
+    session: SessionKey | None = None,
+    role: SessionKey | None = None,
+    issued_at: int = NOW,
+    lifetime: int = 300,
+    jti: str = "1",
+) -> tuple[Credential, SessionKey]:
+    """A credential and its session key, signed by the component's role key (or another `role`)."""
+    trust = trust or trust_root()
+    session = session or key(f"session {component} {jti}")
+    signer = role or key(f"role {component}")
+    issued_s = issued_at // 1_000_000_000
+    claims = user_claims(
+        component,
+        boot or seed(f"boot {component}")[:16],
+        session.public,
+        signer.public,
+        key(f"account {component}").public,
+        issued_s,
+        issued_s + lifetime,
+        jti,
+    )
+    return open_credential(encode_jwt(signer, "A", claims), trust), session
