@@ -185,7 +185,7 @@ def decode_jwt(text: str, *, limit: int = MAX_JWT) -> Claims:
         raise Malformed("JWT_SIGNATURE", f"an Ed25519 signature has {SIGNATURE_BYTES} bytes, got {len(signature)}")
     try:
         claims = _claims_decoder.decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed("JWT_CLAIMS", f"not the claims of a token: {exc}") from exc
     issuer = decode_key("O" if claims.iss[:1] == "O" else "A", claims.iss)
     try:
