@@ -1,0 +1,236 @@
+"""The keystore: one encrypted file with every PIN, passphrase and key of a deployment.
+
+The file (version 1), all lengths in bytes:
+
+    magic 24 ‖ salt 16 ‖ check 16 ‖ nonce 12 ‖ ciphertext and tag ‖ checksum 32
+
+- `magic` is the literal text `tallystick keystore v1` and two newlines; it fixes the parameters below.
+- scrypt (RFC 7914; N = 65536, r = 8, p = 1) of master PIN and salt gives 48 bytes: key 32 ‖ check 16.
+- The ciphertext is AES-256-GCM of a JSON object of text to text; everything before it is authenticated.
+- `checksum` is the SHA-256 of all before it: it tells damage from a wrong PIN and proves nothing.
+
+Rules of opening, in this order:
+
+- The file must belong to its owner alone (no rights for group and others).
+- Wrong magic, length or checksum: `Unverified`, naming the file.
+- `check` differs from what the PIN gives: `ConfigError`, the PIN is wrong.
+- GCM refuses, or the content is not a JSON object of text: `Unverified`, naming the file.
+
+The file is not trusted: an attacker who controls it can at most make it unreadable, put back an older
+version of it, or guess the PIN at 64 MiB and some 0.2 s of scrypt a guess.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import hmac
+import os
+import secrets as entropy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from tallystick.schemas.errors import ConfigError, Unverified
+
+MAGIC: Final = b"tallystick keystore v1\n\n"
+_SALT, _CHECK, _NONCE, _TAG, _SUM = 16, 16, 12, 16, 32
+_HEADER: Final = len(MAGIC) + _SALT + _CHECK + _NONCE
+# Some hundred secrets of 64 characters; a larger file is not ours.
+MAX_BYTES: Final = 1 << 20
+# A PIN or a passphrase; longer input is a wrong file on the descriptor.
+MAX_PIN: Final = 1024
+MIN_MASTER_PIN: Final = 8
+
+
+class Secret:
+    """A text that shows itself only through `reveal()`: never in repr, str, format, logs or pickles."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    @classmethod
+    def random(cls) -> Secret:
+        """A new secret of 256 random bits, 43 characters of the base64url alphabet."""
+        return cls(entropy.token_urlsafe(32))
+
+    def reveal(self) -> str:
+        """The text.  Hand it straight to what needs it; keep it in no variable."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    __hash__ = None  # type: ignore[assignment]  # a hash of a secret is something about the secret
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not pickled: use hand_over()")
+
+
+class Keystore:
+    """The opened keystore.  `secrets` is owned by the caller; `save()` makes changes durable."""
+
+    def __init__(self, path: Path, secrets: dict[str, Secret], salt: bytes, derived: bytes) -> None:
+        """For `create` and `open`."""
+        self.path = path
+        self.secrets = secrets
+        self._salt = salt
+        self._derived = derived
+
+    @classmethod
+    def create(cls, path: Path, master_pin: Secret, secrets: Mapping[str, Secret]) -> Keystore:
+        """Write a new keystore.  Raises `ConfigError` if `path` exists or the PIN is too short."""
+        if len(master_pin.reveal()) < MIN_MASTER_PIN:
+            raise ConfigError("KEYSTORE_PIN", f"the master PIN must have at least {MIN_MASTER_PIN} characters")
+        if path.exists():
+            raise ConfigError("KEYSTORE_EXISTS", f"{path} exists already; choose another place")
+        salt = entropy.token_bytes(_SALT)
+        store = cls(path, dict(secrets), salt, _derive(master_pin, salt))
+        store.save()
+        return store
+
+    @classmethod
+    def open(cls, path: Path, master_pin: Secret) -> Keystore:
+        """Open a keystore.  Raises `ConfigError` (missing, readable by others, wrong PIN) and `Unverified`."""
+        try:
+            with path.open("rb") as file:
+                mode = os.fstat(file.fileno()).st_mode
+                data = file.read(MAX_BYTES + 1)
+        except OSError as exc:
+            raise ConfigError(
+                "KEYSTORE_MISSING", f"cannot read {path}: {exc.strerror}; `tallystick init` makes one"
+            ) from exc
+        if mode & 0o077:
+            raise ConfigError("KEYSTORE_MODE", f"{path} has mode {mode & 0o777:04o}, expected 0600: chmod 600 {path}")
+        if not data.startswith(MAGIC) or not _HEADER + _TAG + _SUM <= len(data) <= MAX_BYTES:
+            raise Unverified("KEYSTORE_DAMAGED", f"{path} is not a tallystick keystore of version 1")
+        body, checksum = data[:-_SUM], data[-_SUM:]
+        if hashlib.sha256(body).digest() != checksum:
+            raise Unverified("KEYSTORE_DAMAGED", f"{path} was changed: its checksum is wrong; restore it from a backup")
+        header = body[:_HEADER]
+        salt, rest = header[len(MAGIC) :][:_SALT], header[len(MAGIC) + _SALT :]
+        derived = _derive(master_pin, salt)
+        if not hmac.compare_digest(derived[32:], rest[:_CHECK]):
+            raise ConfigError("KEYSTORE_PIN", f"wrong master PIN for {path}")
+        try:
+            plain = AESGCM(derived[:32]).decrypt(rest[_CHECK:], body[_HEADER:], header)
+            values = msgspec.json.decode(plain, type=dict[str, str])
+        except (InvalidTag, msgspec.DecodeError) as exc:
+            # The decoder's message could quote the plaintext: it stays out.
+            raise Unverified("KEYSTORE_TAMPERED", f"{path} was changed: its content fails authentication") from (
+                exc if isinstance(exc, InvalidTag) else None
+            )
+        return cls(path, {name: Secret(value) for name, value in values.items()}, salt, derived)
+
+    def save(self) -> None:
+        """Replace the file by the secrets as they are now: durable and whole, or not at all."""
+        nonce = entropy.token_bytes(_NONCE)
+        header = MAGIC + self._salt + self._derived[32:] + nonce
+        plain = msgspec.json.encode({name: secret.reveal() for name, secret in sorted(self.secrets.items())})
+        body = header + AESGCM(self._derived[:32]).encrypt(nonce, plain, header)
+        write_durably(self.path, body + hashlib.sha256(body).digest(), 0o600)
+
+    def __getitem__(self, name: str) -> Secret:
+        """The secret `name`.  Raises `ConfigError` if there is none."""
+        try:
+            return self.secrets[name]
+        except KeyError:
+            raise ConfigError("KEYSTORE_NAME", f"{self.path} holds no secret named {name!r}") from None
+
+    def __repr__(self) -> str:
+        return f"Keystore({str(self.path)!r}, {len(self.secrets)} secrets)"
+
+
+def _derive(master_pin: Secret, salt: bytes) -> bytes:
+    return Scrypt(salt=salt, length=32 + _CHECK, n=1 << 16, r=8, p=1).derive(master_pin.reveal().encode())
+
+
+def write_durably(path: Path, data: bytes, mode: int) -> None:
+    """Replace `path` by `data`: after a crash the old or the new file is there whole, never a mixture."""
+    temporary = path.with_name(f".{path.name}.{entropy.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # If we crash here, the new file is visible but may not survive a power failure: the caller has not been told yet.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_pin(prompt: str, fd: int | None = None) -> Secret:
+    """A PIN typed at a prompt, or the first line of an open descriptor (which is closed).  Raises `ConfigError`."""
+    if fd is None:
+        try:
+            value = getpass.getpass(prompt)
+        except EOFError as exc:
+            raise ConfigError("PIN_INPUT", "no terminal to type the PIN at; pass a descriptor with --pin-fd N") from exc
+    else:
+        try:
+            with os.fdopen(fd, "rb") as file:
+                line = file.readline(MAX_PIN + 1)
+            value = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except OSError as exc:
+            raise ConfigError("PIN_INPUT", f"cannot read the PIN from descriptor {fd}: {exc.strerror}") from exc
+        except UnicodeDecodeError:
+            raise ConfigError("PIN_INPUT", f"the PIN on descriptor {fd} is not UTF-8") from None
+    if not 0 < len(value.encode()) <= MAX_PIN:
+        raise ConfigError("PIN_INPUT", f"a PIN has 1 to {MAX_PIN} bytes, got {len(value.encode())}")
+    return Secret(value)
+
+
+def hand_over(secrets: Mapping[str, Secret]) -> int:
+    """A descriptor in memory from which one child takes the secrets: no file, environment or command line.
+
+    Pass it with `subprocess.Popen(..., pass_fds=[fd])` and close it after the start.
+    """
+    data = msgspec.json.encode({name: secret.reveal() for name, secret in secrets.items()})
+    fd = os.memfd_create("tallystick-secrets", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    return fd
+
+
+def take_over(fd: int) -> dict[str, Secret]:
+    """The secrets behind an inherited descriptor, which is emptied and closed: they can be taken once.
+
+    Raises `ConfigError` for what `hand_over` cannot have made.
+    """
+    try:
+        try:
+            data = os.pread(fd, MAX_BYTES, 0)
+            os.ftruncate(fd, 0)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise ConfigError("SECRETS_FD", f"cannot take secrets from descriptor {fd}: {exc.strerror}") from exc
+    try:
+        values = msgspec.json.decode(data, type=dict[str, str])
+    except msgspec.DecodeError:
+        raise ConfigError(
+            "SECRETS_FD", f"descriptor {fd} holds no JSON object of text ({len(data)} bytes); was it taken before?"
+        ) from None
+    return {name: Secret(value) for name, value in values.items()}
