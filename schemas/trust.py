@@ -41,6 +41,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `symbol` is the unified one (`XRP/ETH`), `venue_symbol` the venue's (`XRPETH`); prices are
     multiples of `tick`, quantities of `step`; notional is price times quantity in `quote`.
+    `market_price` is what custody counts a market order at in its caps: well above any plausible price;
+    0 means that market orders are not signed.
     """
 
     venue: str
@@ -51,12 +53,14 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tick: Decimal
     step: Decimal
     min_notional: Decimal
+    market_price: Decimal = Decimal(0)
 
     def __post_init__(self) -> None:
         check_name(self.venue, "venue")
         for value, what in ((self.tick, "tick"), (self.step, "step")):
             check_positive(value, what)
         check_decimal(self.min_notional, "min_notional")
+        check_decimal(self.market_price, "market_price")
 
     @property
     def digest(self) -> bytes:

@@ -1,0 +1,1 @@
+"""Custody: builds and signs exchange requests, only what a permit allows."""

@@ -1,0 +1,258 @@
+"""What custody signs: the pure decision core, fed with verified messages and the clock.
+
+An order is signed only if, in this order,
+
+1. its sealed message verifies under the trust root and is fresh (`seal.Verifier`, `seal.require_live`),
+   stands on `order.decision` and was sealed by the gateway;
+2. the gateway's session is on a session list at most 3 s old, unexpired and not revoked;
+3. the named decision is in the message and carries a permit;
+4. the permit's audience is this boot, it has not expired and lives no longer than `MAX_PERMIT_NS`;
+5. the breaker's heartbeat is at most 1 s old and neither `all`, the strategy nor the venue is tripped;
+6. an operator-signed lease arms execution for the venue now;
+7. the permit names our account, and the hash of the operator-signed instrument record of its subject;
+   the order is for that record's symbol, in plain canonical decimals, in whole steps and ticks;
+8. the notional is within the operator-signed caps, per order and over the past hour;
+9. neither the decision nor its client order id was used before.
+
+A permit counts as used from the moment that the rules hold, before anything is signed.  What was used is
+kept in memory until it has expired: a restart has a new boot, which is the audience, and so voids every
+outstanding permit.  What was spent in the past hour is restored from the journal.
+
+Cancelling and asking need no permit and none of these rules: nothing can keep the kill switch from
+its way.
+
+The gateway is not trusted beyond the caps: an attacker who controls it can at most trade the
+operator's instruments, while armed, to the hourly notional.  Execution is not trusted: an attacker who
+controls it can at most withhold orders, cancel ours and ask about them.
+"""
+
+from __future__ import annotations
+
+import decimal
+import re
+from collections import deque
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tallystick.components.custody.request import Denied
+from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.event import check_positive
+from tallystick.schemas.ids import id_text
+from tallystick.schemas.orders import Decision, VenueOrder
+from tallystick.schemas.seal import Verified, require_live
+from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
+from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.trust import HOUR_NS, ArmLease, Cap, Instrument, TrustRoot, open_arm_lease, require_current
+
+GATEWAY: Final = "gateway"
+EXECUTION: Final = "execution"
+MAX_HEARTBEAT_AGE_NS: Final = 1_000_000_000
+# A permit lives for seconds: long enough for a queue, too short to be kept for a better moment.
+MAX_PERMIT_NS: Final = 10_000_000_000
+# Far above what a gateway issues while permits live; beyond it memory is under attack.
+MAX_USED: Final = 100_000
+MAX_LEASES: Final = 16
+# Products and remainders of DECIMAL(38,18) are exact in this.
+_EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
+# One form for each number: no sign, exponent, leading or trailing zero.
+_PLAIN = re.compile(r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,17}[1-9])?")
+
+
+class Authorized(msgspec.Struct, frozen=True):
+    """An order that may be signed now, once."""
+
+    venue: str
+    strategy: str
+    record: Instrument
+    order: VenueOrder
+    decision_id: bytes
+    notional: Decimal
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """What one signed order counted for: `account` and `quote` name the cap, `time` is Unix ns."""
+
+    time: int
+    account: str
+    quote: str
+    notional: Decimal
+
+
+class Permits:
+    """See the module docstring.  Owns the view of sessions, breakers and leases, and what was used and spent.
+
+    - `trust`: the trust root; `boot`: the boot id of this process, the audience of its permits.
+    - `spent`: what was signed in the past hour, oldest first, from the journal.
+    """
+
+    def __init__(self, trust: TrustRoot, boot: bytes, spent: tuple[Spent, ...] = ()) -> None:
+        self.trust = trust
+        self.boot = boot
+        self.sessions = SessionView()
+        self.heartbeat_at = 0
+        self._tripped: dict[str, int] = {}
+        self._leases: list[ArmLease] = []
+        self._used: dict[bytes, int] = {}
+        self._used_names: dict[str, int] = {}
+        self._spent: deque[Spent] = deque()
+        self._totals: dict[tuple[str, str], Decimal] = {}
+        for one in spent:
+            self._spend(one)
+
+    def apply(self, verified: Verified, now: int) -> None:
+        """Take in one verified message of `cred.>` or `control.>`; others have no effect.
+
+        Raises `Unverified` or `Malformed` for an arming lease that does not verify.
+        """
+        self.sessions.apply(verified)
+        kind, stated = verified.subject.kind, verified.statement.time
+        for event in verified.events:
+            if kind == "control.breaker":
+                if isinstance(event, BreakerHeartbeat) and stated > self.heartbeat_at:
+                    self.heartbeat_at = stated
+                    later = {scope: at for scope, at in self._tripped.items() if at > stated}
+                    self._tripped = {trip.scope: stated for trip in event.tripped} | later
+                elif isinstance(event, BreakerTripped):
+                    self._tripped[verified.subject.scope] = stated
+            elif isinstance(event, Arm) and verified.subject.component == EXECUTION:
+                self._arm(event.note, now)
+
+    def _arm(self, note: str, now: int) -> None:
+        try:
+            lease = open_arm_lease(note, self.trust, EXECUTION, now)
+        except TallystickError as exc:
+            if exc.code == "ARM_LEASE_EXPIRED":  # read from history: it was good once and arms nothing now
+                return
+            raise
+        self._leases = [known for known in self._leases if known.until > now and known != lease][-MAX_LEASES + 1 :]
+        self._leases.append(lease)
+
+    @property
+    def used(self) -> int:
+        """How many permits are remembered as used."""
+        return len(self._used)
+
+    def tripped(self) -> tuple[str, ...]:
+        """The tripped scopes that were heard of last, sorted."""
+        return tuple(sorted(self._tripped))
+
+    def authorize(self, verified: Verified, decision_id: bytes, now: int) -> Authorized:
+        """The order that `decision_id` in the opened message permits; it is used from here on.
+
+        `now` is Unix nanoseconds.  Raises `Denied`, `Unverified` or `Malformed`: nothing may be signed then.
+        """
+        require_current(self.trust, now)
+        subject, credential = verified.subject, verified.credential
+        if subject.kind != "order.decision" or credential.component != GATEWAY:
+            raise Denied(
+                "PERMIT_ISSUER", f"a permit is the gateway's decision, not {subject.kind} of {credential.component}"
+            )
+        require_live(verified, now)
+        self.sessions.require_listed(credential, now)
+        decision = next((e for e in verified.events if isinstance(e, Decision) and e.id == decision_id), None)
+        if decision is None:
+            raise Denied("NOT_A_PERMIT", f"decision {id_text(decision_id)} is not in the message")
+        permit = decision.permit
+        if permit is None:
+            raise Denied("NOT_A_PERMIT", f"decision {id_text(decision_id)} says {decision.verdict}")
+        if permit.audience != self.boot:
+            raise Denied("PERMIT_AUDIENCE", f"for boot {permit.audience.hex()[:16]}, this is {self.boot.hex()[:16]}")
+        if now >= permit.expires_at:
+            raise Denied("PERMIT_EXPIRED", f"expired {(now - permit.expires_at) / 1e9:.3f} s ago")
+        if permit.expires_at > verified.statement.time + MAX_PERMIT_NS:
+            lifetime = (permit.expires_at - verified.statement.time) / 1e9
+            raise Denied("PERMIT_LIFETIME", f"{lifetime:.3f} s, limit {MAX_PERMIT_NS / 1e9:.0f} s")
+        self._require_breakers_closed(subject.strategy, subject.venue, now)
+        if not any(subject.venue in lease.venues and lease.start <= now < lease.until for lease in self._leases):
+            raise Denied("NOT_ARMED", f"no operator's lease arms {EXECUTION} at {subject.venue} now")
+        venue = self.trust.venues.get(subject.venue)
+        if venue is None or permit.account != venue.account:
+            raise Denied("ACCOUNT", f"{permit.account[:48]!r} is not our account at {subject.venue}")
+        record = self.trust.instrument(subject.venue, subject.symbol)
+        if permit.instrument_hash != record.digest:
+            raise Denied("INSTRUMENT_HASH", f"not the operator's record of {record.symbol} at {record.venue}")
+        notional = order_notional(permit.order, record)
+        self._require_within_caps(venue.account, record.quote, notional, now)
+        self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
+        self._spend(Spent(now, venue.account, record.quote, notional))
+        return Authorized(subject.venue, subject.strategy, record, permit.order, decision_id, notional)
+
+    def _require_breakers_closed(self, strategy: str, venue: str, now: int) -> None:
+        age = now - self.heartbeat_at
+        if age > MAX_HEARTBEAT_AGE_NS:
+            shown = "never heard" if self.heartbeat_at == 0 else f"{age / 1e9:.3f} s ago"
+            raise Denied("BREAKER_SILENT", f"heartbeat {shown}, limit {MAX_HEARTBEAT_AGE_NS / 1e9:.0f} s")
+        for scope in ("all", f"strategy-{strategy}", f"venue-{venue}"):
+            if scope in self._tripped:
+                raise Denied("BREAKER_TRIPPED", f"{scope} is tripped")
+
+    def _require_within_caps(self, account: str, quote: str, notional: Decimal, now: int) -> None:
+        cap = find_cap(self.trust, account, quote)
+        if notional > cap.max_order_notional:
+            raise Denied(
+                "CAP_EXCEEDED", f"notional={notional} {quote}, limit={cap.max_order_notional} {quote} per order"
+            )
+        while self._spent and self._spent[0].time <= now - HOUR_NS:
+            old = self._spent.popleft()
+            self._totals[old.account, old.quote] = _EXACT.subtract(self._total(old.account, old.quote), old.notional)
+        hourly = _EXACT.add(self._total(account, quote), notional)
+        if hourly > cap.max_hourly_notional:
+            raise Denied("CAP_EXCEEDED", f"hourly notional={hourly} {quote}, limit={cap.max_hourly_notional} {quote}")
+
+    def _total(self, account: str, quote: str) -> Decimal:
+        return self._totals.get((account, quote), Decimal(0))
+
+    def _spend(self, spent: Spent) -> None:
+        self._spent.append(spent)
+        total = self._total(spent.account, spent.quote)
+        self._totals[spent.account, spent.quote] = _EXACT.add(total, spent.notional)
+
+    def _use(self, decision_id: bytes, name: str, expires_at: int, now: int) -> None:
+        if decision_id in self._used or name in self._used_names:
+            raise Denied("PERMIT_USED", f"decision {id_text(decision_id)} or its order {name[:36]} was signed before")
+        if len(self._used) >= MAX_USED:
+            self._used = {key: until for key, until in self._used.items() if until > now}
+            self._used_names = {key: until for key, until in self._used_names.items() if until > now}
+            if len(self._used) >= MAX_USED:
+                raise Denied("PERMITS_FULL", f"{MAX_USED} permits in use; none is signed until some expire")
+        self._used[decision_id] = self._used_names[name] = expires_at
+
+
+def find_cap(trust: TrustRoot, account: str, quote: str) -> Cap:
+    """The operator's cap.  Raises `Denied` where there is none: no cap, no order."""
+    for cap in trust.caps:
+        if cap.account == account and cap.quote == quote:
+            return cap
+    raise Denied("CAP_MISSING", f"the operator signed no cap for {quote} of {account}")
+
+
+def order_notional(order: VenueOrder, record: Instrument) -> Decimal:
+    """Quantity times price in the record's quote.  Raises `Denied` for an order that is not plainly the record's."""
+    if order.symbol != record.venue_symbol:
+        raise Denied("FIELD_MISMATCH", f"symbol: order {order.symbol[:32]!r}, record {record.venue_symbol!r}")
+    if order.side not in {"BUY", "SELL"}:
+        raise Denied("FIELD_MISMATCH", f"side: {order.side[:32]!r} is neither BUY nor SELL")
+    quantity = _plain(order.quantity, record.step, "quantity")
+    if order.type == "LIMIT":
+        if order.time_in_force not in {"GTC", "IOC", "FOK"}:
+            raise Denied("FIELD_MISMATCH", f"timeInForce: {order.time_in_force[:32]!r} is none of GTC, IOC, FOK")
+        return _EXACT.multiply(quantity, _plain(order.price, record.tick, "price"))
+    if order.type != "MARKET" or order.price or order.time_in_force:
+        raise Denied("ORDER_TYPE", f"LIMIT, or MARKET without price and time in force, got {order.type[:32]!r}")
+    if record.market_price <= 0:
+        raise Denied(
+            "MARKET_UNBOUNDED", f"the record of {record.symbol} has no market_price to count a MARKET order at"
+        )
+    return _EXACT.multiply(quantity, record.market_price)
+
+
+def _plain(text: str, unit: Decimal, what: str) -> Decimal:
+    if not _PLAIN.fullmatch(text):
+        raise Denied("FIELD_MISMATCH", f"{what}: {text[:40]!r} is not a plain decimal without trailing zeros")
+    value = Decimal(text)
+    check_positive(value, what)
+    if _EXACT.remainder(value, unit):
+        raise Denied("FIELD_MISMATCH", f"{what}: {text} is not a multiple of {unit}")
+    return value

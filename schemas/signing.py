@@ -1,0 +1,154 @@
+"""The signing protocol: how execution asks custody for a signed exchange request, over a Unix socket.
+
+    frame    = u32 length (big endian) ‖ msgpack, at most `MAX_FRAME` bytes
+    request  = [op, id, …]      op: order, cancel, cancel_all, query, open_orders, status
+    reply    = ["signed", id, method, url, headers, body, signed_at] | ["refused", id, code, text]
+             | ["status", id, component, boot, trust_root, used, public_key]
+
+`id` is the caller's number for the request; replies come in the order of the requests.  An order
+carries the sealed message that holds its permit, as it stood on the bus, and nothing else that could
+change what is signed.  What does not re-encode to the same bytes is refused and ends the connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, TypeVar
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.ids import ID_BYTES
+from tallystick.schemas.registry import MAX_EVENTS_BYTES
+
+# The largest sealed message (events, credential, statement, path) and its subject fit.
+MAX_FRAME: Final = MAX_EVENTS_BYTES + 65_536
+LENGTH: Final = struct.Struct(">I")
+
+
+class _Frame(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    id: int
+
+
+class SignOrder(_Frame, frozen=True, array_like=True, kw_only=True, tag="order"):
+    """`["order", id, decision_id, subject, payload]`: sign what this decision, in this sealed message, permits."""
+
+    decision_id: bytes
+    subject: str
+    payload: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.decision_id) != ID_BYTES:
+            raise Malformed("FRAME", f"decision_id has {ID_BYTES} bytes, got {len(self.decision_id)}")
+
+
+class SignCancel(_Frame, frozen=True, array_like=True, kw_only=True, tag="cancel"):
+    """`["cancel", id, venue, symbol, client_order_id]`; `symbol` is the unified one."""
+
+    venue: str
+    symbol: str
+    client_order_id: str
+
+
+class SignCancelAll(_Frame, frozen=True, array_like=True, kw_only=True, tag="cancel_all"):
+    """`["cancel_all", id, venue, symbol]`: every open order of one instrument."""
+
+    venue: str
+    symbol: str
+
+
+class SignQuery(_Frame, frozen=True, array_like=True, kw_only=True, tag="query"):
+    """`["query", id, venue, symbol, client_order_id]`: what became of an order."""
+
+    venue: str
+    symbol: str
+    client_order_id: str
+
+
+class SignOpenOrders(_Frame, frozen=True, array_like=True, kw_only=True, tag="open_orders"):
+    """`["open_orders", id, venue, symbol]`: the open orders of one instrument."""
+
+    venue: str
+    symbol: str
+
+
+class StatusRequest(_Frame, frozen=True, array_like=True, kw_only=True, tag="status"):
+    """`["status", id]`: is custody there, and under which boot."""
+
+
+class Signed(_Frame, frozen=True, array_like=True, kw_only=True, tag="signed"):
+    """`["signed", id, method, url, headers, body, signed_at]`: send exactly this, once.
+
+    `headers` are `[name, value]` pairs, `signed_at` the request's own time in Unix nanoseconds (a whole
+    number of milliseconds): the venue refuses the request from `signed_at` plus its recvWindow on.
+    """
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: str
+    signed_at: int
+
+    def __repr__(self) -> str:
+        return f"Signed(id={self.id}, method={self.method!r}, signed_at={self.signed_at})"
+
+
+class Refused(_Frame, frozen=True, array_like=True, kw_only=True, tag="refused"):
+    """`["refused", id, code, text]`: nothing was signed."""
+
+    code: str
+    text: str
+
+
+class Status(_Frame, frozen=True, array_like=True, kw_only=True, tag="status"):
+    """`["status", id, component, boot, trust_root, used, public_key]`."""
+
+    component: str
+    boot: bytes
+    trust_root: int
+    used: int
+    public_key: bytes
+
+
+Request = SignOrder | SignCancel | SignCancelAll | SignQuery | SignOpenOrders | StatusRequest
+Reply = Signed | Refused | Status
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request, strict=True)
+_replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply, strict=True)
+
+
+def encode_frame(frame: Request | Reply) -> bytes:
+    """The frame with its length.  Raises `Malformed` for one above `MAX_FRAME`."""
+    data = _encoder.encode(frame)
+    return LENGTH.pack(frame_length(len(data))) + data
+
+
+def frame_length(length: int) -> int:
+    """`length` if a frame may have it.  Raises `Malformed`."""
+    if not 0 < length <= MAX_FRAME:
+        raise Malformed("FRAME_SIZE", f"frame of {length} bytes, limit {MAX_FRAME}")
+    return length
+
+
+def decode_request(data: bytes) -> Request:
+    """The request of a frame (without its length).  Raises `Malformed`."""
+    return _decode(_requests, data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """The reply of a frame (without its length).  Raises `Malformed`."""
+    return _decode(_replies, data)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    frame_length(len(data))
+    try:
+        frame = decoder.decode(data)
+    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
+        raise Malformed("FRAME", f"not a frame of the signing protocol: {exc}") from exc
+    if _encoder.encode(frame) != data:
+        raise Malformed("FRAME_CANONICAL", "the frame does not re-encode to the same bytes")
+    return frame
