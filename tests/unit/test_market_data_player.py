@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.feed import Backoff, Change, Feed
+from tallystick.components.market_data.player import Schedule, open_tape, play, speed_for
+from tallystick.components.market_data.synthetic import SyntheticMarket, SyntheticSymbol
+from tallystick.schemas.errors import ConfigError
+
+SECOND = 1_000_000_000
+
+
+class World:
+    """A clock that only sleeping moves, and what came out at which moment."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000 * SECOND
+        self.start = self.now
+        self.out: list[tuple[int, str, object]] = []
+
+    def clock(self) -> int:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += round(seconds * SECOND)
+
+    def trade(self, symbol: str, trade: DumpTrade) -> None:
+        self.out.append((self.now - self.start, symbol, trade.trade_id))
+
+    def change(self, change: Change) -> None:
+        self.out.append((self.now - self.start, change.symbol, change.state))
+
+
+def dump(folder: Path, symbol: str, rows: list[tuple[int, int]], day: int = 1) -> Path:
+    path = folder / f"{symbol}-trades-2021-01-0{day}.csv"
+    path.write_text("".join(f"{i},1.5,2,3,{1_600_000_000_000 + t},True,True\n" for i, t in rows))
+    return path
+
+
+def played(paths: list[Path], speed: Fraction) -> World:
+    world = World()
+    asyncio.run(play(open_tape(paths), speed, world.clock, world.sleep, world.trade, world.change))
+    return world
+
+
+def test_trades_come_in_their_own_rhythm_at_the_asked_speed(tmp_path: Path) -> None:
+    world = played([dump(tmp_path, "BTCUSDT", [(1, 0), (2, 1000), (3, 4000)])], Fraction(2))
+    ids = [(at, what) for at, _, what in world.out if isinstance(what, int)]
+    assert ids == [(0, 1), (SECOND // 2, 2), (2 * SECOND, 3)]
+
+
+def test_several_files_are_merged_by_time_and_days_follow_each_other(tmp_path: Path) -> None:
+    paths = [
+        dump(tmp_path, "BTCUSDT", [(10, 3000), (11, 3100)], day=2),
+        dump(tmp_path, "XRPETH", [(7, 500), (8, 3050)]),
+        dump(tmp_path, "BTCUSDT", [(8, 0), (9, 1000)], day=1),
+    ]
+    world = played(paths, Fraction(1))
+    assert [(s, i) for _, s, i in world.out if isinstance(i, int)] == [
+        ("BTC/USDT", 8),
+        ("XRP/ETH", 7),
+        ("BTC/USDT", 9),
+        ("BTC/USDT", 10),
+        ("XRP/ETH", 8),
+        ("BTC/USDT", 11),
+    ]
+
+
+def test_a_gap_in_the_ids_is_reported_before_the_trade_after_it_and_the_end_at_last(tmp_path: Path) -> None:
+    world = World()
+    changes: list[Change] = []
+    tape = open_tape([dump(tmp_path, "BTCUSDT", [(1, 0), (5, 10)])])
+    asyncio.run(play(tape, Fraction(1), world.clock, world.sleep, world.trade, changes.append))
+    assert changes == [
+        Change("BTC/USDT", "live"),
+        Change("BTC/USDT", "gap", "3 trades missing", 2, 4),
+        Change("BTC/USDT", "ended", "recording over after 2 trades"),
+    ]
+
+
+def test_days_that_overlap_are_refused(tmp_path: Path) -> None:
+    paths = [dump(tmp_path, "BTCUSDT", [(1, 0), (5, 10)], 1), dump(tmp_path, "BTCUSDT", [(5, 10), (6, 12)], 2)]
+    with pytest.raises(ConfigError, match="overlap"):
+        open_tape(paths)
+
+
+def test_the_default_speed_makes_the_recording_last_the_asked_time(tmp_path: Path) -> None:
+    path = dump(tmp_path, "BTCUSDT", [(i, i * 977) for i in range(1000)])
+    world = played([path], speed_for(open_tape([path]), 30 * SECOND))
+    assert abs(world.now - world.start - 30 * SECOND) < SECOND // 100
+
+
+def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -> None:
+    class Slow(World):
+        def trade(self, symbol: str, trade: DumpTrade) -> None:
+            super().trade(symbol, trade)
+            if trade.trade_id == 100:
+                self.now += 5 * SECOND
+
+    world = Slow()
+    tape = open_tape([dump(tmp_path, "BTCUSDT", [(i, i * 10) for i in range(1000)])])
+    asyncio.run(play(tape, Fraction(1), world.clock, world.sleep, world.trade, world.change))
+    assert [i for _, _, i in world.out if isinstance(i, int)] == list(range(1000))
+    assert world.now - world.start < 11 * SECOND
+
+
+@pytest.mark.parametrize("speed", [Fraction(0), Fraction(-1)])
+def test_a_speed_of_nothing_is_refused(speed: Fraction) -> None:
+    with pytest.raises(ConfigError, match="above zero"):
+        Schedule(0, 0, speed)
+
+
+def test_no_rounding_adds_up_over_a_long_recording() -> None:
+    schedule = Schedule(0, 0, Fraction(7, 3))
+    assert schedule.due(7 * 10**18) == 3 * 10**18
+
+
+def test_a_synthetic_market_is_the_same_for_a_seed_and_another_for_another() -> None:
+    first, same, other = (list(SyntheticMarket(seed, 500, 10**18).trades()) for seed in (7, 7, 8))
+    assert first == same
+    assert first != other
+
+
+def test_a_synthetic_market_of_a_seed_never_changes() -> None:
+    symbol, trade = list(SyntheticMarket(1, 1000, 10**18).trades())[-1]
+    assert (symbol, trade.price, trade.qty, trade.buyer_is_maker) == (
+        "BTC/USDT",
+        Decimal("39457.03"),
+        Decimal("0.00087"),
+        False,
+    )
+
+
+def test_synthetic_trades_lie_on_tick_and_step_in_order_and_stay_plausible() -> None:
+    market = SyntheticMarket(3, 20_000, 10**18)
+    trades = list(market.trades())
+    specs = {"XRP/ETH": ("0.00141", "0.00000001", "1"), "BTC/USDT": ("39430", "0.01", "0.00001")}
+    assert {s for s, _ in trades} == set(specs)
+    last = 0
+    for symbol, trade in trades:
+        start, tick, step = map(Decimal, specs[symbol])
+        assert trade.price % tick == 0
+        assert trade.qty % step == 0
+        assert trade.qty > 0
+        assert start / 2 <= trade.price <= start * 2
+        assert trade.time_ns >= last
+        last = trade.time_ns
+    assert (market.first_ns, market.last_ns) == (trades[0][1].time_ns, last)
+    for symbol in specs:
+        ids = [t.trade_id for s, t in trades if s == symbol]
+        assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+def test_a_synthetic_price_off_its_tick_is_refused() -> None:
+    with pytest.raises(ConfigError, match="multiple of its tick"):
+        SyntheticMarket(1, 1, 0, (SyntheticSymbol("A/B", Decimal("1.05"), Decimal("0.1"), Decimal(1)),))
+
+
+def test_a_feed_says_each_change_once() -> None:
+    feed = Feed("BTC/USDT", stale_after_ns=10)
+    assert feed.trade(5, 0) == (True, [Change("BTC/USDT", "live")])
+    assert feed.trade(6, 1) == (True, [])
+    assert feed.tick(10) == []
+    assert [c.state for c in feed.tick(11)] == ["stale"]
+    assert feed.tick(100) == []
+    assert feed.trade(7, 101) == (True, [Change("BTC/USDT", "live")])
+    assert [c.state for c in feed.down("cut")] == ["reconnecting"]
+    assert feed.down("cut") == []
+    assert feed.trade(9, 102) == (
+        True,
+        [Change("BTC/USDT", "gap", "1 trades missing", 8, 8), Change("BTC/USDT", "live")],
+    )
+
+
+def test_a_trade_seen_twice_is_no_news() -> None:
+    feed = Feed("BTC/USDT")
+    feed.trade(5, 0)
+    assert feed.trade(5, 1) == (False, [])
+    assert feed.trade(4, 1) == (False, [])
+
+
+def test_back_off_doubles_to_its_limit_and_starts_again() -> None:
+    backoff = Backoff(1, 5)
+    assert [backoff.next() for _ in range(4)] == [1, 2, 4, 5]
+    backoff.reset()
+    assert backoff.next() == 1
