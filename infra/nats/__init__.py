@@ -1,1 +1,1 @@
-
+"""The broker: its topology, its accounts and the embedded server."""

@@ -1,0 +1,465 @@
+"""The topology: which component publishes and reads what, on which streams.
+
+`topology.toml` is parsed strictly; each of these is a `ConfigError` that says what and where:
+
+- an unknown key, a missing one, a value of the wrong type, a key or an entry given twice;
+- a subject of no known kind, a read that no kind matches, a stream that `KINDS` does not know or that is missing;
+- a name with `*`, `>` or anything else that `check_name` refuses;
+- two components that publish the same subject, reads of one component that overlap;
+- a loop (component → subject → component) that `[[feedback]]` does not declare, or a declared one that does not exist.
+
+The file is trusted: whoever changes it changes who may publish what.  A change takes effect on the broker
+through operator-signed account tokens, and at verifiers through the operator-signed trust root.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from tallystick.schemas.errors import ConfigError, Malformed
+from tallystick.schemas.subjects import KINDS, STREAMS, Kind, check_name
+
+DEFAULT_PATH: Final = Path(__file__).with_name("topology.toml")
+# Where a component with a JetStream of its own finds the services that it imports from CORE.
+LOCAL_API: Final = "core.JS.API"
+CORE_API: Final = "$JS.API"
+STATE_STREAM: Final = "STATE"
+LEASE_BUCKET: Final = "leases"
+
+Zone = Literal["control", "core", "edge", "user", "vault", "evidence", "venue"]
+
+
+class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stream; bounds are in bytes, seconds and messages a subject (0: none).
+
+    `durability` fsync: every write reaches the disk before its ack; `locked`: nothing in it can be deleted or purged.
+    """
+
+    holds: str
+    durability: Literal["fsync", "async"]
+    locked: bool = False
+    max_bytes: int = 0
+    max_age_s: int = 0
+    max_per_subject: int = 0
+    duplicate_window_s: int = 120
+
+
+class _Every(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    publishes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One component as the file states it; `lifetime_s` is that of its credentials (R11)."""
+
+    does: str
+    folder: str
+    zone: Zone
+    lifetime_s: int
+    publishes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    each: Literal["strategy", ""] = ""
+    state_bytes: int = 0
+
+
+class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A wanted loop: `reader` reads `kinds` that it itself or somebody downstream of it publishes."""
+
+    reader: str
+    kinds: tuple[str, ...]
+    why: str
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    version: Literal[1]
+    streams: dict[str, StreamSpec]
+    every: _Every
+    components: dict[str, ComponentSpec]
+    feedback: tuple[Feedback, ...] = ()
+
+
+class Component(msgspec.Struct, frozen=True, kw_only=True):
+    """One concrete component.
+
+    `name` is its identity name, its durables' name and its account's; `publishes` are patterns with one `*` per
+    free token; `reads` are the filters of its durable, by stream; `state_bytes` above 0: it has a JetStream of its own.
+    """
+
+    name: str
+    template: str
+    does: str
+    folder: str
+    zone: Zone
+    lifetime_s: int
+    publishes: tuple[str, ...]
+    reads: dict[str, tuple[str, ...]]
+    strategy: str = ""
+    state_bytes: int = 0
+
+    @property
+    def inbox(self) -> str:
+        """The only subject prefix that it may subscribe to (`inbox_prefix` of its connection)."""
+        return f"_INBOX_{self.name}"
+
+    @property
+    def api(self) -> str:
+        """The prefix of CORE's JetStream API as this component sees it."""
+        return LOCAL_API if self.state_bytes else CORE_API
+
+    def next_subject(self, stream: str) -> str:
+        """Where it asks for the next messages of `stream`."""
+        return f"{self.api}.CONSUMER.MSG.NEXT.{stream}.{self.name}"
+
+    def reset_subject(self, stream: str) -> str:
+        """Where it rewinds its durable on `stream`."""
+        return f"{self.api}.CONSUMER.RESET.{stream}.{self.name}"
+
+
+class Bus(msgspec.Struct, frozen=True, kw_only=True):
+    """A topology with its strategies filled in: what a deployment's broker looks like."""
+
+    streams: dict[str, StreamSpec]
+    components: dict[str, Component]
+
+    def component(self, name: str) -> Component:
+        """The component `name`.  Raises `ConfigError`."""
+        found = self.components.get(name)
+        if found is None:
+            raise ConfigError("COMPONENT", f"no component {name!r}; there are {', '.join(self.components)}")
+        return found
+
+
+class Topology(msgspec.Struct, frozen=True, kw_only=True):
+    """The parsed and checked file.  `expand` gives the bus of a deployment."""
+
+    source: str
+    streams: dict[str, StreamSpec]
+    every_publishes: tuple[str, ...]
+    every_reads: tuple[str, ...]
+    templates: dict[str, ComponentSpec]
+    feedback: tuple[Feedback, ...]
+
+    def expand(self, strategies: Sequence[str]) -> Bus:
+        """The bus with one component per strategy.  Raises `ConfigError` for a name that cannot be one."""
+        components: dict[str, Component] = {}
+        for name in sorted(strategies):
+            _name(name, f"strategy {name!r}")
+            if strategies.count(name) > 1:
+                raise ConfigError("STRATEGY", f"strategy {name!r} is given twice")
+        for template, spec in self.templates.items():
+            for strategy in strategies if spec.each else ("",):
+                component = self._component(template, spec, strategy)
+                if component.name in components:
+                    raise ConfigError("COMPONENT", f"{self.source}: two components are called {component.name!r}")
+                components[component.name] = component
+        return Bus(streams=self.streams, components=components)
+
+    def _component(self, template: str, spec: ComponentSpec, strategy: str) -> Component:
+        name = f"{template}-{strategy}" if strategy else template
+        _name(name, f"{self.source}: component {name!r}")
+
+        def filled(patterns: Iterable[str]) -> Iterator[str]:
+            for pattern in patterns:
+                yield pattern.replace("{component}", name).replace("{strategy}", strategy or "{strategy}")
+
+        where = f"{self.source}: components.{template}"
+        publishes = tuple(filled((*spec.publishes, *self.every_publishes)))
+        for pattern in publishes:
+            _publish_kind(pattern, f"{where}.publishes")
+        reads: dict[str, list[str]] = {}
+        for pattern in filled((*spec.reads, *self.every_reads)):
+            kinds = _read_kinds(pattern, f"{where}.reads")
+            reads.setdefault(kinds[0].stream, []).append(pattern)
+        for patterns in (publishes, *reads.values()):
+            for i, one in enumerate(patterns):
+                for other in patterns[:i]:
+                    if overlaps(one, other):
+                        raise ConfigError(
+                            "TOPOLOGY_DUPLICATE", f"{where}: {one!r} and {other!r} cover the same subjects"
+                        )
+        return Component(
+            name=name,
+            template=template,
+            does=spec.does,
+            folder=spec.folder,
+            zone=spec.zone,
+            lifetime_s=spec.lifetime_s,
+            publishes=publishes,
+            reads={stream: tuple(reads[stream]) for stream in self.streams if stream in reads},
+            strategy=strategy,
+            state_bytes=spec.state_bytes,
+        )
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether some subject matches both patterns."""
+    a, b = one.split("."), other.split(".")
+    for x, y in zip(a, b, strict=False):
+        if ">" in (x, y):
+            return True
+        if x != y and "*" not in (x, y):
+            return False
+    return len(a) == len(b)
+
+
+def stream_subjects(stream: str) -> tuple[str, ...]:
+    """The subjects that `stream` stores: everything under the first tokens of its kinds."""
+    return tuple(dict.fromkeys(f"{kind.name.split('.')[0]}.>" for kind in KINDS.values() if kind.stream == stream))
+
+
+def parse(text: str, source: str) -> Topology:
+    """Parse and check a topology; `source` names it in errors.  Raises `ConfigError`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError("TOPOLOGY_SYNTAX", f"{source}: {exc}") from exc
+    try:
+        file = msgspec.convert(data, _File)
+    except msgspec.ValidationError as exc:
+        raise ConfigError("TOPOLOGY", f"{source}: {exc}") from exc
+    for stream in file.streams:
+        if stream not in STREAMS:
+            raise ConfigError("TOPOLOGY_STREAM", f"{source}: unknown stream {stream!r}; known: {', '.join(STREAMS)}")
+    for stream in STREAMS:
+        if stream not in file.streams:
+            raise ConfigError("TOPOLOGY_STREAM", f"{source}: stream {stream} is missing: its subjects would be lost")
+    for name, stream_spec in file.streams.items():
+        for field in ("max_bytes", "max_age_s", "max_per_subject", "duplicate_window_s"):
+            if getattr(stream_spec, field) < 0:
+                raise ConfigError("TOPOLOGY_STREAM", f"{source}: streams.{name}.{field} must not be negative")
+    for name, spec in file.components.items():
+        _name(name, f"{source}: components.{name}")
+        _name(spec.folder.replace("_", "-"), f"{source}: components.{name}.folder")
+        if not 0 < spec.lifetime_s <= 900:
+            raise ConfigError(
+                "TOPOLOGY_LIFETIME", f"{source}: components.{name}.lifetime_s is {spec.lifetime_s}, not 1 to 900"
+            )
+    topology = Topology(
+        source=source,
+        streams=file.streams,
+        every_publishes=file.every.publishes,
+        every_reads=file.every.reads,
+        templates=file.components,
+        feedback=file.feedback,
+    )
+    # Two strategies, so that a pattern which reaches from one into the other is seen.
+    bus = topology.expand(("a", "b"))
+    _check_owners(bus, source)
+    _check_loops(bus, file.feedback, source)
+    return topology
+
+
+def load(path: Path = DEFAULT_PATH) -> Topology:
+    """The topology in `path`.  Raises `ConfigError`."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError("TOPOLOGY_FILE", f"{path} cannot be read: {exc}") from exc
+    return parse(text, path.name)
+
+
+def _name(name: str, where: str) -> None:
+    try:
+        check_name(name)
+    except Malformed as exc:
+        raise ConfigError("TOPOLOGY_NAME", f"{where}: {exc.text}") from exc
+
+
+def _publish_kind(pattern: str, where: str) -> Kind:
+    """The one kind that a publish pattern is of; its fields are names or `*`."""
+    for kind in KINDS.values():
+        head = f"{kind.name}." if kind.fields else kind.name
+        fields = pattern.removeprefix(head).split(".") if kind.fields else []
+        if pattern.startswith(head) and len(fields) == len(kind.fields) and (kind.fields or pattern == kind.name):
+            for field in fields:
+                if field != "*":
+                    _name(field, f"{where}: {pattern!r}")
+            return kind
+    raise ConfigError(
+        "TOPOLOGY_SUBJECT", f"{where}: {pattern!r} is no kind of subject with its fields; known: {_known()}"
+    )
+
+
+def _read_kinds(pattern: str, where: str) -> list[Kind]:
+    """The kinds that a read covers: all of one stream."""
+    kinds = [kind for kind in KINDS.values() if overlaps(pattern, kind.pattern)]
+    literal = [part for part in pattern.split(".") if part != "*"]
+    if not kinds or not literal or ">" in pattern[:-1] or pattern[0] in "*>":
+        raise ConfigError("TOPOLOGY_SUBJECT", f"{where}: {pattern!r} matches no kind of subject; known: {_known()}")
+    streams = {kind.stream for kind in kinds}
+    if len(streams) > 1:
+        raise ConfigError("TOPOLOGY_SUBJECT", f"{where}: {pattern!r} reaches over streams {', '.join(sorted(streams))}")
+    for part in literal:
+        if part != ">":
+            _name(part, f"{where}: {pattern!r}")
+    return kinds
+
+
+def _known() -> str:
+    return ", ".join(kind.pattern for kind in KINDS.values())
+
+
+def _check_owners(bus: Bus, source: str) -> None:
+    owned: list[tuple[str, str]] = []
+    for component in bus.components.values():
+        for pattern in component.publishes:
+            for other, name in owned:
+                if name != component.name and overlaps(pattern, other):
+                    raise ConfigError(
+                        "TOPOLOGY_OWNER",
+                        f"{source}: {component.name} and {name} both publish {pattern!r}: one owner each",
+                    )
+            owned.append((pattern, component.name))
+
+
+def _edges(bus: Bus) -> Iterator[tuple[str, str, str]]:
+    """(publisher, kind, reader), by template name: who hears whom."""
+    for publisher in bus.components.values():
+        for pattern in publisher.publishes:
+            for reader in bus.components.values():
+                for filters in reader.reads.values():
+                    if any(overlaps(pattern, read) for read in filters):
+                        yield publisher.template, _publish_kind(pattern, "").name, reader.template
+
+
+def _check_loops(bus: Bus, feedback: tuple[Feedback, ...], source: str) -> None:
+    edges = set(_edges(bus))
+    forward: dict[str, dict[str, str]] = {component.template: {} for component in bus.components.values()}
+    declared: set[tuple[str, str]] = set()
+    for entry in feedback:
+        for kind in entry.kinds:
+            if (entry.reader, kind) in declared:
+                raise ConfigError("TOPOLOGY_FEEDBACK", f"{source}: feedback {kind} to {entry.reader} is declared twice")
+            if not any(edge[1:] == (kind, entry.reader) for edge in edges):
+                raise ConfigError(
+                    "TOPOLOGY_FEEDBACK", f"{source}: feedback {kind!r} to {entry.reader!r} does not exist"
+                )
+            declared.add((entry.reader, kind))
+    for publisher, kind, reader in sorted(edges):
+        if (reader, kind) not in declared:
+            forward[publisher][reader] = kind
+    done: set[str] = set()
+    for start in forward:
+        _visit(start, forward, [], done, source)
+
+
+def _visit(node: str, forward: Mapping[str, Mapping[str, str]], path: list[str], done: set[str], source: str) -> None:
+    if node in path:
+        loop = [*path[path.index(node) :], node]
+        steps = " → ".join([loop[0], *(f"{forward[a][b]} → {b}" for a, b in itertools.pairwise(loop))])
+        raise ConfigError("TOPOLOGY_CYCLE", f"{source}: {steps}: declare it in [[feedback]] with its reason, or cut it")
+    if node in done:
+        return
+    path.append(node)
+    for reader in forward[node]:
+        _visit(reader, forward, path, done, source)
+    path.pop()
+    done.add(node)
+
+
+def render_docs(topology: Topology) -> str:
+    """docs/topology.md: the picture and the tables, with one strategy called NAME standing for all."""
+    bus = topology.expand(("name",))
+    lines = [
+        "# Topology",
+        "",
+        "Generated from `infra/nats/topology.toml` by `tallystick topology render`; do not edit.",
+        "",
+        "Every component has an account of its own on the broker and imports exactly what stands here. JetStream lives in "
+        "account CORE, which no component can log in to. Besides what is drawn, every component publishes "
+        + ", ".join(f"`{p.replace('{component}', 'COMPONENT')}`" for p in topology.every_publishes)
+        + " and reads "
+        + ", ".join(f"`{p}`" for p in topology.every_reads)
+        + "; `audit` reads everything.",
+        "",
+        "```mermaid",
+        "flowchart LR",
+    ]
+    lines += [f'    {_id(c.name)}["{_shown(c.name)}"]' for c in bus.components.values()]
+    drawn: dict[tuple[str, str], list[str]] = {}
+    for component in bus.components.values():
+        own = component.publishes[: len(component.publishes) - len(topology.every_publishes)]
+        for pattern in own:
+            kind = _publish_kind(pattern, "").name
+            for reader in bus.components.values():
+                heard = any(overlaps(pattern, read) for filters in reader.reads.values() for read in filters)
+                if heard and reader.name not in ("audit", component.name) and kind != "cred":
+                    drawn.setdefault((component.name, reader.name), []).append(kind)
+    looped = {(entry.reader, kind) for entry in topology.feedback for kind in entry.kinds}
+    for (source, target), kinds in drawn.items():
+        template = bus.components[target].template
+        for arrow, chosen in (
+            ("-->", [k for k in kinds if (template, k) not in looped]),
+            ("-.->", [k for k in kinds if (template, k) in looped]),
+        ):
+            if chosen:
+                lines.append(f'    {_id(source)} {arrow}|"{", ".join(chosen)}"| {_id(target)}')
+    lines += [
+        "```",
+        "",
+        "Dotted arrows are feedback.",
+        "",
+        "## Components",
+        "",
+        "| component | does | zone | credential | publishes | reads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in bus.components.values():
+        reads = "; ".join(
+            f"{stream}: {', '.join(f'`{_shown(r)}`' for r in filters)}" for stream, filters in c.reads.items()
+        )
+        publishes = ", ".join(f"`{_shown(p)}`" for p in c.publishes)
+        lines.append(f"| `{_shown(c.name)}` | {c.does} | {c.zone} | {c.lifetime_s} s | {publishes} | {reads} |")
+    lines += [
+        "",
+        "## Streams",
+        "",
+        "| stream | holds | subjects | durability | bounds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, s in topology.streams.items():
+        bounds = [
+            f"{s.max_bytes:,} bytes" if s.max_bytes else "",
+            f"{s.max_age_s:,} s" if s.max_age_s else "",
+            f"{s.max_per_subject:,} messages a subject" if s.max_per_subject else "",
+        ]
+        durability = "fsync on every write" if s.durability == "fsync" else "asynchronous"
+        if s.locked:
+            durability += ", no delete, no purge"
+        subjects = ", ".join(f"`{p}`" for p in stream_subjects(name))
+        lines.append(
+            f"| {name} | {s.holds} | {subjects} | {durability} | {', '.join(filter(None, bounds)) or 'none'} |"
+        )
+    lines += ["", "## Feedback", "", "| reader | hears again | why |", "|---|---|---|"]
+    lines += [f"| `{f.reader}` | {', '.join(f'`{k}`' for k in f.kinds)} | {f.why} |" for f in topology.feedback]
+    return "\n".join(lines) + "\n"
+
+
+def _id(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _shown(text: str) -> str:
+    return text.replace("strategy-name", "strategy-NAME").replace(".name.", ".NAME.")
+
+
+def check_docs(topology: Topology, docs: Path) -> None:
+    """Raise `ConfigError` unless the file `docs` is what `render_docs` gives."""
+    want = render_docs(topology)
+    try:
+        have = docs.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError("TOPOLOGY_DOCS", f"{docs} cannot be read ({exc}): run `tallystick topology render`") from exc
+    if have != want:
+        changes = difflib.unified_diff(have.splitlines(), want.splitlines(), "committed", "generated", lineterm="", n=0)
+        first = "\n".join(list(changes)[:6])
+        raise ConfigError(
+            "TOPOLOGY_DOCS", f"{docs} is not what is generated: run `tallystick topology render`\n{first}"
+        )
