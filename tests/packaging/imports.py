@@ -1,0 +1,95 @@
+"""Rules on what may import what, as functions from source text to the lines that break them.
+
+- Everybody imports `tallystick.…`: a bare `schemas` would be a second module with a second set of classes, and
+  anything earlier on the path could stand in for it.
+- A component imports the wire, `tallystick.infra`, the SDK, the runtime and its own folder; never another component.
+  The command line, which starts them all, may import anything.
+- The SDK and the runtime import no component.
+- The wire is pure: no IO, no clock, no entropy.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from tests.packaging.checkout import PACKAGES, ROOT
+
+_SHARED = ("runtime",)
+_WIRE_LIBRARIES = ("cryptography", "msgspec", "tallystick.schemas")
+# Of the standard library, what reaches out of the process, or reads its clock or its entropy.
+# fmt: off
+_IMPURE = frozenset((
+    "asyncio", "ctypes", "fcntl", "ftplib", "glob", "http", "importlib", "io", "mmap", "multiprocessing", "os",
+    "pathlib", "random", "sched", "secrets", "select", "selectors", "shelve", "shutil", "signal", "smtplib", "socket",
+    "socketserver", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib",
+))
+# fmt: on
+_IMPURE_CALLS = frozenset(("open", "input", "print", "exec", "eval", "__import__"))
+_IMPURE_ATTRIBUTES = frozenset(("now", "utcnow", "today", "uuid1", "uuid4", "generate", "urandom"))
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Each imported dotted name with its line; `from a import b` gives `a.b`, since b may be a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func)
+            if called.endswith(("import_module", "__import__")) and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value
+
+
+def bare_imports(source: str) -> list[str]:
+    """Imports of our packages by their bare names, and relative ones."""
+    return [
+        f"line {line}: import {name}"
+        for line, name in _imports(ast.parse(source))
+        if name.startswith(".") or name.split(".", 1)[0] in PACKAGES
+    ]
+
+
+def foreign_components(path: str, source: str) -> list[str]:
+    """Imports by the file `components/…` of a component that is not its own, or of what is no component's business."""
+    parts = PurePosixPath(path).parts
+    own = parts[1] if len(parts) > 2 else ""  # "" is the SDK itself, components/__init__.py
+    if own == "cli":
+        return []
+    broken = []
+    for line, name in _imports(ast.parse(source)):
+        parts = tuple(name.split("."))
+        if parts[0] != "tallystick":
+            continue
+        if parts[1:2] in (("streams",), ("replay",)):
+            broken.append(f"line {line}: import {name}")
+        elif parts[1:2] == ("components",) and len(parts) > 2:
+            # Anything else by that name is the SDK's own.
+            is_module = (ROOT / "components" / parts[2]).is_dir() or (ROOT / "components" / f"{parts[2]}.py").is_file()
+            allowed = _SHARED if own in ("", *_SHARED) else (own, *_SHARED)
+            if is_module and parts[2] not in allowed:
+                broken.append(f"line {line}: import {name}")
+    return broken
+
+
+def impurities(source: str) -> list[str]:
+    """What in a module of the wire reaches beyond its arguments."""
+    broken = []
+    tree = ast.parse(source)
+    for line, name in _imports(tree):
+        top = name.split(".", 1)[0]
+        library = name.startswith(tuple(f"{known}." for known in _WIRE_LIBRARIES)) or name in _WIRE_LIBRARIES
+        if not library and (top in _IMPURE or top not in sys.stdlib_module_names):
+            broken.append(f"line {line}: import {name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Name) and called.id in _IMPURE_CALLS:
+                broken.append(f"line {node.lineno}: {called.id}()")
+            if isinstance(called, ast.Attribute) and called.attr in _IMPURE_ATTRIBUTES:
+                broken.append(f"line {node.lineno}: {ast.unparse(called)}()")
+    return broken
