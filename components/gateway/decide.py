@@ -1,0 +1,491 @@
+"""The gateway's core: verified messages and the clock in, decisions out.  Pure; the process does the IO.
+
+What is learned before the first decision, and after it:
+
+- `order.*`, `fill.*` and `position.*` are applied from the beginning of their stream: what is open, what
+  is held, which intents were decided.  Nothing is decided before `caught_up`.
+- An intent of history that has no decision is denied then (STALE_INTENT); one that has is done.
+- Sessions, breakers and leases follow the rules of custody (`SessionView`, heartbeat, lease): what is
+  not known, or known too long ago, denies.
+- A trade makes its feed live, as at its source; a gap forgets the last trade, so that the next one
+  decides; any other state lasts until the next trade.
+
+How an intent is decided:
+
+1. An id that was seen in the last `REMEMBER_NS` is a duplicate.  Older ids need no memory: the time in
+   the id itself is too old then.
+2. All facts are gathered, then Cedar decides (`policy`), then every control (`risk`); one objection
+   denies, and the decision names all of them.  The specific controls are named first, the policy last.
+3. A permit holds the exact order in the venue's own strings, the hash of the instrument's record,
+   custody's boot as audience, and lives `PERMIT_NS`.  It is reserved at once.
+4. A cancellation passes (`cancel`) if it names an open order of the same strategy and instrument.  It
+   needs a listed session and a policy's consent, and none of the controls on orders: breakers, leases
+   and throttles never keep an order alive.
+
+`intent_id` of a decision is the order's: that of the intent, or, when a cancellation passes, that of the
+intent to cancel.  `causes` names the event that was answered.
+
+The gateway is not trusted beyond the operator's caps: an attacker who controls it can at most trade the
+operator's instruments while armed, to the caps that custody enforces.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections import OrderedDict
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from tallystick.components.gateway.policy import Policy, PolicyVerdict
+from tallystick.components.gateway.risk import (
+    EXACT,
+    MAX_AHEAD_NS,
+    MAX_INTENT_AGE_NS,
+    ZERO,
+    Exposure,
+    Facts,
+    LimitBook,
+    OpenOrder,
+    Throttle,
+    check,
+    check_caller,
+    deviation_bps,
+    notional,
+    worst_price,
+)
+from tallystick.schemas.errors import TallystickError, Unverified
+from tallystick.schemas.ids import id_time_ns
+from tallystick.schemas.market import FeedStatus, Trade
+from tallystick.schemas.orders import (
+    CancelIntent,
+    Decision,
+    Denial,
+    Fill,
+    Intent,
+    OrderEvent,
+    Permit,
+    Position,
+    Side,
+    VenueOrder,
+)
+from tallystick.schemas.seal import Verified
+from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
+from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.subjects import Subject
+from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, open_arm_lease, require_current
+
+EXECUTION: Final = "execution"
+CUSTODY: Final = "custody"
+# Long enough for execution's queue and custody, too short to be kept for a better moment.
+PERMIT_NS: Final = 2_000_000_000
+# Beyond the oldest and the newest id that could still be decided.
+REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_AHEAD_NS)
+MAX_LEASES: Final = 16
+
+
+class NewDecision(Protocol):
+    """Makes a decision event: fills id, time and the applied positions around these fields."""
+
+    def __call__(self, *, causes: tuple[bytes, ...], **fields: Any) -> Decision:
+        """The event with `causes` and the decision's own `fields`."""
+        ...
+
+
+class _Market(msgspec.Struct):
+    """What is known of one instrument's market: the last trade, when it was stated (ns), the feed's state."""
+
+    price: Decimal | None = None
+    stated: int = 0
+    feed: str = ""
+
+
+class Gateway:
+    """See the module docstring.  Owns all state that decisions rest on; not for use from several threads.
+
+    - `trust`: the trust root; `policy`: checked policies; `limits`: the limits of each strategy.
+    - `new`: makes a `Decision` (in a process, the runtime's maker of events).
+    """
+
+    def __init__(self, trust: TrustRoot, policy: Policy, limits: LimitBook, new: NewDecision) -> None:
+        self.sessions = SessionView()
+        self.exposure = Exposure()
+        self.ready = False
+        self._trust = trust
+        self._policy = policy
+        self._limits = limits
+        self._new = new
+        self._instruments = {(i.venue, i.symbol): (i, i.digest) for i in trust.instruments}
+        self._caps = {(c.account, c.quote): c.max_order_notional for c in trust.caps}
+        self._markets: dict[tuple[str, str], _Market] = {}
+        self._last: dict[tuple[str, str], Decimal] = {}
+        self._leases: list[ArmLease] = []
+        self._heartbeat_at: int | None = None
+        self._tripped: dict[str, int] = {}
+        self._throttles: dict[str, Throttle] = {}
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._pending: dict[bytes, tuple[Verified, Intent | CancelIntent]] = {}
+
+    # --- what is learned -----------------------------------------------------------------------------
+
+    def apply(self, verified: Verified, now: int) -> None:
+        """Take in one verified message of any kind but `order.intent`; what is not needed has no effect.
+
+        `now` is Unix ns.  Raises `Unverified` or `Malformed` for an arming lease that does not verify.
+        """
+        kind, subject = verified.subject.kind, verified.subject
+        if kind == "cred":
+            self.sessions.apply(verified)
+            return
+        for event in verified.events:
+            if isinstance(event, Trade):
+                self.on_market(subject, event, verified.statement.time)
+            elif isinstance(event, FeedStatus):
+                self.on_feed(subject, event)
+            elif isinstance(event, BreakerHeartbeat | BreakerTripped):
+                self.on_breaker(subject, event, verified.statement.time)
+            elif isinstance(event, Arm):
+                self.on_arm(subject, event, now)
+            elif isinstance(event, Decision):
+                self.on_decision(subject, event)
+            elif isinstance(event, OrderEvent):
+                self.exposure.apply_event(subject.strategy, event)
+            elif isinstance(event, Fill):
+                self.exposure.apply_fill(subject, self._quote(subject), event)
+            elif isinstance(event, Position):
+                self.exposure.apply_position(subject, self._quote(subject), event)
+
+    def on_market(self, subject: Subject, trade: Trade, sealed: int) -> None:
+        """A trade, sealed at `sealed` (ns): the price that orders are measured against."""
+        key = (subject.venue, subject.symbol)
+        market = self._markets.get(key)
+        if market is None:
+            market = self._markets[key] = _Market()
+        market.price, market.stated, market.feed = trade.price, min(trade.ts, sealed), "live"
+        self._last[key] = trade.price
+
+    def on_feed(self, subject: Subject, status: FeedStatus) -> None:
+        """The state of a feed, from market data."""
+        market = self._markets.setdefault((subject.venue, status.symbol), _Market())
+        if status.state == "gap":
+            market.price = None
+        else:
+            market.feed = status.state
+
+    def on_breaker(self, subject: Subject, event: BreakerHeartbeat | BreakerTripped, stated: int) -> None:
+        """The breaker's word: a heartbeat replaces all trips that it is later than."""
+        if isinstance(event, BreakerTripped):
+            self._tripped[subject.scope] = stated
+        elif self._heartbeat_at is None or stated > self._heartbeat_at:
+            self._heartbeat_at = stated
+            later = {scope: at for scope, at in self._tripped.items() if at > stated}
+            self._tripped = {trip.scope: stated for trip in event.tripped} | later
+
+    def on_arm(self, subject: Subject, event: Arm, now: int) -> None:
+        """An operator's lease for execution.  Raises `Unverified` or `Malformed` if it does not verify."""
+        if subject.component != EXECUTION:
+            return
+        try:
+            lease = open_arm_lease(event.note, self._trust, EXECUTION, now)
+        except Unverified as exc:
+            if exc.code == "ARM_LEASE_EXPIRED":  # read from history: it was good once and arms nothing now
+                return
+            raise
+        kept = [known for known in self._leases if known.until > now and known != lease]
+        self._leases = [*kept[-MAX_LEASES + 1 :], lease]
+
+    def on_decision(self, subject: Subject, decision: Decision) -> None:
+        """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
+        for cause in decision.causes:
+            self._pending.pop(cause, None)
+            self._remember(cause, decision.ts)
+        if decision.permit is not None:
+            self._reserve_recorded(subject, decision)
+
+    # --- what is decided -----------------------------------------------------------------------------
+
+    def caught_up(self, now: int) -> list[tuple[Subject, Decision]]:
+        """History is applied: from here on intents are decided.  Returns the denials of those left behind."""
+        left = list(self._pending.values())
+        self._pending.clear()
+        self.exposure.expire(now)
+        # Denied while `ready` is still false: whatever its age, an intent of history is not decided again.
+        answers = [(v.subject, self._decide(v, intent, now)) for v, intent in left]
+        self.ready = True
+        return answers
+
+    def on_intent(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision | None:
+        """The decision on one event of an `order.intent` message; None while history is being applied."""
+        if not self.ready:
+            # Crash point: a decision may have been stored, or not, before the process ended; the stream says.
+            if intent.id not in self._seen:
+                self._pending[intent.id] = (verified, intent)
+            return None
+        return self._decide(verified, intent, now)
+
+    def _decide(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision:
+        self.exposure.expire(now)
+        seen = intent.id in self._seen
+        self._remember(intent.id, now)
+        if isinstance(intent, CancelIntent):
+            return self._cancel(verified, intent, seen, now)
+        return self._place(verified, intent, seen, now)
+
+    def _place(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Decision:
+        subject = verified.subject
+        facts = self._order_facts(verified, intent, seen, now)
+        record = self._instruments.get((subject.venue, subject.symbol))
+        denials = check(facts)
+        verdict = PolicyVerdict(allow=False, policies=())
+        if record is not None:
+            verdict = self._policy.place(facts)
+            denials += _policy_denials(verdict, subject)
+        if facts.messages_left and not seen:
+            self._throttles[subject.strategy].take()
+        permit = None
+        if record is not None and facts.custody is not None and verdict.allow and not denials:
+            permit = self._permit(intent, record, facts.custody, subject, now)
+            self.exposure.reserve(_open_order(subject, record[0].quote, intent, facts, permit.expires_at))
+        return self._answer(verified, intent.id, intent.id, denials, verdict, permit)
+
+    def _cancel(self, verified: Verified, intent: CancelIntent, seen: bool, now: int) -> Decision:
+        subject = verified.subject
+        facts = Facts(**self._caller_facts(verified, intent, seen, now))
+        order = self.exposure.order(subject.strategy, intent.intent_id)
+        own = order is not None and (order.venue, order.symbol) == (subject.venue, subject.symbol)
+        denials = check_caller(facts)
+        if not own:
+            denials.append(
+                Denial(code="UNKNOWN_ORDER", text="no such open order, limit=own open orders of this instrument")
+            )
+        verdict = PolicyVerdict(allow=False, policies=())
+        if (subject.venue, subject.symbol) in self._instruments:
+            verdict = self._policy.cancel(facts, own)
+        denials += _policy_denials(verdict, subject)
+        answered = intent.id if denials else intent.intent_id
+        return self._answer(verified, intent.id, answered, denials, verdict, None)
+
+    def _answer(
+        self,
+        verified: Verified,
+        cause: bytes,
+        intent_id: bytes,
+        denials: list[Denial],
+        verdict: PolicyVerdict,
+        permit: Permit | None,
+    ) -> Decision:
+        return self._new(
+            causes=(cause,),
+            verdict="deny" if denials else "cancel" if permit is None else "permit",
+            intent_id=intent_id,
+            intent_hash=verified.leaf,
+            denials=tuple(denials),
+            policy_hash=self._policy.digest,
+            policies=verdict.policies,
+            permit=permit,
+        )
+
+    def _permit(
+        self, intent: Intent, record: tuple[Instrument, bytes], custody: bytes, subject: Subject, now: int
+    ) -> Permit:
+        return Permit(
+            account=self._trust.venues[subject.venue].account,
+            order=venue_order(record[0], intent),
+            instrument_hash=record[1],
+            audience=custody,
+            expires_at=now + PERMIT_NS,
+        )
+
+    # --- facts ---------------------------------------------------------------------------------------
+
+    def _caller_facts(self, verified: Verified, intent: Intent | CancelIntent, seen: bool, now: int) -> dict[str, Any]:
+        subject, credential = verified.subject, verified.credential
+        error = None
+        try:
+            require_current(self._trust, now)
+            self.sessions.require_listed(credential, now)
+        except Unverified as exc:
+            error = Denial(code=exc.code, text=f"{exc.text}, limit=valid, listed, not revoked")
+        # Oldest and newest of what the strategy claims: statement, event and the id itself.
+        times = (verified.statement.time, intent.ts, id_time_ns(intent.id))
+        ahead = max(times) - now
+        return {
+            "strategy": subject.strategy,
+            "venue": subject.venue,
+            "symbol": subject.symbol,
+            "limits": self._limits.of(subject.strategy),
+            "ready": self.ready,
+            "caller_error": error,
+            "list_age": max(0, now - self.sessions.listed_at) if self.sessions.listed_at else None,
+            "intent_age": -ahead if ahead > MAX_AHEAD_NS else now - min(times),
+            "duplicate": seen,
+        }
+
+    def _order_facts(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Facts:
+        caller = self._caller_facts(verified, intent, seen, now)
+        subject = verified.subject
+        key = (subject.venue, subject.symbol)
+        record = self._instruments.get(key)
+        if record is None:
+            return Facts(**caller)
+        instrument, limits = record[0], caller["limits"]
+        market = self._markets.get(key)
+        last = market.price if market is not None else None
+        with decimal.localcontext(EXACT):
+            money = self._money_facts(subject, instrument, intent, last, limits.collar_bps)
+        leases = [lease for lease in self._leases if subject.venue in lease.venues]
+        scopes = ("all", f"strategy-{subject.strategy}", f"venue-{subject.venue}")
+        return Facts(
+            **caller,
+            **money,
+            side=intent.side,
+            type=intent.type,
+            tif=intent.tif,
+            qty=intent.qty,
+            price=intent.price,
+            instrument=instrument,
+            cap=self._caps.get((self._account(subject.venue), instrument.quote)),
+            lease=(leases[-1].start, leases[-1].until) if leases else None,
+            armed=any(lease.start <= now < lease.until for lease in leases),
+            custody=self._custody(now),
+            heartbeat_age=None if self._heartbeat_at is None else max(0, now - self._heartbeat_at),
+            tripped=tuple(scope for scope in scopes if scope in self._tripped),
+            feed=market.feed if market is not None else "",
+            data_age=None if market is None or last is None else max(0, now - market.stated),
+            messages_left=self._throttle(subject.strategy).left(now),
+        )
+
+    def _money_facts(
+        self, subject: Subject, instrument: Instrument, intent: Intent, last: Decimal | None, collar: int
+    ) -> dict[str, Any]:
+        strategy, quote = subject.strategy, instrument.quote
+        deviation: int | None = None
+        price = intent.price
+        cap_price = instrument.market_price if price is None else price
+        if last is not None:
+            deviation = 0 if price is None else deviation_bps(price, last)
+            price = worst_price(last, collar) if price is None else price
+        worth = opened = position = gross = None
+        held = self.exposure.position(strategy, subject.venue, subject.symbol)
+        pending = self.exposure.open_qty(strategy, subject.venue, subject.symbol, intent.side) + intent.qty
+        signed = held if intent.side == "buy" else -held
+        if price is not None:
+            worth = notional(price, intent.qty)
+            opened = self.exposure.open_notional(strategy, quote) + worth
+            position = max(ZERO, signed + pending) * max(price, last or price)
+            positions = self.exposure.positions_notional(strategy, quote, self._last)
+            gross = None if positions is None else positions + opened
+        return {
+            "notional": worth,
+            "cap_notional": notional(cap_price, intent.qty),
+            "deviation_bps": deviation,
+            "open_notional": opened,
+            "position_notional": position,
+            "gross_notional": gross,
+            "reducing": signed + pending <= 0,
+        }
+
+    def _custody(self, now: int) -> bytes | None:
+        boots = {session.boot for session in self.sessions.live(CUSTODY, now)}
+        return boots.pop() if len(boots) == 1 else None
+
+    def _throttle(self, strategy: str) -> Throttle:
+        known = self._throttles.get(strategy)
+        if known is None:
+            limits = self._limits.of(strategy)
+            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst)
+        return known
+
+    def _account(self, venue: str) -> str:
+        record = self._trust.venues.get(venue)
+        return "" if record is None else record.account
+
+    def _quote(self, subject: Subject) -> str:
+        record = self._instruments.get((subject.venue, subject.symbol))
+        return "" if record is None else record[0].quote
+
+    def _remember(self, intent_id: bytes, now: int) -> None:
+        self._seen.setdefault(intent_id, now)
+        while self._seen:
+            first = next(iter(self._seen))
+            if self._seen[first] >= now - REMEMBER_NS:
+                return
+            del self._seen[first]
+
+    def _reserve_recorded(self, subject: Subject, decision: Decision) -> None:
+        """Count a permit of the stream: one of this boot is known already, an earlier one's is rebuilt."""
+        permit = decision.permit
+        if permit is None or self.exposure.order(subject.strategy, decision.intent_id) is not None or self.ready:
+            return
+        order = permit.order
+        try:
+            qty = Decimal(order.quantity)
+            price = Decimal(order.price) if order.price else None
+        except InvalidOperation as exc:
+            raise TallystickError("PERMIT_RECORDED", f"stored permit with quantity {order.quantity[:40]!r}") from exc
+        side: Side = "buy" if order.side == "BUY" else "sell"
+        self.exposure.reserve(
+            OpenOrder(
+                intent_id=decision.intent_id,
+                strategy=subject.strategy,
+                venue=subject.venue,
+                symbol=subject.symbol,
+                quote=self._quote(subject),
+                side=side,
+                qty=qty,
+                price=price,
+                # What it was valued at is not on record; it cannot have been more.
+                whole=self._limits.of(subject.strategy).max_notional,
+                expires_at=permit.expires_at,
+            )
+        )
+
+
+def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expires_at: int) -> OpenOrder:
+    worth = facts.notional or ZERO
+    return OpenOrder(
+        intent_id=intent.id,
+        strategy=subject.strategy,
+        venue=subject.venue,
+        symbol=subject.symbol,
+        quote=quote,
+        side=intent.side,
+        qty=intent.qty,
+        price=intent.price,
+        whole=worth,
+        expires_at=expires_at,
+    )
+
+
+def _policy_denials(verdict: PolicyVerdict, subject: Subject) -> list[Denial]:
+    if verdict.errors:
+        return [Denial(code="POLICY_ERROR", text=f"{'; '.join(verdict.errors)[:500]}, limit=none")]
+    if not verdict.allow:
+        cause = f"forbidden by {', '.join(verdict.policies)}" if verdict.policies else "no policy permits it"
+        return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {subject.strategy}, limit=what policies permit")]
+    return []
+
+
+def venue_order(instrument: Instrument, intent: Intent) -> VenueOrder:
+    """The order in the strings of Binance's spot API (POST /api/v3/order)."""
+    limit = intent.price is not None
+    return VenueOrder(
+        symbol=instrument.venue_symbol,
+        side="BUY" if intent.side == "buy" else "SELL",
+        type="LIMIT" if limit else "MARKET",
+        time_in_force=intent.tif if limit else "",
+        quantity=plain(intent.qty),
+        price="" if intent.price is None else plain(intent.price),
+        client_order_id=client_order_id(intent.id),
+    )
+
+
+def plain(value: Decimal) -> str:
+    """A decimal without exponent, sign or trailing zeros: one string for each number."""
+    return format(value.normalize(EXACT), "f")
+
+
+def client_order_id(intent_id: bytes) -> str:
+    """`ts` and the intent's id in hex: 34 characters, within Binance's `^[a-zA-Z0-9-_]{1,36}$`."""
+    return f"ts{intent_id.hex()}"

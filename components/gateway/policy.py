@@ -1,0 +1,249 @@
+"""Cedar policies: parsed and type-checked once, asked for every intent, default deny.
+
+- A policy folder holds `*.cedar` files and exactly one `*.cedarschema`.  All policies must type-check
+  against the schema, and each needs a unique `@id`; anything else is a `ConfigError` at start that
+  names file and cause.
+- A request that does not fit the schema, or a policy that errs while it is evaluated, denies: Cedar
+  itself would skip an erring `forbid`.
+- The digest covers the text of every file, so a decision names exactly the policy that it was made by.
+
+The policy folder is trusted: an attacker who controls it can permit whatever the risk controls, the
+trust root and custody's caps still allow.  Its digest stands in every decision.
+
+Source: the Cedar policy language, https://docs.cedarpolicy.com.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import cedarpy
+import msgspec
+
+from tallystick.components.gateway.risk import EXACT, Facts, Limits
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import TrustRoot
+
+MAX_LONG: Final = 2**63 - 1
+NS_PER_MS: Final = 1_000_000
+# A policy text beyond this is a mistake, not a policy; it bounds what start-up parses.
+MAX_TEXT: Final = 1_000_000
+
+
+class PolicyVerdict(msgspec.Struct, frozen=True):
+    """`allow`, the ids of the determining policies (sorted), and evaluation errors (which deny)."""
+
+    allow: bool
+    policies: tuple[str, ...]
+    errors: tuple[str, ...] = ()
+
+
+class Policy:
+    """Parsed policies with the entities of one deployment; see the module docstring."""
+
+    __slots__ = ("_entities", "_policies", "_schema", "digest")
+
+    digest: bytes
+    """SHA-256 over name and text of every file of the folder, in order of name."""
+
+    def __init__(self, policies: cedarpy.PolicySet, schema: cedarpy.Schema, entities: str, digest: bytes) -> None:
+        self._policies = policies
+        self._schema = schema
+        self._entities = cedarpy.Entities.from_json_str(entities, schema)
+        self.digest = digest
+
+    @classmethod
+    def load(cls, folder: Path, root: TrustRoot, listed: Mapping[tuple[str, str], Iterable[str]]) -> Policy:
+        """Read, type-check and parse the policies of `folder`.
+
+        `listed` maps (venue, symbol) to the strategies that may trade there.  Raises `ConfigError`.
+        """
+        files = sorted(p for p in folder.glob("*") if p.suffix in {".cedar", ".cedarschema"})
+        schemas = [p for p in files if p.suffix == ".cedarschema"]
+        sources = [p for p in files if p.suffix == ".cedar"]
+        if len(schemas) != 1 or not sources:
+            raise ConfigError(
+                "POLICY_FILES",
+                f"{folder} must hold one *.cedarschema and at least one *.cedar, found {[p.name for p in files]}",
+            )
+        texts = {p: _read(p) for p in files}
+        try:
+            schema = cedarpy.Schema.from_str(texts[schemas[0]])
+        except ValueError as exc:
+            raise ConfigError("POLICY_SCHEMA", f"{schemas[0]}: {exc}") from exc
+        ids: dict[str, Path] = {}
+        for path in sources:
+            _check(path, texts[path], schema, ids)
+        digest = hashlib.sha256()
+        for path in files:
+            for part in (path.name.encode(), texts[path].encode()):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        try:
+            policies = cedarpy.PolicySet.from_str("\n".join(texts[p] for p in sources))
+            return cls(policies, schema, _entities(root, listed), digest.digest())
+        except ValueError as exc:
+            raise ConfigError("POLICY", f"{folder}: {exc}") from exc
+
+    def place(self, facts: Facts) -> PolicyVerdict:
+        """Decide PlaceOrder for `facts`."""
+        return self._decide("PlaceOrder", facts, _order_context(facts))
+
+    def cancel(self, facts: Facts, own_order: bool) -> PolicyVerdict:
+        """Decide CancelOrder; `own_order`: the named intent is an open order of this strategy and instrument."""
+        return self._decide("CancelOrder", facts, {"caller": _caller(facts), "ownOrder": own_order})
+
+    def _decide(
+        self, action: Literal["PlaceOrder", "CancelOrder"], facts: Facts, context: dict[str, Any]
+    ) -> PolicyVerdict:
+        result = cedarpy.is_authorized(
+            {
+                "principal": {"type": "Strategy", "id": facts.strategy},
+                "action": {"type": "Action", "id": action},
+                "resource": {"type": "Instrument", "id": f"{facts.venue}/{facts.symbol}"},
+                "context": {k: v for k, v in context.items() if v is not None},
+            },
+            self._policies,
+            self._entities,
+            self._schema,
+        )
+        found = result.diagnostics
+        errors = tuple(sorted(found.errors))
+        names = found.id_annotations_by_reason
+        return PolicyVerdict(
+            allow=result.decision is cedarpy.Decision.Allow and not errors,
+            policies=tuple(sorted(names.get(reason, reason) for reason in found.reasons)),
+            errors=errors,
+        )
+
+
+def units(amount: Decimal | None, rounding: str = ROUND_CEILING) -> int | None:
+    """An amount in 1e-8 units as a Cedar Long, rounded as told and clamped; None stays None."""
+    if amount is None:
+        return None
+    return _clamp(int(EXACT.scaleb(amount, 8).to_integral_value(rounding, EXACT)))
+
+
+def _clamp(value: int) -> int:
+    return max(-MAX_LONG, min(MAX_LONG, value))
+
+
+def _ms(age: int | None) -> int | None:
+    return None if age is None else _clamp(-(-age // NS_PER_MS))
+
+
+def _caller(facts: Facts) -> dict[str, Any]:
+    caller = {
+        "sessionListed": facts.caller_error is None,
+        "sessionListAgeMs": _ms(facts.list_age),
+        "intentAgeMs": _ms(facts.intent_age),
+    }
+    return {k: v for k, v in caller.items() if v is not None}
+
+
+def _order_context(facts: Facts) -> dict[str, Any]:
+    return {
+        **_limits_context(facts.limits),
+        "caller": _caller(facts),
+        "side": facts.side,
+        "orderType": facts.type,
+        "timeInForce": facts.tif,
+        "quantity": units(facts.qty),
+        "notional": units(facts.notional),
+        "deviationBps": None if facts.deviation_bps is None else _clamp(facts.deviation_bps),
+        "dataAgeMs": _ms(facts.data_age),
+        "feedLive": facts.feed == "live",
+        "heartbeatAgeMs": _ms(facts.heartbeat_age),
+        "breakerTripped": bool(facts.tripped),
+        "armed": facts.armed,
+        "custodyKnown": facts.custody is not None,
+        "messagesLeft": facts.messages_left,
+        "openNotional": units(facts.open_notional),
+        "positionNotional": units(facts.position_notional),
+        "grossNotional": units(facts.gross_notional),
+        "reducing": facts.reducing,
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def _limits_context(limits: Limits) -> dict[str, int | None]:
+    return {
+        "maxQuantity": units(limits.max_qty, ROUND_FLOOR),
+        "maxNotional": units(limits.max_notional, ROUND_FLOOR),
+        "collarBps": limits.collar_bps,
+        "maxDataAgeMs": limits.stale_ms,
+        "maxOpenNotional": units(limits.max_open_notional, ROUND_FLOOR),
+        "maxPositionNotional": units(limits.max_position_notional, ROUND_FLOOR),
+        "maxGrossNotional": units(limits.max_gross_notional, ROUND_FLOOR),
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError("POLICY_FILE", f"{path}: {exc}") from exc
+    if len(raw) > MAX_TEXT:
+        raise ConfigError("POLICY_FILE", f"{path}: {len(raw)} bytes, limit {MAX_TEXT}")
+    return text
+
+
+def _check(path: Path, text: str, schema: cedarpy.Schema, ids: dict[str, Path]) -> None:
+    """Type-check one file and note its policy ids.  Raises `ConfigError`."""
+    checked = cedarpy.validate_policies(text, schema)
+    if not checked.validation_passed:
+        names = checked.id_annotations_by_policy_id
+        causes = "; ".join(f"{names.get(e.policy_id, e.policy_id)}: {e.error}" for e in checked.errors)
+        raise ConfigError("POLICY_TYPE_CHECK", f"{path}: {causes or 'does not type-check'}")
+    try:
+        policies = cedarpy.policies_to_pst(text)
+    except ValueError as exc:
+        raise ConfigError("POLICY", f"{path}: {exc}") from exc
+    if policies.templates:
+        raise ConfigError("POLICY_TEMPLATE", f"{path}: templates are not used here; write the policy out")
+    for policy in policies.static_policies.values():
+        name = policy.annotations.get("id") or ""
+        if not name or name in ids:
+            where = f"also in {ids[name]}" if name in ids else "missing"
+            raise ConfigError("POLICY_ID", f"{path}: every policy needs a unique @id; {name!r} is {where}")
+        ids[name] = path
+
+
+def _entities(root: TrustRoot, listed: Mapping[tuple[str, str], Iterable[str]]) -> str:
+    """The deployment as Cedar entities (JSON).  Raises `ConfigError` for a listing without instrument."""
+    known = {(i.venue, i.symbol) for i in root.instruments}
+    for venue, symbol in listed:
+        if (venue, symbol) not in known:
+            raise ConfigError("POLICY_LISTING", f"{symbol} at {venue} is listed but not in trust root {root.number}")
+    strategies = sorted({name for names in listed.values() for name in names})
+    out = [_entity("Strategy", name) for name in strategies]
+    for venue, terms in root.venues.items():
+        out += [_entity("Venue", venue), _entity("Account", f"{venue}/{terms.account}", [("Venue", venue)])]
+    for record in root.instruments:
+        parents = [("Venue", record.venue)]
+        if record.venue in root.venues:
+            parents.append(("Account", f"{record.venue}/{root.venues[record.venue].account}"))
+        names = sorted(set(listed.get((record.venue, record.symbol), ())))
+        attrs = {
+            "base": record.base,
+            "quote": record.quote,
+            "strategies": [{"__entity": {"type": "Strategy", "id": name}} for name in names],
+        }
+        out.append(_entity("Instrument", f"{record.venue}/{record.symbol}", parents, attrs))
+    return json.dumps(out)
+
+
+def _entity(
+    kind: str, name: str, parents: Sequence[tuple[str, str]] = (), attrs: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    return {
+        "uid": {"type": kind, "id": name},
+        "attrs": dict(attrs or {}),
+        "parents": [{"type": k, "id": n} for k, n in parents],
+    }
