@@ -45,7 +45,9 @@ def open_credential(text: str, trust: TrustRoot) -> Credential:
     token = decode_credential(text)
     record = trust.component(token.component)
     if encode_key("A", token.role) != record.role_key:
-        raise Unverified("ROLE_KEY", f"{token.component} is signed by a key that trust root {trust.number} does not name")
+        raise Unverified(
+            "ROLE_KEY", f"{token.component} is signed by a key that trust root {trust.number} does not name"
+        )
     if encode_key("A", token.account) != record.account:
         raise Unverified("ACCOUNT", f"{token.component} names an account that is not its own")
     if token.expires_s - token.issued_s > record.lifetime:

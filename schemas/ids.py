@@ -32,9 +32,7 @@ class EventIds:
         """A new id for `now_ns` (Unix nanoseconds); never smaller than the one before."""
         ms, rest = divmod(now_ns, NS_PER_MS)
         stamp = (ms << 12) | (rest * 4096 // NS_PER_MS)
-        if stamp < self._last:
-            stamp = self._last
-        self._last = stamp
+        self._last = stamp = max(stamp, self._last)
         self._counter = counter = (self._counter + 1) & 0x3FFFFFFFFFFFFFFF
         value = ((stamp >> 12) << 80) | (7 << 76) | ((stamp & 0xFFF) << 64) | (2 << 62) | counter
         return value.to_bytes(16, "big")

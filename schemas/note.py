@@ -32,9 +32,13 @@ class NoteSigner(Protocol):
     """Anything that signs with an Ed25519 key: `public` is 32 raw bytes, `sign` gives 64."""
 
     @property
-    def public(self) -> bytes: ...
+    def public(self) -> bytes:
+        """The raw public key, 32 bytes."""
+        ...
 
-    def sign(self, data: bytes) -> bytes: ...
+    def sign(self, data: bytes) -> bytes:
+        """The signature of `data`, 64 bytes."""
+        ...
 
 
 def key_id(name: str, public: bytes) -> bytes:

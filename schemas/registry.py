@@ -97,6 +97,23 @@ def encode_events(kind: str, events: Sequence[Event]) -> bytes:
     return data
 
 
+def array_header(count: int) -> bytes:
+    """The msgpack header of an array of `count` elements, shortest form."""
+    if count < 16:
+        return bytes((0x90 | count,))
+    if count < 1 << 16:
+        return b"\xdc" + count.to_bytes(2, "big")
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+def join_events(arrays: Sequence[tuple[int, bytes]]) -> bytes:
+    """One canonical array out of several (count, encoded array), without encoding the events again."""
+    if len(arrays) == 1:
+        return arrays[0][1]
+    total = sum(count for count, _ in arrays)
+    return array_header(total) + b"".join(data[len(array_header(count)) :] for count, data in arrays)
+
+
 def encode_event(event: Event) -> bytes:
     """The canonical bytes of one event, as they stand in a message."""
     return _encoder.encode(event)

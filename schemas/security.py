@@ -46,12 +46,13 @@ class BootEnded(Event, frozen=True, array_like=True, kw_only=True, tag="cred.end
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One live session: `[component, boot, credential_hash, expires_at]`."""
+    """One live session: `[component, boot, credential_hash, expires_at, session_key]`."""
 
     component: str
     boot: bytes
     credential_hash: bytes
     expires_at: int
+    session_key: bytes = b""
 
 
 class SessionList(Event, frozen=True, array_like=True, kw_only=True, tag="cred.list/1"):

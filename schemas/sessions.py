@@ -47,6 +47,7 @@ class SessionView:
                     boot=event.boot,
                     credential_hash=event.credential_hash,
                     expires_at=event.expires_at,
+                    session_key=event.session_key,
                 )
             elif isinstance(event, SessionRevoked | BootEnded):
                 self._dead_boots[event.boot] = event.reason

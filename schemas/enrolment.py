@@ -1,0 +1,66 @@
+"""How a component asks the authority for a session: the request, its proof and the answer (JSON over mTLS).
+
+    POST /v1/session  {"boot": hex, "component": name, "proof": hex, "session_key": hex}
+                  ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
+    POST /v1/end      the same request without session_key ->  {}      the boot ends; nothing of it counts any more
+
+The client certificate says who asks; `proof` is the session key's signature (for `/v1/end`: of the
+newest session key) over
+
+    "tallystick session request v1" 0x00 ‖ msgpack [deployment, component, boot, session_key, SHA-256(certificate)]
+
+so that nobody gets a credential for a key that he does not hold, and a proof seen elsewhere is useless
+under another certificate.  No seal statement and no login nonce begins like this.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed
+
+PREFIX: Final = b"tallystick session request v1\x00"
+MAX_REQUEST: Final = 4096
+
+
+class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for a session; see the module docstring."""
+
+    boot: str
+    component: str
+    proof: str
+    session_key: str
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The credential, as the broker and every verifier take it."""
+
+    credential: str
+
+
+def proof_bytes(deployment: str, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> bytes:
+    """What the session key signs; `certificate` is the SHA-256 of the client certificate's DER."""
+    return PREFIX + msgspec.msgpack.encode([deployment, component, boot, session_key, certificate])
+
+
+def decode_request(body: bytes) -> SessionRequest:
+    """The request in `body`.  Raises `Malformed`."""
+    if len(body) > MAX_REQUEST:
+        raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
+    try:
+        return msgspec.json.decode(body, type=SessionRequest)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Malformed("REQUEST", str(exc)) from exc
+
+
+def hex_bytes(text: str, length: int, what: str) -> bytes:
+    """`length` bytes of lower-case hex.  Raises `Malformed`."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError as exc:
+        raise Malformed("HEX", f"{what} is not hex") from exc
+    if len(raw) != length or raw.hex() != text:
+        raise Malformed("HEX", f"{what} must be {2 * length} lower-case hex digits")
+    return raw
