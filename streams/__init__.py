@@ -1,1 +1,1 @@
-
+"""Stream processors: windowed detectors over sealed events."""

@@ -1,1 +1,1 @@
-
+"""The command line: every way that people start, ask and stop the system."""

@@ -1,1 +1,1 @@
-
+"""What all components share: tokens, credentials, the bus, processes and logs."""
