@@ -64,6 +64,7 @@ class Authorized(msgspec.Struct, frozen=True):
     """An order that may be signed now, once."""
 
     venue: str
+    account: str
     strategy: str
     record: Instrument
     order: VenueOrder
@@ -177,7 +178,7 @@ class Permits:
         self._require_within_caps(venue.account, record.quote, notional, now)
         self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
         self._spend(Spent(now, venue.account, record.quote, notional))
-        return Authorized(subject.venue, subject.strategy, record, permit.order, decision_id, notional)
+        return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, notional)
 
     def _require_breakers_closed(self, strategy: str, venue: str, now: int) -> None:
         age = now - self.heartbeat_at

@@ -1,0 +1,167 @@
+"""What custody signed, on its own disk: it needs neither bus nor gateway, and is published when there is one.
+
+One JSON object a line, one file a UTC day (`signed-YYYY-MM-DD.jsonl`), only ever appended to. Each line
+holds the SHA-256 of the line before it, across files and restarts; what is published of the journal is
+that hash, so a line that was published cannot be changed or dropped unseen.
+
+- An order's line is written before its request is signed: without it nothing is signed, because the
+  hourly caps are restored from here.
+- Cancels and queries are signed even where the disk is full.
+- A line is one `write`: kill -9 leaves whole lines. A power failure may tear the last ones; a line that does
+  not parse is skipped and counted (`torn`), and the next one starts on a line of its own.
+
+The journal is not trusted: an attacker who controls it can at most make custody forget what it spent in
+the past hour, which the published hashes show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tallystick.components.custody.permits import Spent
+from tallystick.components.custody.request import Denied
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import HOUR_NS
+
+NS: Final = 1_000_000_000
+GENESIS: Final = "0" * 64
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One signing: `number` rises by one, `time` is Unix ns, `prev` the SHA-256 of the line before (hex)."""
+
+    number: int
+    time: int
+    op: str
+    venue: str
+    symbol: str
+    client_order_id: str = ""
+    decision_id: str = ""
+    account: str = ""
+    quote: str = ""
+    notional: Decimal = Decimal(0)
+    prev: str = GENESIS
+
+
+_encoder = msgspec.json.Encoder(decimal_format="string")
+_decoder = msgspec.json.Decoder(Line)
+
+
+class Journal:
+    """See the module docstring.  Owns the files in `directory` (made with mode 0700); one process at a time.
+
+    `spent` is what counts towards the caps at the time of opening, `torn` the number of broken lines in
+    the last two files.  Raises `ConfigError` for a folder that cannot be used and for a broken chain.
+    """
+
+    def __init__(self, directory: Path, clock: Callable[[], int]) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._file: int | None = None
+        self._day = ""
+        self._dirty = False
+        self.number = 0
+        self.head = GENESIS
+        self.torn = 0
+        spent: list[Spent] = []
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in sorted(directory.glob("signed-*.jsonl"))[-2:]:
+                spent += [
+                    Spent(line.time, line.account, line.quote, line.notional)
+                    for line in self._read(path)
+                    if line.notional and line.time > clock() - HOUR_NS
+                ]
+        except OSError as exc:
+            raise ConfigError(
+                "JOURNAL", f"{directory}: {exc.strerror}; custody needs a folder that it may write"
+            ) from exc
+        self.spent = tuple(spent)
+
+    def _read(self, path: Path) -> Iterator[Line]:
+        first = self.number == 0
+        with path.open("rb") as file:
+            for at, raw in enumerate(file, start=1):
+                text = raw.rstrip(b"\n")
+                if not text:
+                    continue
+                try:
+                    line = _decoder.decode(text)
+                except msgspec.DecodeError:
+                    self.torn += 1
+                    continue
+                if not first and (line.number != self.number + 1 or line.prev != self.head):
+                    raise ConfigError(
+                        "JOURNAL_CHAIN",
+                        f"{path} line {at}: number {line.number} does not follow {self.number}; somebody changed the "
+                        "journal: keep it as evidence and move it away to start",
+                    )
+                first = False
+                self.number, self.head = line.number, hashlib.sha256(text).hexdigest()
+                yield line
+
+    def append(
+        self,
+        op: str,
+        venue: str,
+        symbol: str,
+        *,
+        client_order_id: str = "",
+        decision_id: str = "",
+        spent: Spent | None = None,
+    ) -> None:
+        """Write one line; `sync` makes it outlast a power failure.  Raises `Denied` where it cannot be written."""
+        now = self._clock()
+        line = Line(
+            number=self.number + 1,
+            time=now,
+            op=op,
+            venue=venue,
+            symbol=symbol,
+            client_order_id=client_order_id,
+            decision_id=decision_id,
+            account=spent.account if spent else "",
+            quote=spent.quote if spent else "",
+            notional=spent.notional if spent else Decimal(0),
+            prev=self.head,
+        )
+        text = _encoder.encode(line)
+        try:
+            self._write(text, now)
+        except OSError as exc:
+            raise Denied("JOURNAL", f"cannot write to {self._directory}: {exc.strerror}") from exc
+        self.number, self.head = line.number, hashlib.sha256(text).hexdigest()
+
+    def _write(self, text: bytes, now: int) -> None:
+        day = datetime.fromtimestamp(now // NS, UTC).strftime("%Y-%m-%d")
+        if self._file is None or day != self._day:
+            self.close()
+            path = self._directory / f"signed-{day}.jsonl"
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._day = day
+            self._dirty = True
+        # After a torn line the next one begins on a line of its own; an empty line means nothing.
+        data = (b"\n" if self._dirty else b"") + text + b"\n"
+        self._dirty = True
+        if os.write(self._file, data) != len(data):
+            raise OSError(0, "short write: the disk is full")
+        self._dirty = False
+
+    def sync(self) -> None:
+        """Make what was appended outlast a power failure.  Raises `OSError`; safe in another thread."""
+        if self._file is not None:
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -1,0 +1,214 @@
+"""Custody's door: the signing protocol (`schemas.signing`) on a Unix socket, for execution alone.
+
+- A peer with another uid than the allowed ones (`SO_PEERCRED`, unix(7)) is closed before it is read.
+- A frame that does not parse ends its connection; nothing after it is read.
+- Orders go through `permits`; their line in the journal is written before anything is signed.
+- Cancels and queries are signed always, also where the journal cannot be written.
+- Requests are answered one at a time, in order: the key is used by one thread.
+
+The peer is not trusted: an attacker who controls execution can at most have signed what permits allow,
+cancel our orders and ask about them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, assert_never
+
+import structlog
+
+from tallystick.components.custody.journal import Journal
+from tallystick.components.custody.permits import Permits, Spent
+from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
+from tallystick.schemas import signing
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
+from tallystick.schemas.ids import id_text
+from tallystick.schemas.seal import Verifier
+from tallystick.schemas.subjects import ORDERS
+
+_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
+# Execution uses one connection; the rest is room for its successor and for people.
+MAX_CONNECTIONS: Final = 8
+COMPONENT: Final = "custody"
+
+
+class SigningServer:
+    """Answers requests on a Unix socket; see the module docstring.
+
+    - `permits`, `verifier`: the rules, under one trust root; `builders`: one for each venue.
+    - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`.
+    - `refused`: refusals by code since it was last cleared; `last_refusal`: the text of the latest.
+    """
+
+    def __init__(
+        self,
+        permits: Permits,
+        verifier: Verifier,
+        builders: Mapping[str, RequestBuilder],
+        journal: Journal,
+        clock: Callable[[], int],
+        allowed_uids: frozenset[int],
+        public_key: bytes,
+    ) -> None:
+        self._permits = permits
+        self._verifier = verifier
+        self._builders = builders
+        self._journal = journal
+        self._clock = clock
+        self._allowed_uids = allowed_uids
+        self._public_key = public_key
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._syncing: asyncio.Task[None] | None = None
+        self._unsynced = False
+        self._log = structlog.get_logger().bind(component=COMPONENT)
+        self.refused: Counter[str] = Counter()
+        self.last_refusal = ""
+
+    async def start(self, path: Path) -> None:
+        """Listen on `path`, replacing the socket of a dead predecessor.  Raises `ConfigError`."""
+        try:
+            path.unlink(missing_ok=True)
+            # 0600 keeps other users away where the only allowed one is our own; else SO_PEERCRED alone decides.
+            mode = 0o600 if self._allowed_uids == {os.geteuid()} else 0o666
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(path))
+            path.chmod(mode)
+        except OSError as exc:
+            raise ConfigError("SOCKET", f"cannot listen on {path}: {exc.strerror or exc}") from exc
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=signing.MAX_FRAME + 4)
+
+    async def stop(self) -> None:
+        """Stop listening and close every connection."""
+        if self._server is not None:
+            self._server.close()
+        for writer in list(self._connections):
+            writer.close()
+        if self._server is not None:
+            await self._server.wait_closed()
+        if self._syncing is not None:
+            await self._syncing
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer: socket.socket = writer.get_extra_info("socket")
+        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in self._allowed_uids or len(self._connections) >= MAX_CONNECTIONS:
+            self._note_refusal("PEER", f"uid {uid}, pid {pid}: not allowed, or {MAX_CONNECTIONS} connections")
+            writer.close()
+            return
+        self._connections.add(writer)
+        try:
+            while True:
+                (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
+                request = signing.decode_request(await reader.readexactly(signing.frame_length(length)))
+                writer.write(signing.encode_frame(self.answer(request)))
+                await writer.drain()
+        except Malformed as exc:
+            self._note_refusal(exc.code, f"pid {pid}: {exc.text}")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the peer is gone; whatever was signed for it is used
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    def answer(self, request: signing.Request) -> signing.Reply:
+        """The reply to one request; refusals are replies."""
+        try:
+            if isinstance(request, signing.StatusRequest):
+                return signing.Status(
+                    id=request.id,
+                    component=COMPONENT,
+                    boot=self._permits.boot,
+                    trust_root=self._permits.trust.number,
+                    used=self._permits.used,
+                    public_key=self._public_key,
+                )
+            signed = self._order(request) if isinstance(request, signing.SignOrder) else self._always(request)
+        except TallystickError as exc:
+            self._note_refusal(exc.code, exc.text)
+            return signing.Refused(id=request.id, code=exc.code, text=exc.text)
+        return signing.Signed(
+            id=request.id,
+            method=signed.method,
+            url=signed.url,
+            headers=signed.headers,
+            body=signed.body,
+            signed_at=signed.signed_at,
+        )
+
+    def _order(self, request: signing.SignOrder) -> SignedRequest:
+        verified = self._verifier.open(request.subject, ORDERS, request.payload)
+        now = self._clock()
+        allowed = self._permits.authorize(verified, request.decision_id, now)
+        builder = self._builder(allowed.venue)
+        self._journal.append(
+            "order",
+            allowed.venue,
+            allowed.record.symbol,
+            client_order_id=allowed.order.client_order_id,
+            decision_id=id_text(allowed.decision_id),
+            spent=Spent(now, allowed.account, allowed.record.quote, allowed.notional),
+        )
+        # A crash here leaves an order that was counted and never signed: it cannot be used again, and
+        # execution finds nothing at the venue once the permit has expired.
+        signed = builder.order(allowed.record, allowed.order)
+        self._sync_soon()
+        return signed
+
+    def _always(
+        self,
+        request: signing.SignCancel | signing.SignCancelAll | signing.SignQuery | signing.SignOpenOrders,
+    ) -> SignedRequest:
+        record = self._permits.trust.instrument(request.venue, request.symbol)
+        builder = self._builder(request.venue)
+        name = ""
+        match request:
+            case signing.SignCancel(client_order_id=name):
+                op, signed = "cancel", builder.cancel(record, name)
+            case signing.SignCancelAll():
+                op, signed = "cancel_all", builder.cancel_all(record)
+            case signing.SignQuery(client_order_id=name):
+                op, signed = "query", builder.query(record, name)
+            case signing.SignOpenOrders():
+                op, signed = "open_orders", builder.open_orders(record)
+            case _:
+                assert_never(request)
+        try:
+            self._journal.append(op, request.venue, request.symbol, client_order_id=name)
+        except Denied as exc:
+            # A full disk must not keep the kill switch from its way; people hear of it.
+            self._note_refusal(exc.code, exc.text)
+        else:
+            self._sync_soon()
+        return signed
+
+    def _builder(self, venue: str) -> RequestBuilder:
+        builder = self._builders.get(venue)
+        if builder is None:
+            raise Denied("VENUE", f"custody has no account at {venue[:48]!r}")
+        return builder
+
+    def _note_refusal(self, code: str, text: str) -> None:
+        self.refused[code] += 1
+        self.last_refusal = f"{code}: {text}"
+        self._log.warning("refused", code=code, text=text)
+
+    def _sync_soon(self) -> None:
+        """One fsync at a time, off the order's way; what gathers meanwhile shares the next one."""
+        self._unsynced = True
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.get_running_loop().create_task(self._sync())
+
+    async def _sync(self) -> None:
+        while self._unsynced:
+            self._unsynced = False
+            try:
+                await asyncio.to_thread(self._journal.sync)
+            except OSError as exc:
+                self._note_refusal("JOURNAL", f"fsync: {exc.strerror}")

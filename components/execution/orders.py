@@ -1,0 +1,591 @@
+"""Each order's way from permit to its final state: a pure state machine, fed with what happened.
+
+    (permit) ─► submitting ─► accepted ─► closed
+                    │  │ └──► rejected
+                    │  └────► unknown ─► accepted | void
+                    └───────► void
+
+Rules
+
+- A permit becomes `submitting` once, and only while it is live, our breakers are closed and we have read
+  our history.  `submitting` is published and custody asked at the same time; the request is sent once, when
+  the event is durable and the signature is there.
+- Sending is marked before it happens and never undone: nothing is sent twice, whatever follows.  What was
+  not sent is `void`.
+- Sent without an answer is `unknown`, and is resolved by asking the venue.  "Not found" counts only if it
+  was asked for after the venue can no longer accept the request: its timestamp + recvWindow + clock skew.
+- After a crash the same rules apply: a permit without `submitting` was never sent (`void`); `submitting`
+  without outcome may have been (`unknown`); its request's timestamp is at most the permit's expiry.
+- `accepted` orders are followed by asking for the open orders; one that is not open any more is asked for.
+  An open order at the venue that we do not know raises an alarm.
+- A final state (`rejected`, `void`, `closed`) never changes; `accepted` comes before `closed`.
+- A trip of `all`, the strategy or the venue, or silence of the breaker, stops placing at once and
+  cancels: whole instruments for `all` and the venue, single orders for a strategy.  What is accepted
+  afterwards is cancelled as soon as it is known; cancelling repeats until nothing is open.
+
+The methods take what happened and return effects, in order, for the process to carry out.  Every effect
+may be lost in a crash: `recover` finds the way on from the events alone.
+
+The venue is not trusted with our books: an attacker who controls it can at most lie about our orders,
+which portfolio's reconciliation shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tallystick.schemas.orders import Decision, OrderEvent, OrderState
+from tallystick.schemas.signing import Signed
+from tallystick.schemas.subjects import Subject
+
+SECOND: Final = 1_000_000_000
+# What custody signs is accepted by the venue for one second after its timestamp (`RECV_WINDOW_MS` there) …
+RECV_WINDOW_NS: Final = SECOND
+# … by the venue's clock, which may stand at most this far from ours: Binance refuses what is further ahead.
+SKEW_NS: Final = SECOND
+# Custody refuses permits that live longer; a permit that we do not know is taken to have lived this long.
+MAX_PERMIT_NS: Final = 10 * SECOND
+# Silence of the breaker beyond this means that everything is tripped.
+SILENCE_NS: Final = 3 * SECOND
+FOLLOW_NS: Final = 2 * SECOND
+RETRY_NS: Final = SECOND // 4
+MAX_RETRY_NS: Final = 5 * SECOND
+CANCEL_RETRY_NS: Final = SECOND
+# Final orders are remembered while a late answer or a repeated decision may still name them.
+KEEP_NS: Final = 60 * SECOND
+# Orders held while history is read; beyond it those that ended are dropped.
+MAX_HISTORY: Final = 20_000
+# https://developers.binance.com/docs/binance-spot-api-docs/enums, order status
+FINAL_STATUS: Final = frozenset({"FILLED", "CANCELED", "REJECTED", "EXPIRED", "EXPIRED_IN_MATCH"})
+FINAL_STATES: Final = frozenset({"rejected", "void", "closed"})
+
+
+class Order:
+    """One order; `Orders` alone changes it.
+
+    `state` is "" for a permit that nothing was published for; `deadline` is the time (Unix ns) from
+    which a "not found" of the venue is final.
+    """
+
+    __slots__ = (
+        "cancel_at",
+        "cancel_wanted",
+        "client_order_id",
+        "code",
+        "deadline",
+        "decision_id",
+        "durable",
+        "executed",
+        "final_at",
+        "intent_id",
+        "query_at",
+        "request",
+        "retry",
+        "sent",
+        "state",
+        "status",
+        "strategy",
+        "symbol",
+        "venue",
+        "venue_order_id",
+    )
+
+    def __init__(
+        self, subject: Subject, intent_id: bytes, decision_id: bytes, client_order_id: str, deadline: int
+    ) -> None:
+        self.strategy = subject.strategy
+        self.venue = subject.venue
+        self.symbol = subject.symbol
+        self.intent_id = intent_id
+        self.decision_id = decision_id
+        self.client_order_id = client_order_id
+        self.deadline = deadline
+        self.state: OrderState | str = ""
+        self.durable = False
+        self.sent = False
+        self.request: Signed | None = None
+        self.cancel_wanted = False
+        self.cancel_at = 0
+        self.query_at = 0
+        self.retry = RETRY_NS
+        self.final_at = 0
+        self.venue_order_id = ""
+        self.status = ""
+        self.code = ""
+        self.executed: Decimal | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self.state in FINAL_STATES
+
+    def __repr__(self) -> str:
+        return f"Order({self.client_order_id}, {self.state or 'permitted'})"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The venue describes an order of ours."""
+
+    client_order_id: str
+    venue_order_id: str
+    status: str
+    executed: Decimal
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """The venue refused, and did nothing."""
+
+    code: str
+    text: str
+
+
+class NotFound(msgspec.Struct, frozen=True):
+    """The venue does not know the order."""
+
+
+class NotSent(msgspec.Struct, frozen=True):
+    """Not a byte of the request was written."""
+
+    code: str
+    text: str
+
+
+class NoAnswer(msgspec.Struct, frozen=True):
+    """The request may have had its effect, or not, or may still have it."""
+
+    code: str
+    text: str
+
+
+Outcome = Report | Rejected | NotFound | NotSent | NoAnswer
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Publish the order's state as it is here; `durable` comes back only for `submitting`."""
+
+    order: Order
+    state: OrderState
+    code: str = ""
+    text: str = ""
+
+
+class Sign(msgspec.Struct, frozen=True):
+    """Ask custody for the order's request; `signed` or `refused` comes back."""
+
+    order: Order
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Send the request, once; `answered` comes back."""
+
+    order: Order
+    request: Signed
+
+
+class Query(msgspec.Struct, frozen=True):
+    """Ask the venue what became of the order; `queried` comes back."""
+
+    order: Order
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """Cancel one order at the venue; `cancelled` comes back."""
+
+    order: Order
+
+
+class CancelAll(msgspec.Struct, frozen=True):
+    """Cancel every open order of an instrument; `all_cancelled` comes back."""
+
+    venue: str
+    symbol: str
+
+
+class ListOpen(msgspec.Struct, frozen=True):
+    """Ask for the open orders of an instrument; `listed` comes back."""
+
+    venue: str
+    symbol: str
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """Tell people."""
+
+    code: str
+    text: str
+
+
+Effect = Publish | Sign | Send | Query | Cancel | CancelAll | ListOpen | Alarm
+
+
+class Orders:
+    """All orders of this process; see the module docstring.
+
+    - `instruments`: the (venue, symbol) pairs that may be traded: what a cancel of everything covers.
+    - `now` everywhere: Unix nanoseconds; `started` begins the wait for the breaker's first heartbeat.
+    """
+
+    def __init__(self, instruments: Iterable[tuple[str, str]], started: int) -> None:
+        self._instruments = tuple(instruments)
+        self._orders: dict[bytes, Order] = {}
+        self._by_name: dict[str, Order] = {}
+        self._recovered = False
+        self._heartbeat_at = 0
+        self._heard_at = started
+        self._tripped: dict[str, int] = {}
+        self._silent = False
+        self._followed: dict[tuple[str, str], int] = {}
+        self._cancelling: dict[tuple[str, str], int] = {}
+        self._strangers: set[str] = set()
+
+    # --- what others say -------------------------------------------------------------------------
+
+    def decided(self, subject: Subject, decision: Decision, now: int, *, live: bool) -> list[Effect]:
+        """A decision of the gateway was read; `live` is false for history, which is only noted."""
+        if decision.verdict == "cancel":
+            return self._cancel_wanted(decision.intent_id, now)
+        if decision.permit is None:
+            return []
+        known = self._orders.get(decision.intent_id)
+        permit = decision.permit
+        deadline = permit.expires_at + RECV_WINDOW_NS + SKEW_NS
+        if known is not None:
+            known.deadline = max(known.deadline, deadline)
+            if known.decision_id == decision.id:
+                return []
+            return [Alarm("PERMIT_REPEATED", f"a second permit for order {known.client_order_id}")]
+        order = Order(subject, decision.intent_id, decision.id, permit.order.client_order_id, deadline)
+        taken = order.client_order_id in self._by_name
+        self._add(order)
+        if not live or not self._recovered:
+            return []
+        if taken:
+            text = f"order id {order.client_order_id} is permitted for two intents"
+            return [Alarm("CLIENT_ORDER_ID", text), *self._end(order, "void", now, "CLIENT_ORDER_ID", text)]
+        if now >= permit.expires_at:
+            return self._end(order, "void", now, "PERMIT_EXPIRED", "read after the permit had expired")
+        stop = self._stopped(order, now)
+        if stop is not None:
+            return self._end(order, "void", now, *stop)
+        order.state = "submitting"
+        return [Publish(order, "submitting"), Sign(order)]
+
+    def remembered(self, subject: Subject, event: OrderEvent, now: int) -> list[Effect]:
+        """An order event of an earlier boot was read: how far the order had come."""
+        order = self._orders.get(event.intent_id)
+        effects: list[Effect] = []
+        if order is None:
+            # Never expected: the decision is read first.  Followed all the same, from what the event says.
+            deadline = event.ts + MAX_PERMIT_NS + RECV_WINDOW_NS + SKEW_NS
+            order = Order(subject, event.intent_id, event.decision_id, event.client_order_id, deadline)
+            self._add(order)
+            effects.append(Alarm("ORDER_WITHOUT_PERMIT", f"{event.client_order_id} has events and no decision"))
+        if order.final:
+            return effects
+        order.sent = order.durable = True
+        order.state = event.state
+        order.venue_order_id = event.venue_order_id or order.venue_order_id
+        order.status = event.status or order.status
+        order.executed = event.executed if event.executed is not None else order.executed
+        if order.final:
+            order.final_at = now
+            if not self._recovered and len(self._orders) > MAX_HISTORY:
+                self._forget(lambda known: known.final)
+        if self._recovered and event.state in {"submitting", "unknown"}:
+            # The last words of a predecessor that we took to be silent.
+            effects += self._unknown(order, now, "RECOVERED", "found in our history")
+        return effects
+
+    def recover(self, now: int) -> list[Effect]:
+        """All history was read: take up every order where it was left."""
+        effects: list[Effect] = []
+        self._recovered = True
+        for order in list(self._orders.values()):
+            if order.state == "":
+                effects += self._end(
+                    order, "void", now, "PERMIT_EXPIRED", "permitted while execution was away; not sent"
+                )
+            elif order.state == "submitting":
+                effects += self._unknown(order, now, "RECOVERED", "execution ended while submitting")
+            elif order.state == "unknown":
+                effects += self._ask(order, now)
+            elif order.state == "accepted" and self._must_cancel(order, now):
+                effects += self._cancel(order, now)
+        return effects + self.tick(now)
+
+    def heartbeat(self, tripped: Iterable[str], stated: int, now: int) -> list[Effect]:
+        """The breaker's heartbeat, stated at `stated` (Unix ns): all tripped scopes, whole."""
+        if stated <= self._heartbeat_at:
+            return []
+        self._heartbeat_at, self._heard_at = stated, now
+        later = {scope: at for scope, at in self._tripped.items() if at > stated}
+        new = [scope for scope in tripped if scope not in self._tripped]
+        self._tripped = {scope: self._tripped.get(scope, stated) for scope in tripped} | later
+        self._silent = False
+        return [effect for scope in new for effect in self._cancel_scope(scope, now)]
+
+    def tripped(self, scope: str, stated: int, now: int) -> list[Effect]:
+        """A breaker opened."""
+        if scope in self._tripped:
+            return []
+        self._tripped[scope] = stated
+        return self._cancel_scope(scope, now)
+
+    # --- what came of our own doing ---------------------------------------------------------------
+
+    def durable(self, order: Order, now: int) -> list[Effect]:
+        """Its `submitting` is stored."""
+        order.durable = True
+        return self._send(order, now)
+
+    def signed(self, order: Order, request: Signed, now: int) -> list[Effect]:
+        """Custody signed."""
+        order.request = request
+        return self._send(order, now)
+
+    def refused(self, order: Order, code: str, text: str, now: int) -> list[Effect]:
+        """Custody refused, or cannot be reached: there is nothing to send."""
+        if order.state != "submitting" or order.sent:
+            return []
+        return self._end(order, "void", now, code, text)
+
+    def answered(self, order: Order, outcome: Outcome, now: int) -> list[Effect]:
+        """The venue's answer to the order's one request."""
+        if order.state != "submitting":
+            return []
+        match outcome:
+            case Report():
+                return self._reported(order, outcome, now)
+            case Rejected(code, text):
+                return self._end(order, "rejected", now, code, text)
+            case NotSent(code, text):
+                return self._end(order, "void", now, code, text)
+            case NoAnswer(code, text):
+                return self._unknown(order, now, code, text)
+            case NotFound():
+                return self._unknown(order, now, "NOT_FOUND", "the answer to a new order was: not found")
+
+    def queried(self, order: Order, outcome: Outcome, asked: int, now: int) -> list[Effect]:
+        """The venue's answer to a query that was sent at `asked` (Unix ns)."""
+        if order.final:
+            return []
+        if isinstance(outcome, Report):
+            return self._reported(order, outcome, now)
+        if isinstance(outcome, NotFound):
+            if order.state == "unknown" and asked >= order.deadline:
+                return self._end(order, "void", now, "NOT_AT_VENUE", "the venue never took it and cannot any more")
+            if order.state == "accepted" and asked >= order.deadline:
+                text = f"the venue knew {order.client_order_id} as {order.venue_order_id} and does not any more"
+                closed = self._end(order, "closed", now, "ORDER_VANISHED", text)
+                return [Alarm("ORDER_VANISHED", text), *closed]
+        if order.state == "unknown":
+            # Not found too early, no answer, or refused (rate limit, revoked key): ask again.
+            soon = now + order.retry
+            order.query_at = max(soon, order.deadline) if isinstance(outcome, NotFound) else soon
+            order.retry = min(order.retry * 2, MAX_RETRY_NS)
+        return []
+
+    def cancelled(self, order: Order, outcome: Outcome, now: int) -> list[Effect]:
+        """The venue's answer to a cancel of one order."""
+        if order.final:
+            return []
+        if isinstance(outcome, Report):
+            return self._reported(order, outcome, now)
+        if isinstance(outcome, Rejected | NotFound):
+            # Not open any more (filled meanwhile, say): the venue knows how it ended.
+            return [Query(order)]
+        return []  # `tick` repeats it
+
+    def all_cancelled(self, venue: str, symbol: str, outcome: tuple[Report, ...] | Outcome, now: int) -> list[Effect]:
+        """The venue's answer to a cancel of a whole instrument."""
+        effects: list[Effect] = []
+        if isinstance(outcome, tuple | Rejected):
+            self._cancelling.pop((venue, symbol), None)
+        if isinstance(outcome, tuple):
+            for report in outcome:
+                order = self._by_name.get(report.client_order_id)
+                if order is not None and not order.final:
+                    effects += self._reported(order, report, now)
+        if isinstance(outcome, tuple | Rejected):
+            # What still counts as accepted was not open: filled or cancelled before.
+            effects += [Query(order) for order in self._accepted(venue, symbol)]
+        return effects
+
+    def listed(self, venue: str, symbol: str, open_orders: Iterable[Report], asked: int, now: int) -> list[Effect]:
+        """The open orders of an instrument, as of a request that was sent at `asked` (Unix ns)."""
+        effects: list[Effect] = []
+        seen = set()
+        for report in open_orders:
+            seen.add(report.client_order_id)
+            order = self._by_name.get(report.client_order_id)
+            if order is None or (order.final and order.final_at < asked):
+                if report.client_order_id not in self._strangers:
+                    self._strangers.add(report.client_order_id)
+                    effects.append(
+                        Alarm(
+                            "UNKNOWN_ORDER", f"{symbol} at {venue}: {report.client_order_id[:36]} is open and not ours"
+                        )
+                    )
+            elif order.state == "unknown":
+                effects += self._reported(order, report, now)
+        effects += [Query(order) for order in self._accepted(venue, symbol) if order.client_order_id not in seen]
+        return effects
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def tick(self, now: int) -> list[Effect]:
+        """Called several times a second: what is due."""
+        effects: list[Effect] = []
+        if not self._silent and now - self._heard_at > SILENCE_NS:
+            self._silent = True
+            effects.append(
+                Alarm("BREAKER_SILENT", f"no heartbeat for {(now - self._heard_at) / 1e9:.1f} s: cancelling all")
+            )
+            effects += self._cancel_scope("all", now)
+        for (venue, symbol), due in list(self._cancelling.items()):
+            if now >= due:
+                effects += self._cancel_all(venue, symbol, now)
+        if not self._recovered:
+            return effects
+        self._forget(lambda known: known.final and now - known.final_at > KEEP_NS)
+        for order in list(self._orders.values()):
+            if order.state == "unknown" and now >= order.query_at:
+                effects += self._ask(order, now)
+            elif order.state == "accepted":
+                if self._must_cancel(order, now):
+                    effects += self._cancel(order, now)
+                where = (order.venue, order.symbol)
+                if now - self._followed.get(where, 0) >= FOLLOW_NS:
+                    self._followed[where] = now
+                    effects.append(ListOpen(*where))
+        return effects
+
+    @property
+    def open(self) -> int:
+        """How many orders have not reached a final state."""
+        return sum(not order.final for order in self._orders.values())
+
+    def orders(self) -> Mapping[bytes, Order]:
+        """The orders by intent id, for display and tests."""
+        return self._orders
+
+    # --- inside -------------------------------------------------------------------------------------
+
+    def _add(self, order: Order) -> None:
+        self._orders[order.intent_id] = order
+        self._by_name.setdefault(order.client_order_id, order)
+
+    def _forget(self, old: Callable[[Order], bool]) -> None:
+        for order in [known for known in self._orders.values() if old(known)]:
+            del self._orders[order.intent_id]
+            if self._by_name.get(order.client_order_id) is order:
+                del self._by_name[order.client_order_id]
+
+    def _send(self, order: Order, now: int) -> list[Effect]:
+        if order.state != "submitting" or order.sent or not order.durable or order.request is None:
+            return []
+        stop = self._stopped(order, now)
+        if stop is not None:
+            return self._end(order, "void", now, *stop)
+        if order.cancel_wanted:
+            return self._end(order, "void", now, "CANCELLED", "cancelled before it was sent")
+        if now >= order.request.signed_at + RECV_WINDOW_NS:
+            late = (now - order.request.signed_at) / 1e9
+            return self._end(
+                order, "void", now, "SIGNATURE_STALE", f"signed {late:.3f} s ago; it was not durable in time"
+            )
+        order.sent = True
+        order.deadline = order.request.signed_at + RECV_WINDOW_NS + SKEW_NS
+        return [Send(order, order.request)]
+
+    def _stopped(self, order: Order, now: int) -> tuple[str, str] | None:
+        """Code and text of what keeps `order` from being placed."""
+        if self._heartbeat_at == 0:
+            return "BREAKER_SILENT", "no heartbeat of the breaker since the start"
+        return self._tripped_for(order, now)
+
+    def _tripped_for(self, order: Order, now: int) -> tuple[str, str] | None:
+        if now - self._heard_at > SILENCE_NS:
+            return "BREAKER_SILENT", f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s"
+        for scope in ("all", f"strategy-{order.strategy}", f"venue-{order.venue}"):
+            if scope in self._tripped:
+                return "BREAKER_TRIPPED", f"{scope} is tripped"
+        return None
+
+    def _must_cancel(self, order: Order, now: int) -> bool:
+        return order.cancel_wanted or self._tripped_for(order, now) is not None
+
+    def _reported(self, order: Order, report: Report, now: int) -> list[Effect]:
+        order.venue_order_id = report.venue_order_id
+        order.status = report.status
+        order.executed = report.executed
+        effects: list[Effect] = []
+        if order.state != "accepted":
+            order.state = "accepted"
+            order.retry = RETRY_NS
+            effects.append(Publish(order, "accepted"))
+        if report.status in FINAL_STATUS:
+            return effects + self._end(order, "closed", now)
+        if self._must_cancel(order, now):
+            effects += self._cancel(order, now)
+        return effects
+
+    def _end(self, order: Order, state: OrderState, now: int, code: str = "", text: str = "") -> list[Effect]:
+        order.state = state
+        order.final_at = now
+        order.request = None
+        return [Publish(order, state, code, text)]
+
+    def _unknown(self, order: Order, now: int, code: str, text: str) -> list[Effect]:
+        order.state = "unknown"
+        return [Publish(order, "unknown", code, text), *self._ask(order, now)]
+
+    def _ask(self, order: Order, now: int) -> list[Effect]:
+        # An answer sets the next time; this one is for a query whose answer never comes.
+        order.query_at = now + MAX_RETRY_NS
+        return [Query(order)]
+
+    def _accepted(self, venue: str, symbol: str) -> list[Order]:
+        return [o for o in self._orders.values() if o.state == "accepted" and (o.venue, o.symbol) == (venue, symbol)]
+
+    def _cancel_wanted(self, intent_id: bytes, now: int) -> list[Effect]:
+        order = self._orders.get(intent_id)
+        if order is None or order.final:
+            return []
+        order.cancel_wanted = True
+        return self._cancel(order, now) if order.state == "accepted" and self._recovered else []
+
+    def _cancel(self, order: Order, now: int) -> list[Effect]:
+        if now - order.cancel_at < CANCEL_RETRY_NS:
+            return []
+        order.cancel_at = now
+        return [Cancel(order)]
+
+    def _cancel_scope(self, scope: str, now: int) -> list[Effect]:
+        """Everything that stops the scope's open orders, whatever we know of them."""
+        kind, _, name = scope.partition("-")
+        if kind == "strategy":
+            if not self._recovered:
+                return []  # `recover` cancels them
+            return [
+                effect
+                for order in list(self._orders.values())
+                if order.strategy == name and order.state == "accepted"
+                for effect in self._cancel(order, now)
+            ]
+        effects: list[Effect] = []
+        for venue, symbol in self._instruments:
+            if scope in {"all", f"venue-{venue}"}:
+                effects += self._cancel_all(venue, symbol, now)
+        return effects
+
+    def _cancel_all(self, venue: str, symbol: str, now: int) -> list[Effect]:
+        """Cancel a whole instrument, and again until the venue has answered."""
+        self._cancelling[venue, symbol] = now + CANCEL_RETRY_NS
+        for order in self._accepted(venue, symbol):
+            order.cancel_at = now
+        return [CancelAll(venue, symbol)]
