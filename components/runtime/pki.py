@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import os
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -238,10 +237,10 @@ def load_certificate(path: Path) -> x509.Certificate:
         raise ConfigError("CERTIFICATE", f"{path} is not a PEM certificate") from exc
 
 
-def key_descriptor(key: Path, passphrase: Secret) -> int:
-    """The decrypted key as PEM behind a descriptor in memory, for a server that cannot decrypt it (nats-server).
+def decrypted_key(key: Path, passphrase: Secret) -> bytes:
+    """The private key as plain PEM, for a server that cannot decrypt it (nats-server).
 
-    Pass it with `pass_fds=[fd]`, name it `/proc/self/fd/<fd>`, and close it after the start.  Raises `ConfigError`.
+    Hand it over in memory (a memfd), never through a file.  Raises `ConfigError`.
     """
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), passphrase.reveal().encode())
@@ -249,14 +248,9 @@ def key_descriptor(key: Path, passphrase: Secret) -> int:
         raise ConfigError("TLS_KEY", f"cannot read {key}: {exc.strerror}; `tallystick init` makes it") from exc
     except (ValueError, TypeError) as exc:
         raise ConfigError("TLS_KEY", f"{key} does not open with the passphrase of the keystore") from exc
-    fd = os.memfd_create("tallystick-key", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(
-            private.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-    return fd
+    return private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
 
 
 def server_context(

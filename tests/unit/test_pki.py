@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nats.aio.client import Client
 
 from tallystick.components.runtime import hsm, pki
 from tallystick.components.runtime.keystore import Secret
@@ -216,7 +217,7 @@ def test_keys_lie_encrypted_on_disk_and_a_wrong_passphrase_opens_nothing(ours: F
         pki.client_context(ca, certificate, key, wrong)
     assert wrong.reveal() not in str(caught.value)
     with pytest.raises(ConfigError, match="TLS_KEY"):
-        pki.key_descriptor(key, wrong)
+        pki.decrypted_key(key, wrong)
 
 
 def test_a_missing_file_is_named(ours: Files, tmp_path: Path) -> None:
@@ -314,7 +315,8 @@ def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     _, certificate, key, passphrase = ours.paths("nats")
-    fd = pki.key_descriptor(key, passphrase)
+    fd = os.memfd_create("key")
+    os.write(fd, pki.decrypted_key(key, passphrase))
     config = tmp_path / "nats.conf"
     config.write_text(
         f'listen: "127.0.0.1:{port}"\n'
@@ -331,7 +333,7 @@ def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
     assert b"TLS required for client connections" in log
 
 
-async def _connect(url: str, context: ssl.SSLContext) -> nats.NATS:
+async def _connect(url: str, context: ssl.SSLContext) -> Client:
     deadline = time.monotonic() + 5
     while True:
         try:
