@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import typer.core
 
 from tests.packaging.checkout import ROOT
 
@@ -22,6 +27,21 @@ def fenced_commands(markdown: str) -> list[str]:
         line.strip().removeprefix("$ ").split(" #", 1)[0].strip() for block in blocks for line in block.splitlines()
     )
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def unknown_words(command: Any, line: str) -> list[str]:
+    """The subcommands and options on a command line that the command does not have."""
+    unknown = []
+    for word in shlex.split(line)[1:]:
+        if word.startswith("--"):
+            known = {"--help", *(name for param in command.params for name in (*param.opts, *param.secondary_opts))}
+            unknown += [word] if word.partition("=")[0] not in known else []
+        elif isinstance(command, typer.core.TyperGroup):
+            found = command.commands.get(word)
+            if found is None:
+                return [*unknown, word]
+            command = found
+    return unknown
 
 
 def make_targets() -> set[str]:
@@ -48,12 +68,38 @@ def test_the_readme_is_the_description_of_the_package() -> None:
     assert 'readme = "README.md"' in (ROOT / "pyproject.toml").read_text()
 
 
+@pytest.mark.skipif(not README.exists(), reason="no README yet")
+def test_every_tallystick_command_of_the_readme_exists() -> None:
+    lines = [line for line in fenced_commands(README.read_text()) if re.match(r"(?:\.venv/bin/)?tallystick ", line)]
+    assert lines
+    command = typer.main.get_command(importlib.import_module("tallystick.components.cli.main").app)
+    assert {line: unknown for line in lines if (unknown := unknown_words(command, line))} == {}
+
+
+def test_an_unknown_command_or_option_is_found() -> None:
+    app, audit = typer.Typer(), typer.Typer()
+    app.add_typer(audit, name="audit")
+
+    @audit.command()
+    def verify(folder: str, *, deep: bool = False) -> None: ...
+
+    @app.command()
+    def up(folder: str) -> None: ...
+
+    command = typer.main.get_command(app)
+    assert unknown_words(command, "tallystick audit verify DIR --deep") == []
+    assert unknown_words(command, "tallystick up DIR") == []
+    assert unknown_words(command, "tallystick audit proof DIR") == ["proof"]
+    assert unknown_words(command, "tallystick audit verify --deeper DIR") == ["--deeper"]
+
+
 def test_ci_runs_lint_and_the_test_command() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "set -euo pipefail" in script
     commands = [line for line in script.splitlines() if line.startswith("make ")]
-    assert [line.split()[-1] for line in commands] == ["lint", "test"]
+    assert commands == [f"make --no-print-directory {name} || status=1" for name in ("lint", "test")]
+    assert script.endswith('exit "$status"\n')
 
 
 @pytest.fixture
