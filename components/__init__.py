@@ -1,1 +1,22 @@
+"""The SDK: everything that a component or a strategy needs, in one import.
 
+    from tallystick.components import Component, Context, Received
+"""
+
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
+from tallystick.schemas.subjects import Subject, parse_subject, subject
+
+__all__ = [
+    "Component",
+    "ConfigError",
+    "Context",
+    "Malformed",
+    "Received",
+    "Subject",
+    "TallystickError",
+    "Unverified",
+    "parse_subject",
+    "subject",
+]

@@ -2,10 +2,9 @@
 
     POST /v1/session  {"boot": hex, "component": name, "proof": hex, "session_key": hex}
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
-    POST /v1/end      the same request without session_key ->  {}      the boot ends; nothing of it counts any more
+    POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
 
-The client certificate says who asks; `proof` is the session key's signature (for `/v1/end`: of the
-newest session key) over
+The client certificate says who asks; `proof` is the session key's signature over
 
     "tallystick session request v1" 0x00 ‖ msgpack [deployment, component, boot, session_key, SHA-256(certificate)]
 

@@ -1,0 +1,1 @@
+"""The authority: issues, lists, renews and revokes the credentials of all components."""

@@ -1,0 +1,163 @@
+"""Who gets a credential, for how long, and when it ends: the pure rules.
+
+- A request counts only from the component whose SPIFFE id the client certificate carries, and with the
+  session key's proof (`enrolment`).
+- One live boot a component.  A request of a new boot revokes the one before; a boot that ended or was
+  revoked never gets a credential again.
+- A credential lives as long as the trust root lets the component's tokens live, never longer.
+- A session is on the list from its issue until it expires; a boot whose last session expired without
+  renewal has ended.
+- State after a restart comes from the newest list and what was published after it (`restore`).
+
+The authority mints any component's sessions: whoever controls it can act as all of them until the list
+and the log show it; custody's operator-signed caps bound the loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from tallystick.schemas.enrolment import SessionRequest, hex_bytes, proof_bytes
+from tallystick.schemas.errors import Unverified
+from tallystick.schemas.nats_jwt import BOOT_BYTES, KEY_BYTES, SIGNATURE_BYTES, Signer, decode_key, encode_jwt, user_claims
+from tallystick.schemas.security import Session
+from tallystick.schemas.trust import TrustRoot
+
+NS: Final = 1_000_000_000
+# The list names revoked sessions until they would have expired, so that a list is enough to refuse them.
+
+
+class Issued(msgspec.Struct, frozen=True, kw_only=True):
+    """A new session and what it replaces; times are Unix nanoseconds."""
+
+    session: Session
+    credential: str
+    issued_at: int
+    replaced: tuple[Session, ...]
+
+
+class Issuer:
+    """Owns the table of sessions.  Nothing here waits, publishes or knows a network."""
+
+    def __init__(self, trust: TrustRoot, role_signer: Callable[[str], Signer], lifetime_s: int | None = None) -> None:
+        """`role_signer` gives a component's role key; `lifetime_s` shortens every lifetime (never lengthens)."""
+        self._trust = trust
+        self._role_signer = role_signer
+        self._lifetime_s = lifetime_s
+        self._sessions: dict[bytes, Session] = {}
+        self._revoked: dict[bytes, int] = {}
+        self._dead: dict[bytes, int] = {}
+        self._count = 0
+
+    def restore(self, live: tuple[Session, ...], revoked: tuple[bytes, ...], now: int) -> None:
+        """Take up the newest list of the boot before."""
+        for session in live:
+            if session.expires_at > now:
+                self._sessions[session.credential_hash] = session
+        horizon = now + max(c.lifetime for c in self._trust.components.values()) * NS
+        for digest in revoked:
+            self._revoked[digest] = horizon
+
+    def check(self, request: SessionRequest, component: str, certificate: bytes) -> tuple[bytes, bytes]:
+        """(boot, session key) of a request if it may be answered; `component` is the certificate's.
+
+        `certificate` is the SHA-256 of the client certificate.  Raises `Malformed` or `Unverified`.
+        """
+        if request.component != component:
+            raise Unverified("IDENTITY", f"the certificate is {component}'s, the request {request.component[:48]!r}'s")
+        self._trust.component(component)
+        boot = hex_bytes(request.boot, BOOT_BYTES, "boot")
+        key = hex_bytes(request.session_key, KEY_BYTES, "session_key")
+        proof = hex_bytes(request.proof, SIGNATURE_BYTES, "proof")
+        try:
+            Ed25519PublicKey.from_public_bytes(key).verify(
+                proof, proof_bytes(self._trust.deployment, component, boot, key, certificate)
+            )
+        except (InvalidSignature, ValueError) as exc:
+            raise Unverified("PROOF", f"{component} did not prove that it holds the session key") from exc
+        return boot, key
+
+    def issue(self, component: str, boot: bytes, session_key: bytes, now: int) -> Issued:
+        """A new session at `now` (Unix ns).  Raises `Unverified` for a boot that ended."""
+        if boot in self._dead:
+            raise Unverified("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
+        record = self._trust.component(component)
+        lifetime = record.lifetime if self._lifetime_s is None else min(record.lifetime, self._lifetime_s)
+        issued_s = now // NS
+        self._count += 1
+        signer = self._role_signer(component)
+        claims = user_claims(
+            component,
+            boot,
+            session_key,
+            decode_key("A", record.role_key),
+            decode_key("A", record.account),
+            issued_s,
+            issued_s + lifetime,
+            f"{boot.hex()[:16]}-{now}-{self._count}",
+        )
+        credential = encode_jwt(signer, "A", claims)
+        session = Session(
+            component=component,
+            boot=boot,
+            credential_hash=hashlib.sha256(credential.encode("ascii")).digest(),
+            expires_at=(issued_s + lifetime) * NS,
+            session_key=session_key,
+        )
+        replaced = tuple(s for s in self._sessions.values() if s.component == component and s.boot != boot)
+        for old in replaced:
+            self._kill(old)
+        self._sessions[session.credential_hash] = session
+        return Issued(session=session, credential=credential, issued_at=issued_s * NS, replaced=replaced)
+
+    def revoke(self, component: str, now: int) -> tuple[Session, ...]:
+        """End every session of a component; its running boot gets no other."""
+        del now
+        found = tuple(s for s in self._sessions.values() if s.component == component)
+        for session in found:
+            self._kill(session)
+        return found
+
+    def end(self, component: str, boot: bytes, session_key: bytes) -> tuple[Session, ...]:
+        """A boot says that it ends.  Raises `Unverified` unless it holds a live session of that boot."""
+        found = tuple(s for s in self._sessions.values() if s.component == component and s.boot == boot)
+        if not any(s.session_key == session_key for s in found):
+            raise Unverified("BOOT_UNKNOWN", f"no live session of boot {boot.hex()[:8]} of {component}")
+        for session in found:
+            self._kill(session)
+        return found
+
+    def _kill(self, session: Session) -> None:
+        self._sessions.pop(session.credential_hash, None)
+        self._revoked[session.credential_hash] = session.expires_at
+        self._dead[session.boot] = session.expires_at
+
+    def expire(self, now: int) -> tuple[Session, ...]:
+        """Forget what expired; returns the last session of each boot that ended by it."""
+        gone = [s for s in self._sessions.values() if s.expires_at <= now]
+        for session in gone:
+            del self._sessions[session.credential_hash]
+        alive = {s.boot for s in self._sessions.values()}
+        ended = {s.boot: s for s in gone if s.boot not in alive}
+        for session in ended.values():
+            # A boot id is 16 random bytes and is remembered for a day: longer than any session or retry.
+            self._dead[session.boot] = now + 86_400 * NS
+        self._revoked = {k: until for k, until in self._revoked.items() if until > now}
+        self._dead = {k: until for k, until in self._dead.items() if until + 86_400 * NS > now}
+        return tuple(ended.values())
+
+    @property
+    def live(self) -> tuple[Session, ...]:
+        """Every session that may act, by component."""
+        return tuple(sorted(self._sessions.values(), key=lambda s: (s.component, s.expires_at)))
+
+    @property
+    def revoked(self) -> tuple[bytes, ...]:
+        """The credential hashes of revoked sessions that have not expired yet."""
+        return tuple(sorted(self._revoked))

@@ -1,0 +1,62 @@
+"""Getting a session from the authority: mutual TLS, and a proof for the session key.
+
+The authority is trusted to hand out credentials, not to choose keys: the session key is drawn here and
+never leaves this process, and what comes back is checked against the trust root (`link`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRequest, proof_bytes
+from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.nats_jwt import SessionKey
+
+TIMEOUT_S: Final = 5.0
+
+
+class AuthorityClient:
+    """The credential source of every component but the authority itself."""
+
+    def __init__(self, url: str, tls: ssl.SSLContext, *, deployment: str, component: str, certificate: bytes) -> None:
+        """`certificate` is the SHA-256 of the client certificate in `tls`."""
+        self._url = url
+        self._tls = tls
+        self._deployment = deployment
+        self._component = component
+        self._certificate = certificate
+
+    async def obtain(self, key: SessionKey, boot: bytes) -> str:
+        """A credential for `key`.  Raises `Unverified` when refused or unreachable, `Malformed` for nonsense."""
+        body = await self._post("/v1/session", key, boot)
+        try:
+            return msgspec.json.decode(body, type=SessionAnswer).credential
+        except msgspec.DecodeError as exc:
+            raise Malformed("AUTHORITY_ANSWER", f"{self._url}: {exc}") from exc
+
+    async def end(self, key: SessionKey, boot: bytes) -> None:
+        """Tell the authority that this boot ends."""
+        await self._post("/v1/end", key, boot)
+
+    async def _post(self, path: str, key: SessionKey, boot: bytes) -> bytes:
+        proof = key.sign(proof_bytes(self._deployment, self._component, boot, key.public, self._certificate))
+        request = SessionRequest(
+            boot=boot.hex(), component=self._component, proof=proof.hex(), session_key=key.public.hex()
+        )
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http,
+                http.post(self._url + path, data=msgspec.json.encode(request), ssl=self._tls) as response,
+            ):
+                body = await response.content.read(4 * MAX_REQUEST)
+                status = response.status
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
+            raise Unverified("AUTHORITY_UNREACHABLE", f"{self._url}: {type(exc).__name__}: {exc}") from exc
+        if status != 200:
+            raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")
+        return body

@@ -1,0 +1,112 @@
+"""Components in the test's own process on the real broker: contexts with software keys.
+
+`Desk` holds one broker and makes a `Context` per component; the credential source mints with the test's
+role keys, as the authority would, without its certificate and proof checks.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import msgspec
+import structlog
+
+from tallystick.components.runtime.context import Context
+from tallystick.components.runtime.link import Link
+from tallystick.components.runtime.metrics import Metrics
+from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
+from tallystick.schemas.trust import ComponentTrust, TrustRoot
+from tests.support import world
+from tests.support.bus import TestBus, key, now_s
+
+
+def live_trust(bus: TestBus) -> TrustRoot:
+    """The test trust root, valid now, for exactly the components of the broker."""
+    base = world.trust_root()
+    components = {
+        name: ComponentTrust(
+            role_key=encode_key("A", key(f"role {name}").public),
+            account=encode_key("A", key(f"account {name}").public),
+            publishes=component.publishes,
+            lifetime=component.lifetime_s,
+        )
+        for name, component in bus.bus.components.items()
+    }
+    now = time.time_ns()
+    return msgspec.structs.replace(base, components=components, issued=now - 10**12, expires=now + 10**15)
+
+
+class SoftwareSource:
+    """Mints credentials with the test's role keys; counts them, and can be told to refuse."""
+
+    def __init__(self, bus: TestBus, component: str, lifetime_s: int) -> None:
+        self.bus = bus
+        self.component = component
+        self.lifetime_s = lifetime_s
+        self.minted: list[str] = []
+
+    async def obtain(self, session: SessionKey, boot: bytes) -> str:
+        keys = self.bus.keys.components[self.component]
+        issued = now_s()
+        jti = f"{len(self.minted)}-{session.public.hex()[:16]}"
+        claims = user_claims(
+            self.component, boot, session.public, keys.role, keys.account, issued, issued + self.lifetime_s, jti
+        )
+        self.minted.append(encode_jwt(key(f"role {self.component}"), "A", claims))
+        return self.minted[-1]
+
+
+class Desk:
+    """Makes contexts on one broker and closes them."""
+
+    def __init__(self, bus: TestBus) -> None:
+        self.bus = bus
+        self.trust = live_trust(bus)
+        self.contexts: list[Context] = []
+
+    async def context(
+        self, component: str, *, lifetime_s: int = 120, listed: bool = False, boot: bytes | None = None, **kw: Any
+    ) -> Context:
+        """A logged-in context; call `open()` after subscribing."""
+        spec = self.bus.component(component)
+        metrics = Metrics()
+        log = structlog.get_logger().bind(component=component)
+        boot = boot or os.urandom(16)
+        source = SoftwareSource(self.bus, component, min(lifetime_s, spec.lifetime_s))
+        link = Link(
+            component=component,
+            boot=boot,
+            url=self.bus.server.url,
+            tls=self.bus.certificate(component)[0],
+            trust=self.trust,
+            source=source,
+            clock=time.time_ns,
+            entropy=os.urandom,
+            metrics=metrics,
+            log=log,
+        )
+        await link.start()
+        context = Context(
+            component=component,
+            boot=boot,
+            link=link,
+            trust=self.trust,
+            clock=time.time_ns,
+            entropy=os.urandom,
+            metrics=metrics,
+            log=log,
+            reads=spec.reads,
+            api=spec.api,
+            listed=listed,
+            **kw,
+        )
+        self.contexts.append(context)
+        return context
+
+    async def close(self) -> None:
+        """Close what is open, newest first."""
+        for context in reversed(self.contexts):
+            await context.close()
+        self.contexts.clear()
