@@ -15,8 +15,9 @@ import pytest
 import tallystick
 from tests.packaging.checkout import PACKAGES, ROOT, tracked_files
 
-# Tools of the checkout, not of an installation.
+# Tools of the checkout and pages for its readers, not of an installation.
 _NOT_SHIPPED = ("infra/dev/",)
+_NOT_SHIPPED_KINDS = (".md",)
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
@@ -62,7 +63,8 @@ def shipped() -> set[str]:
     """What the wheel's package must hold, by what git tracks."""
     own = {"tallystick/__init__.py", "tallystick/py.typed"}
     linked = {path for path in tracked_files() if path.startswith(tuple(f"{name}/" for name in PACKAGES))}
-    return own | {f"tallystick/{path}" for path in linked if not path.startswith(_NOT_SHIPPED)}
+    kept = {path for path in linked if not path.startswith(_NOT_SHIPPED) and not path.endswith(_NOT_SHIPPED_KINDS)}
+    return own | {f"tallystick/{path}" for path in kept}
 
 
 def test_wheel_from_sdist_holds_exactly_what_is_tracked(wheel: Path) -> None:
