@@ -1,0 +1,1 @@
+"""Circuit breakers: alerts and people open them, only a person closes them."""

@@ -1,0 +1,157 @@
+"""What is tripped, why, and who may close it.  Pure.
+
+- A scope is `all`, `strategy-<name>` or `venue-<name>`.  It is tripped or not; a fresh deployment has none tripped.
+- Triggers: an alert of severity high or critical (its scope; `all` where that is none of ours), a fill under the
+  strategy `unknown`, which no permit covers (`all`), and a person (`kill`).  Lesser alerts trip nothing.
+- Every trigger is answered by one `BreakerTripped` with the trigger as its cause, also where the scope is tripped
+  already: `since` then moves on to the newest, so that a re-arming signed before it does not hold any more.
+- A scope closes only by a `Rearm` that the operator signed for that scope and that `since`: it cannot be used for
+  another trip, nor twice.
+- The heartbeat holds everything tripped, whole.  Its number never falls.
+- After a restart the state is folded from history: `BreakerTripped` trips; `BreakerRearmed` closes if its note still
+  verifies; a heartbeat adds what it lists and removes nothing, so that no forged heartbeat closes a scope.
+  A trigger without its answer (we crashed in between) is answered when history ends.
+
+The breaker is trusted to say what is tripped: an attacker who controls it can at most let orders go on within the
+operator-signed caps, or halt everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.event import Event
+from tallystick.schemas.orders import Fill
+from tallystick.schemas.security import Alert, BreakerHeartbeat, BreakerRearmed, BreakerTripped, Trip
+from tallystick.schemas.subjects import Subject, check_name, subject
+from tallystick.schemas.trust import Rearm
+
+ALL: Final = "all"
+UNKNOWN_STRATEGY: Final = "unknown"
+TRIPPING: Final = frozenset(("high", "critical"))
+# Far above what a deployment has; beyond it the heartbeat would no longer be small, so everything is tripped.
+MAX_SCOPES: Final = 256
+MAX_REASON: Final = 400
+
+Output = tuple[Subject, Event]
+New = Callable[..., Any]
+OpenRearm = Callable[[str], Rearm]
+
+
+def check_scope(scope: str) -> str:
+    """Return `scope` if it is one; else raise `Malformed`."""
+    prefix, dash, name = scope.partition("-")
+    if scope == ALL or (dash and name and prefix in ("strategy", "venue")):
+        return check_name(scope, "scope")
+    raise Malformed("BREAKER_SCOPE", f"{scope[:64]!r} is none of all, strategy-<name>, venue-<name>")
+
+
+class Breakers:
+    """All breakers.  Methods return what to publish, in order; the state has changed already."""
+
+    def __init__(self, new: New, open_rearm: OpenRearm) -> None:
+        """`new(type, causes=…, **fields)` makes an event of now; `open_rearm(note)` verifies an operator's note."""
+        self._new = new
+        self._open_rearm = open_rearm
+        self._tripped: dict[str, Trip] = {}
+        self._number = 0
+        self._newest = 0
+        self._pending: dict[bytes, tuple[str, str, str]] = {}
+        self._live = False
+
+    @property
+    def tripped(self) -> tuple[Trip, ...]:
+        """Everything tripped, by scope."""
+        return tuple(self._tripped[scope] for scope in sorted(self._tripped))
+
+    def heartbeat(self) -> Output:
+        """The next heartbeat."""
+        self._number += 1
+        return subject("control.breaker", scope=ALL), self._new(
+            BreakerHeartbeat, number=self._number, tripped=self.tripped
+        )
+
+    def on_event(self, where: Subject, event: Event) -> list[Output]:
+        """A verified event of the bus: folded while history lasts, acted upon afterwards."""
+        if where.kind == "control.breaker" and not self._live:
+            self._fold(where.scope, event)
+            return []
+        trigger = self._trigger(where, event)
+        if trigger is None:
+            return []
+        if not self._live:
+            self._pending[event.id] = trigger
+            return []
+        return [self._trip(*trigger, causes=(event.id,))]
+
+    def resume(self) -> list[Output]:
+        """History has ended: from here on triggers are answered at once, those left unanswered now."""
+        self._live = True
+        pending, self._pending = self._pending, {}
+        return [self._trip(*trigger, causes=(cause,)) for cause, trigger in pending.items()]
+
+    def kill(self, scope: str, reason: str, by: str) -> list[Output]:
+        """A person trips `scope`.  Raises `Malformed` for what is no scope."""
+        return [self._trip(check_scope(scope), reason, by)]
+
+    def rearm(self, note: str) -> list[Output]:
+        """A person closes a scope.  Raises `Malformed` or `Unverified`; the state is then unchanged."""
+        scope = self._closed_by(self._open_rearm(note), None)
+        del self._tripped[scope]
+        return [(subject("control.breaker", scope=scope), self._new(BreakerRearmed, note=note))]
+
+    def _closed_by(self, rearm: Rearm, subject_scope: str | None) -> str:
+        trip = self._tripped.get(rearm.scope)
+        if subject_scope not in (None, rearm.scope):
+            raise Unverified("REARM_SCOPE", f"the note is for {rearm.scope}, not {subject_scope}")
+        if trip is None:
+            raise Unverified("REARM_NOT_TRIPPED", f"{rearm.scope[:64]} is not tripped")
+        if trip.since != rearm.since:
+            raise Unverified(
+                "REARM_OTHER_TRIP",
+                f"{rearm.scope} tripped at {trip.since} ({trip.reason}); the note is for a trip at {rearm.since}",
+            )
+        return rearm.scope
+
+    def _trip(self, scope: str, reason: str, by: str, causes: tuple[bytes, ...] = ()) -> Output:
+        if len(self._tripped) >= MAX_SCOPES and scope not in self._tripped:
+            scope, reason = ALL, f"more than {MAX_SCOPES} scopes tripped, the last: {scope}: {reason}"
+        event = self._new(BreakerTripped, causes=causes, reason=reason[:MAX_REASON], by=by)
+        if event.ts <= self._newest:  # two trips never share a `since`, or one note could close both
+            event = msgspec.structs.replace(event, ts=self._newest + 1)
+        self._newest = event.ts
+        self._tripped[scope] = Trip(scope, event.reason, event.ts, by)
+        return subject("control.breaker", scope=scope), event
+
+    @staticmethod
+    def _trigger(where: Subject, event: Event) -> tuple[str, str, str] | None:
+        if isinstance(event, Alert) and where.kind == "alert" and where.severity in TRIPPING:
+            reason = f"{event.code}: {event.text}"
+            try:
+                return check_scope(event.scope), reason, where.detector
+            except Malformed:  # a dangerous alert of a scope that nobody knows must not be without effect
+                return ALL, f"{reason} (scope {event.scope[:48]!r} unknown)", where.detector
+        if isinstance(event, Fill) and where.kind == "fill" and where.strategy == UNKNOWN_STRATEGY:
+            text = f"FILL_WITHOUT_PERMIT: trade {event.trade_id} of {where.symbol} at {where.venue}: "
+            return ALL, f"{text}{event.side} {event.qty} at {event.price}", "portfolio"
+        return None
+
+    def _fold(self, scope: str, event: Event) -> None:
+        if isinstance(event, BreakerTripped):
+            self._tripped[scope] = Trip(scope, event.reason, event.ts, event.by)
+            self._newest = max(self._newest, event.ts)
+            for cause in event.causes:
+                self._pending.pop(cause, None)
+        elif isinstance(event, BreakerHeartbeat):
+            self._number = max(self._number, event.number)
+            for trip in event.tripped:
+                self._tripped.setdefault(trip.scope, trip)
+        elif isinstance(event, BreakerRearmed):
+            try:
+                del self._tripped[self._closed_by(self._open_rearm(event.note), scope)]
+            except TallystickError:  # fails closed: the scope stays tripped, and a person can re-arm it anew
+                return

@@ -1,0 +1,1 @@
+"""Portfolio: fills and balances from the venue's user stream, positions, reconciliation."""

@@ -1,0 +1,333 @@
+"""Positions from fills, and which permit each fill belongs to.  Pure.
+
+- A fill is identified by (venue, symbol, trade id) and counts once, whether it comes by the user stream, by
+  `myTrades` after a reconnect, or from our own history at start.
+- A fill belongs to the permit with its client order id, if that permit is for its venue, symbol and side, allows its
+  price, and still has its quantity left.  What no permit covers is booked under the strategy `unknown` and reported
+  (`FILL_WITHOUT_PERMIT`): somebody traded with our account.  The breaker trips on it.
+- The venue's report can overtake the gateway's decision by a moment, so a fill without a permit waits for `GRACE_NS`
+  before it counts as unknown.  Everything of one instrument that comes later waits behind it: order is kept.
+- A position is signed base quantity, the average price of what is open, and profit realized in quote units before
+  commission.  Sums and products are exact; only a division rounds, and what is realized with it: to 18 places,
+  half to even.  Crossing zero closes the position at its average price and opens the rest at the fill's.
+- A permit is forgotten once it is filled wholly, trade ids beyond `REMEMBERED` per instrument: an id older than all
+  that are remembered is refused (`FILL_TOO_OLD`), never counted again.
+
+The venue is trusted to say what was filled; nothing else can be.
+"""
+
+from __future__ import annotations
+
+import decimal
+import itertools
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+import msgspec
+
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.event import Event, check_decimal, check_positive
+from tallystick.schemas.orders import Decision, Fill, Position, Side, VenueOrder
+from tallystick.schemas.security import Notice
+from tallystick.schemas.subjects import Subject, check_name, subject
+
+UNKNOWN: Final = "unknown"
+GRACE_NS: Final = 2_000_000_000
+REMEMBERED: Final = 100_000
+MAX_PERMITS: Final = 200_000
+# More than one flush holds.
+OVERLAP: Final = 1_000
+# Waiting fills without a permit: beyond it they count as unknown at once.
+MAX_WAITING: Final = 10_000
+
+_EXACT = decimal.Context(prec=120, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.Overflow])
+_ROUND = decimal.Context(prec=120, rounding=decimal.ROUND_HALF_EVEN, traps=[decimal.InvalidOperation, decimal.Overflow])
+_PLACES = Decimal(1).scaleb(-18)
+_ZERO = Decimal(0)
+
+Output = tuple[Subject, Event]
+New = Callable[..., Any]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A fill in the venue's words; `symbol` is the unified one, `time` Unix nanoseconds of the venue.
+
+    `client_order_id` is "" where the venue does not tell it (`myTrades`): then `venue_order_id` finds the permit, if
+    an earlier report named both.
+    """
+
+    venue: str
+    symbol: str
+    client_order_id: str
+    venue_order_id: str
+    trade_id: int
+    side: Side
+    price: Decimal
+    qty: Decimal
+    commission: Decimal
+    commission_asset: str
+    maker: bool
+    time: int
+
+    def __post_init__(self) -> None:
+        check_name(self.venue, "venue")
+        check_positive(self.price, "price")
+        check_positive(self.qty, "qty")
+        check_decimal(self.commission, "commission")
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """A position; see the module docstring for units and rounding."""
+
+    qty: Decimal = _ZERO
+    average_price: Decimal = _ZERO
+    realized: Decimal = _ZERO
+    fills: int = 0
+
+    def after(self, side: Side, price: Decimal, qty: Decimal) -> Holding:
+        """The position after a fill.  Raises `Malformed` where a number no longer fits DECIMAL(38,18)."""
+        with decimal.localcontext(_EXACT):
+            signed = qty if side == "buy" else -qty
+            total = self.qty + signed
+            realized, average = self.realized, self.average_price
+            if self.qty * signed >= 0:
+                cost = abs(self.qty) * average + qty * price
+                average = _rounded(_ROUND.divide(cost, abs(total)))
+            else:
+                closed = min(qty, abs(self.qty))
+                profit = (price - average) * closed
+                realized += _rounded(profit if self.qty > 0 else -profit)
+                if not total:
+                    total = average = _ZERO
+                elif total * self.qty < 0:
+                    average = price
+        for value, what in ((total, "position"), (average, "average price"), (realized, "realized profit")):
+            check_decimal(value, what)
+        return Holding(total, average, realized, self.fills + 1)
+
+
+def _rounded(value: Decimal) -> Decimal:
+    """`value` to 18 places without trailing zeros; adding zero turns `1E+2` back into `100` and drops the sign of 0."""
+    return value.quantize(_PLACES, context=_ROUND).normalize(_ROUND) + _ZERO
+
+
+class _Permitted:
+    __slots__ = ("decision_id", "intent_id", "left", "order", "strategy", "symbol", "venue")
+
+    def __init__(self, where: Subject, decision: Decision, order: VenueOrder) -> None:
+        self.strategy, self.venue, self.symbol = where.strategy, where.venue, where.symbol
+        self.intent_id, self.decision_id = decision.intent_id, decision.id
+        self.order = order
+        self.left = Decimal(order.quantity)
+
+
+class _Ids:
+    """The trade ids of one instrument, the newest `REMEMBERED` of them."""
+
+    __slots__ = ("floor", "seen")
+
+    def __init__(self) -> None:
+        self.seen: OrderedDict[int, None] = OrderedDict()
+        self.floor = -1
+
+    def add(self, trade_id: int) -> Literal["new", "seen", "old"]:
+        if trade_id in self.seen:
+            return "seen"
+        if trade_id <= self.floor:
+            return "old"
+        self.seen[trade_id] = None
+        if len(self.seen) > REMEMBERED:
+            self.floor = max(self.floor, self.seen.popitem(last=False)[0])
+        return "new"
+
+
+class Book:
+    """All positions.  Methods return what to publish, in order; the state has changed already."""
+
+    def __init__(self, new: New) -> None:
+        """`new(type, causes=…, **fields)` makes an event of now."""
+        self._new = new
+        self._holdings: dict[tuple[str, str, str], Holding] = {}
+        self._permits: OrderedDict[tuple[str, str], _Permitted] = OrderedDict()
+        self._client_ids: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._ids: dict[tuple[str, str], _Ids] = {}
+        self._waiting: dict[tuple[str, str], deque[tuple[Report, int]]] = {}
+        self._first_permit: dict[tuple[str, str], int] = {}
+        self._stated: dict[tuple[str, str, str], int] = {}
+
+    def position(self, strategy: str, venue: str, symbol: str) -> Holding:
+        """A strategy's position in an instrument; flat where there was no fill."""
+        return self._holdings.get((strategy, venue, symbol), Holding())
+
+    def ask_from(self, venue: str, symbol: str) -> int:
+        """The trade id from which to ask the venue for what may be missing; -1 if there is none.
+
+        It lies `OVERLAP` trades back: if we crashed in the middle of a flush, of two fills the later one alone may
+        have been stored.
+        """
+        ids = self._ids.get((venue, symbol))
+        if ids is None or not ids.seen:
+            return -1
+        return min(itertools.islice(reversed(ids.seen), OVERLAP))
+
+    def first_permit(self, venue: str, symbol: str) -> int | None:
+        """When (Unix ns) the oldest known permit for the instrument was given: no fill of ours can be older."""
+        return self._first_permit.get((venue, symbol))
+
+    def on_decision(self, where: Subject, decision: Decision, now: int) -> list[Output]:
+        """A verified decision; fills that waited for it are applied."""
+        if decision.permit is None:
+            return []
+        order = decision.permit.order
+        self._first_permit.setdefault((where.venue, where.symbol), decision.ts)
+        self._permits[where.venue, order.client_order_id] = _Permitted(where, decision, order)
+        if len(self._permits) > MAX_PERMITS:
+            self._permits.popitem(last=False)
+        return self._release(where.venue, where.symbol, now)
+
+    def restore(self, where: Subject, fill: Fill) -> None:
+        """A fill of our own history: applied as it was booked then."""
+        ids = self._ids.setdefault((where.venue, where.symbol), _Ids())
+        if ids.add(fill.trade_id) != "new":
+            return
+        key = (where.strategy, where.venue, where.symbol)
+        self._holdings[key] = self._holdings.get(key, Holding()).after(fill.side, fill.price, fill.qty)
+        self._remember_order(where.venue, where.symbol, fill.venue_order_id, fill.client_order_id)
+        permit = self._permits.get((where.venue, fill.client_order_id))
+        if permit is not None and fill.intent_id == permit.intent_id:
+            self._use(permit, fill.client_order_id, fill.qty)
+
+    def stated(self, where: Subject, position: Position) -> None:
+        """A position of our own history."""
+        self._stated[where.strategy, where.venue, where.symbol] = position.fills
+
+    def resume(self) -> list[Output]:
+        """History has ended: positions whose fill was stored, but not they, before a crash."""
+        outputs: list[Output] = []
+        for key, holding in self._holdings.items():
+            if self._stated.get(key, 0) < holding.fills:
+                outputs.append(self._position(key, holding, ()))
+        return outputs
+
+    def on_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
+        """The venue or execution named an order by both its ids."""
+        self._remember_order(venue, symbol, venue_order_id, client_order_id)
+
+    def on_report(self, report: Report, now: int) -> list[Output]:
+        """A fill reported by the venue."""
+        key = (report.venue, report.symbol)
+        waiting = self._waiting.setdefault(key, deque())
+        verdict = self._ids.setdefault(key, _Ids()).add(report.trade_id)
+        if verdict == "old":
+            text = f"trade {report.trade_id} of {report.symbol} at {report.venue} is older than all remembered"
+            return [self._notice("FILL_TOO_OLD", text)]
+        if verdict == "seen":
+            return []
+        self._remember_order(report.venue, report.symbol, report.venue_order_id, report.client_order_id)
+        waiting.append((report, now))
+        return self._release(*key, now)
+
+    def on_time(self, now: int) -> list[Output]:
+        """Time passed: fills that waited long enough for a permit are booked under `unknown`."""
+        return [output for venue, symbol in list(self._waiting) for output in self._release(venue, symbol, now)]
+
+    def _release(self, venue: str, symbol: str, now: int) -> list[Output]:
+        waiting = self._waiting.get((venue, symbol))
+        outputs: list[Output] = []
+        while waiting:
+            report, since = waiting[0]
+            permit, client_order_id, why = self._permit(report)
+            if permit is None and why == "" and now - since < GRACE_NS and len(waiting) <= MAX_WAITING:
+                break
+            waiting.popleft()
+            outputs += self._apply(report, permit, client_order_id, why)
+        return outputs
+
+    def _permit(self, report: Report) -> tuple[_Permitted | None, str, str]:
+        """The permit that covers the report, its client order id, and why a permit found does not cover it."""
+        client_order_id = report.client_order_id or self._client_ids.get(
+            (report.venue, report.symbol, report.venue_order_id), ""
+        )
+        permit = self._permits.get((report.venue, client_order_id)) if client_order_id else None
+        if permit is None:
+            return None, client_order_id, ""
+        why = ""
+        if permit.symbol != report.symbol:
+            why = f"permit is for {permit.symbol}"
+        elif permit.order.side.lower() != report.side:
+            why = f"permit is to {permit.order.side.lower()}"
+        elif report.qty > permit.left:
+            why = f"permit has {permit.left} left"
+        elif permit.order.price and (
+            report.price > Decimal(permit.order.price)
+            if report.side == "buy"
+            else report.price < Decimal(permit.order.price)
+        ):
+            why = f"permit allows {permit.order.price}"
+        return (None if why else permit), client_order_id, why
+
+    def _apply(self, report: Report, permit: _Permitted | None, client_order_id: str, why: str) -> list[Output]:
+        strategy = permit.strategy if permit else UNKNOWN
+        key = (strategy, report.venue, report.symbol)
+        try:
+            after = self._holdings.get(key, Holding()).after(report.side, report.price, report.qty)
+        except Malformed as exc:
+            return [self._notice("POSITION_RANGE", f"trade {report.trade_id} of {report.symbol}: {exc.text}")]
+        self._holdings[key] = after
+        if permit:
+            self._use(permit, client_order_id, report.qty)
+        fill = self._new(
+            Fill,
+            causes=(permit.decision_id,) if permit else (),
+            intent_id=permit.intent_id if permit else b"",
+            client_order_id=client_order_id,
+            venue_order_id=report.venue_order_id,
+            trade_id=report.trade_id,
+            side=report.side,
+            price=report.price,
+            qty=report.qty,
+            commission=report.commission,
+            commission_asset=report.commission_asset,
+            maker=report.maker,
+            time=report.time,
+        )
+        # A crash after this fill is stored and before its position is: `resume` states the position again.
+        # A crash before: the venue is asked for the fill again (`ask_from`).
+        outputs: list[Output] = [
+            (subject("fill", strategy=strategy, venue=report.venue, symbol=report.symbol), fill),
+            self._position(key, after, (fill.id,)),
+        ]
+        if not permit:
+            text = (
+                f"trade {report.trade_id} of {report.symbol} at {report.venue}: {report.side} {report.qty} at "
+                f"{report.price}, order {report.venue_order_id} ({client_order_id[:48] or 'no client order id'})"
+            )
+            outputs.append(self._notice("FILL_WITHOUT_PERMIT", f"{text}: {why or 'no permit'}", (fill.id,)))
+        return outputs
+
+    def _position(self, key: tuple[str, str, str], holding: Holding, causes: tuple[bytes, ...]) -> Output:
+        strategy, venue, symbol = key
+        return subject("position", strategy=strategy, venue=venue, symbol=symbol), self._new(
+            Position,
+            causes=causes,
+            qty=holding.qty,
+            average_price=holding.average_price,
+            realized=holding.realized,
+            fills=holding.fills,
+        )
+
+    def _notice(self, code: str, text: str, causes: tuple[bytes, ...] = ()) -> Output:
+        return subject("guard", component="portfolio"), self._new(Notice, causes=causes, code=code, text=text)
+
+    def _use(self, permit: _Permitted, client_order_id: str, qty: Decimal) -> None:
+        permit.left -= qty
+        if permit.left <= 0:
+            del self._permits[permit.venue, client_order_id]
+
+    def _remember_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
+        if venue_order_id and client_order_id:
+            self._client_ids[venue, symbol, venue_order_id] = client_order_id
+            if len(self._client_ids) > MAX_PERMITS:
+                self._client_ids.popitem(last=False)
