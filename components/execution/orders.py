@@ -61,6 +61,8 @@ KEEP_NS: Final = 60 * SECOND
 MAX_HISTORY: Final = 20_000
 # https://developers.binance.com/docs/binance-spot-api-docs/enums, order status
 FINAL_STATUS: Final = frozenset({"FILLED", "CANCELED", "REJECTED", "EXPIRED", "EXPIRED_IN_MATCH"})
+# Error code of Binance for a cancel that finds nothing to cancel.
+NOTHING_TO_CANCEL: Final = "-2011"
 FINAL_STATES: Final = frozenset({"rejected", "void", "closed"})
 
 
@@ -403,14 +405,15 @@ class Orders:
     def all_cancelled(self, venue: str, symbol: str, outcome: tuple[Report, ...] | Outcome, now: int) -> list[Effect]:
         """The venue's answer to a cancel of a whole instrument."""
         effects: list[Effect] = []
-        if isinstance(outcome, tuple | Rejected):
+        nothing_open = isinstance(outcome, Rejected) and outcome.code == NOTHING_TO_CANCEL
+        if isinstance(outcome, tuple) or nothing_open:
             self._cancelling.pop((venue, symbol), None)
         if isinstance(outcome, tuple):
             for report in outcome:
                 order = self._by_name.get(report.client_order_id)
                 if order is not None and not order.final:
                     effects += self._reported(order, report, now)
-        if isinstance(outcome, tuple | Rejected):
+        if isinstance(outcome, tuple) or nothing_open:
             # What still counts as accepted was not open: filled or cancelled before.
             effects += [Query(order) for order in self._accepted(venue, symbol)]
         return effects
