@@ -105,11 +105,14 @@ class Gateway:
     """See the module docstring.  Owns all state that decisions rest on; not for use from several threads.
 
     - `trust`: the trust root; `policy`: checked policies; `limits`: the limits of each strategy.
+    - `sessions`: the view of live sessions that the caller keeps up to date with `cred.>`.
     - `new`: makes a `Decision` (in a process, the runtime's maker of events).
     """
 
-    def __init__(self, trust: TrustRoot, policy: Policy, limits: LimitBook, new: NewDecision) -> None:
-        self.sessions = SessionView()
+    def __init__(
+        self, trust: TrustRoot, policy: Policy, limits: LimitBook, sessions: SessionView, new: NewDecision
+    ) -> None:
+        self.sessions = sessions
         self.exposure = Exposure()
         self.ready = False
         self._trust = trust
@@ -122,7 +125,8 @@ class Gateway:
         self._last: dict[tuple[str, str], Decimal] = {}
         self._leases: list[ArmLease] = []
         self._heartbeat_at: int | None = None
-        self._tripped: dict[str, int] = {}
+        self._beaten: frozenset[str] = frozenset()  # what the last heartbeat says is tripped
+        self._trips: dict[str, int] = {}  # scopes tripped since that heartbeat, and when (ns)
         self._throttles: dict[str, Throttle] = {}
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._pending: dict[bytes, tuple[Verified, Intent | CancelIntent]] = {}
@@ -130,14 +134,11 @@ class Gateway:
     # --- what is learned -----------------------------------------------------------------------------
 
     def apply(self, verified: Verified, now: int) -> None:
-        """Take in one verified message of any kind but `order.intent`; what is not needed has no effect.
+        """Take in one verified message of any kind but `order.intent` and `cred`; others have no effect.
 
         `now` is Unix ns.  Raises `Unverified` or `Malformed` for an arming lease that does not verify.
         """
-        kind, subject = verified.subject.kind, verified.subject
-        if kind == "cred":
-            self.sessions.apply(verified)
-            return
+        subject = verified.subject
         for event in verified.events:
             if isinstance(event, Trade):
                 self.on_market(subject, event, verified.statement.time)
@@ -174,13 +175,13 @@ class Gateway:
             market.feed = status.state
 
     def on_breaker(self, subject: Subject, event: BreakerHeartbeat | BreakerTripped, stated: int) -> None:
-        """The breaker's word: a heartbeat replaces all trips that it is later than."""
+        """The breaker's word, stated at `stated` (ns): a heartbeat replaces all trips that it is later than."""
         if isinstance(event, BreakerTripped):
-            self._tripped[subject.scope] = stated
-        elif self._heartbeat_at is None or stated > self._heartbeat_at:
+            self._trips[subject.scope] = max(stated, self._trips.get(subject.scope, 0))
+        elif self._heartbeat_at is None or stated >= self._heartbeat_at:
             self._heartbeat_at = stated
-            later = {scope: at for scope, at in self._tripped.items() if at > stated}
-            self._tripped = {trip.scope: stated for trip in event.tripped} | later
+            self._beaten = frozenset(trip.scope for trip in event.tripped)
+            self._trips = {scope: at for scope, at in self._trips.items() if at >= stated}
 
     def on_arm(self, subject: Subject, event: Arm, now: int) -> None:
         """An operator's lease for execution.  Raises `Unverified` or `Malformed` if it does not verify."""
@@ -199,7 +200,8 @@ class Gateway:
         """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
         for cause in decision.causes:
             self._pending.pop(cause, None)
-            self._remember(cause, decision.ts)
+            self._seen.setdefault(cause, decision.ts)
+        self._forget(decision.ts)
         if decision.permit is not None:
             self._reserve_recorded(subject, decision)
 
@@ -226,8 +228,9 @@ class Gateway:
 
     def _decide(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision:
         self.exposure.expire(now)
+        self._forget(now)
         seen = intent.id in self._seen
-        self._remember(intent.id, now)
+        self._seen.setdefault(intent.id, now)
         if isinstance(intent, CancelIntent):
             return self._cancel(verified, intent, seen, now)
         return self._place(verified, intent, seen, now)
@@ -350,7 +353,7 @@ class Gateway:
             armed=any(lease.start <= now < lease.until for lease in leases),
             custody=self._custody(now),
             heartbeat_age=None if self._heartbeat_at is None else max(0, now - self._heartbeat_at),
-            tripped=tuple(scope for scope in scopes if scope in self._tripped),
+            tripped=tuple(scope for scope in scopes if scope in self._beaten or scope in self._trips),
             feed=market.feed if market is not None else "",
             data_age=None if market is None or last is None else max(0, now - market.stated),
             messages_left=self._throttle(subject.strategy).left(now),
@@ -405,8 +408,8 @@ class Gateway:
         record = self._instruments.get((subject.venue, subject.symbol))
         return "" if record is None else record[0].quote
 
-    def _remember(self, intent_id: bytes, now: int) -> None:
-        self._seen.setdefault(intent_id, now)
+    def _forget(self, now: int) -> None:
+        """Drop the ids that are too old to be decided anyway; they stand in the order of their arrival."""
         while self._seen:
             first = next(iter(self._seen))
             if self._seen[first] >= now - REMEMBER_NS:

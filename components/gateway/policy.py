@@ -106,7 +106,7 @@ class Policy:
                 "principal": {"type": "Strategy", "id": facts.strategy},
                 "action": {"type": "Action", "id": action},
                 "resource": {"type": "Instrument", "id": f"{facts.venue}/{facts.symbol}"},
-                "context": {k: v for k, v in context.items() if v is not None},
+                "context": msgspec.json.encode({k: v for k, v in context.items() if v is not None}).decode(),
             },
             self._policies,
             self._entities,

@@ -1,0 +1,192 @@
+"""A gateway core with everything that it needs to say yes, and helpers to take one thing away."""
+
+from __future__ import annotations
+
+import hashlib
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tallystick.components.gateway import decide
+from tallystick.components.gateway.policy import Policy
+from tallystick.components.gateway.risk import LimitBook, Limits
+from tallystick.schemas.credential import Credential
+from tallystick.schemas.event import Event
+from tallystick.schemas.ids import EventIds
+from tallystick.schemas.market import FeedStatus, Trade
+from tallystick.schemas.orders import CancelIntent, Decision, Intent
+from tallystick.schemas.seal import Statement, Verified
+from tallystick.schemas.security import Arm, BreakerHeartbeat, Session, SessionList, Trip
+from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.subjects import Subject, parse_subject
+from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
+from tests.support import world
+
+POLICY = Path(decide.__file__).parent / "policy"
+NOW = world.NOW
+SECOND = 1_000_000_000
+MS = 1_000_000
+CUSTODY_BOOT = world.seed("boot custody")[:16]
+XRP = "paper.XRP-ETH"
+LISTED = {("paper", "XRP/ETH"): ("alpha", "beta"), ("paper", "BTC/USDT"): ("alpha",)}
+LAST = Decimal("0.001")
+LIMITS = Limits(
+    max_notional=Decimal("0.5"),
+    max_qty=Decimal(600),
+    max_open_notional=Decimal(1),
+    max_position_notional=Decimal("0.8"),
+    max_gross_notional=Decimal("1.5"),
+    collar_bps=100,
+    messages_per_second=5,
+    burst=10,
+    stale_ms=2000,
+)
+
+
+def trust_root() -> TrustRoot:
+    """The common trust root, with a step, a tick and a minimum that tests can miss."""
+    root = world.trust_root()
+    xrp = Instrument(
+        venue="paper",
+        symbol="XRP/ETH",
+        venue_symbol="XRPETH",
+        base="XRP",
+        quote="ETH",
+        tick=Decimal("0.0000001"),
+        step=Decimal(1),
+        min_notional=Decimal("0.01"),
+        market_price=Decimal("0.01"),
+    )
+    return msgspec.structs.replace(root, instruments=(xrp, *root.instruments[1:]))
+
+
+class World:
+    """`gateway` is ready and would permit `intent()`; `now` is the clock."""
+
+    def __init__(
+        self,
+        limits: LimitBook | None = None,
+        policy: Policy | None = None,
+        trust: TrustRoot | None = None,
+        ready: bool = True,
+    ) -> None:
+        self.now = NOW
+        self.trust = trust or trust_root()
+        self.ids = EventIds(b"gateway.test")
+        self.policy = policy or Policy.load(POLICY, self.trust, LISTED)
+        self.credentials: dict[str, Credential] = {
+            name: world.credential(name, self.trust, boot=CUSTODY_BOOT if name == "custody" else None)[0]
+            for name in self.trust.components
+        }
+        self.sessions = SessionView()
+        self.gateway = decide.Gateway(
+            self.trust, self.policy, limits or LimitBook(LIMITS), self.sessions, self._new_decision
+        )
+        self.decisions: list[tuple[Subject, Decision]] = []
+        if ready:
+            self.decisions += self.gateway.caught_up(self.now)
+            self.refresh()
+            self.arm()
+
+    def _new_decision(self, *, causes: tuple[bytes, ...], **fields: Any) -> Decision:
+        return Decision(id=self.ids.next(self.now), ts=self.now, causes=causes, **fields)
+
+    # -- events in ------------------------------------------------------------------------------
+
+    def base(self, ts: int | None = None) -> dict[str, Any]:
+        """Id and time of a new event."""
+        at = self.now if ts is None else ts
+        return {"id": self.ids.next(at), "ts": at}
+
+    def verified(self, component: str, subject: str, *events: Event, time: int | None = None) -> Verified:
+        """A message as the verifier hands it over (the seal has tests of its own)."""
+        parsed = parse_subject(subject)
+        credential = self.credentials[component]
+        return Verified(
+            subject=parsed,
+            events=list(events),
+            statement=Statement(
+                deployment=self.trust.deployment,
+                component=component,
+                boot=credential.boot,
+                stream=parsed.stream,
+                seq=0,
+                prev=bytes(32),
+                size=1,
+                root=bytes(32),
+                time=self.now if time is None else time,
+                flags=0,
+                credential=credential.digest,
+            ),
+            credential=credential,
+            index=0,
+            leaf=hashlib.sha256(b"leaf" + b"".join(e.id for e in events)).digest(),
+            digest=bytes(32),
+            payload=b"",
+        )
+
+    def apply(self, component: str, subject: str, *events: Event) -> None:
+        """Apply a message of another component."""
+        self.gateway.apply(self.verified(component, subject, *events), self.now)
+
+    def refresh(self) -> None:
+        """Session list, heartbeat and market data of this moment."""
+        self.list_sessions()
+        self.beat()
+        self.trade()
+
+    def list_sessions(self, without: str = "", revoked: tuple[bytes, ...] = ()) -> None:
+        """The authority's list of everybody but `without`."""
+        live = tuple(
+            Session(component=n, boot=c.boot, credential_hash=c.digest, expires_at=c.expires_at)
+            for n, c in self.credentials.items()
+            if n != without
+        )
+        event = SessionList(**self.base(), number=1, live=live, revoked=revoked)
+        self.sessions.apply(self.verified("authority", "cred.authority", event))
+
+    def beat(self, *scopes: str) -> None:
+        """The breaker's heartbeat with these scopes tripped."""
+        tripped = tuple(Trip(scope=s, reason="test", since=self.now, by="test") for s in scopes)
+        self.apply("breaker", "control.breaker.all", BreakerHeartbeat(**self.base(), number=1, tripped=tripped))
+
+    def arm(
+        self, venues: tuple[str, ...] = ("paper",), start: int = NOW - SECOND, until: int = NOW + 3600 * SECOND
+    ) -> None:
+        """An operator's lease for execution."""
+        lease = ArmLease(
+            deployment=self.trust.deployment, component="execution", venues=venues, start=start, until=until
+        )
+        note = sign_document(lease, ("operator", world.key("operator")))
+        self.apply("breaker", "control.arm.execution", Arm(**self.base(), note=note))
+
+    def trade(self, price: Decimal = LAST, subject: str = XRP) -> None:
+        """A trade of the market."""
+        event = Trade(**self.base(), trade_id=1, price=price, qty=Decimal(1), time=self.now, buyer_is_maker=False)
+        self.apply("market-data", f"md.trade.{subject}", event)
+
+    def feed(self, state: Any, symbol: str = "XRP/ETH") -> None:
+        """A state of the feed."""
+        self.apply("market-data", "ref.market.paper", FeedStatus(**self.base(), symbol=symbol, state=state))
+
+    # -- intents in, decisions out --------------------------------------------------------------
+
+    def intent(self, qty: str = "100", price: str | None = "0.001", side: Any = "buy", **more: Any) -> Intent:
+        """An intent within every limit."""
+        kind: Any = "market" if price is None else "limit"
+        fields = {**self.base(), "tif": "GTC", **more}
+        return Intent(side=side, type=kind, qty=Decimal(qty), price=None if price is None else Decimal(price), **fields)
+
+    def ask(self, intent: Intent | CancelIntent, strategy: str = "alpha", subject: str = XRP, **more: Any) -> Decision:
+        """The gateway's decision on an intent of `strategy`."""
+        message = self.verified(f"strategy-{strategy}", f"order.intent.{strategy}.{subject}", intent, **more)
+        decision = self.gateway.on_intent(message, intent, self.now)
+        assert decision is not None
+        return decision
+
+    def codes(self, intent: Intent | CancelIntent, strategy: str = "alpha", **more: Any) -> list[str]:
+        """The codes of the denials of an intent, without the policy's; [] for a permit."""
+        decision = self.ask(intent, strategy, **more)
+        return [d.code for d in decision.denials if d.code != "POLICY_DENIED"]
