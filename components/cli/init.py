@@ -29,11 +29,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tallystick.components.runtime import deployment as layout
 from tallystick.components.runtime.deployment import Config, Deployment, StrategyConfig
 from tallystick.components.runtime.hsm import HsmSigner, Token, create_token
-from tallystick.components.runtime.keystore import Keystore, Secret, write_durably
+from tallystick.components.runtime.keystore import Keystore, Secret, check_master_pin, write_durably
 from tallystick.components.runtime.pki import CertificateAuthority
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, Venue, sign_document
@@ -42,7 +42,11 @@ CA_VALIDITY: Final = timedelta(days=3650)
 CERTIFICATE_VALIDITY: Final = timedelta(days=90)
 TRUST_VALIDITY: Final = timedelta(days=365)
 DEFAULT_STRATEGIES: Final = (
-    StrategyConfig(name="momentum", module="tallystick.components.strategy.examples.momentum"),
+    StrategyConfig(
+        name="momentum",
+        module="tallystick.components.strategy.examples.momentum",
+        instruments=("XRP/ETH", "BTC/USDT"),
+    ),
 )
 # Below Linux's ephemeral ports (32768 on), so that no outgoing connection takes one between two starts.
 PORTS: Final = range(20_000, 32_000)
@@ -140,6 +144,7 @@ def init(
     leaves nothing behind.
     """
     check_name(deployment, "deployment")
+    check_master_pin(master_pin)
     directory = directory.absolute()
     if len(os.fsencode(directory / "run")) > layout.MAX_RUN_PATH:
         raise ConfigError(
@@ -345,12 +350,36 @@ def write_trust_root(
     write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
 
 
+def load_bus_keys(paths: Deployment) -> BusKeys:
+    """The public keys of the broker, as far as possible checked against the trust root.
+
+    Raises `ConfigError` and `Unverified`, as `Deployment.load_trust` does.
+    """
+    root = paths.load_trust()[-1]
+    try:
+        keys = msgspec.json.decode(paths.bus_keys.read_bytes(), type=BusKeys)
+    except (OSError, msgspec.DecodeError) as exc:
+        raise ConfigError("BUS_KEYS", f"{paths.bus_keys}: {exc}; `tallystick init` makes it") from exc
+    found = {n: (encode_key("A", k.role), encode_key("A", k.account)) for n, k in keys.components.items()}
+    wanted = {n: (c.role_key, c.account) for n, c in root.components.items()}
+    core = encode_key("A", keys.core_account)
+    if (
+        found != wanted
+        or core != root.core_account
+        or keys.operator.hex() != root.operator_root
+        or keys.operator_signing.hex() != root.operator
+    ):
+        raise Unverified("BUS_KEYS", f"{paths.bus_keys} does not agree with trust root {root.number}")
+    return keys
+
+
 def _render(deployment: str, strategies: Sequence[StrategyConfig]) -> str:
     """`deployment.toml`; a JSON string is a TOML basic string."""
     broker, authority, venue = _free_ports(3)
     text = _TEMPLATE.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
     for strategy in strategies:
         text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
+        text += f"instruments = {json.dumps(strategy.instruments)}\n"
         if strategy.params:
             text += "\n[strategies.params]\n"
             text += "".join(f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in strategy.params.items())

@@ -51,8 +51,8 @@ SERVERS: Final = (BROKER, "authority", "paper-exchange")
 
 PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
-# sockaddr_un holds 108 bytes with the final zero; a socket's name takes up to 56 of them.
-MAX_RUN_PATH: Final = 108 - 1 - 56
+# sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody.sock`) take up to 24 of them.
+MAX_RUN_PATH: Final = 108 - 1 - 24
 
 
 def account_key_id(component: str) -> bytes:
@@ -115,10 +115,14 @@ class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class StrategyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One strategy, in a process of its own: `module` is a Python module or a path to a .py file."""
+    """One strategy, in a process of its own.
+
+    `module` is a Python module or a path to a .py file; `instruments` are the unified symbols that it may trade.
+    """
 
     name: str
     module: str
+    instruments: tuple[str, ...]
     params: dict[str, str] = {}
 
     def __post_init__(self) -> None:
@@ -188,9 +192,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if cap.account != self.venue.account:
                 raise Malformed("CAPS", f"cap for account {cap.account!r}, the venue's is {self.venue.account!r}")
         known = {i.symbol for i in self.instruments}
-        for symbol in self.market_data.symbols:
+        wanted = [("market_data.symbols", symbol) for symbol in self.market_data.symbols]
+        wanted += [(f"instruments of strategy {s.name}", symbol) for s in self.strategies for symbol in s.instruments]
+        for where, symbol in wanted:
             if symbol not in known:
-                raise Malformed("MARKET_DATA", f"market_data.symbols: {symbol!r} is none of {', '.join(sorted(known))}")
+                raise Malformed("INSTRUMENTS", f"{where}: {symbol!r} is none of {', '.join(sorted(known))}")
         own = self.limits.get("strategy", {})
         if not isinstance(own, dict):
             raise Malformed("LIMITS", "limits.strategy must be a table of tables")
@@ -338,6 +344,14 @@ class Deployment:
     def strategies(self) -> tuple[str, ...]:
         """The names of the strategies, as a topology expands them."""
         return tuple(s.name for s in self.config.strategies)
+
+    @property
+    def listed(self) -> dict[tuple[str, str], tuple[str, ...]]:
+        """(venue, symbol) -> the strategies that may trade there."""
+        return {
+            (i.venue, i.symbol): tuple(s.name for s in self.config.strategies if i.symbol in s.instruments)
+            for i in self.config.instruments
+        }
 
     def secret_names(self, component: str) -> tuple[str, ...]:
         """The keystore's names of what a component gets, and nothing else."""

@@ -95,8 +95,7 @@ class Keystore:
     @classmethod
     def create(cls, path: Path, master_pin: Secret, secrets: Mapping[str, Secret]) -> Keystore:
         """Write a new keystore.  Raises `ConfigError` if `path` exists or the PIN is too short."""
-        if len(master_pin.reveal()) < MIN_MASTER_PIN:
-            raise ConfigError("KEYSTORE_PIN", f"the master PIN must have at least {MIN_MASTER_PIN} characters")
+        check_master_pin(master_pin)
         if path.exists():
             raise ConfigError("KEYSTORE_EXISTS", f"{path} exists already; choose another place")
         salt = entropy.token_bytes(_SALT)
@@ -154,6 +153,12 @@ class Keystore:
 
     def __repr__(self) -> str:
         return f"Keystore({str(self.path)!r}, {len(self.secrets)} secrets)"
+
+
+def check_master_pin(master_pin: Secret) -> None:
+    """Raise `ConfigError` for a PIN that is too short to protect a keystore."""
+    if len(master_pin.reveal()) < MIN_MASTER_PIN:
+        raise ConfigError("KEYSTORE_PIN", f"the master PIN must have at least {MIN_MASTER_PIN} characters")
 
 
 def _derive(master_pin: Secret, salt: bytes) -> bytes:
