@@ -82,16 +82,17 @@ class Spent(msgspec.Struct, frozen=True):
 
 
 class Permits:
-    """See the module docstring.  Owns the view of sessions, breakers and leases, and what was used and spent.
+    """See the module docstring.  Owns the view of breakers and leases, and what was used and spent.
 
     - `trust`: the trust root; `boot`: the boot id of this process, the audience of its permits.
+    - `sessions`: the live sessions, kept by who reads `cred.>`.
     - `spent`: what was signed in the past hour, oldest first, from the journal.
     """
 
-    def __init__(self, trust: TrustRoot, boot: bytes, spent: tuple[Spent, ...] = ()) -> None:
+    def __init__(self, trust: TrustRoot, boot: bytes, sessions: SessionView, spent: tuple[Spent, ...] = ()) -> None:
         self.trust = trust
         self.boot = boot
-        self.sessions = SessionView()
+        self.sessions = sessions
         self.heartbeat_at = 0
         self._tripped: dict[str, int] = {}
         self._leases: list[ArmLease] = []
@@ -102,16 +103,16 @@ class Permits:
         for one in spent:
             self._spend(one)
 
-    def apply(self, verified: Verified, now: int) -> None:
-        """Take in one verified message of `cred.>` or `control.>`; others have no effect.
+    def apply(self, verified: Verified, now: int, *, live: bool) -> None:
+        """Take in one verified message of `control.>`; others have no effect.
 
-        Raises `Unverified` or `Malformed` for an arming lease that does not verify.
+        `live` is false for history, of which no heartbeat counts.  Raises `Unverified` or `Malformed` for an
+        arming lease that does not verify.
         """
-        self.sessions.apply(verified)
         kind, stated = verified.subject.kind, verified.statement.time
         for event in verified.events:
             if kind == "control.breaker":
-                if isinstance(event, BreakerHeartbeat) and stated > self.heartbeat_at:
+                if isinstance(event, BreakerHeartbeat) and live and stated > self.heartbeat_at:
                     self.heartbeat_at = stated
                     later = {scope: at for scope, at in self._tripped.items() if at > stated}
                     self._tripped = {trip.scope: stated for trip in event.tripped} | later

@@ -247,7 +247,7 @@ class Orders:
     # --- what others say -------------------------------------------------------------------------
 
     def decided(self, subject: Subject, decision: Decision, now: int, *, live: bool) -> list[Effect]:
-        """A decision of the gateway was read; `live` is false for history, which is only noted."""
+        """A decision of the gateway was read; `live` is false for history and for what came too late."""
         if decision.verdict == "cancel":
             return self._cancel_wanted(decision.intent_id, now)
         if decision.permit is None:
@@ -263,8 +263,10 @@ class Orders:
         order = Order(subject, decision.intent_id, decision.id, permit.order.client_order_id, deadline)
         taken = order.client_order_id in self._by_name
         self._add(order)
-        if not live or not self._recovered:
+        if not self._recovered:
             return []
+        if not live:
+            return self._end(order, "void", now, "PERMIT_EXPIRED", "read too late to be carried out")
         if taken:
             text = f"order id {order.client_order_id} is permitted for two intents"
             return [Alarm("CLIENT_ORDER_ID", text), *self._end(order, "void", now, "CLIENT_ORDER_ID", text)]

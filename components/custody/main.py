@@ -1,0 +1,103 @@
+"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on `DIR/run/custody.sock`.
+
+The socket is open before the bus has told anything: cancels are signed from the first moment, orders once
+breaker, sessions and a lease are known.  What was signed is summed up on `guard.custody` each second, with
+the hash of the journal's last line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from typing import Final
+
+from tallystick.components.custody.journal import Journal
+from tallystick.components.custody.permits import Permits
+from tallystick.components.custody.request import RequestBuilder
+from tallystick.components.custody.server import COMPONENT as NAME
+from tallystick.components.custody.server import SigningServer
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, api_key_name, pin_name
+from tallystick.components.runtime.hsm import Token
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.security import ConfigChanged, Notice
+from tallystick.schemas.subjects import subject
+
+SOCKET: Final = "custody.sock"
+REPORT_S: Final = 1.0
+# Arming leases last for hours and stand between breaker heartbeats.
+CONTROL_TAIL: Final = 2_000
+
+
+class Custody(Component):
+    """The component; `allowed_uids` may connect (default: our own user alone)."""
+
+    listed = True
+
+    def __init__(self, allowed_uids: frozenset[int] | None = None) -> None:
+        self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({os.geteuid()})
+
+    async def start(self, ctx: Context) -> None:
+        """Open token, journal and socket; then read."""
+        deployment: Deployment = ctx.config
+        self._ctx = ctx
+        venue = deployment.config.venue.name
+        record = ctx.trust.venues.get(venue)
+        if record is None:
+            raise ConfigError("VENUE", f"{venue} is not in trust root {ctx.trust.number}")
+        self._token = Token.open(deployment.token(NAME), NAME, ctx.secrets[pin_name(NAME)])
+        signer = self._token.signer(KEY_VENUE)
+        # Half a second of imports, away from the loop that keeps the session alive.
+        builder = await asyncio.to_thread(
+            RequestBuilder,
+            record,
+            tuple(i for i in ctx.trust.instruments if i.venue == venue),
+            ctx.secrets[api_key_name(NAME)].reveal(),
+            signer,
+            ctx.clock,
+        )
+        self._journal = Journal(deployment.state(NAME), ctx.clock)
+        self._permits = Permits(ctx.trust, ctx.boot, ctx.sessions, self._journal.spent)
+        self._server = SigningServer(
+            self._permits, ctx.verifier, {venue: builder}, self._journal, ctx.clock, self._allowed_uids, signer.public
+        )
+        await self._server.start(deployment.run / SOCKET)
+        ctx.subscribe("control.>", self._on_control, start=CONTROL_TAIL)
+        ctx.spawn(self._report(signer.public))
+
+    def _on_control(self, received: Received) -> None:
+        self._permits.apply(received.verified, received.received, live=received.live)
+
+    async def _report(self, public: bytes) -> None:
+        ctx, guard = self._ctx, subject("guard", component=NAME)
+        digest = hashlib.sha256(public).digest()
+        text = f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn"
+        ctx.publish(
+            subject("control.config", component=NAME),
+            ctx.new(ConfigChanged, name="venue-key", digest=digest, text=text),
+        )
+        reported = self._journal.number
+        while True:
+            await asyncio.sleep(REPORT_S)
+            if self._journal.number != reported:
+                text = (
+                    f"signed journal lines {reported + 1} to {self._journal.number}, evidence is the last one's SHA-256"
+                )
+                reported, head = self._journal.number, bytes.fromhex(self._journal.head)
+                ctx.publish(guard, ctx.new(Notice, code="SIGNED", text=text, evidence=head))
+            if self._server.refused:
+                counts = ", ".join(f"{code}={n}" for code, n in sorted(self._server.refused.items()))
+                self._server.refused.clear()
+                ctx.notice("SIGNING_REFUSED", f"{counts}; last: {self._server.last_refusal}")
+
+    async def stop(self) -> None:
+        """Close socket, journal and token."""
+        if hasattr(self, "_server"):
+            await self._server.stop()
+            self._journal.close()
+            self._token.close()
+
+
+COMPONENT = Custody

@@ -1,0 +1,315 @@
+"""The execution process: carries out what `orders` says, with custody's signatures, at the venue.
+
+On its way a permit meets these points; at each, kill -9 leaves what the next start resolves:
+
+- `decision`: read, nothing done → the next start finds a permit without event: void.
+- `submitting-queued`: not durable yet, custody asked → void, or, if the event was stored after all,
+  asked for at the venue and not found.
+- `submitting-durable`, `signed`, `before-send`: `submitting` without outcome, nothing written → not found.
+- `written`: the request is on the wire → found at the venue, or not found after its window.
+- `answered`: the venue has decided, we have told nobody → found.
+- `outcome-queued`: the same, or the event was stored.
+
+Execution is not trusted: an attacker who controls it can at most withhold orders, cancel ours, ask about them
+and send a signed request again within its second (the venue's id rules permitting; audit counts it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, assert_never
+
+from tallystick.components.execution import answers
+from tallystick.components.execution.orders import (
+    Alarm,
+    Cancel,
+    CancelAll,
+    Effect,
+    ListOpen,
+    NoAnswer,
+    NotSent,
+    Order,
+    Orders,
+    Outcome,
+    Publish,
+    Query,
+    Rejected,
+    Report,
+    Send,
+    Sign,
+)
+from tallystick.components.execution.signer import NotSigned, Signer
+from tallystick.components.execution.venue import Lost, Unsent, VenueClient
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import Deployment
+from tallystick.schemas import signing
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.orders import Decision, OrderEvent
+from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped
+from tallystick.schemas.subjects import subject
+
+SOCKET: Final = "custody.sock"
+TICK_S: Final = 0.05
+WARM_S: Final = 10.0
+
+
+def _nothing(_: str) -> None:
+    """No checkpoint: the deployed process has none."""
+
+
+class Execution(Component):
+    """The component; `checkpoint` is called with the name of each point of the module docstring, for tests."""
+
+    listed = True
+
+    def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
+        self._checkpoint = checkpoint
+        self._tasks: set[asyncio.Task[None]] = set()
+        # intent id -> subject and sealed message of a decision that custody has not signed yet
+        self._permits: dict[bytes, tuple[str, bytes]] = {}
+
+    async def start(self, ctx: Context) -> None:
+        """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
+        deployment: Deployment = ctx.config
+        self._ctx = ctx
+        self._name = name = deployment.config.venue.name
+        venue = ctx.trust.venues.get(name)
+        if venue is None:
+            raise ConfigError("VENUE", f"{name} is not in trust root {ctx.trust.number}")
+        self._symbols = {i.symbol: i.venue_symbol for i in ctx.trust.instruments if i.venue == name}
+        # The paper exchange's certificate is the deployment's own; a real venue's is of the system's authorities.
+        paper = deployment.config.venue.kind == "paper"
+        tls = ssl.create_default_context(cafile=str(deployment.ca) if paper else None)
+        tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._venue = VenueClient(venue.host, tls, ctx.clock, written=lambda: self._checkpoint("written"))
+        self._signer = Signer(deployment.run / SOCKET)
+        self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
+        ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
+        ctx.subscribe("control.breaker.>", self._on_breaker)
+        ctx.spawn(self._ticks())
+        ctx.spawn(self._keep_warm())
+
+    async def ready(self) -> None:
+        """All history was read."""
+        self._do(self._orders.recover(self._ctx.clock()))
+
+    async def stop(self) -> None:
+        """Wait for what is at the venue; what does not come is resolved by the next start."""
+        if hasattr(self, "_venue"):
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=2.0)
+            await self._signer.close()
+            await self._venue.close()
+
+    # --- what is read ---------------------------------------------------------------------------------
+
+    def _on_order(self, received: Received) -> None:
+        now = self._ctx.clock()
+        for event in received.events:
+            if isinstance(event, Decision):
+                if received.subject.venue != self._name:
+                    continue
+                if received.live and event.permit is not None:
+                    self._checkpoint("decision")
+                    self._permits[event.intent_id] = (received.subject.text, received.verified.payload)
+                self._do(self._orders.decided(received.subject, event, now, live=received.live))
+            elif isinstance(event, OrderEvent) and received.statement.boot != self._ctx.boot:
+                self._do(self._orders.remembered(received.subject, event, now))
+
+    def _on_breaker(self, received: Received) -> None:
+        if not received.live:
+            return
+        now, stated = self._ctx.clock(), received.statement.time
+        for event in received.events:
+            if isinstance(event, BreakerHeartbeat):
+                self._do(self._orders.heartbeat([trip.scope for trip in event.tripped], stated, now))
+            elif isinstance(event, BreakerTripped):
+                self._do(self._orders.tripped(received.subject.scope, stated, now))
+
+    async def _ticks(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._do(self._orders.tick(self._ctx.clock()))
+
+    async def _keep_warm(self) -> None:
+        """A full TLS handshake costs more than the rest of an order's way."""
+        while True:
+            try:
+                await self._venue.warm()
+            except Unsent as exc:
+                self._ctx.log.warning("venue away", code=exc.code, text=exc.text)
+            await asyncio.sleep(WARM_S)
+
+    # --- what is done ---------------------------------------------------------------------------------
+
+    def _do(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Publish():
+                    self._publish(effect)
+                case Sign(order):
+                    self._start(self._sign(order))
+                case Send(order, request):
+                    self._start(self._send(order, request))
+                case Query(order):
+                    self._start(self._query(order))
+                case Cancel(order):
+                    self._start(self._cancel(order))
+                case CancelAll(_, symbol):
+                    self._start(self._cancel_all(symbol))
+                case ListOpen(_, symbol):
+                    self._start(self._list_open(symbol))
+                case Alarm(code, text):
+                    self._ctx.notice(code, text)
+                case _:
+                    assert_never(effect)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._ctx.spawn(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _publish(self, effect: Publish) -> None:
+        order, ctx = effect.order, self._ctx
+        event = ctx.new(
+            OrderEvent,
+            causes=(order.decision_id,),
+            intent_id=order.intent_id,
+            decision_id=order.decision_id,
+            client_order_id=order.client_order_id,
+            state=effect.state,
+            venue_order_id=order.venue_order_id,
+            status=order.status,
+            code=effect.code,
+            text=effect.text,
+            executed=order.executed,
+        )
+        where = subject("order.event", strategy=order.strategy, venue=order.venue, symbol=order.symbol)
+        stored = ctx.publish(where, event)
+        if effect.state == "submitting":
+            self._checkpoint("submitting-queued")
+            self._start(self._durable(order, stored))
+        else:
+            self._permits.pop(order.intent_id, None)
+            self._checkpoint("outcome-queued")
+
+    async def _durable(self, order: Order, stored: asyncio.Future[int]) -> None:
+        # The publisher sends the same bytes until they are stored; if that takes long, the signature
+        # has gone stale and the order is void.
+        await stored
+        self._checkpoint("submitting-durable")
+        self._do(self._orders.durable(order, self._ctx.clock()))
+
+    async def _sign(self, order: Order) -> None:
+        where, payload = self._permits.pop(order.intent_id)
+        try:
+            signed = await self._signer.sign(
+                lambda number: signing.SignOrder(
+                    id=number, decision_id=order.decision_id, subject=where, payload=payload
+                )
+            )
+        except NotSigned as exc:
+            self._do(self._orders.refused(order, exc.code, exc.text, self._ctx.clock()))
+            return
+        self._checkpoint("signed")
+        self._do(self._orders.signed(order, signed, self._ctx.clock()))
+
+    async def _send(self, order: Order, request: signing.Signed) -> None:
+        now = self._ctx.clock()
+        outcome: Outcome
+        if now < self._venue.backoff_until:
+            wait = (self._venue.backoff_until - now) / 1e9
+            outcome = NotSent("VENUE_BACKOFF", f"the venue wants no orders for {wait:.1f} s")
+        else:
+            self._checkpoint("before-send")
+            outcome = await self._exchange(order, request)
+        self._checkpoint("answered")
+        self._do(self._orders.answered(order, outcome, self._ctx.clock()))
+
+    async def _query(self, order: Order) -> None:
+        outcome, asked = await self._ask(
+            order,
+            lambda number: signing.SignQuery(
+                id=number, venue=order.venue, symbol=order.symbol, client_order_id=order.client_order_id
+            ),
+        )
+        self._do(self._orders.queried(order, outcome, asked, self._ctx.clock()))
+
+    async def _cancel(self, order: Order) -> None:
+        outcome, _ = await self._ask(
+            order,
+            lambda number: signing.SignCancel(
+                id=number, venue=order.venue, symbol=order.symbol, client_order_id=order.client_order_id
+            ),
+        )
+        self._do(self._orders.cancelled(order, outcome, self._ctx.clock()))
+
+    async def _cancel_all(self, symbol: str) -> None:
+        outcome, _ = await self._ask_many(
+            symbol, lambda number: signing.SignCancelAll(id=number, venue=self._name, symbol=symbol)
+        )
+        self._do(self._orders.all_cancelled(self._name, symbol, outcome, self._ctx.clock()))
+
+    async def _list_open(self, symbol: str) -> None:
+        outcome, asked = await self._ask_many(
+            symbol, lambda number: signing.SignOpenOrders(id=number, venue=self._name, symbol=symbol)
+        )
+        if isinstance(outcome, tuple):
+            self._do(self._orders.listed(self._name, symbol, outcome, asked, self._ctx.clock()))
+
+    # --- custody and venue ------------------------------------------------------------------------------
+
+    async def _ask(self, order: Order, make: Callable[[int], signing.Request]) -> tuple[Outcome, int]:
+        """Sign and send a request about one order; the outcome and when it was asked."""
+        asked = self._ctx.clock()
+        try:
+            signed = await self._signer.sign(make)
+        except NotSigned as exc:
+            return NotSent(exc.code, exc.text), asked
+        return await self._exchange(order, signed), asked
+
+    async def _exchange(self, order: Order, request: signing.Signed) -> Outcome:
+        try:
+            status, body = await self._venue.send(request)
+        except Unsent as exc:
+            return NotSent(exc.code, exc.text)
+        except Lost as exc:
+            return NoAnswer(exc.code, exc.text)
+        outcome = answers.order_answer(status, body, self._symbols[order.symbol])
+        self._watch(outcome)
+        if isinstance(outcome, Report) and outcome.client_order_id != order.client_order_id:
+            return NoAnswer("ANSWER", f"about order {outcome.client_order_id[:36]}, not {order.client_order_id}")
+        return outcome
+
+    async def _ask_many(
+        self, symbol: str, make: Callable[[int], signing.Request]
+    ) -> tuple[tuple[Report, ...] | Outcome, int]:
+        asked = self._ctx.clock()
+        try:
+            signed = await self._signer.sign(make)
+            status, body = await self._venue.send(signed)
+        except (NotSigned, Unsent) as exc:
+            return NotSent(exc.code, exc.text), asked
+        except Lost as exc:
+            return NoAnswer(exc.code, exc.text), asked
+        outcome = answers.orders_answer(status, body, self._symbols[symbol])
+        self._watch(outcome)
+        return outcome, asked
+
+    def _watch(self, outcome: tuple[Report, ...] | Outcome) -> None:
+        """Refusals that people must hear of."""
+        if not isinstance(outcome, Rejected):
+            return
+        if answers.security_code(outcome):
+            self._ctx.notice(
+                "VENUE_CREDENTIAL",
+                f"the venue refuses key or signature: {outcome.code} {outcome.text}; revoked, or misused?",
+            )
+        elif outcome.code == str(answers.CLOCK_CODE):
+            self._ctx.notice("VENUE_CLOCK", f"the venue's clock and ours disagree: {outcome.text}")
+
+
+COMPONENT = Execution
