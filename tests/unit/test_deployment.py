@@ -8,6 +8,9 @@ import contextlib
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -217,6 +220,23 @@ def test_an_interrupted_ceremony_leaves_nothing_and_can_be_repeated(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     if step == "keystore":
         ceremony.init(tmp_path / "lab", "lab", MASTER, time.time_ns)
+
+
+def test_a_killed_ceremony_leaves_no_deployment_and_can_be_repeated(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys, time\nfrom pathlib import Path\n"
+        "from tallystick.components.cli.init import init\n"
+        "from tallystick.components.runtime.keystore import Secret\n"
+        "def progress(text):\n"
+        "    if text.startswith('keystore'): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "init(Path(sys.argv[1]), 'lab', Secret('ceremony-master-pin'), time.time_ns, progress=progress)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "lab")], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "lab").exists()
+    with pytest.raises(ConfigError, match="tallystick init"):
+        Deployment.load(tmp_path / "lab")
+    assert ceremony.init(tmp_path / "lab", "lab", MASTER, time.time_ns).load_trust()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.components.runtime import hsm
 from tallystick.components.runtime.keystore import Secret, hand_over
+from tallystick.components.runtime.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError
 
 PIN = Secret("unit-test-pin-29c1")
@@ -188,3 +189,41 @@ def test_labels_outside_pkcs11s_32_bytes_are_refused(label: str, tmp_path: Path)
     with pytest.raises(ConfigError, match="HSM_LABEL"):
         hsm.create_token(tmp_path / "t", label, SO_PIN, PIN)
     assert not (tmp_path / "t").exists()
+
+
+def test_a_second_token_is_used_at_the_same_time_through_a_process_of_its_own(token: hsm.Token, tmp_path: Path) -> None:
+    token.generate_ed25519(b"first", "first")
+    first = token.signer(b"first")
+    token.close()
+    hsm.create_token(tmp_path / "second", "second", SO_PIN, PIN)
+    with hsm.Token.open(tmp_path / "second", "second", PIN, writable=True) as second:
+        public = second.generate_ed25519(b"k", "k")
+    with TokenProcess(tmp_path / "second", "second", PIN) as process:
+        signer = process.signer(b"k")
+        assert signer.public == public != first.public
+        data = os.urandom(300_000)  # larger than any socket buffer
+        Ed25519PublicKey.from_public_bytes(public).verify(signer.sign(data), data)
+        with pytest.raises(ConfigError, match="HSM_KEY"):
+            process.signer(b"none")
+        Ed25519PublicKey.from_public_bytes(public).verify(signer.sign(b"goes on"), b"goes on")
+        process._process.kill()
+        with pytest.raises(ConfigError, match="HSM_PROCESS"):
+            signer.sign(b"x")
+    with pytest.raises(ConfigError, match="HSM_PROCESS"):
+        signer.sign(b"x")
+
+
+def test_a_token_process_says_why_its_token_does_not_open(home: Path) -> None:
+    with pytest.raises(ConfigError, match="HSM_PIN"):
+        TokenProcess(home, "unit", SO_PIN)
+    with pytest.raises(ConfigError, match="HSM_TOKEN"):
+        TokenProcess(home, "absent", PIN)
+
+
+def test_a_token_process_ends_with_its_parent(home: Path) -> None:
+    process = TokenProcess(home, "unit", PIN)
+    assert PIN.reveal().encode() not in Path(f"/proc/{process._process.pid}/cmdline").read_bytes()
+    assert PIN.reveal().encode() not in Path(f"/proc/{process._process.pid}/environ").read_bytes()
+    process._connection.close()  # what the kernel does when a parent dies
+    assert process._process.wait(10) == 0
+    process.close()
