@@ -110,15 +110,24 @@ class Issuer:
             expires_at=(issued_s + lifetime) * NS,
             session_key=session_key,
         )
-        replaced = tuple(s for s in self._sessions.values() if s.component == component and s.boot != boot)
-        for old in replaced:
-            self._kill(old)
+        replaced = self.supersede(component, boot)
         self._sessions[session.credential_hash] = session
         return Issued(session=session, credential=credential, issued_at=issued_s * NS, replaced=replaced)
 
-    def revoke(self, component: str, now: int) -> tuple[Session, ...]:
+    def forget_boot(self, boot: bytes, now: int) -> None:
+        """A boot is known to have ended (from the log, after a restart)."""
+        self._dead[boot] = now
+        self._sessions = {k: s for k, s in self._sessions.items() if s.boot != boot}
+
+    def supersede(self, component: str, boot: bytes) -> tuple[Session, ...]:
+        """End the sessions of every other boot of a component."""
+        found = tuple(s for s in self._sessions.values() if s.component == component and s.boot != boot)
+        for session in found:
+            self._kill(session)
+        return found
+
+    def revoke(self, component: str) -> tuple[Session, ...]:
         """End every session of a component; its running boot gets no other."""
-        del now
         found = tuple(s for s in self._sessions.values() if s.component == component)
         for session in found:
             self._kill(session)

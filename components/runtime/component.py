@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tallystick.components.runtime.context import Context
+    from tallystick.components.runtime.link import CredentialSource
+    from tallystick.components.runtime.process import Setup
 
 
 class Component:
@@ -25,6 +27,10 @@ class Component:
     """
 
     listed = False
+
+    def credential_source(self, setup: Setup) -> CredentialSource | None:
+        """Where this component's sessions come from; None: the authority (only the authority says otherwise)."""
+        del setup
 
     async def start(self, ctx: Context) -> None:
         """Subscribe here.  Reading begins when this returns; background work goes into `ctx.spawn`."""

@@ -43,7 +43,12 @@ KEY_VENUE: Final = b"venue"
 KEY_CHECKPOINT: Final = b"checkpoint"
 
 # Which of the tokens a component opens.
-_OWN_TOKEN: Final = {"authority": "roles", "custody": "custody", "portfolio": "portfolio", "audit": "audit"}
+_OWN_TOKENS: Final = {
+    "authority": ("roles", "signing"),
+    "custody": ("custody",),
+    "portfolio": ("portfolio",),
+    "audit": ("audit",),
+}
 # Certificates besides those of the components: the broker's and the operator's own.
 BROKER: Final = "nats"
 OPERATOR: Final = "operator"
@@ -162,7 +167,7 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`deployment.toml`.  `limits` is the gateway's table, which checks it: keys for all, `[limits.strategy.NAME]`."""
+    """`deployment.toml`; `session_lifetime_s` above 0 shortens every credential's lifetime.  `limits` is the gateway's table, which checks it: keys for all, `[limits.strategy.NAME]`."""
 
     deployment: str
     broker: Endpoint
@@ -174,6 +179,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     market_data: MarketDataConfig
     strategies: tuple[StrategyConfig, ...] = ()
     host: str = "127.0.0.1"
+    session_lifetime_s: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
@@ -356,8 +362,7 @@ class Deployment:
     def secret_names(self, component: str) -> tuple[str, ...]:
         """The keystore's names of what a component gets, and nothing else."""
         names = [passphrase_name(component)]
-        if component in _OWN_TOKEN:
-            names.append(pin_name(_OWN_TOKEN[component]))
+        names += [pin_name(token) for token in _OWN_TOKENS.get(component, ())]
         if component in ("custody", "portfolio"):
             names.append(api_key_name(component))
         if component == "audit":

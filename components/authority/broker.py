@@ -1,0 +1,143 @@
+"""The authority's hands on the broker: revocation, renewal of account tokens, and who is connected.
+
+- Account tokens expire within a day and are pushed again long before; what is pushed carries every
+  revocation that still matters, so that a token pushed later never revives a session.
+- Revocation at the broker is an account token whose revocation list names the session keys; the broker
+  disconnects them.  It is the second lock: verifiers refuse a revoked session by the list alone.
+- CONNZ is the broker's own word on who is connected: useful against intruders, worthless against the
+  broker itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
+from tallystick.schemas.errors import Unverified
+from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
+from tallystick.schemas.security import Session
+
+NS: Final = 1_000_000_000
+ACCOUNT_LIFETIME_S: Final = 86_400
+SYSTEM_LIFETIME_S: Final = 60
+TIMEOUT_S: Final = 3.0
+
+
+class BrokerAdmin:
+    """Pushes account tokens through the system account.  Owns the table of revocations by component."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        tls: ssl.SSLContext,
+        accounts: Accounts,
+        keys: BusKeys,
+        system_role: Signer,
+        clock: Callable[[], int],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        self._url = url
+        self._tls = tls
+        self._accounts = accounts
+        self._keys = keys
+        self._system_role = system_role
+        self._clock = clock
+        self._entropy = entropy
+        self._revoked: dict[str, dict[bytes, int]] = {}
+        self._lock = asyncio.Lock()
+
+    async def revoke(self, sessions: tuple[Session, ...]) -> None:
+        """Cut these sessions off at the broker.  Raises `Unverified` when the broker does not confirm."""
+        now = self._clock()
+        by_component: dict[str, list[Session]] = {}
+        for session in sessions:
+            if session.session_key:
+                by_component.setdefault(session.component, []).append(session)
+        if not by_component:
+            return
+        async with self._lock:
+            tokens = []
+            for component, found in by_component.items():
+                table = self._revoked.setdefault(component, {})
+                for session in found:
+                    # The entry outlives every token of that key; the broker compares it with `iat`.
+                    table[session.session_key] = now // NS + 1
+                tokens.append(self._accounts.component(component, self._validity(), table))
+            await self._push(tokens)
+
+    async def refresh(self) -> None:
+        """Push every account's token anew, revocations included."""
+        async with self._lock:
+            horizon = self._clock() // NS - ACCOUNT_LIFETIME_S
+            for table in self._revoked.values():
+                for key in [k for k, at in table.items() if at < horizon]:
+                    del table[key]
+            await self._push(list(self._accounts.all(self._validity(), self._revoked).values()))
+
+    async def connections(self, account: bytes) -> list[dict[str, Any]]:
+        """CONNZ of one account, with its logins' tokens and certificates."""
+        client = await self._connect()
+        try:
+            subject = f"$SYS.REQ.ACCOUNT.{encode_key('A', account)}.CONNZ"
+            answer = json.loads((await client.request(subject, b'{"auth":true}', timeout=TIMEOUT_S)).data)
+            return list(answer.get("data", {}).get("connections", []))
+        except (nats.errors.Error, asyncio.TimeoutError, ValueError) as exc:
+            raise Unverified("CONNZ", f"the broker did not say who is connected: {type(exc).__name__}") from exc
+        finally:
+            await client.close()
+
+    def _validity(self) -> Validity:
+        now = self._clock() // NS
+        return Validity(issued_s=now, expires_s=now + ACCOUNT_LIFETIME_S)
+
+    async def _push(self, tokens: list[str]) -> None:
+        client = await self._connect()
+        try:
+            for token in tokens:
+                reply = await client.request("$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=TIMEOUT_S)
+                answer = json.loads(reply.data)
+                if answer.get("error"):
+                    raise Unverified("CLAIMS_UPDATE", f"the broker refused an account token: {answer['error']}")
+        except (nats.errors.Error, asyncio.TimeoutError, ValueError) as exc:
+            raise Unverified("CLAIMS_UPDATE", f"the broker did not confirm: {type(exc).__name__}") from exc
+        finally:
+            await client.close()
+
+    async def _connect(self) -> Client:
+        key = SessionKey(self._entropy(32))
+        now = self._clock() // NS
+        claims = user_claims(
+            "authority",
+            self._entropy(BOOT_BYTES),
+            key.public,
+            self._system_role.public,
+            self._keys.system_account,
+            now,
+            now + SYSTEM_LIFETIME_S,
+            key.public.hex()[:32],
+        )
+        token = encode_jwt(self._system_role, "A", claims)
+        client = Client()
+        try:
+            await client.connect(
+                servers=[self._url],
+                name="authority-system",
+                user_jwt_cb=lambda: token.encode(),
+                signature_cb=lambda nonce: sign_nonce(key, nonce),
+                tls=self._tls,
+                tls_handshake_first=True,
+                allow_reconnect=False,
+                connect_timeout=3,
+                inbox_prefix=b"_INBOX_authority",
+            )
+        except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+            raise Unverified("BROKER_SYSTEM", f"{self._url}: {type(exc).__name__}: {exc}") from exc
+        return client

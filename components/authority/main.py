@@ -1,0 +1,306 @@
+"""The authority's process: answers requests for sessions, publishes every one, lists them each second.
+
+- Order of a hand-out: revocations of what it replaces, `CredentialIssued`, its PubAck, then the answer.
+  Crash before the PubAck: nobody has the credential; after it: a listed session that nobody uses, gone
+  when it expires.
+- Its own sessions are minted here too and listed like everybody's.
+- After a restart it takes up the newest list; sessions of its own earlier boots are revoked.
+
+The authority is trusted to say who may act now.  Whoever controls it can mint any component's sessions;
+the log shows each, and custody's operator-signed caps bound the loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from aiohttp import web
+
+from tallystick.components import Component, Context, Received, TallystickError, Unverified, subject
+from tallystick.components.authority.broker import BrokerAdmin
+from tallystick.components.authority.issuer import Issued, Issuer
+from tallystick.components.runtime import pki
+from tallystick.components.runtime.deployment import (
+    KEY_ACTIVATION,
+    KEY_OPERATOR,
+    KEY_SYSTEM_ROLE,
+    Deployment,
+    passphrase_name,
+    pin_name,
+    role_key_id,
+)
+from tallystick.components.runtime.hsm import Token
+from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.infra.nats import topology
+from tallystick.infra.nats.claims import Accounts, BusKeys
+from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request
+from tallystick.schemas.nats_jwt import SessionKey
+from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+
+if TYPE_CHECKING:
+    from tallystick.components.runtime.link import CredentialSource
+    from tallystick.components.runtime.process import Setup
+
+LIST_S: Final = 1.0
+REFRESH_S: Final = 6 * 3600.0
+CONNECTIONS_S: Final = 5.0
+# Lists, heartbeats and issues of the last few minutes: certainly the newest list.
+HISTORY: Final = 2000
+LIST_SUBJECT: Final = subject("cred", component="authority")
+
+
+class _OwnSessions:
+    """The authority's credential source for itself: minted here, published like any other."""
+
+    def __init__(self, authority: Authority, certificate: bytes) -> None:
+        self._authority = authority
+        self._certificate = certificate
+
+    async def obtain(self, key: SessionKey, boot: bytes) -> str:
+        return await self._authority.hand_out("authority", boot, key.public, self._certificate)
+
+
+class Authority(Component):
+    """See the module docstring.  Owns the issuer, the tokens and the HTTPS server."""
+
+    def __init__(self) -> None:
+        self._ctx: Context | None = None
+        self._waiting: list[tuple[Issued, bytes]] = []
+        self._number = 0
+        self._lock = asyncio.Lock()
+        self._history: list[Received] = []
+        self._runner: web.AppRunner | None = None
+
+    def credential_source(self, setup: Setup) -> CredentialSource:
+        """Open the tokens and be the own source."""
+        deployment: Deployment = setup.deployment
+        self._setup = setup
+        self._token = Token.open(deployment.token("roles"), "roles", setup.secrets[pin_name("roles")])
+        self._signing = TokenProcess(deployment.token("signing"), "signing", setup.secrets[pin_name("signing")])
+        signers: dict[str, Any] = {}
+
+        def role_signer(component: str) -> Any:
+            if component not in signers:
+                signers[component] = self._token.signer(role_key_id(component))
+            return signers[component]
+
+        self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
+        keys = msgspec.json.decode(deployment.bus_keys.read_bytes(), type=BusKeys)
+        bus = topology.load().expand(deployment.strategies)
+        config = deployment.config
+        self._broker = BrokerAdmin(
+            url=f"tls://{config.host}:{config.broker.port}",
+            tls=setup.tls,
+            accounts=Accounts(bus, keys, self._signing.signer(KEY_OPERATOR), self._signing.signer(KEY_ACTIVATION)),
+            keys=keys,
+            system_role=self._token.signer(KEY_SYSTEM_ROLE),
+            clock=setup.clock,
+            entropy=setup.entropy,
+        )
+        return _OwnSessions(self, setup.certificate)
+
+    async def start(self, ctx: Context) -> None:
+        """Read the newest list; everything else waits for `ready`."""
+        self._ctx = ctx
+        ctx.subscribe("cred.>", self._on_cred, start=HISTORY)
+
+    async def ready(self) -> None:
+        """Take up what lives, announce the own session, open the door."""
+        ctx = self._context()
+        self._take_up()
+        replaced = self._issuer.supersede("authority", ctx.boot)
+        waiting, self._waiting = self._waiting, []
+        for issued, certificate in waiting:
+            await self._announce(issued, certificate)
+        await self._revoked(replaced, "replaced by a new boot")
+        ctx.spawn(self._list())
+        ctx.spawn(self._refresh())
+        await self._serve()
+
+    async def stop(self) -> None:
+        """Close the door, then the tokens."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    # -- hand-out -------------------------------------------------------------------------------
+
+    async def hand_out(self, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> str:
+        """Issue, publish, and only then return the credential."""
+        async with self._lock:
+            issued = self._issuer.issue(component, boot, session_key, self._setup.clock())
+            if self._ctx is None or self._runner is None:
+                # The own first session: nothing can be published before it exists.
+                self._waiting.append((issued, certificate))
+                return issued.credential
+            await self._revoked(issued.replaced, "replaced by a new boot")
+            await self._announce(issued, certificate)
+            return issued.credential
+
+    async def _announce(self, issued: Issued, certificate: bytes) -> None:
+        ctx, session = self._context(), issued.session
+        await ctx.publish(
+            subject("cred", component=session.component),
+            ctx.new(
+                CredentialIssued,
+                boot=session.boot,
+                session_key=session.session_key,
+                credential_hash=session.credential_hash,
+                issued_at=issued.issued_at,
+                expires_at=session.expires_at,
+                method="spiffe-mtls",
+                certificate=certificate,
+            ),
+        )
+
+    async def _revoked(self, sessions: tuple[Session, ...], reason: str) -> None:
+        """Tell everybody, then the broker: verifiers refuse from the first moment on."""
+        ctx = self._context()
+        for component, boot in sorted({(s.component, s.boot) for s in sessions}):
+            await ctx.publish(
+                subject("cred", component=component), ctx.new(SessionRevoked, boot=boot, reason=reason)
+            )
+        if sessions:
+            self._publish_list()
+            try:
+                await self._broker.revoke(sessions)
+            except Unverified as exc:
+                ctx.notice("BROKER_REVOCATION", f"sessions are revoked for verifiers, not at the broker: {exc}")
+
+    async def revoke(self, component: str, reason: str) -> None:
+        """End every session of a component at once."""
+        async with self._lock:
+            await self._revoked(self._issuer.revoke(component), reason)
+
+    # -- the list -------------------------------------------------------------------------------
+
+    def _publish_list(self) -> None:
+        ctx = self._context()
+        self._number += 1
+        ctx.publish(
+            LIST_SUBJECT,
+            ctx.new(SessionList, number=self._number, live=self._issuer.live, revoked=self._issuer.revoked),
+        )
+
+    async def _list(self) -> None:
+        ctx = self._context()
+        while True:
+            for session in self._issuer.expire(ctx.clock()):
+                ctx.publish(
+                    subject("cred", component=session.component),
+                    ctx.new(BootEnded, boot=session.boot, reason="its last session expired"),
+                )
+            self._publish_list()
+            await asyncio.sleep(LIST_S)
+
+    def _on_cred(self, received: Received) -> None:
+        if self._runner is None:
+            self._history.append(received)
+            return
+        if received.credential.boot != self._context().boot:
+            self._context().notice(
+                "SECOND_AUTHORITY", f"boot {received.credential.boot.hex()[:8]} publishes as authority"
+            )
+
+    def _take_up(self) -> None:
+        now = self._setup.clock()
+        for received in self._history:
+            for event in received.events:
+                match event:
+                    case SessionList():
+                        self._number = max(self._number, event.number)
+                        self._issuer.restore(event.live, event.revoked, now)
+                    case CredentialIssued():
+                        self._issuer.restore(
+                            (
+                                Session(
+                                    component=received.subject.component,
+                                    boot=event.boot,
+                                    credential_hash=event.credential_hash,
+                                    expires_at=event.expires_at,
+                                    session_key=event.session_key,
+                                ),
+                            ),
+                            (),
+                            now,
+                        )
+                    case SessionRevoked() | BootEnded():
+                        self._issuer.forget_boot(event.boot, now)
+                    case _:
+                        pass
+        self._history.clear()
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            await self._broker.refresh()
+
+    # -- the door -------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        deployment: Deployment = self._setup.deployment
+        config = deployment.config
+        tls = pki.server_context(
+            deployment.ca,
+            deployment.certificate("authority"),
+            deployment.key("authority"),
+            self._setup.secrets[passphrase_name("authority")],
+        )
+        app = web.Application(client_max_size=MAX_REQUEST)
+        app.router.add_post("/v1/session", self._on_session)
+        app.router.add_post("/v1/end", self._on_end)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, config.host, config.authority.port, ssl_context=tls).start()
+        except OSError as exc:
+            raise Unverified("AUTHORITY_PORT", f"port {config.authority.port} on {config.host}: {exc.strerror}") from exc
+
+    async def _on_session(self, request: web.Request) -> web.Response:
+        try:
+            component, certificate = self._peer(request)
+            asked = decode_request(await request.read())
+            boot, key = self._issuer.check(asked, component, certificate)
+            credential = await self.hand_out(component, boot, key, certificate)
+        except TallystickError as exc:
+            return self._refuse(request, exc)
+        return web.Response(body=msgspec.json.encode(SessionAnswer(credential=credential)))
+
+    async def _on_end(self, request: web.Request) -> web.Response:
+        ctx = self._context()
+        try:
+            component, certificate = self._peer(request)
+            boot, key = self._issuer.check(decode_request(await request.read()), component, certificate)
+            async with self._lock:
+                self._issuer.end(component, boot, key)
+                await ctx.publish(
+                    subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped")
+                )
+                self._publish_list()
+        except TallystickError as exc:
+            return self._refuse(request, exc)
+        return web.Response(body=b"{}")
+
+    def _peer(self, request: web.Request) -> tuple[str, bytes]:
+        transport = request.transport
+        ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
+        der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
+        if not der:
+            raise Unverified("CLIENT_CERTIFICATE", "no client certificate")
+        return pki.spiffe_component(der, self._setup.deployment.name), pki.fingerprint(der)
+
+    def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
+        ctx = self._context()
+        ctx.metrics.add("sessions_refused")
+        ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
+        body = msgspec.json.encode({"code": exc.code, "text": exc.text})
+        return web.Response(status=403, body=body)
+
+    def _context(self) -> Context:
+        if self._ctx is None:
+            raise Unverified("AUTHORITY_STARTING", "the authority has no session yet")
+        return self._ctx
+
+
+COMPONENT = Authority

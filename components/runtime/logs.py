@@ -1,0 +1,53 @@
+"""Structured logs: one JSON object a line, one file a process, never a secret.
+
+Values are redacted by type (`Secret` shows nothing of itself) and by key name, so that a credential or a
+PIN that somebody passes by mistake does not reach the file.  Log files are not trusted: whoever can
+write the folder can change them; evidence is on the bus.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from tallystick.schemas.errors import ConfigError
+
+REDACTED: Final = "[redacted]"
+# Names under which something secret may be passed; public keys and hashes have other names.
+_SECRET_NAMES: Final = frozenset(
+    ("pin", "password", "passphrase", "secret", "secrets", "seed", "token", "credential", "private_key", "api_key", "jwt")
+)
+
+
+def redact(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """Replace values under secret names, and anything that looks like a JWT."""
+    for name, value in event.items():
+        if name.lower() in _SECRET_NAMES:
+            event[name] = REDACTED
+        elif isinstance(value, str) and value.startswith("eyJ") and value.count(".") == 2:
+            event[name] = REDACTED
+    return event
+
+
+def open_log(path: Path, component: str) -> Any:
+    """The process's logger, writing to `path` (mode 0600).  Raises `ConfigError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError("LOG_FILE", f"cannot write {path}: {exc.strerror}") from exc
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")),
+        cache_logger_on_first_use=False,
+    )
+    return structlog.get_logger().bind(component=component, pid=os.getpid())

@@ -1,0 +1,232 @@
+"""One component as an operating-system process: from its folder, name and secrets to a clean end.
+
+    python -P -m tallystick.components.runtime.process DIR COMPONENT --secrets-fd N
+
+- The trust root is verified from the pinned key, and must be current.
+- The identity is the component's client certificate, whose key is decrypted in memory.
+- `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
+- SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
+  statement, the authority is told that the boot ended.
+- Exit codes: 0 stopped on request, 1 failed while running, 2 could not start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import resource
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvloop
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tallystick.components.runtime import pki
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context
+from tallystick.components.runtime.deployment import Deployment, passphrase_name
+from tallystick.components.runtime.keystore import Secret, take_over
+from tallystick.components.runtime.link import CredentialSource, Link
+from tallystick.components.runtime.logs import open_log
+from tallystick.components.runtime.metrics import Metrics
+from tallystick.components.runtime.session import AuthorityClient
+from tallystick.infra.nats import topology
+from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.trust import TrustRoot, require_current
+
+BOOT_BYTES: Final = 16
+# Folders whose code lies beside `components/` in the tree.
+_PACKAGES: Final = {"streams": "tallystick.streams"}
+METRICS_S: Final = 10.0
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a process is made from, before it has a session."""
+
+    deployment: Deployment
+    trust: TrustRoot
+    spec: topology.Component
+    boot: bytes
+    tls: ssl.SSLContext
+    certificate: bytes
+    secrets: dict[str, Secret]
+    clock: Callable[[], int]
+    entropy: Callable[[int], bytes]
+    log: Any
+
+
+def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> Setup:
+    """Everything that can be wrong before the bus is touched.  Raises `ConfigError` or `Unverified`."""
+    deployment = Deployment.load(directory)
+    log = open_log(deployment.log(component), component)
+    trust = deployment.load_trust()[-1]
+    require_current(trust, time.time_ns())
+    trust.component(component)
+    spec = topology.load().expand(deployment.strategies).component(component)
+    passphrase = secrets.get(passphrase_name(component))
+    if passphrase is None:
+        raise ConfigError("SECRETS", f"no passphrase for the key of {component}: pass --secrets-fd or the master PIN")
+    certificate = deployment.certificate(component)
+    tls = pki.client_context(deployment.ca, certificate, deployment.key(component), passphrase)
+    return Setup(
+        deployment=deployment,
+        trust=trust,
+        spec=spec,
+        boot=os.urandom(BOOT_BYTES),
+        tls=tls,
+        certificate=pki.fingerprint(pki.load_certificate(certificate).public_bytes(Encoding.DER)),
+        secrets=secrets,
+        clock=time.time_ns,
+        entropy=os.urandom,
+        log=log,
+    )
+
+
+def load_component(spec: topology.Component) -> Component:
+    """The component's class from its folder's `main.COMPONENT`, instantiated."""
+    package = _PACKAGES.get(spec.folder, f"tallystick.components.{spec.folder}")
+    made = importlib.import_module(f"{package}.main").COMPONENT()
+    if not isinstance(made, Component):
+        raise ConfigError("COMPONENT", f"{package}.main.COMPONENT is no Component")
+    return made
+
+
+def make_link(setup: Setup, source: CredentialSource, metrics: Metrics) -> Link:
+    """The component's link to the deployment's broker."""
+    config = setup.deployment.config
+    return Link(
+        component=setup.spec.name,
+        boot=setup.boot,
+        url=f"tls://{config.host}:{config.broker.port}",
+        tls=setup.tls,
+        trust=setup.trust,
+        source=source,
+        clock=setup.clock,
+        entropy=setup.entropy,
+        metrics=metrics,
+        log=setup.log,
+    )
+
+
+async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
+    """Run `component` until `stop` is set.  Raises what stopped it otherwise."""
+    deployment, spec = setup.deployment, setup.spec
+    config = deployment.config
+    metrics = Metrics()
+    client = AuthorityClient(
+        f"https://{config.host}:{config.authority.port}",
+        setup.tls,
+        deployment=deployment.name,
+        component=spec.name,
+        certificate=setup.certificate,
+    )
+    source = component.credential_source(setup) or client
+    link = make_link(setup, source, metrics)
+    ready = deployment.run / f"{spec.name}.ready"
+    ready.unlink(missing_ok=True)
+    await link.start()
+    ctx = Context(
+        component=spec.name,
+        boot=setup.boot,
+        link=link,
+        trust=setup.trust,
+        clock=setup.clock,
+        entropy=setup.entropy,
+        metrics=metrics,
+        log=setup.log,
+        reads=spec.reads,
+        api=spec.api,
+        listed=component.listed,
+        config=deployment,
+        secrets=setup.secrets,
+    )
+    setup.log.info("started", boot=setup.boot.hex())
+    stopping = asyncio.ensure_future(stop.wait())
+    failed = asyncio.ensure_future(ctx.failed())
+
+    async def serve() -> None:
+        await component.start(ctx)
+        ctx.open()
+        await ctx.caught_up()
+        await component.ready()
+        ready.write_text(f"{os.getpid()}\n")
+        setup.log.info("ready")
+        while True:
+            await asyncio.sleep(METRICS_S)
+            setup.log.info("metrics", **metrics.snapshot())
+
+    serving = asyncio.create_task(serve(), name=spec.name)
+    try:
+        await asyncio.wait((stopping, failed, serving), return_when=asyncio.FIRST_COMPLETED)
+        for task in (failed, serving):
+            if task.done() and not task.cancelled():
+                task.result()
+    finally:
+        ready.unlink(missing_ok=True)
+        for task in (serving, stopping, failed):
+            task.cancel()
+        await asyncio.gather(serving, stopping, failed, return_exceptions=True)
+    await component.stop()
+    session = link.session
+    await ctx.close()
+    setup.log.info("stopped", **metrics.snapshot())
+    if source is client:
+        with contextlib.suppress(Unverified):  # the authority may have stopped before us; expiry ends the boot too
+            await client.end(session.key, setup.boot)
+
+
+def main(directory: Path, component: str, secrets: dict[str, Secret]) -> int:
+    """Run one component in this process until it is told to stop; the exit code."""
+    # A core file would hold session keys and passphrases.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        setup = load_setup(directory, component, secrets)
+        made = load_component(setup.spec)
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {component}: {exc}\n")
+        return 2
+
+    async def serve() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await run(setup, made, stop)
+        except TallystickError as exc:
+            setup.log.error("failed", code=exc.code, text=exc.text, exc_info=exc)
+            sys.stderr.write(f"tallystick: {component}: {exc}\n")
+            return 2 if isinstance(exc, ConfigError) else 1
+        except Exception as exc:  # noqa: BLE001 - the process's last line: log it whole, end with 1
+            setup.log.error("failed", error=type(exc).__name__, exc_info=exc)
+            sys.stderr.write(f"tallystick: {component} failed ({type(exc).__name__}); see {setup.deployment.log(component)}\n")
+            return 1
+        return 0
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())
+
+
+def from_command_line(arguments: list[str]) -> int:
+    """`DIR COMPONENT --secrets-fd N`."""
+    if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
+        sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
+        return 2
+    try:
+        secrets = take_over(int(arguments[3]))
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {exc}\n")
+        return 2
+    return main(Path(arguments[0]), arguments[1], secrets)
+
+
+if __name__ == "__main__":
+    sys.exit(from_command_line(sys.argv[1:]))
