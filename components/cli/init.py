@@ -215,7 +215,7 @@ class _Ceremony:
         self.progress("token audit: the checkpoint key")
         self._make_token("audit", [layout.KEY_CHECKPOINT])
         self.progress("token operator: the operator root and the certificate authority")
-        self._make_token("operator", [layout.KEY_OPERATOR_ROOT])
+        person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
         with self._open("operator", writable=True) as token:
             self._issue_certificates(token)
             root = token.signer(layout.KEY_OPERATOR_ROOT)
@@ -234,7 +234,7 @@ class _Ceremony:
                     for name in names
                 },
             )
-            write_trust_root(paths, self.config, self.bus, keys, root, self.now)
+            write_trust_root(paths, self.config, self.bus, keys, root, person, self.now)
             validity = Validity(issued_s=self.now // _NS, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
@@ -322,16 +322,19 @@ _API_PERMISSIONS: Final = {"custody": ["read", "trade"], "portfolio": ["read"]}
 
 
 def write_trust_root(
-    paths: Deployment, config: Config, bus: topology.Bus, keys: BusKeys, root: HsmSigner, now: int
+    paths: Deployment, config: Config, bus: topology.Bus, keys: BusKeys, root: HsmSigner, person: bytes, now: int
 ) -> None:
-    """Trust root 1, signed by the operator root, and the key to pin."""
+    """Trust root 1, signed by the operator root, and the key to pin.
+
+    `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
+    """
     document = TrustRoot(
         deployment=config.deployment,
         number=1,
         issued=now,
         expires=now + int(TRUST_VALIDITY.total_seconds()) * _NS,
         operator_root=root.public.hex(),
-        operator=keys.operator_signing.hex(),
+        operator=person.hex(),
         core_account=encode_key("A", keys.core_account),
         components={
             name: ComponentTrust(

@@ -39,6 +39,9 @@ HEARTBEAT_S: Final = 1.0
 # The newest messages of SECURITY that a component reads at start: the session list and the breaker's
 # heartbeat come several times a second, so this holds seconds to minutes of them.
 SECURITY_TAIL: Final = 64
+# How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
+LISTING_S: Final = 0.5
+FRESH_NS: Final = 5_000_000_000
 # Kinds whose live messages move money or lift a guard: their sessions must be on the authority's list.
 LISTED_KINDS: Final = frozenset(
     ("order.intent", "order.decision", "order.event", "fill", "position", "control.breaker", "control.arm", "alert")
@@ -351,6 +354,24 @@ class Context:
 
     # -- the way of a message -------------------------------------------------------------------
 
+    async def _require_listed(self, verified: Verified, stream: str) -> None:
+        """Sessions are listed on SECURITY, another stream: a message of a new one may be heard before its listing.
+
+        It waits up to `LISTING_S` for that, if its credential is that new; nothing else waits.
+        """
+        deadline = self.clock() + int(LISTING_S * 1e9)
+        while True:
+            now = self.clock()
+            try:
+                self.sessions.require_listed(verified.credential, now)
+            except Unverified as exc:
+                fresh = now - verified.credential.issued_at < FRESH_NS
+                if exc.code != "SESSION_UNLISTED" or stream == SECURITY or not fresh or now > deadline:
+                    raise
+                await asyncio.sleep(0.005)
+            else:
+                return
+
     def _counted(self, stream: str, handler: RawHandler) -> RawHandler:
         async def handle(delivery: Delivery) -> None:
             result = handler(delivery)
@@ -376,7 +397,7 @@ class Context:
                     require_live(verified, now)
                     self.sessions.require_not_revoked(verified.credential)
                     if live and self._listed and verified.subject.kind in LISTED_KINDS:
-                        self.sessions.require_listed(verified.credential, now)
+                        await self._require_listed(verified, stream)
                 except Unverified as exc:
                     # Old is history; everything else wrong with a message received now has no effect.
                     if live and exc.code != "STALE":

@@ -29,6 +29,7 @@ CONFIG_NAME: Final = "deployment.toml"
 TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit")
 # CKA_IDs of keys: token operator
 KEY_OPERATOR_ROOT: Final = b"operator-root"
+KEY_PERSON: Final = b"operator-person"
 KEY_CA: Final = b"ca"
 # … token signing, besides one account key a component
 KEY_OPERATOR: Final = b"operator-signing"

@@ -101,8 +101,10 @@ def test_every_key_lives_in_its_token_and_is_the_one_named_in_the_trust_root(mad
     with Token.open(made.token("signing"), "signing", store[layout.pin_name("signing")]) as token:
         for name, record in root.components.items():
             assert token.signer(layout.account_key_id(name)).public == decode_key("A", record.account)
-        assert token.signer(layout.KEY_OPERATOR).public.hex() == root.operator
+        assert token.signer(layout.KEY_OPERATOR).public.hex() != root.operator
         assert token.signer(layout.KEY_CORE_ACCOUNT).public == decode_key("A", root.core_account)
+    with Token.open(made.token("operator"), "operator", store[layout.pin_name("operator")]) as token:
+        assert token.signer(layout.KEY_PERSON).public.hex() == root.operator
     with Token.open(made.token("audit"), "audit", store[layout.pin_name("audit")]) as token:
         token.signer(layout.KEY_CHECKPOINT)
 
