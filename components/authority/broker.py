@@ -89,7 +89,7 @@ class BrokerAdmin:
             subject = f"$SYS.REQ.ACCOUNT.{encode_key('A', account)}.CONNZ"
             answer = json.loads((await client.request(subject, b'{"auth":true}', timeout=TIMEOUT_S)).data)
             return list(answer.get("data", {}).get("connections", []))
-        except (nats.errors.Error, asyncio.TimeoutError, ValueError) as exc:
+        except (TimeoutError, nats.errors.Error, ValueError) as exc:
             raise Unverified("CONNZ", f"the broker did not say who is connected: {type(exc).__name__}") from exc
         finally:
             await client.close()
@@ -106,7 +106,7 @@ class BrokerAdmin:
                 answer = json.loads(reply.data)
                 if answer.get("error"):
                     raise Unverified("CLAIMS_UPDATE", f"the broker refused an account token: {answer['error']}")
-        except (nats.errors.Error, asyncio.TimeoutError, ValueError) as exc:
+        except (TimeoutError, nats.errors.Error, ValueError) as exc:
             raise Unverified("CLAIMS_UPDATE", f"the broker did not confirm: {type(exc).__name__}") from exc
         finally:
             await client.close()
@@ -130,7 +130,7 @@ class BrokerAdmin:
             await client.connect(
                 servers=[self._url],
                 name="authority-system",
-                user_jwt_cb=lambda: token.encode(),
+                user_jwt_cb=token.encode,
                 signature_cb=lambda nonce: sign_nonce(key, nonce),
                 tls=self._tls,
                 tls_handshake_first=True,
@@ -138,6 +138,6 @@ class BrokerAdmin:
                 connect_timeout=3,
                 inbox_prefix=b"_INBOX_authority",
             )
-        except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise Unverified("BROKER_SYSTEM", f"{self._url}: {type(exc).__name__}: {exc}") from exc
         return client

@@ -25,7 +25,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.schemas.enrolment import SessionRequest, hex_bytes, proof_bytes
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.nats_jwt import BOOT_BYTES, KEY_BYTES, SIGNATURE_BYTES, Signer, decode_key, encode_jwt, user_claims
+from tallystick.schemas.nats_jwt import (
+    BOOT_BYTES,
+    KEY_BYTES,
+    SIGNATURE_BYTES,
+    Signer,
+    decode_key,
+    encode_jwt,
+    user_claims,
+)
 from tallystick.schemas.security import Session
 from tallystick.schemas.trust import TrustRoot
 

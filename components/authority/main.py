@@ -34,7 +34,7 @@ from tallystick.components.runtime.deployment import (
 from tallystick.components.runtime.hsm import Token
 from tallystick.components.runtime.token_process import TokenProcess
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.claims import Accounts, BusKeys
+from tallystick.infra.nats.claims import Accounts
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
@@ -87,7 +87,7 @@ class Authority(Component):
             return signers[component]
 
         self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
-        keys = msgspec.json.decode(deployment.bus_keys.read_bytes(), type=BusKeys)
+        keys = deployment.load_bus_keys()
         bus = topology.load().expand(deployment.strategies)
         config = deployment.config
         self._broker = BrokerAdmin(
@@ -158,9 +158,7 @@ class Authority(Component):
         """Tell everybody, then the broker: verifiers refuse from the first moment on."""
         ctx = self._context()
         for component, boot in sorted({(s.component, s.boot) for s in sessions}):
-            await ctx.publish(
-                subject("cred", component=component), ctx.new(SessionRevoked, boot=boot, reason=reason)
-            )
+            await ctx.publish(subject("cred", component=component), ctx.new(SessionRevoked, boot=boot, reason=reason))
         if sessions:
             self._publish_list()
             try:
@@ -255,7 +253,9 @@ class Authority(Component):
         try:
             await web.TCPSite(self._runner, config.host, config.authority.port, ssl_context=tls).start()
         except OSError as exc:
-            raise Unverified("AUTHORITY_PORT", f"port {config.authority.port} on {config.host}: {exc.strerror}") from exc
+            raise Unverified(
+                "AUTHORITY_PORT", f"port {config.authority.port} on {config.host}: {exc.strerror}"
+            ) from exc
 
     async def _on_session(self, request: web.Request) -> web.Response:
         try:
@@ -274,9 +274,7 @@ class Authority(Component):
             boot, key = self._issuer.check(decode_request(await request.read()), component, certificate)
             async with self._lock:
                 self._issuer.end(component, boot, key)
-                await ctx.publish(
-                    subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped")
-                )
+                await ctx.publish(subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped"))
                 self._publish_list()
         except TallystickError as exc:
             return self._refuse(request, exc)

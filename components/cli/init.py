@@ -33,7 +33,7 @@ from tallystick.components.runtime.keystore import Keystore, Secret, check_maste
 from tallystick.components.runtime.pki import CertificateAuthority
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
-from tallystick.schemas.errors import ConfigError, Unverified
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, Venue, sign_document
@@ -351,29 +351,6 @@ def write_trust_root(
     )
     write_durably(paths.trust / "root-1.note", sign_document(document, (ROOT_KEY_NAME, root)).encode(), 0o600)
     write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
-
-
-def load_bus_keys(paths: Deployment) -> BusKeys:
-    """The public keys of the broker, as far as possible checked against the trust root.
-
-    Raises `ConfigError` and `Unverified`, as `Deployment.load_trust` does.
-    """
-    root = paths.load_trust()[-1]
-    try:
-        keys = msgspec.json.decode(paths.bus_keys.read_bytes(), type=BusKeys)
-    except (OSError, msgspec.DecodeError) as exc:
-        raise ConfigError("BUS_KEYS", f"{paths.bus_keys}: {exc}; `tallystick init` makes it") from exc
-    found = {n: (encode_key("A", k.role), encode_key("A", k.account)) for n, k in keys.components.items()}
-    wanted = {n: (c.role_key, c.account) for n, c in root.components.items()}
-    core = encode_key("A", keys.core_account)
-    if (
-        found != wanted
-        or core != root.core_account
-        or keys.operator.hex() != root.operator_root
-        or keys.operator_signing.hex() != root.operator
-    ):
-        raise Unverified("BUS_KEYS", f"{paths.bus_keys} does not agree with trust root {root.number}")
-    return keys
 
 
 def _render(deployment: str, strategies: Sequence[StrategyConfig]) -> str:

@@ -36,7 +36,7 @@ from tallystick.components.runtime.deployment import Deployment
 from tallystick.components.runtime.keystore import Keystore, Secret, hand_over
 from tallystick.components.runtime.token_process import TokenProcess
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.claims import ADMIN, Accounts, BusKeys, Validity
+from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped, provision, provision_state
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
@@ -115,9 +115,7 @@ class Supervisor:
         """Start everything and wait until it is ready.  Raises `TallystickError`; the caller then calls `stop`."""
         started = time.monotonic()
         self._require_alone()
-        signing = TokenProcess(
-            self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")]
-        )
+        signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
         try:
             await asyncio.to_thread(self._start_server, signing)
             self._report(f"broker on {self.server.url}")
@@ -144,15 +142,12 @@ class Supervisor:
 
     def _start_server(self, signing: TokenProcess) -> None:
         paths, config = self.deployment, self.deployment.config
+        self._keys = keys = paths.load_bus_keys()
         try:
-            keys = msgspec.json.decode(paths.bus_keys.read_bytes(), type=BusKeys)
             operator = paths.operator_token.read_text("ascii")
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise ConfigError("BUS_KEYS", f"{paths.bus_keys.parent}: {exc}; `tallystick init` makes these files") from exc
-        self._keys = keys
-        accounts = Accounts(
-            self.bus, keys, signing.signer(layout.KEY_OPERATOR), signing.signer(layout.KEY_ACTIVATION)
-        )
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError("OPERATOR_TOKEN", f"{paths.operator_token}: {exc}; `tallystick init` makes it") from exc
+        accounts = Accounts(self.bus, keys, signing.signer(layout.KEY_OPERATOR), signing.signer(layout.KEY_ACTIVATION))
         passphrase = self._keystore[layout.passphrase_name(layout.BROKER)]
         now = time.time_ns() // NS
         self._server = EmbeddedServer(
@@ -208,7 +203,7 @@ class Supervisor:
             await client.connect(
                 servers=[self.server.url],
                 name=ADMIN,
-                user_jwt_cb=lambda: token.encode(),
+                user_jwt_cb=token.encode,
                 signature_cb=lambda nonce: sign_nonce(key, nonce),
                 tls=tls,
                 tls_handshake_first=True,
@@ -216,7 +211,7 @@ class Supervisor:
                 connect_timeout=5,
                 inbox_prefix=f"_INBOX_{ADMIN}".encode(),
             )
-        except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise ConfigError("BROKER_ADMIN", f"{self.server.url}: {type(exc).__name__}: {exc}") from exc
         return client
 
@@ -232,10 +227,16 @@ class Supervisor:
         errors = self.deployment.log(name).with_suffix(".err")
         try:
             with errors.open("ab") as stderr:
-                managed.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                managed.process = subprocess.Popen(
                     [
-                        sys.executable, "-P", "-m", "tallystick.components.runtime.process",
-                        str(self.deployment.directory), name, "--secrets-fd", str(fd),
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "tallystick.components.runtime.process",
+                        str(self.deployment.directory),
+                        name,
+                        "--secrets-fd",
+                        str(fd),
                     ],
                     pass_fds=(fd,),
                     stdin=subprocess.DEVNULL,
@@ -260,10 +261,13 @@ class Supervisor:
                     managed.state.state = "ready"
                     waiting.discard(name)
                 elif managed.process is not None and managed.process.poll() is not None:
-                    raise ConfigError("START_FAILED", f"{name} ended with {managed.process.returncode}: {self._why(name)}")
+                    raise ConfigError(
+                        "START_FAILED", f"{name} ended with {managed.process.returncode}: {self._why(name)}"
+                    )
             if waiting and time.monotonic() > deadline:
                 raise ConfigError(
-                    "START_TIMEOUT", f"not ready after {START_TIMEOUT_S:.0f} s: {', '.join(sorted(waiting))}; see {self.deployment.log('*').parent}"
+                    "START_TIMEOUT",
+                    f"not ready after {START_TIMEOUT_S:.0f} s: {', '.join(sorted(waiting))}; see {self.deployment.log('*').parent}",
                 )
             await asyncio.sleep(0.02)
 

@@ -135,9 +135,9 @@ class Context:
         config: Any = None,
         secrets: dict[str, Any] | None = None,
     ) -> None:
-        """`reads` and `api` are the topology's: stream -> filter subjects of this component's durable, and the
-        prefix of JetStream's services in its account.  `listed`: live messages of `LISTED_KINDS` must come
-        from sessions on the authority's list.
+        """`reads` (stream -> filters of the durable) and `api` (prefix of JetStream's services) are the topology's.
+
+        `listed`: live messages of `LISTED_KINDS` must come from sessions on the authority's list.
         """
         self.component = component
         self.boot = boot
@@ -254,7 +254,9 @@ class Context:
         for pattern in wanted:
             stream = stream_of(pattern)
             if stream not in self._reads:
-                raise ConfigError("READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)")
+                raise ConfigError(
+                    "READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)"
+                )
             entry = _Subscription(patterns=(pattern,), handler=handler, start=start)
             self._subscriptions.setdefault(stream, []).append(entry)
 

@@ -20,7 +20,9 @@ from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 
+from tallystick.infra.nats.claims import BusKeys
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument, TrustRoot, open_trust_roots
 
@@ -392,3 +394,20 @@ class Deployment:
         if roots[-1].deployment != self.name:
             raise Unverified("TRUST_ROOT_DEPLOYMENT", f"trust root of {roots[-1].deployment}, this is {self.name}")
         return roots
+
+    def load_bus_keys(self) -> BusKeys:
+        """The public keys of the broker's accounts and roles, checked against the trust root as far as that names them.
+
+        Raises `ConfigError` and `Unverified`, as `load_trust` does.
+        """
+        root = self.load_trust()[-1]
+        try:
+            keys = msgspec.json.decode(self.bus_keys.read_bytes(), type=BusKeys)
+        except (OSError, msgspec.DecodeError) as exc:
+            raise ConfigError("BUS_KEYS", f"{self.bus_keys}: {exc}; `tallystick init` makes it") from exc
+        found = {n: (encode_key("A", k.role), encode_key("A", k.account)) for n, k in keys.components.items()}
+        wanted = {n: (c.role_key, c.account) for n, c in root.components.items()}
+        core = encode_key("A", keys.core_account)
+        if found != wanted or core != root.core_account or keys.operator.hex() != root.operator_root:
+            raise Unverified("BUS_KEYS", f"{self.bus_keys} does not agree with trust root {root.number}")
+        return keys

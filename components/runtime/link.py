@@ -35,7 +35,7 @@ from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
 from tallystick.schemas.trust import TrustRoot
 
 RENEW_AT: Final = 0.6
-CONNECT_TIMEOUT_S: Final = 3.0
+CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -55,7 +55,9 @@ class CredentialSource(Protocol):
     It raises `TallystickError` when the authority refuses or cannot be reached; the link tries again.
     """
 
-    async def obtain(self, key: SessionKey, boot: bytes) -> str: ...
+    async def obtain(self, key: SessionKey, boot: bytes) -> str:
+        """The credential's text.  Raises `TallystickError`."""
+        ...
 
 
 class PubAck(msgspec.Struct, frozen=True):
@@ -139,7 +141,7 @@ class Connection:
                 future.cancel()
         try:
             await self.client.close()
-        except (nats.errors.Error, OSError, asyncio.TimeoutError):
+        except (TimeoutError, nats.errors.Error, OSError):
             # The socket is gone either way, which is all that closing is for.
             return
 
@@ -262,7 +264,7 @@ class Link:
                 closed_cb=closed,
                 disconnected_cb=closed,
             )
-        except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
             await connection.close()
             raise Unverified("BROKER_LOGIN", f"{self._url}: {type(exc).__name__}: {exc}") from exc
         await connection.listen_for_acks()
@@ -279,7 +281,7 @@ class Link:
                 wait = max(0.05, (due - self._clock()) / 1e9)
                 try:
                     await asyncio.wait_for(current.lost.wait(), wait)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     await self._renew(current)
                 continue
             await self._replace()
@@ -313,11 +315,7 @@ class Link:
             try:
                 # The old credential serves as long as it lives well beyond the login; otherwise renew.
                 # After a few refusals by the broker it may be revoked: ask the authority again.
-                if (
-                    session is None
-                    or session.credential.expires_at - self._clock() < 2_000_000_000
-                    or attempt % 4 == 3
-                ):
+                if session is None or session.credential.expires_at - self._clock() < 2_000_000_000 or attempt % 4 == 3:
                     session = await self._obtain()
                 new = await self._login(session)
             except (Unverified, Malformed) as exc:

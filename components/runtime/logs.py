@@ -18,16 +18,28 @@ from tallystick.schemas.errors import ConfigError
 REDACTED: Final = "[redacted]"
 # Names under which something secret may be passed; public keys and hashes have other names.
 _SECRET_NAMES: Final = frozenset(
-    ("pin", "password", "passphrase", "secret", "secrets", "seed", "token", "credential", "private_key", "api_key", "jwt")
+    (
+        "pin",
+        "password",
+        "passphrase",
+        "secret",
+        "secrets",
+        "seed",
+        "token",
+        "credential",
+        "private_key",
+        "api_key",
+        "jwt",
+    )
 )
 
 
 def redact(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
     """Replace values under secret names, and anything that looks like a JWT."""
     for name, value in event.items():
-        if name.lower() in _SECRET_NAMES:
-            event[name] = REDACTED
-        elif isinstance(value, str) and value.startswith("eyJ") and value.count(".") == 2:
+        if name.lower() in _SECRET_NAMES or (
+            isinstance(value, str) and value.startswith("eyJ") and value.count(".") == 2
+        ):
             event[name] = REDACTED
     return event
 

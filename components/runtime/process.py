@@ -149,8 +149,8 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
         secrets=setup.secrets,
     )
     setup.log.info("started", boot=setup.boot.hex())
-    stopping = asyncio.ensure_future(stop.wait())
-    failed = asyncio.ensure_future(ctx.failed())
+    stopping: asyncio.Future[object] = asyncio.ensure_future(stop.wait())
+    failed: asyncio.Future[object] = asyncio.ensure_future(ctx.failed())
 
     async def serve() -> None:
         await component.start(ctx)
@@ -166,9 +166,9 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
     serving = asyncio.create_task(serve(), name=spec.name)
     try:
         await asyncio.wait((stopping, failed, serving), return_when=asyncio.FIRST_COMPLETED)
-        for task in (failed, serving):
-            if task.done() and not task.cancelled():
-                task.result()
+        for ended in (failed, serving):
+            if ended.done() and not ended.cancelled():
+                ended.result()
     finally:
         ready.unlink(missing_ok=True)
         for task in (serving, stopping, failed):
@@ -202,12 +202,14 @@ def main(directory: Path, component: str, secrets: dict[str, Secret]) -> int:
         try:
             await run(setup, made, stop)
         except TallystickError as exc:
-            setup.log.error("failed", code=exc.code, text=exc.text, exc_info=exc)
+            setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
             return 2 if isinstance(exc, ConfigError) else 1
-        except Exception as exc:  # noqa: BLE001 - the process's last line: log it whole, end with 1
-            setup.log.error("failed", error=type(exc).__name__, exc_info=exc)
-            sys.stderr.write(f"tallystick: {component} failed ({type(exc).__name__}); see {setup.deployment.log(component)}\n")
+        except Exception as exc:
+            setup.log.exception("failed", error=type(exc).__name__)
+            sys.stderr.write(
+                f"tallystick: {component} failed ({type(exc).__name__}); see {setup.deployment.log(component)}\n"
+            )
             return 1
         return 0
 

@@ -95,7 +95,7 @@ class ChainPublisher:
         self._room.set()
         self._closing = False
         self._last_subject = ""
-        self.on_suppressed: Callable[[str, str], None] | None = None
+        self.on_suppressed: Callable[[str, str], object] | None = None
         self._task = asyncio.create_task(self._run(), name=f"publish {stream}")
 
     def publish(self, subject: Subject, events: tuple[Event, ...]) -> asyncio.Future[int]:
@@ -207,7 +207,7 @@ class ChainPublisher:
                 for message in waiting:
                     message.attempts += 1
                     futures.append((message, await connection.publish(message.subject, message.payload, message.id)))
-            except (OSError, asyncio.TimeoutError, nats.errors.Error) as exc:
+            except (TimeoutError, OSError, nats.errors.Error) as exc:
                 self._link.abandon(connection, f"publish: {type(exc).__name__}")
             if futures:
                 lost = asyncio.ensure_future(connection.lost.wait())
@@ -233,7 +233,9 @@ class ChainPublisher:
         if error is not None:
             refusal = error if isinstance(error, PublishRefused) else PublishRefused("JS_ERROR", repr(error))
             self._metrics.add("publishes_refused")
-            self._log.error("publish refused, trying again", subject=message.subject, code=refusal.code, text=refusal.text)
+            self._log.error(
+                "publish refused, trying again", subject=message.subject, code=refusal.code, text=refusal.text
+            )
             return False
         ack = future.result()
         if ack.duplicate and message.attempts == 1:

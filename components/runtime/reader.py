@@ -73,19 +73,19 @@ class StreamReader:
 
         `api` is the prefix under which the component's account imports JetStream's services.
         """
-        self.api = api
+        self.next_service = f"{api}.CONSUMER.MSG.NEXT.{stream}.{durable}"
+        self.reset_service = f"{api}.CONSUMER.RESET.{stream}.{durable}"
         self.stream = stream
         self.next = start
         self._tail = tail
-        self._durable = durable
         self._link = link
-        self._handler = handler
+        self.handler = handler
         self._metrics = metrics
         self._log = log
         self._on_caught_up = on_caught_up
         self._caught_up = False
-        self._lock = asyncio.Lock()
-        self._generation = 0
+        self.lock = asyncio.Lock()
+        self.generation = 0
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._run(), name=f"read {stream}")
 
@@ -96,25 +96,25 @@ class StreamReader:
 
     async def stop(self) -> None:
         """Stop after the message that is being handled.  Idempotent."""
-        self._generation += 1
-        async with self._lock:
+        self.generation += 1
+        async with self.lock:
             self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             connection = await self._link.connection()
-            self._generation += 1
+            self.generation += 1
             try:
                 if self.next is None:
-                    self.next = await seek_tail(connection, f"{self.api}.CONSUMER.RESET.{self.stream}.{self._durable}", self._tail)
-                period = _Period(self, connection, self._generation)
+                    self.next = await seek_tail(connection, self.reset_service, self._tail)
+                period = _Period(self, connection, self.generation, self.next)
                 await period.run()
             except ReadRefused as exc:
                 self._metrics.add("reads_refused")
                 self._log.warning("read refused, trying again", stream=self.stream, code=exc.code, text=exc.text)
                 await asyncio.sleep(RETRY_S)
-            except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+            except (TimeoutError, nats.errors.Error, OSError) as exc:
                 self._log.warning("read interrupted", stream=self.stream, error=f"{type(exc).__name__}: {exc}")
                 if connection.alive and isinstance(exc, asyncio.TimeoutError | nats.errors.TimeoutError):
                     self._link.abandon(connection, f"no answer to a read of {self.stream}")
@@ -130,8 +130,9 @@ class StreamReader:
 class _Period:
     """One generation of pulls on one connection."""
 
-    def __init__(self, reader: StreamReader, connection: Connection, generation: int) -> None:
+    def __init__(self, reader: StreamReader, connection: Connection, generation: int, first: int) -> None:
         self.reader = reader
+        self.first = first
         self.connection = connection
         self.generation = generation
         self.inbox = connection.new_inbox()
@@ -142,8 +143,7 @@ class _Period:
 
     async def run(self) -> None:
         reader, client = self.reader, self.connection.client
-        assert reader.next is not None  # noqa: S101 - set by the caller
-        pending = await reset(self.connection, f"{reader.api}.CONSUMER.RESET.{reader.stream}.{reader._durable}", reader.next)
+        pending = await reset(self.connection, reader.reset_service, self.first)
         if pending == 0:
             reader.caught_up()
         subscription = await client.subscribe(
@@ -153,9 +153,7 @@ class _Period:
         try:
             await self._pull()
             while True:
-                await asyncio.wait(
-                    (self.ended, superseded), timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait((self.ended, superseded), timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
                 if self.ended.done():
                     reason = self.ended.result()
                     if reason:
@@ -163,8 +161,8 @@ class _Period:
                     return
                 if superseded.done():
                     return
-                if asyncio.get_running_loop().time() - self.heard > 3 * IDLE_S and not reader._lock.locked():
-                    raise asyncio.TimeoutError(f"nothing heard for {3 * IDLE_S} s")
+                if asyncio.get_running_loop().time() - self.heard > 3 * IDLE_S and not reader.lock.locked():
+                    raise TimeoutError(f"nothing heard for {3 * IDLE_S} s")
         finally:
             superseded.cancel()
             if not self.connection.lost.is_set():
@@ -174,7 +172,7 @@ class _Period:
         self.outstanding += BATCH
         request = {"batch": BATCH, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(IDLE_S * 1e9)}
         await self.connection.client.publish(
-            f"{self.reader.api}.CONSUMER.MSG.NEXT.{self.reader.stream}.{self.reader._durable}",
+            self.reader.next_service,
             json.dumps(request).encode(),
             reply=self.inbox,
         )
@@ -186,7 +184,7 @@ class _Period:
     async def _on_message(self, message: Msg) -> None:
         reader = self.reader
         self.heard = asyncio.get_running_loop().time()
-        if self.ended.done() or reader._generation != self.generation:
+        if self.ended.done() or reader.generation != self.generation:
             return
         if not message.reply.startswith("$JS.ACK."):
             await self._on_status(message)
@@ -205,11 +203,11 @@ class _Period:
             return
         self.consumer_seq = consumer_seq
         self.outstanding -= 1
-        async with reader._lock:
-            if reader._generation != self.generation or reader.next is None or stream_seq < reader.next:
+        async with reader.lock:
+            if reader.generation != self.generation or reader.next is None or stream_seq < reader.next:
                 return
             try:
-                result = reader._handler(
+                result = reader.handler(
                     Delivery(
                         subject=message.subject,
                         payload=message.data,

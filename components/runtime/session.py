@@ -6,7 +6,6 @@ never leaves this process, and what comes back is checked against the trust root
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from typing import Final
 
@@ -55,7 +54,7 @@ class AuthorityClient:
             ):
                 body = await response.content.read(4 * MAX_REQUEST)
                 status = response.status
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as exc:
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             raise Unverified("AUTHORITY_UNREACHABLE", f"{self._url}: {type(exc).__name__}: {exc}") from exc
         if status != 200:
             raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")

@@ -186,8 +186,8 @@ def test_a_component_gets_its_own_secrets_and_no_others(made: Deployment, store:
         seen |= set(names)
         for name in names:
             assert len(store[name].reveal()) >= 43
-    # What no component gets: the operator's and the signing token, the security officers' PINs, the broker's store.
-    assert {"hsm.operator.pin", "hsm.signing.pin", "hsm.roles.pin.so", "nats.store_key"} <= set(store.secrets) - seen
+    # What no component gets: the operator's token, the security officers' PINs, the broker's store.
+    assert {"hsm.operator.pin", "hsm.roles.pin.so", "nats.store_key"} <= set(store.secrets) - seen
 
 
 def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_session_of_i
     made: Deployment, store: Keystore, tmp_path: Path
 ) -> None:
     bus = topology.load().expand(made.strategies)
-    keys = ceremony.load_bus_keys(made)
+    keys = made.load_bus_keys()
     now = time.time_ns() // 10**9
     with Token.open(made.token("signing"), "signing", store[layout.pin_name("signing")]) as token:
         accounts = Accounts(bus, keys, token.signer(layout.KEY_OPERATOR), token.signer(layout.KEY_ACTIVATION)).all(
@@ -407,10 +407,10 @@ def test_bus_keys_that_disagree_with_the_trust_root_are_refused(made: Deployment
     keys["components"]["gateway"]["role"] = keys["components"]["execution"]["role"]
     copy.bus_keys.write_text(json.dumps(keys))
     with pytest.raises(Unverified, match="BUS_KEYS"):
-        ceremony.load_bus_keys(copy)
+        copy.load_bus_keys()
     copy.bus_keys.write_text("{")
     with pytest.raises(ConfigError, match="BUS_KEYS"):
-        ceremony.load_bus_keys(copy)
+        copy.load_bus_keys()
 
 
 def test_a_missing_or_torn_trust_root_is_refused(made: Deployment, tmp_path: Path) -> None:
