@@ -1,0 +1,189 @@
+"""The command line: `tallystick`.
+
+Exit codes: 0 done and clean, 1 found something wrong, 2 could not run as asked.  Errors are one line that
+says what, where and what to do; a traceback is a defect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from tallystick.schemas.errors import TallystickError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="A zero-trust trading system: every event signed, every order permitted, nothing changed unnoticed.",
+)
+
+_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.", show_default=False)]
+_PinFd = Annotated[
+    int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
+]
+
+
+def _say(text: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}")
+
+
+@app.command(epilog="Example: tallystick init ./desk --name my-desk")
+def init(
+    directory: _Dir,
+    name: Annotated[str, typer.Option(help="The deployment's id; default: the folder's name.")] = "",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Make a deployment: keys born in tokens, trust root, certificates, policy, configuration."""
+    from tallystick.components.cli.init import init as ceremony
+    from tallystick.components.runtime.keystore import read_pin
+
+    pin = read_pin("New master PIN (8 characters or more): ", pin_fd)
+    if pin_fd is None and read_pin("Again: ") != pin:
+        _fail("PIN_INPUT: the two PINs differ; nothing was made")
+    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say)
+    typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
+    typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
+    typer.echo(f"Next: tallystick up {directory}")
+
+
+@app.command(epilog="Example: tallystick up ./desk        stop with Ctrl-C")
+def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """Run everything of a deployment: the broker and one process a component, watched."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.supervise(deployment, keystore, _say))
+
+
+@app.command(epilog="Example: tallystick run ./desk gateway --secrets-fd 3 3<secrets")
+def run(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as gateway or strategy-momentum.")],
+    secrets_fd: Annotated[
+        int | None, typer.Option(help="A descriptor with the component's own secrets as a JSON object.")
+    ] = None,
+    pin_fd: _PinFd = None,
+) -> None:
+    """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
+    from tallystick.components.runtime import process
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin, take_over
+
+    if secrets_fd is not None:
+        secrets = take_over(secrets_fd)
+    else:
+        deployment = Deployment.load(directory)
+        keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+        secrets = {name: keystore[name] for name in deployment.secret_names(component)}
+    raise typer.Exit(process.main(directory, component, secrets))
+
+
+@app.command(epilog="Example: tallystick status ./desk")
+def status(directory: _Dir) -> None:
+    """Which processes are ready, and which breakers are tripped."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+
+    deployment = Deployment.load(directory)
+    running = operate.processes(deployment)
+    for name, pid in running:
+        typer.echo(f"{name:24} ready   pid {pid}")
+    if not running:
+        _fail(f"NOT_UP: nothing of {directory} is running; start it with: tallystick up {directory}")
+    for trip in asyncio.run(operate.status(deployment))["tripped"]:
+        typer.echo(f"TRIPPED  {trip['scope']}: {trip['reason']} (by {trip['by']})")
+
+
+@app.command(epilog='Example: tallystick kill ./desk --reason "fat finger"     or: --scope strategy-momentum')
+def kill(
+    directory: _Dir,
+    scope: Annotated[str, typer.Option(help="all, strategy-NAME or venue-NAME.")] = "all",
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "killed by an operator",
+) -> None:
+    """Stop trading now: deny what comes, cancel what is open.  Needs no key."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+
+    answer = asyncio.run(operate.kill(Deployment.load(directory), scope, reason))
+    typer.echo(f"tripped: {', '.join(t['scope'] for t in answer['tripped'])}")
+
+
+@app.command(epilog="Example: tallystick rearm ./desk strategy-momentum")
+def rearm(
+    directory: _Dir,
+    scope: Annotated[str, typer.Argument(help="The tripped scope, as `tallystick status` shows it.")],
+    pin_fd: _PinFd = None,
+) -> None:
+    """Close a tripped breaker, signed by the operator's key for this very trip."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.rearm(deployment, keystore, scope))
+    typer.echo(f"{scope} is armed again")
+
+
+@app.command(epilog="Example: tallystick arm ./desk --hours 8")
+def arm(
+    directory: _Dir,
+    hours: Annotated[str, typer.Option(help="How long, at most 12.")] = "8",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Let execution trade for some hours, signed by the operator's key.  Without it every order is denied."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    try:
+        wanted = Decimal(hours)
+    except InvalidOperation:
+        _fail(f"ARM_HOURS: not a number of hours: {hours!r}")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    lease = asyncio.run(operate.arm(deployment, keystore, wanted))
+    typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"tallystick: {text}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """The entry point: every `TallystickError` becomes one line and exit code 2."""
+    # What a command writes is the operator's alone.
+    os.umask(0o077)
+    try:
+        app()
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {exc}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("tallystick: interrupted\n")
+        sys.exit(130)
+
+
+def _add_parts() -> None:
+    from tallystick.infra.nats.cli import app as topology
+
+    app.add_typer(topology, name="topology")
+
+
+_add_parts()
+
+if __name__ == "__main__":
+    main()

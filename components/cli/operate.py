@@ -1,0 +1,118 @@
+"""What an operator does with a running deployment: up, run, status, kill, rearm, arm.
+
+The functions are what the commands of `main` call; they raise `TallystickError` and print nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final
+
+from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
+from tallystick.components.cli.supervisor import Supervisor
+from tallystick.components.runtime import deployment as layout
+from tallystick.components.runtime.deployment import Deployment
+from tallystick.components.runtime.keystore import Keystore
+from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
+
+HOUR_NS: Final = 3_600_000_000_000
+
+
+async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> None:
+    """Run the deployment until SIGINT or SIGTERM.  Raises what kept it from starting."""
+    supervisor = Supervisor(deployment, keystore, report=report)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        starting = asyncio.ensure_future(supervisor.start())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            await stopping
+        else:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        report("stopping")
+    finally:
+        await supervisor.stop()
+    report("stopped")
+
+
+async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:
+    answer = await ask(deployment.run / SOCKET_NAME, request)
+    if not answer.get("ok"):
+        raise ConfigError(str(answer.get("code", "BREAKER")), str(answer.get("text", "the breaker refused")))
+    return answer
+
+
+async def kill(deployment: Deployment, scope: str, reason: str) -> dict[str, Any]:
+    """Trip a breaker at once; no key is needed to stop."""
+    return await _breaker(deployment, Kill(scope=scope, reason=reason))
+
+
+async def status(deployment: Deployment) -> dict[str, Any]:
+    """The breaker's state."""
+    return await _breaker(deployment, Status())
+
+
+def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm) -> str:
+    """The document as a note of the operator's own key, which lies in the token that no process opens."""
+    token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
+    try:
+        return sign_document(document, (OPERATOR_KEY_NAME, token.signer(layout.KEY_PERSON)))
+    finally:
+        token.close()
+
+
+async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
+    """Let execution trade for `hours` from now (at most 12)."""
+    length = int(hours * HOUR_NS)
+    if not 0 < length <= MAX_LEASE_NS:
+        raise ConfigError("ARM_HOURS", f"a lease lasts above 0 and at most 12 hours, got {hours}")
+    now = time.time_ns()
+    lease = ArmLease(
+        deployment=deployment.name,
+        component="execution",
+        venues=(deployment.config.venue.name,),
+        start=now,
+        until=now + length,
+    )
+    note = await asyncio.to_thread(_sign, deployment, keystore, lease)
+    await _breaker(deployment, ArmRequest(note=note))
+    return lease
+
+
+async def rearm(deployment: Deployment, keystore: Keystore, scope: str) -> None:
+    """Close a tripped breaker with the operator's signature, for this very trip."""
+    tripped = (await status(deployment))["tripped"]
+    trip = next((t for t in tripped if t["scope"] == scope), None)
+    if trip is None:
+        raise ConfigError(
+            "NOT_TRIPPED", f"{scope} is not tripped; tripped: {[t['scope'] for t in tripped] or 'nothing'}"
+        )
+    document = Rearm(deployment=deployment.name, scope=scope, since=trip["since"])
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    await _breaker(deployment, RearmRequest(note=note))
+
+
+def processes(deployment: Deployment) -> list[tuple[str, int]]:
+    """(component, pid) of what is ready."""
+    found = []
+    for path in sorted(deployment.run.glob("*.ready")):
+        try:
+            pid = int(path.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            continue
+        found.append((path.stem, pid))
+    return found
