@@ -44,7 +44,10 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; the journal cannot be used afterwards."""
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+        # The number may be somebody else's from now on.
+        self._file = -1
 
 
 def read_journal(path: Path) -> list[Entry]:
