@@ -87,10 +87,11 @@ class Signer:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
                 reply = signing.decode_reply(await reader.readexactly(signing.frame_length(length)))
-                number, future = self._waiting.popleft() if self._waiting else (0, None)
-                if future is None or number != reply.id:
+                number = self._waiting[0][0] if self._waiting else 0
+                if number != reply.id:
                     error = NotSigned("CUSTODY", f"reply {reply.id} where {number} was due")
                     break
+                _, future = self._waiting.popleft()
                 if not future.done():
                     future.set_result(reply)
         except (OSError, asyncio.IncompleteReadError):
