@@ -11,6 +11,8 @@
 - After a restart the state is folded from history: `BreakerTripped` trips; `BreakerRearmed` closes if its note still
   verifies; a heartbeat adds what it lists and removes nothing, so that no forged heartbeat closes a scope.
   A trigger without its answer (we crashed in between) is answered when history ends.
+- Only the newest part of a long history is read.  A heartbeat in it tells what was tripped then, and that whatever
+  triggered earlier was answered.  Without any, nobody knows: `all` is tripped, for a person to look.
 
 The breaker is trusted to say what is tripped: an attacker who controls it can at most let orders go on within the
 operator-signed caps, or halt everything.
@@ -60,7 +62,8 @@ class Breakers:
         self._tripped: dict[str, Trip] = {}
         self._number = 0
         self._newest = 0
-        self._pending: dict[bytes, tuple[str, str, str]] = {}
+        self._pending: dict[bytes, tuple[int, tuple[str, str, str]]] = {}
+        self._known_since: int | None = None
         self._live = False
 
     @property
@@ -84,15 +87,23 @@ class Breakers:
         if trigger is None:
             return []
         if not self._live:
-            self._pending[event.id] = trigger
+            self._pending[event.id] = (event.ts, trigger)
             return []
         return [self._trip(*trigger, causes=(event.id,))]
 
-    def resume(self) -> list[Output]:
-        """History has ended: from here on triggers are answered at once, those left unanswered now."""
+    def resume(self, complete: bool) -> list[Output]:
+        """History has ended: from here on triggers are answered at once, those left unanswered now.
+
+        `complete`: it was read from the very beginning.
+        """
         self._live = True
         pending, self._pending = self._pending, {}
-        return [self._trip(*trigger, causes=(cause,)) for cause, trigger in pending.items()]
+        since = 0 if complete else self._known_since
+        if since is None:
+            return [
+                self._trip(ALL, "STATE_UNKNOWN: no heartbeat of the breaker in the history that was read", "breaker")
+            ]
+        return [self._trip(*trigger, causes=(cause,)) for cause, (ts, trigger) in pending.items() if ts >= since]
 
     def kill(self, scope: str, reason: str, by: str) -> list[Output]:
         """A person trips `scope`.  Raises `Malformed` for what is no scope."""
@@ -148,6 +159,7 @@ class Breakers:
                 self._pending.pop(cause, None)
         elif isinstance(event, BreakerHeartbeat):
             self._number = max(self._number, event.number)
+            self._known_since = event.ts if self._known_since is None else self._known_since
             for trip in event.tripped:
                 self._tripped.setdefault(trip.scope, trip)
         elif isinstance(event, BreakerRearmed):

@@ -194,7 +194,7 @@ class Book:
             return
         key = (where.strategy, where.venue, where.symbol)
         self._holdings[key] = self._holdings.get(key, Holding()).after(fill.side, fill.price, fill.qty)
-        self._remember_order(where.venue, where.symbol, fill.venue_order_id, fill.client_order_id)
+        self.on_order(where.venue, where.symbol, fill.venue_order_id, fill.client_order_id)
         permit = self._permits.get((where.venue, fill.client_order_id))
         if permit is not None and fill.intent_id == permit.intent_id:
             self._use(permit, fill.client_order_id, fill.qty)
@@ -213,7 +213,14 @@ class Book:
 
     def on_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
         """The venue or execution named an order by both its ids."""
-        self._remember_order(venue, symbol, venue_order_id, client_order_id)
+        if venue_order_id and client_order_id:
+            self._client_ids[venue, symbol, venue_order_id] = client_order_id
+            if len(self._client_ids) > MAX_PERMITS:
+                self._client_ids.popitem(last=False)
+
+    def client_order_id(self, venue: str, symbol: str, venue_order_id: str) -> str:
+        """The client order id of an order; "" if it was not told yet."""
+        return self._client_ids.get((venue, symbol, venue_order_id), "")
 
     def on_report(self, report: Report, now: int) -> list[Output]:
         """A fill reported by the venue."""
@@ -225,7 +232,7 @@ class Book:
             return [self._notice("FILL_TOO_OLD", text)]
         if verdict == "seen":
             return []
-        self._remember_order(report.venue, report.symbol, report.venue_order_id, report.client_order_id)
+        self.on_order(report.venue, report.symbol, report.venue_order_id, report.client_order_id)
         waiting.append((report, now))
         return self._release(*key, now)
 
@@ -247,8 +254,8 @@ class Book:
 
     def _permit(self, report: Report) -> tuple[_Permitted | None, str, str]:
         """The permit that covers the report, its client order id, and why a permit found does not cover it."""
-        client_order_id = report.client_order_id or self._client_ids.get(
-            (report.venue, report.symbol, report.venue_order_id), ""
+        client_order_id = report.client_order_id or self.client_order_id(
+            report.venue, report.symbol, report.venue_order_id
         )
         permit = self._permits.get((report.venue, client_order_id)) if client_order_id else None
         if permit is None:
@@ -325,9 +332,3 @@ class Book:
         permit.left -= qty
         if permit.left <= 0:
             del self._permits[permit.venue, client_order_id]
-
-    def _remember_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
-        if venue_order_id and client_order_id:
-            self._client_ids[venue, symbol, venue_order_id] = client_order_id
-            if len(self._client_ids) > MAX_PERMITS:
-                self._client_ids.popitem(last=False)

@@ -61,13 +61,13 @@ class World:
         self.log: list[Output] = []
         self.breakers = self.start()
 
-    def start(self, crash_before: int = 0) -> Breakers:
+    def start(self, crash_before: int = 0, read_from: int = 0) -> Breakers:
         """Start anew from the history, of which the last `crash_before` events were never stored."""
         self.breakers = Breakers(self.new, lambda note: open_rearm(note, ROOT))
         del self.log[len(self.log) - crash_before :]
-        for where, event in list(self.log):
+        for where, event in self.log[read_from:]:
             assert self.breakers.on_event(where, event) == []
-        self.log += self.breakers.resume()
+        self.log += self.breakers.resume(complete=read_from == 0)
         return self.breakers
 
     def happens(self, where: Subject, event: Any) -> list[Output]:
@@ -299,3 +299,36 @@ def test_too_many_scopes_trip_everything(monkeypatch: pytest.MonkeyPatch) -> Non
         world.alert(scope=f"strategy-s{i}")
     assert "all" in world.scopes
     assert len(world.scopes) <= 4
+
+
+def test_a_partial_history_with_a_heartbeat_is_enough() -> None:
+    world = World()
+    world.unknown_fill()
+    world.kill("venue-paper")
+    world.rearm(world.note("all"))
+    cut = len(world.log) - 1
+    world.beat()
+    world.start(read_from=cut + 1)
+    assert world.scopes == ["venue-paper"]
+
+
+def test_a_trigger_that_was_answered_before_the_history_read_does_not_trip_again() -> None:
+    world = World()
+    world.unknown_fill()
+    fill = world.log[0]
+    world.rearm(world.note("all"))
+    world.beat()
+    world.log = [fill, *world.log]  # fills are read from another stream, further back
+    breakers = Breakers(world.new, lambda note: open_rearm(note, ROOT))
+    for where, event in (fill, world.log[-1]):
+        breakers.on_event(where, event)
+    assert breakers.resume(complete=False) == []
+    assert breakers.tripped == ()
+
+
+def test_without_a_heartbeat_in_a_partial_history_everything_is_tripped() -> None:
+    world = World()
+    world.kill("venue-paper")
+    world.start(read_from=1)
+    assert world.scopes == ["all"]
+    assert "STATE_UNKNOWN" in world.breakers.tripped[0].reason

@@ -1,0 +1,110 @@
+"""The breaker process: alerts, unpermitted fills and people in; breaker states, heartbeat and arming out.
+
+- The state is rebuilt from the newest `SECURITY_TAIL` messages of SECURITY and the newest fills (`states`).
+  Until that is done there is no heartbeat, and everybody treats everything as tripped.
+- A trip is published at once, its heartbeat right after it, then every `BEAT_S`.
+- The operator's arming notes are verified and passed on as they are; gateway and custody verify them again.
+
+See `states` for what an attacker who controls it can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tallystick.components.breaker.control import (
+    SOCKET_NAME,
+    ArmRequest,
+    ControlSocket,
+    Kill,
+    RearmRequest,
+    Request,
+)
+from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.schemas.security import Arm
+from tallystick.schemas.subjects import SECURITY, subject
+from tallystick.schemas.trust import open_arm_lease, open_rearm
+
+BEAT_S: Final = 0.25
+# Half an hour of running, two hours of being the only one that is down; about a second to verify.
+SECURITY_TAIL: Final = 8_192
+FILLS_TAIL: Final = 1_024
+STORED_S: Final = 2.0
+EXECUTION: Final = "execution"
+
+
+class Breaker(Component):
+    """See the module docstring."""
+
+    listed = True
+
+    def __init__(self, run: Path | None = None, tail: int = SECURITY_TAIL) -> None:
+        """`run`: the folder of its socket; None: the deployment's.  `tail`: how much of SECURITY is read at start."""
+        self._run = run
+        self._tail = tail
+
+    async def start(self, ctx: Context) -> None:
+        """Read the newest history; act from `ready` on."""
+        self.ctx = ctx
+        self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
+        self._read = 0
+        ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
+        ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
+        path = (self._run or ctx.config.run) / SOCKET_NAME
+        self._socket = ControlSocket(path, self._on_request, ctx.log)
+
+    async def ready(self) -> None:
+        """The state is known: say so, and listen to people."""
+        self._publish(self.breakers.resume(complete=self._read < self._tail))
+        await self._socket.start()
+        self.ctx.spawn(self._beat())
+
+    async def stop(self) -> None:
+        """No more people; the last heartbeat was the last word."""
+        await self._socket.stop()
+
+    def _on_message(self, received: Received) -> None:
+        # Late alerts trip as well: what is dangerous does not become harmless by being slow.
+        if received.subject.stream == SECURITY:
+            self._read += 1
+        outputs = [output for event in received.events for output in self.breakers.on_event(received.subject, event)]
+        if outputs:
+            self._publish([*outputs, self.breakers.heartbeat()])
+
+    async def _beat(self) -> None:
+        stored: list[asyncio.Future[int]] = []
+        while True:
+            # While the bus is away heartbeats do not pile up: one old one is enough to be refused as stale.
+            if all(future.done() for future in stored):
+                stored = self._publish([self.breakers.heartbeat()])
+            await asyncio.sleep(BEAT_S)
+
+    def _publish(self, outputs: Iterable[Output]) -> list[asyncio.Future[int]]:
+        return [self.ctx.publish(where, event) for where, event in outputs]
+
+    async def _on_request(self, request: Request, by: str) -> dict[str, Any]:
+        if isinstance(request, Kill):
+            outputs = self.breakers.kill(request.scope, request.reason, by)
+        elif isinstance(request, RearmRequest):
+            outputs = self.breakers.rearm(request.note)
+        elif isinstance(request, ArmRequest):
+            lease = open_arm_lease(request.note, self.ctx.trust, EXECUTION, self.ctx.clock())
+            outputs = [(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=request.note))]
+        else:
+            return self._status()
+        stored = self._publish([*outputs, self.breakers.heartbeat()])
+        await asyncio.wait(stored[:1], timeout=STORED_S)
+        return {**self._status(), "stored": stored[0].done() and stored[0].exception() is None}
+
+    def _status(self) -> dict[str, Any]:
+        return {"tripped": [msgspec.structs.asdict(trip) for trip in self.breakers.tripped]}
+
+
+COMPONENT = Breaker

@@ -1,0 +1,174 @@
+"""The portfolio process: the venue's user stream into fills, positions and balances.
+
+- At start the book is rebuilt from ORDERS: permits from `order.decision`, order ids from `order.event`, our own fills
+  and positions.  Only then is the venue asked for what came since, and followed.
+- A fill is published before its position, on one chain; see `book` for what a crash in between means.
+- It reads the account with a key that may do nothing but read, signed in its own hardware token.
+
+The portfolio is trusted with positions: an attacker who controls it can at most lie about fills and balances, which
+the gateway's own count of fills and the operator-signed caps bound, and which audit can compare with the venue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Final
+
+from tallystick.components.portfolio.binance import BalanceReport
+from tallystick.components.portfolio.book import Book, Output, Report
+from tallystick.components.portfolio.stream import Listener, UserStream
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
+from tallystick.components.runtime.hsm import Token
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
+from tallystick.schemas.subjects import subject
+
+TICK_S: Final = 0.25
+OWN: Final = "portfolio"
+
+Connect = Callable[[Context, Listener], UserStream]
+
+
+def venue_urls(venue: VenueConfig) -> tuple[str, str]:
+    """The venue's REST and WebSocket API addresses.
+
+    Binance has the latter on a host of its own: `api.binance.com` and `ws-api.binance.com`.
+    """
+    rest = f"https://{venue.host}"
+    if venue.kind == "paper":
+        return rest, f"wss://{venue.host}/ws-api/v3"
+    return rest, f"wss://ws-api.{venue.host.removeprefix('api.')}/ws-api/v3"
+
+
+def venue_tls(deployment: Deployment) -> ssl.SSLContext:
+    """TLS 1.3 towards the venue: the paper exchange by our own CA, any other by the machine's."""
+    own = deployment.config.venue.kind == "paper"
+    context = ssl.create_default_context(cafile=str(deployment.ca) if own else None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def connect(ctx: Context, listener: Listener) -> UserStream:
+    """The user stream as the deployment says.  Raises `ConfigError`."""
+    deployment: Deployment = ctx.config
+    venue = deployment.config.venue
+    try:
+        api_key, pin = ctx.secrets[api_key_name(OWN)], ctx.secrets[pin_name(OWN)]
+    except KeyError as exc:
+        raise ConfigError("SECRETS", f"portfolio needs the secret {exc.args[0]}: is it in the keystore?") from exc
+    rest_url, socket_url = venue_urls(venue)
+    return UserStream(
+        venue=venue.name,
+        rest_url=rest_url,
+        socket_url=socket_url,
+        api_key=api_key.reveal(),
+        signer=Token.open(deployment.token(OWN), OWN, pin).signer(KEY_VENUE),
+        symbols={i.venue_symbol: i.symbol for i in ctx.trust.instruments if i.venue == venue.name},
+        tls=venue_tls(deployment),
+        clock=ctx.clock,
+        listener=listener,
+        log=ctx.log,
+    )
+
+
+class Portfolio(Component):
+    """See the module docstring.  It is the user stream's `Listener`."""
+
+    def __init__(self, venue: str | None = None, connect: Connect = connect) -> None:
+        """`venue`: its name in subjects; None: the deployment's."""
+        self._venue_name = venue
+        self._connect = connect
+
+    async def start(self, ctx: Context) -> None:
+        """Read the whole history of orders; follow the venue from `ready` on."""
+        self.ctx = ctx
+        self.venue = self._venue_name or ctx.config.config.venue.name
+        self.book = Book(ctx.new)
+        self._balances: dict[str, tuple[Decimal, Decimal]] = {}
+        self._started = ctx.clock()
+        self._resumed = False
+        self._down = ""
+        self._stream = self._connect(ctx, self)
+        ctx.subscribe(
+            ("order.decision.>", "order.event.>", "fill.>", "position.>"),
+            self._on_orders,
+            start="all",
+        )
+
+    async def ready(self) -> None:
+        """History is applied: state what a crash left unsaid, then follow the venue."""
+        self._resumed = True
+        self._publish(self.book.resume())
+        self.ctx.spawn(self._stream.run())
+        self.ctx.spawn(self._tick())
+
+    def _on_orders(self, received: Received) -> None:
+        # Late messages count as well: a permit or an own fill is a fact, however old.
+        where = received.subject
+        for event in received.events:
+            if isinstance(event, Decision):
+                self._publish(self.book.on_decision(where, event, self.ctx.clock()))
+            elif isinstance(event, OrderEvent):
+                self.on_order(where.symbol, event.venue_order_id, event.client_order_id)
+            elif isinstance(event, Fill) and not self._resumed:
+                self.book.restore(where, event)
+            elif isinstance(event, Position) and not self._resumed:
+                self.book.stated(where, event)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._publish(self.book.on_time(self.ctx.clock()))
+
+    def _publish(self, outputs: Iterable[Output]) -> None:
+        for where, event in outputs:
+            self.ctx.publish(where, event)
+
+    # -- the user stream's listener ---------------------------------------------------------------
+
+    def ask_from(self, symbol: str) -> int:
+        """See `Book.ask_from`."""
+        return self.book.ask_from(self.venue, symbol)
+
+    def since(self, symbol: str) -> int:
+        """Nothing was filled for us before the first permit; without any, not before this start."""
+        first = self.book.first_permit(self.venue, symbol)
+        return self._started if first is None else first
+
+    def client_order_id(self, symbol: str, venue_order_id: str) -> str:
+        """As the venue or execution named it."""
+        return self.book.client_order_id(self.venue, symbol, venue_order_id)
+
+    def on_report(self, report: Report) -> None:
+        """A fill."""
+        self._publish(self.book.on_report(report, self.ctx.clock()))
+
+    def on_order(self, symbol: str, venue_order_id: str, client_order_id: str) -> None:
+        """An order under both its ids."""
+        self.book.on_order(self.venue, symbol, venue_order_id, client_order_id)
+
+    def on_balance(self, balance: BalanceReport) -> None:
+        """Published where it changed."""
+        held = (balance.free, balance.locked)
+        if self._balances.get(balance.asset) == held:
+            return
+        self._balances[balance.asset] = held
+        where = subject("balance", venue=self.venue, asset=balance.asset)
+        self.ctx.publish(where, self.ctx.new(Balance, free=balance.free, locked=balance.locked))
+
+    def on_connection(self, up: bool, code: str, text: str) -> None:
+        """Said once each way: without the stream nobody sees fills, and a refused credential may be a revoked one."""
+        if up:
+            self.ctx.log.info("user stream up")
+            self._down = ""
+        elif code != self._down:
+            self._down = code
+            self.ctx.notice("USER_STREAM_DOWN" if code != "VENUE_CREDENTIAL" else code, text)
+
+
+COMPONENT = Portfolio
