@@ -7,6 +7,7 @@ says what, where and what to do; a traceback is a defect.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -167,6 +168,8 @@ def main() -> None:
     """The entry point: every `TallystickError` becomes one line and exit code 2."""
     # What a command writes is the operator's alone.
     os.umask(0o077)
+    # The client library's TLS shutdown makes asyncio warn about nothing.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         app()
     except TallystickError as exc:

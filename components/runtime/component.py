@@ -31,7 +31,7 @@ class Component:
     def credential_source(self, setup: Setup) -> CredentialSource | None:
         """Where this component's sessions come from; None: the authority (only the authority says otherwise)."""
         del setup
-        return None  # noqa: RET501 - an override returns a source
+        return None
 
     async def start(self, ctx: Context) -> None:
         """Subscribe here.  Reading begins when this returns; background work goes into `ctx.spawn`."""

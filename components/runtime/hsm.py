@@ -24,11 +24,11 @@ import hashlib
 import os
 import secrets as entropy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import pkcs11
 from cryptography.exceptions import InvalidSignature
@@ -71,6 +71,7 @@ class _State:
 
     library: _pkcs11.lib | None = None
     token: Token | None = None
+    clear_errors: Callable[[], object] | None = None
 
 
 _state = _State()
@@ -109,15 +110,35 @@ def module_path() -> str:
     )
 
 
+def _error_clearer() -> Callable[[], object]:
+    """`ERR_clear_error` of the libcrypto that this process shares with the module, if it shares one."""
+    for name in ("libcrypto.so.3", "libcrypto.so.1.1"):
+        try:
+            library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        except OSError:
+            continue
+        library.ERR_clear_error.restype = None
+        return cast("Callable[[], object]", library.ERR_clear_error)
+    return lambda: None
+
+
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """One thread in the module, and its errors as `ConfigError` about `what`."""
+    """One thread in the module, and its errors as `ConfigError` about `what`.
+
+    SoftHSM leaves entries in the thread's OpenSSL error queue, which Python's ssl would take for failures of
+    its next read and close a healthy connection: the queue is emptied after each call.
+    """
     with _lock:
         try:
             yield
         except pkcs11.PKCS11Error as exc:
             code, advice = _ADVICE.get(type(exc), ("HSM_FAILED", "the module refused"))
             raise ConfigError(code, f"{what}: {advice} ({type(exc).__name__})") from exc
+        finally:
+            if _state.clear_errors is None:
+                _state.clear_errors = _error_clearer()
+            _state.clear_errors()
 
 
 def _initialise(directory: Path) -> _pkcs11.lib:

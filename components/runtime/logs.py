@@ -7,6 +7,7 @@ write the folder can change them; evidence is on the bus.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -62,4 +63,19 @@ def open_log(path: Path, component: str) -> Any:
         logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")),
         cache_logger_on_first_use=False,
     )
-    return structlog.get_logger().bind(component=component, pid=os.getpid())
+    log = structlog.get_logger().bind(component=component, pid=os.getpid())
+    # Libraries speak through the standard logging: the same file, the same redaction, nothing on stderr.
+    logging.root.handlers[:] = [_Forward(log)]
+    logging.root.setLevel(logging.WARNING)
+    return log
+
+
+class _Forward(logging.Handler):
+    """Hands the records of the standard logging on."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, record.getMessage()[:2000], logger=record.name, exc_info=record.exc_info)
