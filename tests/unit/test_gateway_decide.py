@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import PERMIT_NS, client_order_id, plain
-from tallystick.components.gateway.risk import PERMIT_GRACE_NS, LimitBook, Limits
+from tallystick.components.gateway.decide import MAX_LEASES, PERMIT_NS, REMEMBER_NS, client_order_id, plain
+from tallystick.components.gateway.risk import FILLS_REMEMBERED, PERMIT_GRACE_NS, LimitBook, Limits
 from tallystick.schemas.errors import Unverified
+from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent, OrderState, Position
 from tallystick.schemas.registry import decode_events, encode_events
 from tallystick.schemas.security import Arm, BootEnded, BreakerTripped
@@ -221,6 +222,28 @@ def test_intent_may_be_three_seconds_old() -> None:
     assert w.codes(intents[2]) == ["STALE_INTENT"], "sealing an old intent anew does not make it young"
 
 
+def test_intent_may_be_one_second_ahead_of_the_clock() -> None:
+    w = World()
+    assert w.codes(w.intent(), time=w.now + SECOND + 1) == ["STALE_INTENT"], "the statement counts too"
+    assert w.codes(w.intent(), time=w.now + SECOND) == []
+    # Last: the generator of ids never steps back.
+    ahead = [w.intent(**w.base(w.now + SECOND + more)) for more in (0, MS)]
+    assert w.codes(ahead[0]) == []
+    assert w.codes(ahead[1]) == ["STALE_INTENT"]
+
+
+def test_trade_cannot_be_younger_than_the_message_that_holds_it() -> None:
+    w = World()
+    w.now += 1
+    later = w.now + 3600 * SECOND
+    event = Trade(id=bytes(16), ts=later, trade_id=2, price=LAST, qty=Decimal(1), time=later, buyer_is_maker=False)
+    w.apply("market-data", f"md.trade.{XRP}", event)
+    w.now += LIMITS.stale_ms * MS + 1
+    w.beat()
+    w.list_sessions()
+    assert w.codes(w.intent()) == ["MARKET_DATA_STALE"]
+
+
 @pytest.mark.parametrize("state", ["stale", "reconnecting", "ended"])
 def test_feed_that_is_not_live_denies_until_the_next_trade(state: str) -> None:
     w = World()
@@ -394,6 +417,52 @@ def test_gross_exposure_counts_everything_of_a_quote_and_lets_reductions_pass() 
     assert w.codes(w.intent(qty="101")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]
     assert w.codes(w.intent(qty="100")) == []
     assert w.codes(w.intent(qty="1400", side="sell")) == [], "it can only bring the position nearer to zero"
+
+
+def test_order_that_could_turn_the_position_is_no_reduction() -> None:
+    w = World(_wide(max_gross_notional=Decimal("0.1")))
+    _fill(w, b"", "100")
+    assert w.codes(w.intent(qty="60", side="sell")) == []
+    assert w.codes(w.intent(qty="41", side="sell")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"], "60 are on their way"
+    assert w.codes(w.intent(qty="40", side="sell")) == []
+
+
+def test_position_is_valued_at_the_last_trade_where_that_is_higher() -> None:
+    w = World(_wide(max_position_notional=Decimal("0.1")))
+    assert w.codes(w.intent(qty="101", price="0.00099")) == ["POSITION_EXCEEDS_LIMIT"]
+    assert w.codes(w.intent(qty="100", price="0.00099")) == []
+
+
+def test_positions_of_another_quote_are_not_added() -> None:
+    w = World(_wide(max_gross_notional=Decimal(1)))
+    w.trade(Decimal(50000), "paper.BTC-USDT")
+    _fill(w, b"", "2", subject="paper.BTC-USDT")
+    assert w.codes(w.intent(qty="1000")) == []
+
+
+def test_position_without_any_known_price_denies() -> None:
+    w = World(_wide())
+    w.gateway._last.clear()
+    for average, qty, expected in ((0, 5, ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]), (1, 5, [])):
+        position = Position(**w.base(), qty=Decimal(qty), average_price=Decimal(average), realized=Decimal(0), fills=0)
+        w.apply("portfolio", f"position.alpha.{XRP}", position)
+        market = w.gateway._markets["paper", "XRP/ETH"]
+        assert market.price is not None
+        assert w.codes(w.intent()) == expected
+
+
+def test_memory_is_flat() -> None:
+    w = World()
+    for n in range(40):
+        w.arm(until=NOW + (n + 1) * SECOND)
+    assert len(w.gateway._leases) == MAX_LEASES
+    for n in range(FILLS_REMEMBERED + 10):
+        _fill(w, b"", "1", trade_id=n)
+    assert len(w.gateway.exposure._trades["paper", "XRP/ETH"]) == FILLS_REMEMBERED
+    for _ in range(30):
+        w.now += SECOND
+        w.ask(w.intent())
+    assert len(w.gateway._seen) == REMEMBER_NS // SECOND + 1
 
 
 def test_portfolios_position_counts_unless_it_knows_fewer_fills() -> None:
