@@ -110,6 +110,7 @@ class _Subscription(msgspec.Struct):
     patterns: tuple[str, ...]
     handler: Handler
     start: Start
+    after: int
 
 
 class Context:
@@ -243,12 +244,15 @@ class Context:
 
     # -- subscribing ----------------------------------------------------------------------------
 
-    def subscribe(self, patterns: str | Sequence[str], handler: Handler, start: Start = "new") -> None:
+    def subscribe(
+        self, patterns: str | Sequence[str], handler: Handler, start: Start = "new", after: int | None = None
+    ) -> None:
         """Call `handler` with every verified message that matches; takes effect when `start` of the component returns.
 
         `start`: "new" from now on; "all" from the beginning of the stream; a number: the newest so
-        many messages of the stream's durable first.  Raises `ConfigError` for a pattern that the
-        topology does not let this component read.
+        many messages of the stream's durable first.  `after`, in its place: everything beyond this stream
+        sequence, for those who keep their own position.  Raises `ConfigError` for a pattern that the topology
+        does not let this component read.
         """
         wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         for pattern in wanted:
@@ -257,7 +261,9 @@ class Context:
                 raise ConfigError(
                     "READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)"
                 )
-            entry = _Subscription(patterns=(pattern,), handler=handler, start=start)
+            entry = _Subscription(
+                patterns=(pattern,), handler=handler, start=start if after is None else "all", after=after or 0
+            )
             self._subscriptions.setdefault(stream, []).append(entry)
 
     def subscribe_raw(self, stream: str, handler: RawHandler, after_seq: int = 0) -> None:
@@ -283,13 +289,13 @@ class Context:
             self._subscriptions.setdefault(SECURITY, [])
         for stream, subscriptions in self._subscriptions.items():
             starts = [s.start for s in subscriptions]
-            everything = "all" in starts
+            first = 1 + min((s.after for s in subscriptions if s.start == "all"), default=-1)
             tail = max([s for s in starts if isinstance(s, int)], default=0)
             if stream == SECURITY:
                 tail = max(tail, SECURITY_TAIL)
             self._caught_up[stream] = asyncio.Event()
             self._chains[stream] = ReaderChains()
-            self._open_reader(stream, self._handler(stream), 1 if everything else None, tail)
+            self._open_reader(stream, self._handler(stream), first or None, tail)
         for stream, (handler, after) in self._raw.items():
             self._caught_up[stream] = asyncio.Event()
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
@@ -416,7 +422,7 @@ class Context:
                 for entry in subscriptions:
                     if not any(matches(p, delivery.subject) for p in entry.patterns):
                         continue
-                    if entry.start == "new" and not caught_up.is_set():
+                    if (entry.start == "new" and not caught_up.is_set()) or delivery.stream_seq <= entry.after:
                         continue
                     result = entry.handler(received)
                     if result is not None:

@@ -391,6 +391,8 @@ async def provision_state(admin: Client, state_bytes: int) -> Provisioned:
         "discard": "new",
         "max_bytes": state_bytes * 3 // 4,
         "allow_atomic": True,
+        # What a component deletes is a tombstone that expires: no component may delete messages.
+        "allow_msg_ttl": True,
     }
     # As the clients' key-value API lays a bucket out.
     leases = {
