@@ -50,7 +50,7 @@ def decode_request(body: bytes) -> SessionRequest:
         raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
     try:
         return msgspec.json.decode(body, type=SessionRequest)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed("REQUEST", str(exc)) from exc
 
 

@@ -11,14 +11,15 @@ An event is a msgpack array `[tag, id, ts, causes, at, …own fields]`:
 
 Prices, quantities and amounts are text in the to-scientific-string form of the General Decimal
 Arithmetic specification (what Python's `str(Decimal)` gives), fit DECIMAL(38,18) exactly and are
-never floats.
+never floats.  Integers fit 64 signed bits, as the archive and every other language hold them;
+ids, hashes and keys have exactly their length.
 """
 
 from __future__ import annotations
 
 import decimal
 from decimal import Decimal
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -31,12 +32,22 @@ _STEP = Decimal(1).scaleb(-18)
 _EXACT = decimal.Context(prec=38, traps=[decimal.Inexact, decimal.InvalidOperation])
 # A longer chain of causes is a bug or an attack on memory, not a decision.
 MAX_CAUSES: Final = 64
+# A zero may carry any exponent; written out in full, 0E-999999999 would take a gigabyte.
+MAX_ZERO_EXPONENT: Final = 64
+
+_MAX_INT: Final = 2**63 - 1
+Int64 = Annotated[int, msgspec.Meta(le=_MAX_INT)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT)]
+Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+Boot = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Hash = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+PublicKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 
 
 def check_decimal(value: Decimal, what: str) -> None:
     """Raise `Malformed` unless `value` is finite and fits DECIMAL(38,18) exactly."""
     try:
-        if -MAX_DECIMAL < value < MAX_DECIMAL:
+        if -MAX_DECIMAL < value < MAX_DECIMAL and (value or abs(value.adjusted()) <= MAX_ZERO_EXPONENT):
             _EXACT.quantize(value, _STEP)
             return
     except decimal.DecimalException as exc:
@@ -51,18 +62,24 @@ def check_positive(value: Decimal, what: str) -> None:
         raise Malformed("DECIMAL_SIGN", f"{what} must be above zero, got {value}")
 
 
+def check_length(value: bytes, length: int, what: str) -> None:
+    """Raise `Malformed` unless `value` is empty or has `length` bytes."""
+    if value and len(value) != length:
+        raise Malformed("LENGTH", f"{what} is empty or has {length} bytes, got {len(value)}")
+
+
 class At(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The last applied position of one input: `[stream, sequence]`."""
 
     stream: str
-    seq: int
+    seq: Count
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_unknown_fields=True, tag_field="tag"):
     """Base of all events; see the module docstring for the wire form."""
 
     id: bytes
-    ts: int
+    ts: Int64
     causes: tuple[bytes, ...] = ()
     at: tuple[At, ...] = ()
 

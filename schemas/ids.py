@@ -39,16 +39,21 @@ class EventIds:
 
 
 def id_text(event_id: bytes) -> str:
-    """The id as a lower-case UUID string, as people and SQL see it."""
+    """The id as a lower-case UUID string, as people and SQL see it.  Raises `Malformed`."""
+    if len(event_id) != ID_BYTES:
+        raise Malformed("ID_LENGTH", f"an event id has {ID_BYTES} bytes, got {len(event_id)}")
     return str(uuid.UUID(bytes=event_id))
 
 
 def id_bytes(text: str) -> bytes:
-    """The 16 bytes of a UUID string.  Raises `Malformed`."""
+    """The 16 bytes of a UUID string as `id_text` writes it, in either case.  Raises `Malformed`."""
     try:
-        return uuid.UUID(text).bytes
+        raw = uuid.UUID(text).bytes
     except ValueError as exc:
         raise Malformed("ID_TEXT", f"not an event id (expected a UUID): {text[:64]!r}") from exc
+    if id_text(raw) != text.lower():
+        raise Malformed("ID_TEXT", f"not an event id (expected 8-4-4-4-12 hex digits): {text[:64]!r}")
+    return raw
 
 
 def id_time_ns(event_id: bytes) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal
 
-from tallystick.schemas.event import Event, check_decimal, check_positive
+from tallystick.schemas.event import Event, Int64, check_decimal, check_positive
 
 
 class Trade(Event, frozen=True, array_like=True, kw_only=True, tag="md.trade/1"):
     """One trade at a venue: `[…, trade_id, price, qty, time, buyer_is_maker]`; `time` is the venue's, ns."""
 
-    trade_id: int
+    trade_id: Int64
     price: Decimal
     qty: Decimal
-    time: int
+    time: Int64
     buyer_is_maker: bool
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class Quote(Event, frozen=True, array_like=True, kw_only=True, tag="md.quote/1")
     bid_qty: Decimal
     ask: Decimal
     ask_qty: Decimal
-    time: int
+    time: Int64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,5 +46,5 @@ class FeedStatus(Event, frozen=True, array_like=True, kw_only=True, tag="ref.fee
     symbol: str
     state: Literal["live", "stale", "gap", "reconnecting", "ended"]
     text: str = ""
-    missing_from: int = 0
-    missing_to: int = 0
+    missing_from: Int64 = 0
+    missing_to: Int64 = 0

@@ -47,6 +47,8 @@ def key_id(name: str, public: bytes) -> bytes:
 
 
 def _check_text(text: str) -> None:
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise Malformed("NOTE_TEXT", "a note's text is Unicode: it holds no half of a surrogate pair")
     if not text.endswith("\n") or len(text) > MAX_NOTE or any(ord(c) < 0x20 and c != "\n" for c in text):
         raise Malformed("NOTE_TEXT", "a note's text ends in a newline and holds no other control character")
 

@@ -11,7 +11,19 @@ from typing import Literal
 import msgspec
 
 from tallystick.schemas.errors import Malformed
-from tallystick.schemas.event import Event, check_decimal, check_positive
+from tallystick.schemas.event import (
+    Boot,
+    Count,
+    Event,
+    Hash,
+    Id,
+    Int64,
+    check_decimal,
+    check_length,
+    check_positive,
+)
+from tallystick.schemas.ids import ID_BYTES
+from tallystick.schemas.merkle import HASH_BYTES
 
 Side = Literal["buy", "sell"]
 OrderType = Literal["limit", "market"]
@@ -56,7 +68,7 @@ class Intent(Event, frozen=True, array_like=True, kw_only=True, tag="order.inten
 class CancelIntent(Event, frozen=True, array_like=True, kw_only=True, tag="order.cancel/1"):
     """A strategy asks to cancel one of its orders: `[…, intent_id]`."""
 
-    intent_id: bytes
+    intent_id: Id
 
 
 class Denial(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -92,9 +104,9 @@ class Permit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     account: str
     order: VenueOrder
-    instrument_hash: bytes
-    audience: bytes
-    expires_at: int
+    instrument_hash: Hash
+    audience: Boot
+    expires_at: Int64
 
 
 class Decision(Event, frozen=True, array_like=True, kw_only=True, tag="order.decision/1"):
@@ -109,8 +121,8 @@ class Decision(Event, frozen=True, array_like=True, kw_only=True, tag="order.dec
     """
 
     verdict: Literal["permit", "deny", "cancel"]
-    intent_id: bytes
-    intent_hash: bytes
+    intent_id: Id
+    intent_hash: Hash
     denials: tuple[Denial, ...] = ()
     policy_hash: bytes = b""
     policies: tuple[str, ...] = ()
@@ -118,6 +130,7 @@ class Decision(Event, frozen=True, array_like=True, kw_only=True, tag="order.dec
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_length(self.policy_hash, HASH_BYTES, "policy_hash")
         if (self.verdict == "permit") != (self.permit is not None):
             raise Malformed("DECISION", f"verdict {self.verdict} with permit={self.permit is not None}")
         if (self.verdict == "deny") != bool(self.denials):
@@ -138,10 +151,10 @@ class OrderEvent(Event, frozen=True, array_like=True, kw_only=True, tag="order.e
     """What happened to an order: `[…, intent_id, decision_id, client_order_id, state, venue_order_id, status, code, text, executed]`.
 
     `status` is the venue's own word (`NEW`, `FILLED`, `CANCELED` …), `code` and `text` say why it was
-    refused or voided, `executed` is the filled quantity known to execution (nil if unknown).
+    refused or voided, `decision_id` is empty where no decision is known, `executed` is the filled quantity known to execution (nil if unknown).
     """
 
-    intent_id: bytes
+    intent_id: Id
     decision_id: bytes
     client_order_id: str
     state: OrderState
@@ -153,6 +166,7 @@ class OrderEvent(Event, frozen=True, array_like=True, kw_only=True, tag="order.e
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_length(self.decision_id, ID_BYTES, "decision_id")
         if self.executed is not None:
             check_decimal(self.executed, "executed")
 
@@ -167,17 +181,18 @@ class Fill(Event, frozen=True, array_like=True, kw_only=True, tag="fill/1"):
     intent_id: bytes
     client_order_id: str
     venue_order_id: str
-    trade_id: int
+    trade_id: Int64
     side: Side
     price: Decimal
     qty: Decimal
     commission: Decimal
     commission_asset: str
     maker: bool
-    time: int
+    time: Int64
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_length(self.intent_id, ID_BYTES, "intent_id")
         check_positive(self.price, "price")
         check_positive(self.qty, "qty")
         check_decimal(self.commission, "commission")
@@ -193,7 +208,7 @@ class Position(Event, frozen=True, array_like=True, kw_only=True, tag="position/
     qty: Decimal
     average_price: Decimal
     realized: Decimal
-    fills: int
+    fills: Count
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -125,7 +125,7 @@ def decode_events(kind: str, data: bytes) -> list[Event]:
         raise Malformed("EVENTS_SIZE", f"{len(data)} bytes, limit {MAX_EVENTS_BYTES}")
     try:
         events = _decoder(kind).decode(data)
-    except (msgspec.DecodeError, Malformed) as exc:  # msgspec wraps what __post_init__ raises
+    except (msgspec.DecodeError, UnicodeDecodeError, Malformed) as exc:  # text that is not UTF-8 comes unwrapped
         raise Malformed("EVENTS", f"{kind}: {exc}") from exc
     except RecursionError as exc:
         raise Malformed("EVENTS", f"{kind}: nested too deeply") from exc

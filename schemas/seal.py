@@ -13,21 +13,22 @@ names; `events` is the canonical array of `registry`; `path` an array of 32-byte
 What `Verifier.open` checks, in this order, for live and historical messages alike:
 
 1. the subject parses and its kind belongs to the stream that it was read from;
-2. the payload is canonical: it re-encodes to the same bytes;
+2. the payload is of this version and canonical: it re-encodes to the same bytes;
 3. the credential is signed by the role key that the trust root names for its component, its boot and
    lifetime are well-formed;
-4. the statement is canonical and names this deployment, this stream, and the credential's component,
-   boot and hash;
+4. the statement is canonical and names this deployment and the credential's component, boot and hash;
 5. the session key signed the statement;
-6. subject and events are leaf `index` of the signed tree;
-7. the statement's time lies in the credential's lifetime (`iat` - 1 s to `exp`);
-8. the trust root lets the component publish this subject;
-9. the events are canonical and of a type that may stand on the subject; only a closing statement has
+6. the statement's time lies in the credential's lifetime (`iat` - 1 s to `exp`);
+7. the statement names this stream;
+8. subject and events are leaf `index` of the signed tree;
+9. the trust root lets the component publish this subject;
+10. the events are canonical and of a type that may stand on the subject; only a closing statement has
    none.
 
 `require_live` adds, with the clock of the receiver: not older than the subject's maximum age, not
 from the future.  `ReaderChains` adds what a sequence of messages must satisfy: seq never falls,
-(seq, index) is new, one seq has one statement (two prove a stolen key or a double run).
+(seq, index) is new, one seq has one statement and the next one names it as `prev` (otherwise a stolen
+key or a double run is proven), nothing follows a closing statement.
 
 - The broker is not trusted: whoever controls it can withhold, delay or reorder messages between
   chains, and nothing else; subject, stream and deployment are signed, positions are used once.
@@ -63,8 +64,9 @@ MAX_FLUSH: Final = 4096
 MAX_SKEW_NS: Final = 1_000_000_000
 # Below NATS's max_payload of 1 MiB with room for the header.
 MAX_PAYLOAD: Final = 1_000_000
-MAX_CREDENTIAL: Final = 4096
 MAX_STATEMENT: Final = 1024
+# seq and time fit 64 signed bits, as the archive holds them.
+MAX_INT: Final = 2**63 - 1
 SIGNATURE_BYTES: Final = 64
 # Verified statements remembered so that a flush costs one signature check.
 STATEMENT_CACHE: Final = 1024
@@ -140,14 +142,14 @@ def decode_statement(raw: bytes) -> Statement:
         raise Malformed("STATEMENT", "not a seal statement (prefix or length)")
     try:
         statement = _statement_decoder.decode(raw[len(PREFIX) :])
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Malformed("STATEMENT", str(exc)) from exc
     if encode_statement(statement) != raw:
         raise Malformed("STATEMENT_CANONICAL", "statement does not re-encode to the same bytes")
     lengths = (len(statement.boot), len(statement.prev), len(statement.root), len(statement.credential))
     if lengths != (16, HASH_BYTES, HASH_BYTES, HASH_BYTES):
         raise Malformed("STATEMENT", f"boot, prev, root, credential have lengths {lengths}, not (16, 32, 32, 32)")
-    if statement.seq < 0 or statement.time < 0 or not 1 <= statement.size <= MAX_FLUSH:
+    if not 0 <= statement.seq <= MAX_INT or not 0 <= statement.time <= MAX_INT or not 1 <= statement.size <= MAX_FLUSH:
         raise Malformed("STATEMENT", f"seq {statement.seq}, time {statement.time}, size {statement.size}")
     if statement.flags & ~FLAG_CLOSE:
         raise Malformed("STATEMENT_FLAGS", f"unknown flags {statement.flags:#x}")
@@ -256,8 +258,6 @@ class Verifier:
     def _credential(self, text: str) -> Credential:
         known = self._credentials.get(text)
         if known is None:
-            if len(text) > MAX_CREDENTIAL:
-                raise Malformed("CREDENTIAL_SIZE", f"{len(text)} characters, limit {MAX_CREDENTIAL}")
             known = open_credential(text, self.trust)
             if len(self._credentials) >= STATEMENT_CACHE:
                 del self._credentials[next(iter(self._credentials))]
@@ -305,7 +305,7 @@ class Verifier:
             raise Malformed("PAYLOAD_SIZE", f"{len(raw)} bytes, limit {MAX_PAYLOAD}")
         try:
             payload = _payload_decoder.decode(raw)
-        except (msgspec.DecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise Malformed("PAYLOAD", f"not a sealed message: {exc}") from exc
         if payload.version != VERSION:
             raise Malformed("PAYLOAD_VERSION", f"version {payload.version}, this verifier reads {VERSION}")
@@ -344,12 +344,13 @@ def require_live(verified: Verified, received: int) -> None:
 
 
 class _Chain:
-    __slots__ = ("digest", "indexes", "seq")
+    __slots__ = ("closed", "digest", "indexes", "seq")
 
     def __init__(self) -> None:
         self.seq = -1
         self.digest = b""
         self.indexes: set[int] = set()
+        self.closed = False
 
 
 class ReaderChains:
@@ -362,7 +363,7 @@ class ReaderChains:
         self._chains: dict[tuple[str, bytes], _Chain] = {}
 
     def accept(self, verified: Verified) -> None:
-        """Record the message's position.  Raises `Unverified` for a fallen seq, a repeat or a fork."""
+        """Record the message's position.  Raises `Unverified` for a fallen seq, a repeat, a fork or a closed chain."""
         statement = verified.statement
         key = (statement.component, statement.boot)
         chain = self._chains.get(key)
@@ -372,6 +373,12 @@ class ReaderChains:
         if statement.seq < chain.seq:
             raise Unverified("REPLAY", f"{where} after seq {chain.seq}")
         if statement.seq > chain.seq:
+            if chain.closed:
+                raise Unverified("CLOSED", f"{where} after the closing statement {chain.seq}")
+            # Readers of a part of the stream see gaps; where there is none, the link must hold.
+            if chain.seq >= 0 and statement.seq == chain.seq + 1 and statement.prev != chain.digest:
+                raise Unverified("FORK", f"{where} does not follow the statement before: a stolen key or a double run")
+            chain.closed = statement.closes
             chain.seq = statement.seq
             chain.digest = verified.digest
             chain.indexes = {verified.index}

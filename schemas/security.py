@@ -8,7 +8,8 @@ from typing import Final
 import msgspec
 
 from tallystick.schemas.errors import Malformed
-from tallystick.schemas.event import Event, check_decimal
+from tallystick.schemas.event import Boot, Count, Event, Hash, Int64, PublicKey, check_decimal, check_length
+from tallystick.schemas.nats_jwt import KEY_BYTES
 
 # A dead letter keeps the offending bytes up to this; beyond it only their hash.
 MAX_DEAD_PAYLOAD: Final = 65_536
@@ -22,26 +23,26 @@ class CredentialIssued(Event, frozen=True, array_like=True, kw_only=True, tag="c
     SHA-256 of the client certificate that proved the identity.
     """
 
-    boot: bytes
-    session_key: bytes
-    credential_hash: bytes
-    issued_at: int
-    expires_at: int
+    boot: Boot
+    session_key: PublicKey
+    credential_hash: Hash
+    issued_at: Int64
+    expires_at: Int64
     method: str
-    certificate: bytes
+    certificate: Hash
 
 
 class SessionRevoked(Event, frozen=True, array_like=True, kw_only=True, tag="cred.revoked/1"):
     """Every session of a boot is dead from here on: `[…, boot, reason]`."""
 
-    boot: bytes
+    boot: Boot
     reason: str
 
 
 class BootEnded(Event, frozen=True, array_like=True, kw_only=True, tag="cred.ended/1"):
     """A boot ended (its process is gone or was replaced): `[…, boot, reason]`."""
 
-    boot: bytes
+    boot: Boot
     reason: str
 
 
@@ -49,10 +50,13 @@ class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     """One live session: `[component, boot, credential_hash, expires_at, session_key]`."""
 
     component: str
-    boot: bytes
-    credential_hash: bytes
-    expires_at: int
+    boot: Boot
+    credential_hash: Hash
+    expires_at: Int64
     session_key: bytes = b""
+
+    def __post_init__(self) -> None:
+        check_length(self.session_key, KEY_BYTES, "session_key")
 
 
 class SessionList(Event, frozen=True, array_like=True, kw_only=True, tag="cred.list/1"):
@@ -62,9 +66,9 @@ class SessionList(Event, frozen=True, array_like=True, kw_only=True, tag="cred.l
     hashes of revoked sessions that have not expired yet.
     """
 
-    number: int
+    number: Count
     live: tuple[Session, ...]
-    revoked: tuple[bytes, ...]
+    revoked: tuple[Hash, ...]
 
 
 class Trip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -72,7 +76,7 @@ class Trip(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
     scope: str
     reason: str
-    since: int
+    since: Int64
     by: str
 
 
@@ -82,7 +86,7 @@ class BreakerHeartbeat(Event, frozen=True, array_like=True, kw_only=True, tag="b
     Scopes: `all`, `strategy-<name>`, `venue-<name>`.  No heartbeat means: everything is tripped.
     """
 
-    number: int
+    number: Count
     tripped: tuple[Trip, ...]
 
 
@@ -109,7 +113,7 @@ class ConfigChanged(Event, frozen=True, array_like=True, kw_only=True, tag="cont
     """A component states the configuration that it runs with: `[…, name, digest, text]`."""
 
     name: str
-    digest: bytes
+    digest: Hash
     text: str = ""
 
 
@@ -132,16 +136,16 @@ class Alert(Event, frozen=True, array_like=True, kw_only=True, tag="alert/1"):
 class Checkpoint(Event, frozen=True, array_like=True, kw_only=True, tag="audit.checkpoint/1"):
     """The archive's state: `[…, entries, head, rows]`: manifest entries, SHA-256 of the last, rows in all."""
 
-    entries: int
-    head: bytes
-    rows: int
+    entries: Count
+    head: Hash
+    rows: Count
 
 
 class Cosignature(Event, frozen=True, array_like=True, kw_only=True, tag="audit.cosignature/1"):
     """A witness's word on a checkpoint: `[…, entries, head, note]`."""
 
-    entries: int
-    head: bytes
+    entries: Count
+    head: Hash
     note: str
 
 
@@ -149,8 +153,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     """The newest acknowledged statement of a chain: `[stream, seq, hash]`."""
 
     stream: str
-    seq: int
-    hash: bytes
+    seq: Count
+    hash: Hash
 
 
 class Heartbeat(Event, frozen=True, array_like=True, kw_only=True, tag="guard.heartbeat/1"):
@@ -172,10 +176,10 @@ class DeadLetter(Event, frozen=True, array_like=True, kw_only=True, tag="dead/1"
 
     subject: str
     stream: str
-    stream_seq: int
+    stream_seq: Count
     code: str
     text: str
-    digest: bytes
+    digest: Hash
     payload: bytes = b""
 
     def __post_init__(self) -> None:

@@ -2,11 +2,12 @@
 
 - Only the authority's events count: the trust root gives `cred.>` to it alone, the seal proves it.
 - `SessionList` replaces the whole state; only one stated later than the last counts, so an older list
-  cannot come back.
+  cannot come back, and neither can an issuance that was stated before the list.
 - `SessionRevoked` and `BootEnded` take effect at once, before the next list, and are never undone: a
   list that names a revoked boot again does not revive it.
 - `CredentialIssued` adds a session at once (it is published before the hand-out).
-- `require_listed` fails closed: a list older than `MAX_LIST_AGE_NS` proves nothing.
+- `require_listed` fails closed: a list older than `MAX_LIST_AGE_NS`, or stated ahead of this clock by more
+  than clocks differ, proves nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Final
 
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, Unverified
-from tallystick.schemas.seal import Verified
+from tallystick.schemas.seal import MAX_SKEW_NS, Verified
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
 MAX_LIST_AGE_NS: Final = 3_000_000_000
@@ -41,6 +42,8 @@ class SessionView:
                     self._live = {s.credential_hash: s for s in event.live}
                     self._revoked = set(event.revoked)
             elif isinstance(event, CredentialIssued):
+                if verified.statement.time < self.listed_at:
+                    continue  # the list knows it, or knows better
                 component = verified.subject.component
                 self._live[event.credential_hash] = Session(
                     component=component,
@@ -59,6 +62,8 @@ class SessionView:
         if age > MAX_LIST_AGE_NS:
             shown = "never seen" if self.listed_at == 0 else f"{age / 1e9:.3f} s old"
             raise CouldNotVerify("SESSIONS_STALE", f"session list: {shown}, limit {MAX_LIST_AGE_NS / 1e9:.0f} s")
+        if age < -MAX_SKEW_NS:
+            raise CouldNotVerify("SESSIONS_FUTURE", f"session list: stated {-age / 1e9:.3f} s ahead of this clock")
 
     def require_not_revoked(self, credential: Credential) -> None:
         """Raise `Unverified` if the credential's boot or session is known to be revoked."""

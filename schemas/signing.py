@@ -147,7 +147,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     frame_length(len(data))
     try:
         frame = decoder.decode(data)
-    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, Malformed, RecursionError) as exc:
         raise Malformed("FRAME", f"not a frame of the signing protocol: {exc}") from exc
     if _encoder.encode(frame) != data:
         raise Malformed("FRAME_CANONICAL", "the frame does not re-encode to the same bytes")

@@ -45,7 +45,11 @@ def check_name(name: str, what: str = "name") -> str:
 @lru_cache(maxsize=4096)
 def symbol_token(symbol: str) -> str:
     """The subject token of a venue symbol such as `BTC/USDT:USDT`.  Raises `Malformed`."""
-    raw = _ESCAPED.sub(lambda m: b"=%02X" % m.group()[0], symbol.encode("utf-8", "strict"))
+    try:
+        utf8 = symbol.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise Malformed("SYMBOL", f"symbol {symbol[:64]!r} is not Unicode text") from exc
+    raw = _ESCAPED.sub(lambda m: b"=%02X" % m.group()[0], utf8)
     token = raw.decode("ascii").replace("/", "-").replace(":", "~")
     if not token or len(token) > MAX_TOKEN:
         raise Malformed("SYMBOL", f"symbol {symbol[:64]!r} must give 1 to {MAX_TOKEN} characters")

@@ -31,7 +31,7 @@ def decision(number: int, now: int) -> tuple[Subject, Decision]:
         ts=now,
         verdict="permit",
         intent_id=intent,
-        intent_hash=b"",
+        intent_hash=bytes(32),
         permit=permit,
     )
     name = "alpha" if number % 2 else "beta"
