@@ -95,7 +95,8 @@ class Supervisor:
 
     def _names(self) -> Iterator[str]:
         for name in self.bus.components:
-            if name == "paper-exchange" and self.deployment.config.venue.kind != "paper":
+            # People start the console where they look (`tallystick watch`).
+            if name == "console" or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
                 continue
             yield name
 
