@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import decimal
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -398,7 +398,6 @@ class OpenOrder(msgspec.Struct, kw_only=True):
     expires_at: int
     filled: Decimal = ZERO
     executed: Decimal | None = None  # once final: what the venue executed; released when the fills reach it
-    submitted: bool = False
 
     @property
     def remaining(self) -> Decimal:
@@ -424,22 +423,31 @@ class _Holding:
 
 
 class Exposure:
-    """Open orders and positions of every strategy, from decisions, order events, fills and positions."""
+    """Open orders and positions of every strategy, from decisions, order events, fills and positions.
 
-    __slots__ = ("_holdings", "_orders", "_trades")
+    Totals are kept as orders change, so that a decision costs the same however many are open.
+    """
+
+    __slots__ = ("_holdings", "_notionals", "_orders", "_quantities", "_trades", "_unsubmitted")
 
     def __init__(self) -> None:
-        self._orders: dict[str, dict[bytes, OpenOrder]] = {}
+        self._orders: dict[tuple[str, bytes], OpenOrder] = {}
+        self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
+        self._notionals: dict[tuple[str, str], Decimal] = {}
+        self._quantities: dict[tuple[str, str, str, str], Decimal] = {}
         self._holdings: dict[str, dict[tuple[str, str], tuple[str, _Holding]]] = {}
         self._trades: dict[tuple[str, str], OrderedDict[int, None]] = {}
 
     def reserve(self, order: OpenOrder) -> None:
         """Count a permitted order; one that is known already is left as it is."""
-        self._orders.setdefault(order.strategy, {}).setdefault(order.intent_id, order)
+        key = (order.strategy, order.intent_id)
+        if key not in self._orders:
+            self._orders[key] = self._unsubmitted[key] = order
+            self._count(order, EXACT.add)
 
     def order(self, strategy: str, intent_id: bytes) -> OpenOrder | None:
-        """The open order of `strategy` with this intent id."""
-        return self._orders.get(strategy, {}).get(intent_id)
+        """The open order of `strategy` with this intent id; not to be changed."""
+        return self._orders.get((strategy, intent_id))
 
     def apply_event(self, strategy: str, event: OrderEvent) -> None:
         """Apply what execution says about an order."""
@@ -447,14 +455,14 @@ class Exposure:
         if order is None:
             return
         if event.state in {"rejected", "void"}:
-            self._release(order)
+            self._count(order, EXACT.subtract)
+            self._drop(order)
         elif event.state == "closed":
             # Unknown executed quantity: all of it may still come as fills.
-            order.executed = order.qty if event.executed is None else min(event.executed, order.qty)
-            order.submitted = True
-            self._settle(order)
+            executed = order.qty if event.executed is None else min(event.executed, order.qty)
+            self._change(order, executed=executed)
         else:
-            order.submitted = True
+            self._change(order)
 
     def apply_fill(self, subject: Subject, quote: str, fill: Fill) -> None:
         """Move a fill from reservation to position; a trade that was seen before has no effect."""
@@ -470,9 +478,7 @@ class Exposure:
         holding.mark = fill.price
         order = self.order(subject.strategy, fill.intent_id)
         if order is not None:
-            order.filled = EXACT.add(order.filled, fill.qty)
-            order.submitted = True
-            self._settle(order)
+            self._change(order, filled=EXACT.add(order.filled, fill.qty))
 
     def apply_position(self, subject: Subject, quote: str, position: Position) -> None:
         """Adopt the portfolio's statement unless it counts fewer fills than were seen here."""
@@ -485,30 +491,20 @@ class Exposure:
 
     def expire(self, now: int) -> None:
         """Release permits that expired without a stored submission (see the module docstring)."""
-        gone = [
-            order
-            for orders in self._orders.values()
-            for order in orders.values()
-            if not order.submitted and now > order.expires_at + PERMIT_GRACE_NS
-        ]
-        for order in gone:
-            self._release(order)
+        while self._unsubmitted:
+            order = next(iter(self._unsubmitted.values()))
+            if now <= order.expires_at + PERMIT_GRACE_NS:
+                return
+            self._count(order, EXACT.subtract)
+            self._drop(order)
 
     def open_notional(self, strategy: str, quote: str) -> Decimal:
         """What the open orders of `strategy` in `quote` still reserve."""
-        total = ZERO
-        for order in self._orders.get(strategy, {}).values():
-            if order.quote == quote:
-                total = EXACT.add(total, order.notional)
-        return total
+        return self._notionals.get((strategy, quote), ZERO)
 
     def open_qty(self, strategy: str, venue: str, symbol: str, side: str) -> Decimal:
         """Base quantity of the strategy's open orders on one side of an instrument."""
-        total = ZERO
-        for order in self._orders.get(strategy, {}).values():
-            if order.side == side and order.symbol == symbol and order.venue == venue:
-                total = EXACT.add(total, order.remaining)
-        return total
+        return self._quantities.get((strategy, venue, symbol, side), ZERO)
 
     def position(self, strategy: str, venue: str, symbol: str) -> Decimal:
         """Signed base quantity."""
@@ -530,9 +526,31 @@ class Exposure:
         own = self._holdings.setdefault(subject.strategy, {})
         return own.setdefault((subject.venue, subject.symbol), (quote, _Holding()))[1]
 
-    def _settle(self, order: OpenOrder) -> None:
+    def _change(self, order: OpenOrder, filled: Decimal | None = None, executed: Decimal | None = None) -> None:
+        """Change an order that was submitted, as now is known; it is dropped once nothing of it remains."""
+        self._count(order, EXACT.subtract)
+        self._unsubmitted.pop((order.strategy, order.intent_id), None)
+        if filled is not None:
+            order.filled = filled
+        if executed is not None:
+            order.executed = executed
         if order.remaining == 0:
-            self._release(order)
+            self._drop(order)
+        else:
+            self._count(order, EXACT.add)
 
-    def _release(self, order: OpenOrder) -> None:
-        self._orders[order.strategy].pop(order.intent_id, None)
+    def _drop(self, order: OpenOrder) -> None:
+        key = (order.strategy, order.intent_id)
+        self._orders.pop(key, None)
+        self._unsubmitted.pop(key, None)
+
+    def _count(self, order: OpenOrder, how: Callable[[Decimal, Decimal], Decimal]) -> None:
+        """Add an order to the totals of its strategy, or subtract it; totals of zero take no memory."""
+        quote = (order.strategy, order.quote)
+        side = (order.strategy, order.venue, order.symbol, order.side)
+        self._notionals[quote] = how(self._notionals.get(quote, ZERO), order.notional)
+        self._quantities[side] = how(self._quantities.get(side, ZERO), order.remaining)
+        if not self._notionals[quote]:
+            del self._notionals[quote]
+        if not self._quantities[side]:
+            del self._quantities[side]

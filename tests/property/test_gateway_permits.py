@@ -163,6 +163,9 @@ def test_permits_in_any_history_rest_on_fresh_facts(steps: list[tuple[str, Any]]
             w.apply("execution", f"order.event.alpha.{XRP}", event)
             if value != "accepted":
                 del open_orders[intent_id]
+    exposure = w.gateway.exposure
+    assert exposure.open_notional("alpha", "ETH") == sum(o.notional for o in exposure._orders.values())
+    assert exposure.open_qty("alpha", "paper", "XRP/ETH", "buy") == sum(o.remaining for o in exposure._orders.values())
     # Without time passing, what is reserved is what is open.
     if not any(what == "wait" for what, _ in steps):
         reserved = w.gateway.exposure.open_notional("alpha", "ETH")
