@@ -2,7 +2,7 @@
 
 - A feed starts without a state.  Its first trade makes it `live`.
 - Where ids are contiguous, a jump is a `gap` that names the missing ids; the feed stays live after it.
-  An id that was already seen is no news and is dropped.
+  An id that was already seen is no news and is dropped (where ids are not contiguous: of the last `RECENT`).
 - Without a trade for `stale_after_ns` a live feed is `stale`, said once; the next trade makes it `live` again.
 - `down` makes it `reconnecting`, said once; what was missed meanwhile shows as a gap at the next trade.
 - `ended` is final: a recording is over.
@@ -10,12 +10,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final, Literal
 
 import msgspec
 
 State = Literal["live", "stale", "gap", "reconnecting", "ended"]
 MAX_TEXT: Final = 200
+# Exchanges that send the newest trades again after a reconnect send at most this many.
+RECENT: Final = 2_000
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -37,6 +40,7 @@ class Feed:
         self._stale_after = stale_after_ns
         self._contiguous = contiguous
         self._last_id = -1
+        self._recent: OrderedDict[int, None] = OrderedDict()
         self._heard = 0
 
     def trade(self, trade_id: int, now: int) -> tuple[bool, list[Change]]:
@@ -49,6 +53,12 @@ class Feed:
             if trade_id > self._last_id + 1:
                 count = trade_id - self._last_id - 1
                 changes.append(Change(self.symbol, "gap", f"{count} trades missing", self._last_id + 1, trade_id - 1))
+        if not self._contiguous:
+            if trade_id in self._recent:
+                return False, changes
+            self._recent[trade_id] = None
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
         self._last_id = trade_id
         if self.state != "live":
             self.state = "live"

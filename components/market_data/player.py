@@ -1,7 +1,9 @@
 """Plays recorded trades in their own rhythm, faster or slower.
 
-- Trades of several recordings are merged by their recorded time; recordings of one symbol must follow each other.
-- A trade recorded at `t` is due at `start + (t - first) / speed`, in exact integers: no drift adds up.
+- Recordings of one symbol must follow each other.  Those of several symbols are merged by their recorded time, if
+  together they cover one period; if they are of different days, they have no common rhythm: all begin at once and are
+  stretched to the length of the longest.
+- A trade recorded `offset` after the beginning is due at `start + offset / speed`, in exact integers: no drift adds up.
 - What is due is emitted at once, in order; nothing is left out or reordered when the player is late.
 - A `Trade` published from a recording keeps the *venue's recorded time* in `time`; its `ts` is now.  Freshness is
   judged by `ts` and by the seal, never by `time`, so that a replayed past is fresh data of an old market.
@@ -27,20 +29,19 @@ _BURST: Final = 256
 
 
 class Recording(Protocol):
-    """Trades ordered by time, which can be iterated again; times are Unix nanoseconds of the venue."""
+    """Trades in their order of playing, which can be iterated again."""
 
     symbols: tuple[str, ...]
     rows: int
-    first_ns: int
-    last_ns: int
+    span_ns: int
 
-    def trades(self) -> Iterator[tuple[str, DumpTrade]]:
-        """Each trade with its unified symbol."""
+    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
+        """Each trade with its offset from the beginning (ns, never falling) and its unified symbol."""
         ...
 
 
 class Tape:
-    """Dumps as one `Recording`, merged by time."""
+    """Dumps as one `Recording`."""
 
     def __init__(self, dumps: Sequence[Dump]) -> None:
         """Raises `ConfigError` for no dumps, or for two of one symbol that overlap or are of different kinds."""
@@ -57,20 +58,38 @@ class Tape:
         self._chains = chains
         self.symbols = tuple(chains)
         self.rows = sum(d.rows for d in dumps)
-        self.first_ns = min(d.first_ns for d in dumps)
-        self.last_ns = max(d.last_ns for d in dumps)
+        periods = [(chain[0].first_ns, chain[-1].last_ns) for chain in chains.values()]
+        self._common = _one_period(periods)
+        if self._common:
+            self._first = [min(first for first, _ in periods)] * len(periods)
+            self.span_ns = max(last for _, last in periods) - self._first[0]
+            self._spans = [self.span_ns] * len(periods)
+        else:
+            self._first = [first for first, _ in periods]
+            self._spans = [last - first for first, last in periods]
+            self.span_ns = max(self._spans)
 
-    def trades(self) -> Iterator[tuple[str, DumpTrade]]:
-        """The trades of all dumps, ordered by time; equal times in the order the symbols first appear."""
-        streams = (_keyed(order, symbol, chain) for order, (symbol, chain) in enumerate(self._chains.items()))
-        for _, _, symbol, trade in heapq.merge(*streams, key=lambda item: item[:2]):
-            yield symbol, trade
+    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
+        """The trades of all dumps; of equal offsets in the order in which the symbols first appear."""
+        tracks = (self._track(i, symbol, chain) for i, (symbol, chain) in enumerate(self._chains.items()))
+        return heapq.merge(*tracks, key=lambda item: item[0])
+
+    def _track(self, i: int, symbol: str, chain: list[Dump]) -> Iterator[tuple[int, str, DumpTrade]]:
+        first, span = self._first[i], self._spans[i]
+        for dump in chain:
+            for trade in dump.trades():
+                offset = trade.time_ns - first
+                yield offset if span in (0, self.span_ns) else offset * self.span_ns // span, symbol, trade
 
 
-def _keyed(order: int, symbol: str, chain: list[Dump]) -> Iterator[tuple[int, int, str, DumpTrade]]:
-    for dump in chain:
-        for trade in dump.trades():
-            yield trade.time_ns, order, symbol, trade
+def _one_period(periods: list[tuple[int, int]]) -> bool:
+    """Whether the periods (sorted by their beginning) leave no time uncovered between them."""
+    end = periods[0][1]
+    for first, last in periods:
+        if first > end:
+            return False
+        end = max(end, last)
+    return True
 
 
 def open_tape(paths: Sequence[Path], symbols: Mapping[str, str] | None = None) -> Tape:
@@ -81,22 +100,22 @@ def open_tape(paths: Sequence[Path], symbols: Mapping[str, str] | None = None) -
 class Schedule:
     """When each recorded moment is due."""
 
-    def __init__(self, first_ns: int, start_ns: int, speed: Fraction) -> None:
+    def __init__(self, start_ns: int, speed: Fraction) -> None:
         """`speed` 60 plays an hour in a minute.  Raises `ConfigError` unless it is above zero."""
         if speed <= 0:
             raise ConfigError("SPEED", f"speed must be above zero, got {speed}")
-        self._first, self._start, self._speed = first_ns, start_ns, speed
+        self._start, self._speed = start_ns, speed
 
-    def due(self, time_ns: int) -> int:
-        """The moment (nanoseconds of the player's clock) at which what was recorded at `time_ns` is due."""
-        return self._start + (time_ns - self._first) * self._speed.denominator // self._speed.numerator
+    def due(self, offset_ns: int) -> int:
+        """The moment (nanoseconds of the player's clock) at which what lies `offset_ns` into the recording is due."""
+        return self._start + offset_ns * self._speed.denominator // self._speed.numerator
 
 
 def speed_for(recording: Recording, duration_ns: int) -> Fraction:
     """The speed at which `recording` takes `duration_ns`.  Raises `ConfigError` unless that is above zero."""
     if duration_ns <= 0:
         raise ConfigError("DURATION", f"the playing time must be above zero, got {duration_ns} ns")
-    return Fraction(max(recording.last_ns - recording.first_ns, 1), duration_ns)
+    return Fraction(max(recording.span_ns, 1), duration_ns)
 
 
 async def play(
@@ -109,10 +128,10 @@ async def play(
 ) -> int:
     """Play to the end; returns the number of trades.  `clock` in nanoseconds, `sleep` in seconds (0 yields)."""
     feeds = {symbol: Feed(symbol) for symbol in recording.symbols}
-    schedule = Schedule(recording.first_ns, clock(), speed)
+    schedule = Schedule(clock(), speed)
     played = 0
-    for symbol, trade in recording.trades():
-        wait = schedule.due(trade.time_ns) - clock()
+    for offset, symbol, trade in recording.trades():
+        wait = schedule.due(offset) - clock()
         if wait > _GRAIN_NS:
             await sleep(wait / 1e9)
         elif played % _BURST == 0:

@@ -14,6 +14,7 @@ import heapq
 import random
 from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
 
 import msgspec
 
@@ -42,7 +43,10 @@ DEFAULT_SYMBOLS = (
 
 
 class SyntheticMarket:
-    """`count` trades over all symbols, ordered by time from `start_ns`; iterate `trades()` as often as you like."""
+    """`count` trades over all symbols, ordered by time from `start_ns`; iterate `trades()` as often as you like.
+
+    `span_ns` is about the time that they cover: the average.
+    """
 
     def __init__(
         self, seed: int, count: int, start_ns: int, symbols: tuple[SyntheticSymbol, ...] = DEFAULT_SYMBOLS
@@ -60,19 +64,17 @@ class SyntheticMarket:
         self._seed, self._count, self._start, self._specs = seed, count, start_ns, symbols
         self.symbols = tuple(s.symbol for s in symbols)
         self.rows = count
-        self.first_ns = next(self.trades())[1].time_ns
-        for _, trade in self.trades():
-            self.last_ns = trade.time_ns
+        self.span_ns = int(count / sum(Fraction(1, s.every_ns) for s in symbols))
 
-    def trades(self) -> Iterator[tuple[str, DumpTrade]]:
-        """The trades with their symbols, ordered by time."""
+    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
+        """The trades with their offset from `start_ns` and their symbols, ordered by time."""
         walks = [_walk(s, random.Random(f"{self._seed}/{s.symbol}"), self._start) for s in self._specs]
         heap = [(next(walk), i) for i, walk in enumerate(walks)]
         heapq.heapify(heap)
         for _ in range(self._count):
             (_, trade), i = heap[0]
             heapq.heapreplace(heap, (next(walks[i]), i))
-            yield self.symbols[i], trade
+            yield trade.time_ns - self._start, self.symbols[i], trade
 
 
 def _walk(spec: SyntheticSymbol, rng: random.Random, start_ns: int) -> Iterator[tuple[int, DumpTrade]]:

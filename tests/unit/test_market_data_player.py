@@ -72,6 +72,23 @@ def test_several_files_are_merged_by_time_and_days_follow_each_other(tmp_path: P
     ]
 
 
+def test_recordings_of_different_days_begin_together_and_end_together(tmp_path: Path) -> None:
+    paths = [
+        dump(tmp_path, "BTCUSDT", [(1, 10**9), (2, 10**9 + 500), (3, 10**9 + 1000)]),
+        dump(tmp_path, "XRPETH", [(1, 0), (2, 100_000)]),
+    ]
+    tape = open_tape(paths)
+    assert [(offset, symbol) for offset, symbol, _ in tape.trades()] == [
+        (0, "XRP/ETH"),
+        (0, "BTC/USDT"),
+        (50 * SECOND, "BTC/USDT"),
+        (100 * SECOND, "XRP/ETH"),
+        (100 * SECOND, "BTC/USDT"),
+    ]
+    world = played(paths, speed_for(tape, 10 * SECOND))
+    assert world.now - world.start == 10 * SECOND
+
+
 def test_a_gap_in_the_ids_is_reported_before_the_trade_after_it_and_the_end_at_last(tmp_path: Path) -> None:
     world = World()
     changes: list[Change] = []
@@ -113,11 +130,11 @@ def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -
 @pytest.mark.parametrize("speed", [Fraction(0), Fraction(-1)])
 def test_a_speed_of_nothing_is_refused(speed: Fraction) -> None:
     with pytest.raises(ConfigError, match="above zero"):
-        Schedule(0, 0, speed)
+        Schedule(0, speed)
 
 
 def test_no_rounding_adds_up_over_a_long_recording() -> None:
-    schedule = Schedule(0, 0, Fraction(7, 3))
+    schedule = Schedule(0, Fraction(7, 3))
     assert schedule.due(7 * 10**18) == 3 * 10**18
 
 
@@ -128,7 +145,7 @@ def test_a_synthetic_market_is_the_same_for_a_seed_and_another_for_another() -> 
 
 
 def test_a_synthetic_market_of_a_seed_never_changes() -> None:
-    symbol, trade = list(SyntheticMarket(1, 1000, 10**18).trades())[-1]
+    _, symbol, trade = list(SyntheticMarket(1, 1000, 10**18).trades())[-1]
     assert (symbol, trade.price, trade.qty, trade.buyer_is_maker) == (
         "BTC/USDT",
         Decimal("39457.03"),
@@ -141,9 +158,9 @@ def test_synthetic_trades_lie_on_tick_and_step_in_order_and_stay_plausible() -> 
     market = SyntheticMarket(3, 20_000, 10**18)
     trades = list(market.trades())
     specs = {"XRP/ETH": ("0.00141", "0.00000001", "1"), "BTC/USDT": ("39430", "0.01", "0.00001")}
-    assert {s for s, _ in trades} == set(specs)
+    assert {s for _, s, _ in trades} == set(specs)
     last = 0
-    for symbol, trade in trades:
+    for offset, symbol, trade in trades:
         start, tick, step = map(Decimal, specs[symbol])
         assert trade.price % tick == 0
         assert trade.qty % step == 0
@@ -151,9 +168,10 @@ def test_synthetic_trades_lie_on_tick_and_step_in_order_and_stay_plausible() -> 
         assert start / 2 <= trade.price <= start * 2
         assert trade.time_ns >= last
         last = trade.time_ns
-    assert (market.first_ns, market.last_ns) == (trades[0][1].time_ns, last)
+        assert offset == last - 10**18
+    assert 0.9 < (last - 10**18) / market.span_ns < 1.1
     for symbol in specs:
-        ids = [t.trade_id for s, t in trades if s == symbol]
+        ids = [t.trade_id for _, s, t in trades if s == symbol]
         assert ids == list(range(ids[0], ids[0] + len(ids)))
 
 

@@ -1,0 +1,157 @@
+"""The market data process: recorded, synthetic or live trades, published as `md.trade` and `ref.market`.
+
+- Input is checked wholly before anything is published: a bad dump stops the process at start, with nothing played.
+- Playing begins when the process is ready.  After a recording's end the process stays, with nothing to say.
+- A `Trade`'s `time` is the venue's (the recorded one for a recording), its `ts` is now (`player`).
+
+Market data is trusted with prices: an attacker who controls it can at most show wrong ones, which the gateway's
+collar and the operator-signed caps bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.feed import Change
+from tallystick.components.market_data.live import LiveFeed, make_exchange
+from tallystick.components.market_data.player import Recording, open_tape, play
+from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context
+from tallystick.components.runtime.deployment import Deployment
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.market import FeedStatus, Trade
+from tallystick.schemas.subjects import MARKET, Subject, subject
+from tallystick.schemas.trust import Instrument
+
+# `market_price` lies well above any plausible price; a made-up market starts at this part of it.
+_START_PART: Final = 4
+_VOLATILITY_PART: Final = 20_000
+
+
+def synthetic_symbol(instrument: Instrument) -> SyntheticSymbol:
+    """What to make up for an instrument: a default of its name on its tick and step, else by its `market_price`.
+
+    Raises `ConfigError` where neither gives a price.
+    """
+    known = next((s for s in DEFAULT_SYMBOLS if s.symbol == instrument.symbol), None)
+    start = known.price if known else instrument.market_price / _START_PART
+    price = start - start % instrument.tick
+    if price <= 0:
+        raise ConfigError(
+            "SYNTHETIC", f"{instrument.symbol}: no price to start from; give the instrument a market_price"
+        )
+    volatility = max(1, int(price / instrument.tick) // _VOLATILITY_PART)
+    return SyntheticSymbol(instrument.symbol, price, instrument.tick, instrument.step, volatility)
+
+
+def open_recording(deployment: Deployment, instruments: tuple[Instrument, ...], now: int) -> Recording:
+    """The recording that the deployment names, checked wholly.  Raises `ConfigError` or `Malformed`."""
+    config = deployment.config.market_data
+    if config.source == "synthetic":
+        return SyntheticMarket(config.seed, config.count, now, tuple(synthetic_symbol(i) for i in instruments))
+    paths = [path if path.is_absolute() else deployment.directory / path for path in map(Path, config.paths)]
+    tape = open_tape(paths, {i.venue_symbol: i.symbol for i in instruments})
+    for symbol in tape.symbols:
+        if symbol not in {i.symbol for i in instruments}:
+            raise ConfigError("DUMP_SYMBOL", f"there is a dump of {symbol}, which is no instrument to be played here")
+    return tape
+
+
+def paper_urls(host: str) -> dict[str, Any]:
+    """Ccxt's addresses of a paper exchange at `host` (`HOST:PORT`), for public market data."""
+    rest = f"https://{host}"
+    return {"public": f"{rest}/api/v3", "v1": f"{rest}/api/v1", "ws": {"spot": f"wss://{host}/ws"}}
+
+
+def open_live(deployment: Deployment) -> Any:
+    """The venue's exchange in ccxt.pro; the paper exchange speaks Binance's language."""
+    venue = deployment.config.venue
+    if venue.kind != "paper":
+        return make_exchange(venue.kind)
+    tls = ssl.create_default_context(cafile=str(deployment.ca))
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    return make_exchange("binance", urls=paper_urls(venue.host), tls=tls)
+
+
+class MarketData(Component):
+    """See the module docstring."""
+
+    async def start(self, ctx: Context) -> None:
+        """Check the input."""
+        self.ctx = ctx
+        deployment: Deployment = ctx.config
+        config = deployment.config.market_data
+        self._venue = deployment.config.venue.name
+        instruments = tuple(
+            i
+            for i in ctx.trust.instruments
+            if i.venue == self._venue and (not config.symbols or i.symbol in config.symbols)
+        )
+        if not instruments:
+            raise ConfigError("MARKET_DATA", f"the trust root has no instrument at {self._venue} to show")
+        self._subjects = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
+        self._status: Subject = subject("ref.market", venue=self._venue)
+        if config.source == "live":
+            feed = LiveFeed(
+                open_live(deployment),
+                list(self._subjects),
+                clock=ctx.clock,
+                stale_ns=config.stale_ms * 1_000_000,
+                on_trade=self._on_trade,
+                on_change=self._on_change,
+            )
+            self._work: Callable[[], Awaitable[None]] = feed.run
+            return
+        recording = await asyncio.to_thread(open_recording, deployment, instruments, ctx.clock())
+        ctx.log.info("recording", symbols=list(recording.symbols), rows=recording.rows, seconds=recording.span_ns / 1e9)
+        self._work = lambda: self._play(recording, config.speed)
+
+    async def ready(self) -> None:
+        """Play, or follow the exchange."""
+        self.ctx.spawn(self._work())
+
+    async def _play(self, recording: Recording, speed: Decimal) -> None:
+        rows = await play(recording, Fraction(speed), self.ctx.clock, self._sleep, self._on_trade, self._on_change)
+        self.ctx.log.info("recording over", trades=rows)
+
+    async def _sleep(self, seconds: float) -> None:
+        await self.ctx.room(MARKET)
+        await asyncio.sleep(seconds)
+
+    def _on_trade(self, symbol: str, trade: DumpTrade) -> None:
+        self.ctx.publish(
+            self._subjects[symbol],
+            self.ctx.new(
+                Trade,
+                trade_id=trade.trade_id,
+                price=trade.price,
+                qty=trade.qty,
+                time=trade.time_ns,
+                buyer_is_maker=trade.buyer_is_maker,
+            ),
+        )
+
+    def _on_change(self, change: Change) -> None:
+        self.ctx.log.info("feed", symbol=change.symbol, state=change.state, text=change.text)
+        self.ctx.publish(
+            self._status,
+            self.ctx.new(
+                FeedStatus,
+                symbol=change.symbol,
+                state=change.state,
+                text=change.text,
+                missing_from=change.missing_from,
+                missing_to=change.missing_to,
+            ),
+        )
+
+
+COMPONENT = MarketData

@@ -1,0 +1,223 @@
+"""The real ccxt.pro against the paper exchange: exact numbers, gaps, staleness, reconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
+from tallystick.components.market_data.live import LiveFeed, make_exchange, parse_trade, trade_number
+from tallystick.components.market_data.main import paper_urls
+from tallystick.components.paper_exchange.server import Exchange, Fault
+from tallystick.schemas.errors import ConfigError, Malformed
+from tests.support.paper import trade, venue
+from tests.support.tls import ServerTls, make_server_tls
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    return make_server_tls(tmp_path_factory.mktemp("tls"))
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.trades: list[DumpTrade] = []
+        self.changes: list[Change] = []
+
+    def on_trade(self, symbol: str, heard: DumpTrade) -> None:
+        assert symbol == "XRP/ETH"
+        self.trades.append(heard)
+
+    @property
+    def states(self) -> list[str]:
+        return [c.state for c in self.changes]
+
+    async def until(self, condition: Callable[[], Any], timeout: float = 8.0) -> None:
+        for _ in range(int(timeout / 0.01)):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"not within {timeout} s: {self.states}, {self.trades}")
+
+
+def follow(
+    tls: ServerTls,
+    folder: Path,
+    work: Callable[[Exchange, Heard], Awaitable[None]],
+    faults: dict[str, Fault] | None = None,
+    symbols: tuple[str, ...] = ("XRP/ETH",),
+    stale_ns: int = 0,
+) -> Heard:
+    heard = Heard()
+
+    async def run() -> None:
+        async with venue(tls, folder, faults) as exchange:
+            ccxt_exchange = make_exchange("binance", urls=paper_urls(f"127.0.0.1:{exchange.port}"), tls=tls.client())
+            feed = LiveFeed(
+                ccxt_exchange,
+                symbols,
+                clock=time.time_ns,
+                stale_ns=stale_ns,
+                on_trade=heard.on_trade,
+                on_change=heard.changes.append,
+                backoff=lambda: Backoff(0.05, 0.2),
+            )
+            following = asyncio.create_task(feed.run())
+            try:
+                working = asyncio.create_task(asyncio.wait_for(work(exchange, heard), 15))
+                await asyncio.wait((following, working), return_when=asyncio.FIRST_COMPLETED)
+                if following.done():
+                    working.cancel()
+                    following.result()
+                await working
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+    return heard
+
+
+async def subscribed(exchange: Exchange, heard: Heard) -> None:
+    await heard.until(lambda: any(s.streams for s in exchange._sockets))
+
+
+def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path: Path) -> None:
+    async def work(exchange: Exchange, heard: Heard) -> None:
+        await subscribed(exchange, heard)
+        trade(exchange, "12345.1234567", "87654321", buyer_is_maker=True)
+        trade(exchange, "0.0000001", "1", buyer_is_maker=False)
+        await heard.until(lambda: len(heard.trades) == 2)
+
+    first, second = follow(tls, tmp_path, work).trades
+    assert (first.price, first.qty, first.buyer_is_maker) == (
+        Decimal("12345678.1234567"),
+        Decimal(98765432109876543),
+        True,
+    )
+    assert (second.price, second.buyer_is_maker) == (Decimal("0.0000001"), False)
+    assert second.trade_id == first.trade_id + 1
+    assert abs(first.time_ns - time.time_ns()) < 60 * 10**9
+
+
+def test_numbers_that_no_float_holds_pass_through_ccxt_exactly() -> None:
+    async def run() -> DumpTrade:
+        exchange = make_exchange("binance")
+        message = {"e": "trade", "s": "XRPETH", "t": 7, "p": "1234567.000000000000000001", "q": "9007199254740993.1"}
+        try:
+            return parse_trade(exchange.parse_ws_trade(message | {"T": 1, "m": True}))
+        finally:
+            await exchange.close()
+
+    parsed = asyncio.run(run())
+    assert (str(parsed.price), str(parsed.qty)) == ("1234567.000000000000000001", "9007199254740993.1")
+
+
+def test_a_cut_connection_is_told_and_followed_anew_with_the_gap_named(tls: ServerTls, tmp_path: Path) -> None:
+    async def work(exchange: Exchange, heard: Heard) -> None:
+        await subscribed(exchange, heard)
+        trade(exchange, "0.0013", buyer_is_maker=True)
+        await heard.until(lambda: heard.trades)
+        for socket in list(exchange._sockets):
+            socket.cut()
+        trade(exchange, "0.0014", buyer_is_maker=True)
+        await heard.until(lambda: "reconnecting" in heard.states)
+        await subscribed(exchange, heard)
+        trade(exchange, "0.0015", buyer_is_maker=True)
+        await heard.until(lambda: len(heard.trades) == 2)
+
+    heard = follow(tls, tmp_path, work)
+    assert heard.states == ["live", "reconnecting", "gap", "live"]
+    gap = heard.changes[2]
+    missing = heard.trades[0].trade_id + 1
+    assert (gap.missing_from, gap.missing_to) == (missing, missing)
+
+
+def test_a_quiet_feed_is_stale_until_the_next_trade(tls: ServerTls, tmp_path: Path) -> None:
+    async def work(exchange: Exchange, heard: Heard) -> None:
+        await subscribed(exchange, heard)
+        trade(exchange, "0.0013", buyer_is_maker=True)
+        await heard.until(lambda: "stale" in heard.states)
+        trade(exchange, "0.0013", buyer_is_maker=True)
+        await heard.until(lambda: len(heard.trades) == 2)
+
+    assert follow(tls, tmp_path, work, stale_ns=300_000_000).states == ["live", "stale", "live"]
+
+
+def test_an_exchange_that_does_not_answer_at_start_is_tried_again(tls: ServerTls, tmp_path: Path) -> None:
+    async def work(exchange: Exchange, heard: Heard) -> None:
+        await subscribed(exchange, heard)
+
+    heard = follow(tls, tmp_path, work, faults={"GET /api/v3/exchangeInfo": Fault("drop_before", times=2)})
+    assert heard.states == ["reconnecting"]
+
+
+def test_a_symbol_that_the_exchange_has_not_is_a_configuration_error(tls: ServerTls, tmp_path: Path) -> None:
+    async def work(exchange: Exchange, heard: Heard) -> None:
+        await asyncio.sleep(10)
+
+    with pytest.raises(ConfigError, match="binance has no market DOGE/ETH"):
+        follow(tls, tmp_path, work, symbols=("XRP/ETH", "DOGE/ETH"))
+
+
+def test_an_exchange_that_ccxt_does_not_know_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="knows no exchange 'nowhere'"):
+        make_exchange("nowhere")
+
+
+def test_a_server_below_tls_1_3_is_not_spoken_to() -> None:
+    async def run() -> int:
+        exchange = make_exchange("binance")
+        version = exchange.ssl_context.minimum_version
+        await exchange.close()
+        return int(version)
+
+    assert asyncio.run(run()) == 0x0304
+
+
+GOOD = {"id": "7", "price": "1.5", "amount": "2", "timestamp": 1, "side": "sell"}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"price": None},
+        {"price": "NaN"},
+        {"price": "-1"},
+        {"price": 1.5},
+        {"amount": 2.0},
+        {"amount": "x"},
+        {"id": None},
+        {"timestamp": None},
+        {"side": None},
+    ],
+    ids=str,
+)
+def test_a_trade_that_is_not_whole_and_exact_is_refused(bad: dict[str, Any]) -> None:
+    assert parse_trade(GOOD).trade_id == 7
+    with pytest.raises(Malformed):
+        parse_trade(GOOD | bad)
+
+
+@pytest.mark.parametrize("raw", ["007", "a1", "1" * 19, "-1", "", "٣", "4c0d879e-0000"])
+def test_an_id_that_is_no_plain_number_becomes_a_stable_one(raw: str) -> None:
+    assert 0 <= trade_number(raw) < 2**63
+    assert trade_number(raw) == trade_number(raw) != trade_number(raw + "x")
+    assert trade_number("123") == 123
+
+
+def test_without_contiguous_ids_a_jump_is_no_gap_and_a_repeat_is_dropped() -> None:
+    feed = Feed("X/Y", contiguous=False)
+    assert feed.trade(50, 0)[0]
+    assert feed.trade(7, 0) == (True, [])
+    assert feed.trade(50, 0) == (False, [])
+    for i in range(1000, 1000 + RECENT):
+        feed.trade(i, 0)
+    assert feed.trade(50, 0)[0]
