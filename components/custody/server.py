@@ -27,7 +27,7 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
 from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
 from tallystick.schemas import signing
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.subjects import ORDERS
@@ -36,6 +36,12 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
 COMPONENT: Final = "custody"
+# Sessions are listed on the bus, permits come through the socket: how long a session issued within FRESH_NS is
+# waited for.  Each costs the requests behind it this much at most once.
+LISTING_NS: Final = 250_000_000
+FRESH_NS: Final = 5_000_000_000
+POLL_S: Final = 0.005
+MAX_WAITED: Final = 1024
 
 
 class SigningServer:
@@ -67,6 +73,7 @@ class SigningServer:
         self._connections: set[asyncio.StreamWriter] = set()
         self._syncing: asyncio.Task[None] | None = None
         self._unsynced = False
+        self._waited: set[bytes] = set()
         self._log = structlog.get_logger().bind(component=COMPONENT)
         self.refused: Counter[str] = Counter()
         self.last_refusal = ""
@@ -107,6 +114,8 @@ class SigningServer:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
                 request = signing.decode_request(await reader.readexactly(signing.frame_length(length)))
+                if isinstance(request, signing.SignOrder):
+                    await self._listing(request)
                 writer.write(signing.encode_frame(self.answer(request)))
                 await writer.drain()
         except Malformed as exc:
@@ -116,6 +125,28 @@ class SigningServer:
         finally:
             self._connections.discard(writer)
             writer.close()
+
+    async def _listing(self, request: signing.SignOrder) -> None:
+        """Wait, once a session, for the listing of a gateway session so new that it may still be under way to us."""
+        try:
+            credential = self._verifier.open(request.subject, ORDERS, request.payload).credential
+        except TallystickError:
+            return  # `answer` says what is wrong with it
+        until = self._clock() + LISTING_NS
+        if credential.digest in self._waited or until - credential.issued_at >= FRESH_NS:
+            return
+        while self._clock() < until:
+            try:
+                self._permits.sessions.require_listed(credential, self._clock())
+            except Unverified as exc:
+                if exc.code != "SESSION_UNLISTED":
+                    return
+                await asyncio.sleep(POLL_S)
+            else:
+                return
+        if len(self._waited) >= MAX_WAITED:
+            self._waited.clear()
+        self._waited.add(credential.digest)
 
     def answer(self, request: signing.Request) -> signing.Reply:
         """The reply to one request; refusals are replies."""

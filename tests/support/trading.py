@@ -1,0 +1,285 @@
+"""Execution, custody (its key in SoftHSM) and the paper exchange on a real broker; the gateway's decisions are the test's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tallystick.components.custody.main import Custody
+from tallystick.components.execution.main import Execution
+from tallystick.components.paper_exchange.access import Config, Key, Limits
+from tallystick.components.paper_exchange.journal import Entry, read_journal
+from tallystick.components.paper_exchange.matching import Instrument as PaperInstrument
+from tallystick.components.paper_exchange.server import Exchange, Fault
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
+from tallystick.components.runtime.hsm import Token, create_token
+from tallystick.components.runtime.keystore import Secret
+from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
+from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, Notice, Session, SessionList, Trip
+from tallystick.schemas.trust import ArmLease, Venue, sign_document
+from tests.support import world
+from tests.support.bus import TestBus
+from tests.support.runtime import Desk
+from tests.support.tls import make_server_tls
+
+API_KEY = "tradingkey"
+XRP = "XRP/ETH"
+LAST = "0.0013"
+SECOND = 1_000_000_000
+
+CONFIG = """
+deployment = "test"
+[broker]
+port = 0
+[authority]
+port = 0
+[venue]
+name = "paper"
+kind = "paper"
+host = "127.0.0.1:{port}"
+account = "main"
+[[instruments]]
+venue = "paper"
+symbol = "XRP/ETH"
+venue_symbol = "XRPETH"
+base = "XRP"
+quote = "ETH"
+tick = "0.0000001"
+step = "1"
+min_notional = "0.001"
+[limits]
+[[caps]]
+account = "main"
+quote = "ETH"
+max_order_notional = "5"
+max_hourly_notional = "500"
+[market_data]
+source = "synthetic"
+"""
+
+
+class Floor:
+    """Everybody around execution.  `events` holds all order events as audit reads them, `notices` the guard's."""
+
+    def __init__(self, bus: TestBus, folder: Path) -> None:
+        self.bus = bus
+        self.folder = folder
+        self.desk = Desk(bus)
+        self.faults: dict[str, Fault] = {}
+        self.people: dict[str, Context] = {}
+        self.events: list[OrderEvent] = []
+        self.notices: list[Notice | DeadLetter] = []
+        self.tripped: tuple[str, ...] = ()
+        self.beating = self.listing = True
+        self.number = 0
+        self.running: dict[bytes, Component] = {}
+        self._beat: asyncio.Task[None] | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    async def open(self) -> None:
+        folder = self.folder
+        (folder / "pki").mkdir(parents=True)
+        (folder / "run").mkdir()
+        (folder / "hsm").mkdir()
+        pin = Secret("trading-test-pin-31")
+        create_token(folder / "hsm" / "custody", "custody", Secret("trading-test-so-pin-77"), pin)
+        with Token.open(folder / "hsm" / "custody", "custody", pin, writable=True) as token:
+            public = token.generate_ed25519(KEY_VENUE, "venue")
+        self.secrets = {pin_name("custody"): pin, api_key_name("custody"): Secret(API_KEY)}
+        paper = PaperInstrument(
+            symbol="XRPETH",
+            name=XRP,
+            base="XRP",
+            quote="ETH",
+            tick=Decimal("0.0000001"),
+            step=Decimal(1),
+            min_notional=Decimal("0.001"),
+        )
+        config = Config(
+            instruments=(paper,),
+            accounts={"main": {"ETH": Decimal(100_000), "XRP": Decimal(10_000_000)}},
+            keys=(
+                Key(
+                    api_key=API_KEY,
+                    public_key=base64.b64encode(public).decode(),
+                    account="main",
+                    permissions=frozenset({"read", "trade"}),
+                    ips=("127.0.0.1",),
+                ),
+            ),
+            limits=Limits(weight_minute=1_000_000, orders_10s=100_000),
+        )
+        self.exchange = Exchange(
+            config,
+            clock=time.time_ns,
+            tls=make_server_tls(folder / "pki").server(),
+            journal=folder / "paper.jsonl",
+            faults=self.faults,
+        )
+        port = await self.exchange.start()
+        self._stack.push_async_callback(self.exchange.stop)
+        for maker in (True, False):
+            price = Decimal(LAST) + (0 if maker else Decimal("0.0000002"))
+            self.exchange.on_market_trade("XRPETH", price, Decimal(1_000_000), maker, time.time_ns())
+        self.deployment = Deployment(folder, parse_config(CONFIG.format(port=port), "deployment.toml"))
+        venue = Venue(kind="binance-spot", account="main", host=f"127.0.0.1:{port}")
+        self.desk.trust = msgspec.structs.replace(
+            self.desk.trust, venues={"paper": venue}, instruments=self.deployment.config.instruments
+        )
+        for name in ("authority", "breaker", "gateway"):
+            self.people[name] = await self.desk.context(name)
+        audit = self.people["audit"] = await self.desk.context("audit")
+        audit.subscribe("order.event.>", self._note, start="all")
+        audit.subscribe(("guard.>", "dead.>"), self._note, start="all")
+        audit.open()
+        self._beat = asyncio.create_task(self._beats())
+
+    async def close(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+            await asyncio.gather(self._beat, return_exceptions=True)
+        for component in reversed(self.running.values()):
+            await component.stop()
+        await self.desk.close()
+        await self._stack.aclose()
+
+    def _note(self, received: Received) -> None:
+        for event in received.events:
+            if isinstance(event, OrderEvent):
+                self.events.append(event)
+            elif isinstance(event, Notice | DeadLetter):
+                self.notices.append(event)
+
+    async def _beats(self) -> None:
+        while True:
+            self.say()
+            await asyncio.sleep(0.1)
+
+    def say(self) -> None:
+        """What authority and breaker say several times a second."""
+        self.number += 1
+        authority, breaker = self.people["authority"], self.people["breaker"]
+        if self.listing:
+            live = tuple(
+                Session(c.component, c.boot, s.credential.digest, s.credential.expires_at)
+                for c in self.desk.contexts
+                if (s := c.link.session) is not None
+            )
+            authority.publish("cred.authority", authority.new(SessionList, number=self.number, live=live, revoked=()))
+        if self.beating:
+            trips = tuple(Trip(scope, "test", 1, "test") for scope in self.tripped)
+            breaker.publish("control.breaker.all", breaker.new(BreakerHeartbeat, number=self.number, tripped=trips))
+
+    def trip(self, *scopes: str) -> None:
+        """Trip these scopes, told at once."""
+        self.tripped = scopes
+        self.say()
+
+    async def custody(self) -> Context:
+        """A custody that is ready and armed."""
+        context = await self.desk.context("custody", listed=True, config=self.deployment, secrets=dict(self.secrets))
+        component = Custody()
+        await component.start(context)
+        context.open()
+        await context.caught_up()
+        self.running[context.boot] = component
+        self.people["custody"] = context
+        now = time.time_ns()
+        lease = ArmLease(
+            deployment="test", component="execution", venues=("paper",), start=now - SECOND, until=now + 3600 * SECOND
+        )
+        note = sign_document(lease, ("operator", world.key("operator")))
+        breaker = self.people["breaker"]
+        await breaker.publish("control.arm.execution", breaker.new(Arm, note=note))
+        return context
+
+    async def execution(self, checkpoint: Callable[[str], None] = lambda _: None) -> tuple[Execution, Context]:
+        """An execution that is ready and has heard the breaker."""
+        context = await self.desk.context("execution", listed=True, config=self.deployment)
+        component = Execution(checkpoint)
+        await component.start(context)
+        context.open()
+        await context.caught_up()
+        await component.ready()
+        self.running[context.boot] = component
+        self.people["execution"] = context
+        await asyncio.sleep(0.3)
+        return component, context
+
+    async def gone(self, context: Context) -> None:
+        """Stop a component, as it stops itself."""
+        await self.running.pop(context.boot).stop()
+        await context.close()
+        self.desk.contexts.remove(context)
+
+    def decision(self, strategy: str = "alpha", lifetime: float = 3.0, **order: str) -> Decision:
+        """A permit of the gateway for an order that rests, unless `order` says otherwise."""
+        gateway = self.people["gateway"]
+        intent = gateway.new_id()
+        base = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "10", "0.0010001", "ts" + intent.hex())
+        permit = Permit(
+            account="main",
+            order=msgspec.structs.replace(base, **order),
+            instrument_hash=self.desk.trust.instrument("paper", XRP).digest,
+            audience=self.people["custody"].boot,
+            expires_at=time.time_ns() + int(lifetime * SECOND),
+        )
+        return gateway.new(Decision, verdict="permit", intent_id=intent, intent_hash=bytes(32), permit=permit)
+
+    def publish(self, decision: Decision, strategy: str = "alpha") -> asyncio.Future[int]:
+        return self.people["gateway"].publish(f"order.decision.{strategy}.paper.XRP-ETH", decision)
+
+    async def place(self, strategy: str = "alpha", **kw: Any) -> Decision:
+        """Publish a fresh decision."""
+        decision = self.decision(strategy, **kw)
+        await self.publish(decision, strategy)
+        return decision
+
+    def states(self, decision: Decision) -> list[str]:
+        """The states that were published for a decision's order, in order."""
+        return [e.state for e in self.events if e.intent_id == decision.intent_id]
+
+    def last(self, decision: Decision) -> OrderEvent:
+        return [e for e in self.events if e.intent_id == decision.intent_id][-1]
+
+    async def until(self, what: Callable[[], object], timeout: float = 8.0) -> None:
+        """Wait until `what()` is true."""
+        end = time.monotonic() + timeout
+        while not what():
+            if time.monotonic() > end:
+                raise AssertionError(f"not in {timeout} s: {[(e.state, e.code, e.text) for e in self.events][-8:]}")
+            await asyncio.sleep(0.01)
+
+    async def ends(self, decision: Decision, *states: str, timeout: float = 8.0) -> OrderEvent:
+        """Wait until exactly these states were published."""
+        await self.until(lambda: self.states(decision) == list(states), timeout)
+        return self.last(decision)
+
+    def open_orders(self) -> list[Any]:
+        return self.exchange.engine.open_orders("main", "XRPETH")
+
+    def posted(self) -> list[Entry]:
+        """Every new-order request that reached the exchange."""
+        return [e for e in read_journal(self.folder / "paper.jsonl") if e.request == "POST /api/v3/order"]
+
+
+@contextlib.asynccontextmanager
+async def trading(bus: TestBus, folder: Path) -> AsyncIterator[Floor]:
+    """A floor with custody running; execution is the test's to start."""
+    floor = Floor(bus, folder)
+    try:
+        await floor.open()
+        await floor.custody()
+        yield floor
+    finally:
+        await floor.close()
