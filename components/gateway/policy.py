@@ -3,8 +3,9 @@
 - A policy folder holds `*.cedar` files and exactly one `*.cedarschema`.  All policies must type-check
   against the schema, and each needs a unique `@id`; anything else is a `ConfigError` at start that
   names file and cause.
-- A request that does not fit the schema, or a policy that errs while it is evaluated, denies: Cedar
-  itself would skip an erring `forbid`.
+- The facts that the code gives must fit the schema, which is asked at start, with every optional fact
+  and with none; asking again for every request would cost a third of it and could say nothing new.
+- A policy that errs while it is evaluated denies: Cedar itself would skip an erring `forbid`.
 - The digest covers the text of every file, so a decision names exactly the policy that it was made by.
 
 The policy folder is trusted: an attacker who controls it can permit whatever the risk controls, the
@@ -36,6 +37,9 @@ NS_PER_MS: Final = 1_000_000
 MAX_TEXT: Final = 1_000_000
 
 
+Action = Literal["PlaceOrder", "CancelOrder"]
+
+
 class PolicyVerdict(msgspec.Struct, frozen=True):
     """`allow`, the ids of the determining policies (sorted), and evaluation errors (which deny)."""
 
@@ -47,14 +51,13 @@ class PolicyVerdict(msgspec.Struct, frozen=True):
 class Policy:
     """Parsed policies with the entities of one deployment; see the module docstring."""
 
-    __slots__ = ("_entities", "_policies", "_schema", "digest")
+    __slots__ = ("_entities", "_policies", "digest")
 
     digest: bytes
     """SHA-256 over name and text of every file of the folder, in order of name."""
 
     def __init__(self, policies: cedarpy.PolicySet, schema: cedarpy.Schema, entities: str, digest: bytes) -> None:
         self._policies = policies
-        self._schema = schema
         self._entities = cedarpy.Entities.from_json_str(entities, schema)
         self.digest = digest
 
@@ -86,9 +89,11 @@ class Policy:
                 digest.update(len(part).to_bytes(8, "big") + part)
         try:
             policies = cedarpy.PolicySet.from_str("\n".join(texts[p] for p in sources))
-            return cls(policies, schema, _entities(root, listed), digest.digest())
+            policy = cls(policies, schema, _entities(root, listed), digest.digest())
         except ValueError as exc:
             raise ConfigError("POLICY", f"{folder}: {exc}") from exc
+        policy._check_facts(schemas[0], schema)
+        return policy
 
     def place(self, facts: Facts) -> PolicyVerdict:
         """Decide PlaceOrder for `facts`."""
@@ -96,22 +101,10 @@ class Policy:
 
     def cancel(self, facts: Facts, own_order: bool) -> PolicyVerdict:
         """Decide CancelOrder; `own_order`: the named intent is an open order of this strategy and instrument."""
-        return self._decide("CancelOrder", facts, {"caller": _caller(facts), "ownOrder": own_order})
+        return self._decide("CancelOrder", facts, _cancel_context(facts, own_order=own_order))
 
-    def _decide(
-        self, action: Literal["PlaceOrder", "CancelOrder"], facts: Facts, context: dict[str, Any]
-    ) -> PolicyVerdict:
-        result = cedarpy.is_authorized(
-            {
-                "principal": {"type": "Strategy", "id": facts.strategy},
-                "action": {"type": "Action", "id": action},
-                "resource": {"type": "Instrument", "id": f"{facts.venue}/{facts.symbol}"},
-                "context": msgspec.json.encode({k: v for k, v in context.items() if v is not None}).decode(),
-            },
-            self._policies,
-            self._entities,
-            self._schema,
-        )
+    def _decide(self, action: Action, facts: Facts, context: dict[str, Any]) -> PolicyVerdict:
+        result = self._ask(action, facts, context, None)
         found = result.diagnostics
         errors = tuple(sorted(found.errors))
         names = found.id_annotations_by_reason
@@ -120,6 +113,32 @@ class Policy:
             policies=tuple(sorted(names.get(reason, reason) for reason in found.reasons)),
             errors=errors,
         )
+
+    def _ask(
+        self, action: Action, facts: Facts, context: dict[str, Any], schema: cedarpy.Schema | None
+    ) -> cedarpy.AuthzResult:
+        request = {
+            "principal": {"type": "Strategy", "id": facts.strategy},
+            "action": {"type": "Action", "id": action},
+            "resource": {"type": "Instrument", "id": f"{facts.venue}/{facts.symbol}"},
+            "context": msgspec.json.encode({k: v for k, v in context.items() if v is not None}).decode(),
+        }
+        return cedarpy.is_authorized(request, self._policies, self._entities, schema)
+
+    def _check_facts(self, path: Path, schema: cedarpy.Schema) -> None:
+        """Raise `ConfigError` unless what the code gives fits the schema, with all and with no optional facts."""
+        for facts in (_SPARSE, _FULL):
+            requests: tuple[tuple[Action, dict[str, Any]], ...] = (
+                ("PlaceOrder", _order_context(facts)),
+                ("CancelOrder", _cancel_context(facts, own_order=False)),
+            )
+            for action, context in requests:
+                result = self._ask(action, facts, context, schema)
+                if result.decision is cedarpy.Decision.NoDecision:
+                    raise ConfigError(
+                        "POLICY_SCHEMA",
+                        f"{path}: {action} does not take the gateway's facts: {result.diagnostics.errors[0]}",
+                    )
 
 
 def units(amount: Decimal | None, rounding: str = ROUND_CEILING) -> int | None:
@@ -168,6 +187,10 @@ def _order_context(facts: Facts) -> dict[str, Any]:
         "grossNotional": units(facts.gross_notional),
         "reducing": facts.reducing,
     }
+
+
+def _cancel_context(facts: Facts, *, own_order: bool) -> dict[str, Any]:
+    return {"caller": _caller(facts), "ownOrder": own_order}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -247,3 +270,35 @@ def _entity(
         "attrs": dict(attrs or {}),
         "parents": [{"type": k, "id": n} for k, n in parents],
     }
+
+
+_ONE: Final = Decimal(1)
+# Facts for the schema to look at: without and with everything optional.
+_SPARSE: Final = Facts(
+    strategy="x",
+    venue="x",
+    symbol="x",
+    limits=Limits(
+        max_notional=_ONE,
+        max_qty=_ONE,
+        max_open_notional=_ONE,
+        max_position_notional=_ONE,
+        max_gross_notional=_ONE,
+    ),
+    ready=True,
+    caller_error=None,
+    list_age=None,
+    intent_age=0,
+    duplicate=False,
+)
+_FULL: Final = msgspec.structs.replace(
+    _SPARSE,
+    list_age=0,
+    notional=_ONE,
+    deviation_bps=0,
+    data_age=0,
+    heartbeat_age=0,
+    open_notional=_ONE,
+    position_notional=_ONE,
+    gross_notional=_ONE,
+)

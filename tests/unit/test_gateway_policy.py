@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.policy import MAX_LONG, Policy, units
+from tallystick.components.gateway.policy import MAX_LONG, Policy, _order_context, units
 from tallystick.components.gateway.risk import Facts
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
@@ -155,12 +155,28 @@ def test_operator_can_restrict_an_instrument(folder: Path) -> None:
     assert (verdict.allow, verdict.policies) == (False, ("restricted-xrp-eth",))
 
 
-def test_context_that_does_not_fit_the_schema_denies(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("quantity: Long,", "quantity: Long,\n    person: String,"),  # a fact that the gateway does not give
+        ("quantity: Long,", "quantity: String,"),
+        ("    side: String,", ""),
+        ("maxOpenNotional: Long,", "maxOpenNotional: Bool,"),
+        ("notional?: Long,", "notional: Long,"),  # it may be missing
+        ("heartbeatAgeMs?: Long,", "heartbeatAgeMs?: String,"),
+        ("ownOrder: Bool,", "ownOrder: Bool, why: String,"),
+    ],
+)
+def test_schema_that_does_not_take_the_gateways_facts_stops_the_start(folder: Path, old: str, new: str) -> None:
     schema = folder / "gateway.cedarschema"
-    schema.write_text(schema.read_text().replace("quantity: Long,", "quantity: Long,\n    person: String,"))
-    verdict = _load(folder).place(facts())
-    assert not verdict.allow
-    assert "person" in verdict.errors[0]
+    text = schema.read_text()
+    assert old in text
+    schema.write_text(text.replace(old, new))
+    (folder / "gateway.cedar").write_text('@id("all") permit (principal, action, resource);')
+    with pytest.raises(ConfigError) as caught:
+        _load(folder)
+    assert caught.value.code == "POLICY_SCHEMA"
+    assert "gateway.cedarschema" in caught.value.text
 
 
 # --- what is refused at start, by name of the defect ------------------------------------------------------
@@ -241,13 +257,13 @@ def test_decision_names_the_policy_that_it_was_made_by(folder: Path) -> None:
     assert [d.code for d in decision.denials] == ["POLICY_DENIED"]
 
 
-def test_every_fact_of_the_schema_is_given(folder: Path) -> None:
+def test_every_fact_of_the_schema_is_given() -> None:
     """An optional attribute that the code never fills would make a rule that can never allow."""
-    schema = folder / "gateway.cedarschema"
-    schema.write_text(re.sub(r"(\w)\?:", r"\1:", schema.read_text()))
-    (folder / "gateway.cedar").write_text(f'@id("all") permit {PLACE};')
-    verdict = _load(folder).place(facts())
-    assert (verdict.allow, verdict.errors) == (True, ())
+    declared = set(re.findall(r"^ +(\w+)\?: Long", (POLICY / "gateway.cedarschema").read_text(), re.MULTILINE))
+    context = _order_context(facts())
+    given = {k for part in (context, context["caller"]) for k, v in part.items() if v is not None}
+    assert declared
+    assert declared <= given
 
 
 def test_limits_are_the_strategys_own(folder: Path) -> None:
