@@ -53,7 +53,7 @@ PORTS: Final = range(20_000, 32_000)
 _API_KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 _NS: Final = 1_000_000_000
 
-_TEMPLATE: Final = """\
+DEFAULT_TEMPLATE: Final = """\
 # What runs in this deployment.  Exact numbers are text.  Instruments, caps and venues count as the operator
 # signed them (trust/root-*.note): a change here takes effect with the next trust root.
 
@@ -136,11 +136,13 @@ def init(
     clock: Callable[[], int],
     *,
     strategies: Sequence[StrategyConfig] = DEFAULT_STRATEGIES,
+    template: str = DEFAULT_TEMPLATE,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Deployment:
     """Make a paper-trading deployment in `directory` and return it.
 
-    `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
+    `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
+    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
     leaves nothing behind.
     """
     check_name(deployment, "deployment")
@@ -158,7 +160,7 @@ def init(
     except OSError as exc:
         raise ConfigError("INIT_PATH", f"cannot make {temporary}: {exc.strerror}; choose another place") from exc
     try:
-        _Ceremony(temporary, deployment, strategies, clock(), progress).run(master_pin)
+        _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
         _sync(temporary)
         # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is whole.
         try:
@@ -180,10 +182,11 @@ class _Ceremony:
         temporary: Path,
         deployment: str,
         strategies: Sequence[StrategyConfig],
+        template: str,
         now: int,
         progress: Callable[[str], None],
     ) -> None:
-        text = _render(deployment, strategies)
+        text = _render(template, deployment, strategies)
         self.text = text
         self.config = layout.parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
@@ -353,10 +356,10 @@ def write_trust_root(
     write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
 
 
-def _render(deployment: str, strategies: Sequence[StrategyConfig]) -> str:
+def _render(template: str, deployment: str, strategies: Sequence[StrategyConfig]) -> str:
     """`deployment.toml`; a JSON string is a TOML basic string."""
     broker, authority, venue = _free_ports(3)
-    text = _TEMPLATE.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
+    text = template.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
     for strategy in strategies:
         text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
         text += f"instruments = {json.dumps(strategy.instruments)}\n"

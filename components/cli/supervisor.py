@@ -126,10 +126,12 @@ class Supervisor:
         self._launch("authority")
         await self._ready(["authority"])
         self._report("authority lists sessions")
-        others = [name for name in self._managed if name != "authority"]
-        for name in others:
-            self._launch(name)
-        await self._ready(others)
+        # The market opens when everybody is there.
+        others = [name for name in self._managed if name not in ("authority", "market-data")]
+        for names in (others, ["market-data"]):
+            for name in names:
+                self._launch(name)
+            await self._ready(names)
         self._watching = asyncio.create_task(self._watch(), name="supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
 

@@ -68,6 +68,7 @@ class DeskState:
         self.filled_at: dict[str, int] = {}
         self.refusals: deque[Refusal] = deque(maxlen=MAX_SHOWN)
         self.dead: Counter[tuple[str, str]] = Counter()
+        self.dead_by_digest: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self.alerts: deque[tuple[Subject, security.Alert]] = deque(maxlen=MAX_SHOWN)
         self.tripped: tuple[security.Trip, ...] = ()
         self.trips_seen: dict[str, int] = {}
@@ -114,6 +115,9 @@ class DeskState:
                 self.alerts.append((where, event))
             case security.DeadLetter():
                 self.dead[where.component, event.code] += 1
+                self.dead_by_digest.setdefault(event.digest, {})[where.component] = event.code
+                if len(self.dead_by_digest) > MAX_ORDERS:
+                    self.dead_by_digest.popitem(last=False)
                 self.refusals.append(Refusal(where.component, event.code, event.text, event.subject, event.digest))
             case security.Notice():
                 if event.code != "SIGNED":

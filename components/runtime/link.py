@@ -149,7 +149,8 @@ class Connection:
 class Link:
     """The component's one current connection; see the module docstring.
 
-    Owns `session`: readers of it see a credential and the key that fits it, always together.
+    Owns `session`: readers of it see a credential and the key that fits it, always together.  `refusals` counts
+    what the broker refused or failed at on any of its connections.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class Link:
         self._current: Connection | None = None
         self._available = asyncio.Event()
         self._stopping = False
+        self.refusals = 0
         self._logins = 0
         self._task: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
@@ -243,6 +245,7 @@ class Link:
             connection.mark_lost()
 
         async def failed(exc: Exception) -> None:
+            self.refusals += 1
             self._metrics.add("broker_errors")
             self._log.warning("broker error", error=str(exc)[:300])
 

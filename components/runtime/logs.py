@@ -67,6 +67,8 @@ def open_log(path: Path, component: str) -> Any:
     # Libraries speak through the standard logging: the same file, the same redaction, nothing on stderr.
     logging.root.handlers[:] = [_Forward(log)]
     logging.root.setLevel(logging.WARNING)
+    # At every TLS shutdown of the bus client asyncio warns about nothing.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     return log
 
 
