@@ -19,6 +19,8 @@ from typing import Final
 import msgspec
 
 from tallystick.components.execution.orders import NoAnswer, NotFound, Outcome, Rejected, Report
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.event import check_decimal
 
 MAX_BODY: Final = 4_194_304
 MAX_TEXT: Final = 200
@@ -61,7 +63,7 @@ def order_answer(status: int, body: bytes, venue_symbol: str) -> Outcome:
     if status == 200:
         try:
             return _report(_order.decode(body), venue_symbol)
-        except (msgspec.DecodeError, _Strange) as exc:
+        except (msgspec.DecodeError, Malformed, _Strange) as exc:
             return NoAnswer("ANSWER", f"unreadable answer: {str(exc)[:MAX_TEXT]}")
     return _refusal(status, body)
 
@@ -71,7 +73,7 @@ def orders_answer(status: int, body: bytes, venue_symbol: str) -> tuple[Report, 
     if status == 200:
         try:
             return tuple(_report(order, venue_symbol) for order in _orders.decode(body))
-        except (msgspec.DecodeError, _Strange) as exc:
+        except (msgspec.DecodeError, Malformed, _Strange) as exc:
             return NoAnswer("ANSWER", f"unreadable answer: {str(exc)[:MAX_TEXT]}")
     return _refusal(status, body)
 
@@ -81,7 +83,8 @@ class _Strange(ValueError):
 
 
 def _report(order: _Order, venue_symbol: str) -> Report:
-    if order.symbol != venue_symbol or order.executed_qty < 0 or not order.executed_qty.is_finite():
+    check_decimal(order.executed_qty, "executedQty")
+    if order.symbol != venue_symbol or order.executed_qty < 0:
         raise _Strange(f"about {order.symbol[:32]!r}, executed {order.executed_qty}")
     return Report(
         client_order_id=order.orig_client_order_id or order.client_order_id,

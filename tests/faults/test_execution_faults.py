@@ -49,7 +49,7 @@ def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_understood(b
 
         filled = await floor.place(price="0.0013002", time_in_force="IOC")
         last = await floor.ends(filled, "submitting", "accepted", "closed")
-        assert (last.status, last.executed) == ("FILLED", 10)
+        assert (last.status, last.executed) == ("FILLED", Decimal(10))
 
         missed = await floor.place(price="0.0010001", time_in_force="IOC")
         assert (await floor.ends(missed, "submitting", "accepted", "closed")).status == "EXPIRED"
@@ -140,7 +140,7 @@ def test_a_trip_stops_placing_and_cancels_what_is_open_in_time(bus: TestBus, tmp
 
         # One strategy: its orders alone, one by one.
         floor.trip("strategy-alpha")
-        await floor.until(lambda: all(floor.states(d)[-1] == "closed" for d in alpha))
+        await floor.all_closed(alpha)
         assert all(floor.states(d) == ["submitting", "accepted"] for d in beta)
         assert len(floor.open_orders()) == 50
         refused = await floor.place("alpha")
@@ -157,7 +157,7 @@ def test_a_trip_stops_placing_and_cancels_what_is_open_in_time(bus: TestBus, tmp
             floor.trip("all")
             await floor.until(lambda: not floor.open_orders())
             elapsed.append(time.monotonic() - begun)
-            await floor.until(lambda: all(floor.states(d)[-1] == "closed" for d in beta))
+            await floor.all_closed(beta)
             if elapsed[-1] < 0.25:
                 break
             floor.trip("strategy-alpha")
@@ -181,7 +181,7 @@ def test_cancelling_works_while_the_venue_fails_and_repeats_until_nothing_is_ope
         floor.faults[CANCEL_ALL] = Fault("drop_before", times=2)
         floor.trip("venue-paper")
         await floor.until(lambda: not floor.open_orders(), timeout=6)
-        await floor.until(lambda: all(floor.states(d)[-1] == "closed" for d in (first, second)))
+        await floor.all_closed([first, second])
 
     on_floor(bus, tmp_path, work)
 

@@ -265,6 +265,10 @@ class Floor:
         await self.until(lambda: self.states(decision) == list(states), timeout)
         return self.last(decision)
 
+    async def all_closed(self, decisions: list[Decision]) -> None:
+        """Wait until every order is closed."""
+        await self.until(lambda: all(self.states(d)[-1:] == ["closed"] for d in decisions))
+
     def open_orders(self) -> list[Any]:
         return self.exchange.engine.open_orders("main", "XRPETH")
 
