@@ -1,7 +1,7 @@
 """The request journal: one JSON line for each authenticated order request, in the order they were answered.
 
 It shows what a client did: the same signed bytes twice (`payload_sha256`), the same client order id twice, and what
-the venue said.  It is evidence for tests and operators and is not read back: the venue's state is in memory alone.
+the venue said.  It is evidence for tests and operators and is not read back.
 The journal is not trusted by anything: an attacker who can write it can at most deceive who reads it.
 """
 

@@ -215,7 +215,7 @@ class _Book:
 
     __slots__ = ("ask", "bid", "buys", "instrument", "last", "sells", "trade_id")
 
-    def __init__(self, instrument: Instrument) -> None:
+    def __init__(self, instrument: Instrument, first_id: int) -> None:
         self.instrument = instrument
         # Sorted by priority: (-price, id) for buys, (price, id) for sells; ids rise with time.
         self.buys: list[tuple[Decimal, int, Order]] = []
@@ -223,7 +223,7 @@ class _Book:
         self.bid: _MarketSide | None = None
         self.ask: _MarketSide | None = None
         self.last = ZERO
-        self.trade_id = 0
+        self.trade_id = first_id - 1
 
     def next_trade(self) -> int:
         self.trade_id += 1
@@ -266,7 +266,8 @@ class Engine:
     """All books, accounts and orders of the venue.
 
     `instruments` are traded, `accounts` maps account to asset to initial balance, `commission` is the share that
-    maker and taker pay.  Raises `ConfigError` or `Malformed` for what it cannot keep exactly.
+    maker and taker pay, `first_id` the first id of orders and trades: above every one of a life before.
+    Raises `ConfigError` or `Malformed` for what it cannot keep exactly.
     """
 
     def __init__(
@@ -276,8 +277,9 @@ class Engine:
         commission: Decimal = Decimal("0.001"),
         depth: Depth | None = None,
         history: int = HISTORY,
+        first_id: int = 1,
     ) -> None:
-        self.books = {i.symbol: _Book(i) for i in instruments}
+        self.books = {i.symbol: _Book(i, first_id) for i in instruments}
         if not ZERO <= commission < 1:
             raise ConfigError("COMMISSION", f"commission must be a share from 0 to below 1, got {commission}")
         self.commission = commission
@@ -301,7 +303,7 @@ class Engine:
         self._newest: dict[tuple[str, str, str], int] = {}  # (account, symbol, client id) -> order id
         self._closed: deque[Order] = deque()
         self._history = history
-        self._last_id = 0
+        self._last_id = first_id - 1
         self._reports: list[Report] = []
 
     # What a caller reads.
@@ -349,6 +351,49 @@ class Engine:
             for asset, amount in ledger.items():
                 sums[asset] = sums.get(asset, ZERO) + amount
         return sums
+
+    def restore(self, orders: Iterable[Order], accounts: Mapping[str, Mapping[str, Balance]]) -> None:
+        """Take up orders and balances of a life before; the ledgers are plain dicts for the caller to fill.
+
+        Raises `ConfigError` for an account or instrument that is not here, or balances that its open orders belie.
+        """
+        for name, held in accounts.items():
+            if name not in self.accounts:
+                raise ConfigError("PAPER_STATE", f"account {name!r} is not in the configuration any more")
+            self.accounts[name].update({asset: Balance(b.free, b.locked) for asset, b in held.items()})
+        known = sorted(orders, key=lambda o: o.id)
+        closed = [order.id for order in known if not order.open]
+        forgotten = set(closed[: max(0, len(closed) - self._history)])
+        for order in known:
+            self._last_id = max(self._last_id, order.id)
+            if order.id in forgotten:
+                continue
+            if order.account not in self.accounts or order.symbol not in self.books:
+                raise ConfigError("PAPER_STATE", f"order {order.id}: no {order.account!r} or {order.symbol} any more")
+            book = self.books[order.symbol]
+            book.trade_id = max([book.trade_id, *(t.id for t in order.trades)])
+            self._orders[order.id] = order
+            self._newest[order.account, order.symbol, order.client_id] = order.id
+            if order.open:
+                self._open[order.account][order.client_id] = order
+                book.rest(order)
+            else:
+                self._closed.append(order)
+        for name, account_trades in self.trades.items():
+            mine = [t for o in self._orders.values() if o.account == name for t in o.trades]
+            account_trades.extend(sorted(mine, key=lambda t: (t.time_ms, t.id)))
+            locked: dict[str, Decimal] = {}
+            for order in self.open_orders(name):
+                instrument = self.books[order.symbol].instrument
+                asset = instrument.quote if order.side == "BUY" else instrument.base
+                locked[asset] = locked.get(asset, ZERO) + order.locked
+            for asset, balance in self.accounts[name].items():
+                if balance.free < 0 or balance.locked != locked.get(asset, ZERO):
+                    raise ConfigError("PAPER_STATE", f"{name}: {asset} is not what the open orders say")
+
+    def orders(self) -> list[Order]:
+        """Every order that is remembered, oldest first."""
+        return list(self._orders.values())
 
     # What a caller does.
 

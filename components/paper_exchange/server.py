@@ -6,7 +6,7 @@
   read.  Revoking a key ends its streams.
 - A socket that does not keep up is closed rather than buffered without bound.
 
-The venue's memory is its only state: a restart forgets orders and balances.  Whoever controls this process can at
+Whoever controls this process can at
 most invent trades and balances of paper; no other component takes its word for anything but this venue.
 """
 
@@ -39,6 +39,7 @@ from tallystick.components.paper_exchange.access import (
 )
 from tallystick.components.paper_exchange.journal import Entry, Journal
 from tallystick.components.paper_exchange.matching import Engine, Order, Refused, Report
+from tallystick.components.paper_exchange.state import Change, State
 from tallystick.schemas.errors import ConfigError
 
 # A signed order is about 400 bytes.
@@ -153,7 +154,8 @@ class Exchange:
     """The paper exchange.
 
     `clock` gives Unix nanoseconds; `tls` is a server context that allows nothing below TLS 1.3; `journal` is the path
-    of the request journal; `port` 0 takes a free one.  `faults` maps `"POST /api/v3/order"` to what goes wrong there.
+    of the request journal, `state` where orders and balances outlive a restart (None: they do not); `port` 0 takes a
+    free one.  `faults` maps `"POST /api/v3/order"` to what goes wrong there.
     Raises `ConfigError` for a configuration or context that it does not run with.
     """
 
@@ -164,13 +166,17 @@ class Exchange:
         clock: Callable[[], int],
         tls: ssl.SSLContext,
         journal: Path,
+        state: Path | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         faults: MutableMapping[str, Fault] | None = None,
     ) -> None:
         if tls.minimum_version < ssl.TLSVersion.TLSv1_3:
             raise ConfigError("PAPER_TLS", "the TLS context must allow nothing below TLS 1.3")
-        self.engine = Engine(config.instruments, config.accounts, config.commission, config.depth)
+        # Ids in µs since 1970: a client that knew an id of a life before never meets it again.
+        self.engine = Engine(
+            config.instruments, config.accounts, config.commission, config.depth, first_id=clock() // 1_000
+        )
         self.keys = Keys(config.keys, config.accounts)
         self.port = port
         self._config = config
@@ -180,6 +186,9 @@ class Exchange:
         self._host = host
         self._faults = faults if faults is not None else {}
         self._journal = Journal(journal)
+        self._state = None if state is None else State(state)
+        if self._state is not None:
+            self._restore(self._state)
         self._sockets: set[_Socket] = set()
         self._withdrawals = 0
         self._runner: web.AppRunner | None = None
@@ -210,6 +219,29 @@ class Exchange:
             await self._runner.cleanup()
             self._runner = None
             self._journal.close()
+            if self._state is not None:
+                self._state.close()
+
+    def _restore(self, state: State) -> None:
+        changes = state.read()
+        orders = {order.id: order for change in changes for order in change.orders}
+        accounts = {name: held for change in changes for name, held in change.accounts.items()}
+        self.engine.restore(orders.values(), accounts)
+        if changes:
+            self.engine.market.update(changes[-1].market)
+            self.engine.fees.update(changes[-1].fees)
+            self.engine.withdrawn.update(changes[-1].withdrawn)
+        state.open(self._change(self.engine.orders(), list(self.engine.accounts)))
+
+    def _change(self, orders: list[Order], accounts: list[str]) -> Change:
+        engine = self.engine
+        return Change(
+            orders=orders,
+            accounts={name: engine.accounts[name] for name in accounts},
+            market=engine.market,
+            fees=engine.fees,
+            withdrawn=engine.withdrawn,
+        )
 
     def revoke(self, api_key: str) -> None:
         """Revoke a key and end its user data streams.  Raises `ConfigError` for an unknown one."""
@@ -259,13 +291,18 @@ class Exchange:
                 socket.send(data)
 
     def _publish(self, now_ms: int) -> None:
-        """Send what just happened to the user data streams of the accounts concerned, and to nobody else."""
+        """Keep what just happened; send it to the user data streams of the accounts concerned, and to nobody else."""
         reports = self.engine.drain()
-        if not reports or not any(socket.users for socket in self._sockets):
+        if not reports:
             return
         by_account: dict[str, list[Report]] = {}
         for report in reports:
             by_account.setdefault(report.order.account, []).append(report)
+        if self._state is not None:
+            touched = {report.order.id: report.order for report in reports}
+            self._state.append(self._change(list(touched.values()), list(by_account)))
+        if not any(socket.users for socket in self._sockets):
+            return
         for account, its in by_account.items():
             assets: dict[str, None] = {}
             for report in its:
@@ -494,6 +531,8 @@ class Exchange:
         coin, amount = wire.withdrawal(call.parameters)
         self.engine.withdraw(call.key.account, coin, amount)
         self._withdrawals += 1
+        if self._state is not None:
+            self._state.append(self._change([], [call.key.account]))
         return {"id": f"withdrawal-{self._withdrawals}"}
 
     # Websockets.

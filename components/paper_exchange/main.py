@@ -1,0 +1,77 @@
+"""The paper exchange's process: plays the deployment's market data and serves the venue's API.
+
+- Only live messages are played: history would fill orders at prices that are over.
+- A trade of an instrument that is not traded here is passed over; one that cannot have happened here (off the tick)
+  becomes a dead letter.
+- The folder `state/paper-exchange` holds the state (`state.jsonl`) and the request journal (`requests.jsonl`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.components import Component, ConfigError, Context, Received
+from tallystick.components.paper_exchange.access import parse_config
+from tallystick.components.paper_exchange.server import Exchange
+from tallystick.components.runtime import pki
+from tallystick.components.runtime.deployment import Deployment, passphrase_name
+from tallystick.schemas.market import Trade
+
+NAME: Final = "paper-exchange"
+
+
+class PaperExchange(Component):
+    """See the module docstring; `exchange` is there after `start`."""
+
+    async def start(self, ctx: Context) -> None:
+        """Listen, and play what comes.  Raises `ConfigError` for a configuration that is missing or not right."""
+        deployment = ctx.config
+        if not isinstance(deployment, Deployment):
+            raise ConfigError("PAPER", "the paper exchange needs its deployment's folder")
+        venue = deployment.config.venue
+        if venue.kind != "paper":
+            raise ConfigError("PAPER", f"venue {venue.name} is of kind {venue.kind}: there is nothing to serve")
+        passphrase = ctx.secrets.get(passphrase_name(NAME))
+        if passphrase is None:
+            raise ConfigError("SECRETS", f"no passphrase for the key of {NAME}: is it in the keystore?")
+        try:
+            config = parse_config(deployment.paper_exchange.read_bytes())
+            folder = deployment.state(NAME)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError("PAPER", f"{exc.filename}: {exc.strerror}; `tallystick init` makes it") from exc
+        tls = pki.server_context(
+            deployment.ca, deployment.certificate(NAME), deployment.key(NAME), passphrase, mutual=False
+        )
+        self.exchange = Exchange(
+            config,
+            clock=ctx.clock,
+            tls=tls,
+            journal=folder / "requests.jsonl",
+            state=folder / "state.jsonl",
+            host=deployment.config.host,
+            port=venue.port(),
+        )
+        self._ctx = ctx
+        self._venue = venue.name
+        self._symbols = {i.name: i.symbol for i in config.instruments}
+        ctx.subscribe("md.trade.>", self._on_trades)
+        await self.exchange.start()
+        ctx.log.info("listening", host=deployment.config.host, port=self.exchange.port)
+
+    async def stop(self) -> None:
+        """Cut all connections."""
+        if hasattr(self, "exchange"):
+            await self.exchange.stop()
+
+    def _on_trades(self, received: Received) -> None:
+        symbol = self._symbols.get(received.subject.symbol)
+        if symbol is None or received.subject.venue != self._venue or not received.live:
+            return
+        for event in received.events:
+            if isinstance(event, Trade):
+                self.exchange.on_market_trade(symbol, event.price, event.qty, event.buyer_is_maker, event.time)
+        self._ctx.metrics.add("trades_played", len(received.events))
+
+
+COMPONENT = PaperExchange
