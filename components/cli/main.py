@@ -159,6 +159,42 @@ def arm(
     typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
 
 
+@app.command(
+    epilog="Example: tallystick demo      or: tallystick demo --data XRPETH-aggTrades-2019-10-11.zip --speed 5000"
+)
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where the demo's deployment is made anew.")] = Path(
+        "var/demo"
+    ),
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Exchange dumps to play (zip or csv); may be given several times."),
+    ] = None,
+    speed: Annotated[str, typer.Option(help="Times as fast as recorded; default: about 30 seconds in all.")] = "",
+) -> None:
+    """The whole system on the paper exchange, with an intruder inside, ending in a verified audit."""
+    from tallystick.components.cli.demo import demo as play
+
+    try:
+        wanted = Decimal(speed) if speed else None
+    except InvalidOperation:
+        _fail(f"SPEED: not a number: {speed!r}")
+    if wanted is not None and not (wanted.is_finite() and wanted > 0):
+        _fail(f"SPEED: must be above zero, got {speed}")
+    raise typer.Exit(play(directory, data or [], wanted))
+
+
+@app.command(epilog="Example: tallystick watch ./desk        leave with Ctrl-C")
+def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """The live view of a running deployment."""
+    from tallystick.components.cli.watch import watch as look
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)))
+
+
 def _fail(text: str) -> NoReturn:
     typer.echo(f"tallystick: {text}", err=True)
     raise typer.Exit(2)

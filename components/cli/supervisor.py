@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -82,9 +82,21 @@ class Supervisor:
     """Owns the broker and all processes from `start` to `stop`."""
 
     def __init__(
-        self, deployment: Deployment, keystore: Keystore, *, report: Callable[[str], None] = lambda _: None
+        self,
+        deployment: Deployment,
+        keystore: Keystore,
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        before_market: Callable[[], Awaitable[None]] | None = None,
+        apart: frozenset[str] = frozenset(),
     ) -> None:
-        """`report` is told each step in a sentence."""
+        """`report` is told each step in a sentence; `before_market` runs when all but market data is ready.
+
+        `apart` names components that somebody else runs.
+        """
+        self._before_market = before_market
+        # People start the console where they look (`tallystick watch`).
+        self._apart = apart | {"console"}
         self.deployment = deployment
         self.bus = topology.load().expand(deployment.strategies)
         self._keystore = keystore
@@ -95,8 +107,7 @@ class Supervisor:
 
     def _names(self) -> Iterator[str]:
         for name in self.bus.components:
-            # People start the console where they look (`tallystick watch`).
-            if name == "console" or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
+            if name in self._apart or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
                 continue
             yield name
 
@@ -128,10 +139,14 @@ class Supervisor:
         self._report("authority lists sessions")
         # The market opens when everybody is there.
         others = [name for name in self._managed if name not in ("authority", "market-data")]
-        for names in (others, ["market-data"]):
-            for name in names:
-                self._launch(name)
-            await self._ready(names)
+        for name in others:
+            self._launch(name)
+        await self._ready(others)
+        if self._before_market is not None:
+            await self._before_market()
+        if "market-data" in self._managed:
+            self._launch("market-data")
+            await self._ready(["market-data"])
         self._watching = asyncio.create_task(self._watch(), name="supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
 

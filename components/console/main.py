@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tallystick.components import Component, Context, Received
 from tallystick.components.console.state import DeskState
 
@@ -14,10 +16,11 @@ READS = (
 
 
 class Console(Component):
-    """Holds `state` for whoever draws it; `ctx` is there from `start` on."""
+    """Holds `state` for whoever draws it; `ctx` is there from `start` on, `seen` is called with each message."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: Callable[[Received], None] = lambda _: None) -> None:
         self.state = DeskState()
+        self._seen = seen
         self.ctx: Context | None = None
 
     async def start(self, ctx: Context) -> None:
@@ -28,6 +31,7 @@ class Console(Component):
 
     def _on_message(self, received: Received) -> None:
         self.state.apply(received.subject, received.events, received.received)
+        self._seen(received)
 
 
 COMPONENT = Console
