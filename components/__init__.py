@@ -1,10 +1,11 @@
 """The SDK: everything that a component or a strategy needs, in one import.
 
-    from tallystick.components import Component, Context, Received
+from tallystick.components import Component, Context, Received
 """
 
 from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.strategy import OpenOrder, Strategy, StrategyContext
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.subjects import Subject, parse_subject, subject
 
@@ -13,7 +14,10 @@ __all__ = [
     "ConfigError",
     "Context",
     "Malformed",
+    "OpenOrder",
     "Received",
+    "Strategy",
+    "StrategyContext",
     "Subject",
     "TallystickError",
     "Unverified",

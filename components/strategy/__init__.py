@@ -1,0 +1,1 @@
+"""The strategy host: user code in a process and account of its own."""

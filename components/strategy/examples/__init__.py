@@ -1,0 +1,1 @@
+"""Strategies to read, copy and trade on paper with."""
