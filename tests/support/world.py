@@ -27,6 +27,7 @@ PUBLISHES = {
     "breaker": ("control.breaker.>", "control.arm.>", "guard.breaker", "dead.breaker"),
     "audit": ("audit.checkpoint", "guard.audit", "dead.audit"),
     "streams": ("alert.>", "guard.streams", "dead.streams"),
+    "witness-one": ("audit.cosignature.one", "guard.witness-one", "dead.witness-one"),
 }
 
 
