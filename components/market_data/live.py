@@ -32,6 +32,7 @@ from tallystick.schemas.event import check_positive
 CONTIGUOUS: Final = frozenset(("binance", "binanceus", "binancecoinm", "binanceusdm"))
 TICK_S: Final = 0.5
 _NS_PER_MS: Final = 1_000_000
+_MAX_TIME_MS: Final = 2**63 // _NS_PER_MS
 # ccxt raises KeyError where an exchange refuses a subscription in a form that it does not know.
 _FEED_ERRORS: Final = (BaseError, aiohttp.ClientError, OSError, TimeoutError, KeyError, Malformed)
 
@@ -56,25 +57,33 @@ def make_exchange(exchange_id: str, *, urls: Mapping[str, Any] | None = None, tl
 
 def parse_trade(trade: Mapping[str, Any]) -> DumpTrade:
     """A trade of ccxt's unified form (numbers as text).  Raises `Malformed`."""
-    try:
-        price, qty = Decimal(trade["price"]), Decimal(trade["amount"])
-        raw_id, time_ms, side = trade["id"], trade["timestamp"], trade["side"]
-    except (KeyError, TypeError, ArithmeticError) as exc:
-        raise Malformed("LIVE_TRADE", f"not a trade: {type(exc).__name__} {exc}") from exc
-    if isinstance(trade["price"], float) or isinstance(trade["amount"], float):
-        raise Malformed("LIVE_TRADE", "a number came as a float, which is not exact")
-    if not isinstance(time_ms, int) or not isinstance(raw_id, str) or side not in ("buy", "sell"):
-        raise Malformed("LIVE_TRADE", f"id {str(raw_id)[:40]!r}, time {str(time_ms)[:40]!r}, side {str(side)[:40]!r}")
+    raw_id, side, time_ms = trade.get("id"), trade.get("side"), trade.get("timestamp")
+    if type(time_ms) is not int or not 0 <= time_ms < _MAX_TIME_MS or not isinstance(raw_id, str):
+        raise Malformed("LIVE_TRADE", f"id {str(raw_id)[:40]!r}, time {str(time_ms)[:40]!r}")
+    if side not in ("buy", "sell"):
+        raise Malformed("LIVE_TRADE", f"side is {str(side)[:40]!r}, expected buy or sell")
+    price, qty = _exact(trade.get("price")), _exact(trade.get("amount"))
     check_positive(price, "price")
     check_positive(qty, "quantity")
     return DumpTrade(trade_number(raw_id), price, qty, time_ms * _NS_PER_MS, side == "sell", 1, 0)
+
+
+def _exact(number: object) -> Decimal:
+    if not isinstance(number, str):
+        raise Malformed(
+            "LIVE_TRADE", f"a number came as {type(number).__name__}, expected text: anything else is not exact"
+        )
+    try:
+        return Decimal(number)
+    except ArithmeticError as exc:
+        raise Malformed("LIVE_TRADE", f"not a number: {number[:40]!r}") from exc
 
 
 def trade_number(raw_id: str) -> int:
     """The exchange's trade id as a number: itself if it is one of at most 18 digits, else 63 bits of its SHA-256."""
     if raw_id.isascii() and raw_id.isdigit() and len(raw_id) <= 18 and (raw_id == "0" or raw_id[0] != "0"):
         return int(raw_id)
-    return int.from_bytes(hashlib.sha256(raw_id.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(raw_id.encode("utf-8", "backslashreplace")).digest()[:8], "big") >> 1
 
 
 class LiveFeed:

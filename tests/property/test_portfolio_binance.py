@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.components.breaker.control import parse_request
+from tallystick.components.market_data.live import parse_trade, trade_number
+from tallystick.components.portfolio import binance
+from tallystick.components.portfolio.binance import FillReport
+from tallystick.schemas.errors import TallystickError
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+REPORT: dict[str, Any] = {
+    "e": "executionReport", "s": "ETHBTC", "c": "a", "C": "", "S": "BUY", "x": "TRADE", "i": 1, "t": 2,
+    "l": "1", "L": "2", "n": "0", "N": "ETH", "T": 5, "m": True,
+}  # fmt: skip
+TRADE = {"id": "7", "price": "1.5", "amount": "2", "timestamp": 1, "side": "sell"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
+    for parse in (
+        binance.parse_push,
+        binance.parse_trades,
+        binance.parse_account,
+        binance.parse_order,
+        parse_request,
+    ):
+        with contextlib.suppress(TallystickError):
+            parse(data)
+    binance.parse_error(400, data)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(REPORT)), values)
+def test_a_report_with_one_wrong_field_is_refused_or_still_exact(name: str, value: Any) -> None:
+    text = json.dumps({"subscriptionId": 0, "event": REPORT | {name: value}}, allow_nan=True)
+    with contextlib.suppress(TallystickError):
+        for item in binance.parse_push(text):
+            if isinstance(item, FillReport):
+                report = item.at("paper", "ETH/BTC")
+                assert report.price > 0
+                assert report.qty > 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(TRADE)), values))
+def test_a_live_trade_with_wrong_fields_is_refused_or_exact(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(TallystickError):
+        trade = parse_trade(TRADE | changes)
+        assert trade.price > 0
+        assert trade.qty > 0
+        assert trade.trade_id >= 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=40))
+def test_every_trade_id_becomes_a_number_that_the_wire_holds(raw: str) -> None:
+    assert 0 <= trade_number(raw) < 2**63
