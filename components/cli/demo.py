@@ -440,31 +440,24 @@ class Demo:
 
 
 def _strategies(instruments: list[Instrument]) -> list[StrategyConfig]:
-    main = instruments[0]
-    lot = f"{main.lot:f}"
+    """Momentum on every instrument; the clumsy, the wild and the compromised one on the first."""
+    main = (instruments[0].symbol,)
     made = [
-        StrategyConfig(
-            name="fat-finger", module=f"{EXAMPLES}.fat_finger", instruments=(main.symbol,), params={"qty": lot}
-        ),
-        StrategyConfig(name="runaway", module=f"{EXAMPLES}.runaway", instruments=(main.symbol,), params={"qty": lot}),
-        StrategyConfig(name=INTRUDER, module=f"{EXAMPLES}.momentum", instruments=(main.symbol,), params={"qty": lot}),
+        StrategyConfig(name="momentum", module=f"{EXAMPLES}.momentum", instruments=main),
+        StrategyConfig(name="fat-finger", module=f"{EXAMPLES}.fat_finger", instruments=main),
+        StrategyConfig(name="runaway", module=f"{EXAMPLES}.runaway", instruments=main, params={"burst": "3"}),
+        StrategyConfig(name=INTRUDER, module=f"{EXAMPLES}.momentum", instruments=main),
     ]
-    for number, instrument in enumerate(instruments):
-        name = "momentum" if number == 0 else f"momentum-{instrument.base.lower()}"
-        made.append(
-            StrategyConfig(
-                name=name,
-                module=f"{EXAMPLES}.momentum",
-                instruments=(instrument.symbol,),
-                params={"qty": f"{instrument.lot:f}"},
-            )
-        )
+    made += [
+        StrategyConfig(name=f"momentum-{i.base.lower()}", module=f"{EXAMPLES}.momentum", instruments=(i.symbol,))
+        for i in instruments[1:]
+    ]
     return made
 
 
 def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     """Run the demo; the exit code.  Raises `TallystickError` for what cannot be used."""
-    screen = Screen()
+    screen = Screen(soft_wrap=True)
     run = Demo(directory.absolute(), data or recorded_data(), speed, screen)
     deployment, keystore = run.prepare()
     asyncio.run(run.run(deployment, keystore))
