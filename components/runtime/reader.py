@@ -32,6 +32,8 @@ IDLE_S: Final = 2.0
 EXPIRES_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0
 RETRY_S: Final = 0.2
+# A handler's messages in a row take at most this long before the event loop gets its turn.
+BREATH_S: Final = 0.005
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -84,6 +86,7 @@ class StreamReader:
         self._log = log
         self._on_caught_up = on_caught_up
         self._caught_up = False
+        self._breathed = 0.0
         self.lock = asyncio.Lock()
         self.generation = 0
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -119,6 +122,17 @@ class StreamReader:
                 if connection.alive and isinstance(exc, asyncio.TimeoutError | nats.errors.TimeoutError):
                     self._link.abandon(connection, f"no answer to a read of {self.stream}")
                 await asyncio.sleep(RETRY_S)
+
+    def count(self, name: str) -> None:
+        """Count something in the component's metrics."""
+        self._metrics.add(name)
+
+    async def breathe(self) -> None:
+        """Let the rest of the process run: a queue that is never empty would starve renewal and heartbeat."""
+        now = asyncio.get_running_loop().time()
+        if now - self._breathed > BREATH_S:
+            await asyncio.sleep(0)
+            self._breathed = asyncio.get_running_loop().time()
 
     def caught_up(self) -> None:
         """Called when nothing lies behind the last message."""
@@ -199,7 +213,9 @@ class _Period:
             self._end(f"unreadable delivery {message.reply[:120]!r}")
             return
         if consumer_seq != self.consumer_seq + 1:
-            self._end(f"gap in the consumer sequence: {self.consumer_seq} then {consumer_seq}")
+            # A delivery was lost, or went to a pull of the period before: start again where we are.
+            reader.count("read_gaps")
+            self._end()
             return
         self.consumer_seq = consumer_seq
         self.outstanding -= 1
@@ -227,6 +243,7 @@ class _Period:
             reader.next = stream_seq + 1
         if pending == 0:
             reader.caught_up()
+        await reader.breathe()
         if self.outstanding <= BATCH // 2:
             await self._pull()
 
