@@ -41,9 +41,11 @@ EXECUTION: Final = "execution"
 
 
 class Breaker(Component):
-    """See the module docstring."""
+    """See the module docstring.
 
-    listed = True
+    It does not ask for listed sessions (`listed`): without a fresh list from the authority, alerts would be refused
+    just when something is wrong.  A session that is not revoked may halt trading; that is the safe direction.
+    """
 
     def __init__(self, run: Path | None = None, tail: int = SECURITY_TAIL) -> None:
         """`run`: the folder of its socket; None: the deployment's.  `tail`: how much of SECURITY is read at start."""

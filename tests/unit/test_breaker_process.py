@@ -25,10 +25,7 @@ from tallystick.schemas.security import (
     BreakerHeartbeat,
     BreakerRearmed,
     BreakerTripped,
-    Session,
-    SessionList,
 )
-from tallystick.schemas.subjects import subject
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
@@ -53,7 +50,6 @@ class Floor:
         self.heard: list[tuple[int, str, Any]] = []
 
     async def open(self) -> None:
-        self.authority = await self.desk.context("authority")
         self.reader = await self.desk.context("gateway")
         self.reader.subscribe(("control.breaker.>", "control.arm.>"), self._hear)
         self.reader.open()
@@ -64,22 +60,12 @@ class Floor:
 
     async def start(self) -> Breaker:
         self.breaker = Breaker(self.folder)
-        context = await self.desk.context("breaker", listed=True)
+        context = await self.desk.context("breaker", listed=Breaker.listed)
         await self.breaker.start(context)
         context.open()
         await context.caught_up()
         await self.breaker.ready()
-        await self.list_sessions()
         return self.breaker
-
-    async def list_sessions(self) -> None:
-        sessions = [c.link.session.credential for c in self.desk.contexts]
-        live = tuple(Session(c.component, c.boot, c.digest, c.expires_at) for c in sessions)
-        number = time.time_ns()
-        await self.authority.publish(
-            subject("cred", component="authority"),
-            self.authority.new(SessionList, number=number, live=live, revoked=()),
-        )
 
     def _hear(self, received: Received) -> None:
         now = time.monotonic_ns()
@@ -139,6 +125,16 @@ def test_an_alert_reaches_the_heartbeat_at_once(bus: TestBus, tmp_path: Path) ->
         _, where, trip = await floor.until(lambda e: isinstance(e, BreakerTripped))
         assert where == "control.breaker.strategy-alpha"
         assert beat.tripped[0].since == trip.ts
+
+    on_floor(bus, tmp_path, work)
+
+
+def test_an_alert_counts_without_the_authoritys_list(bus: TestBus, tmp_path: Path) -> None:
+    async def work(floor: Floor) -> None:
+        await floor.clear()
+        assert floor.breaker.ctx.sessions.listed_at == 0
+        await floor.streams.publish("alert.rate.high", alert(floor.streams, "strategy-alpha"))
+        await floor.tripped("strategy-alpha")
 
     on_floor(bus, tmp_path, work)
 
