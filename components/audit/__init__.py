@@ -1,0 +1,1 @@
+"""The audit: verifies every message of every stream, projects it to immutable Parquet, answers SQL and traces."""
