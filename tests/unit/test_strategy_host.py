@@ -374,11 +374,12 @@ def test_fat_finger_makes_every_kind_of_mistake_between_proper_orders() -> None:
 
 
 def test_runaway_behaves_and_then_does_not() -> None:
-    world = World(Runaway(), {"every": "10", "after": "50", "burst": "7"})
+    world = World(Runaway(), {"every": "10", "after": "50", "burst": "7", "orders": "40"})
     world.start()
     counts = [len(world.trade("0.0013")) for _ in range(60)]
     assert sum(counts[:50]) == 5
-    assert counts[50:] == [7] * 10
+    assert counts[50:55] == [7] * 5
+    assert counts[55:] == [0, 0, 0, 0, 1]
 
 
 # ---------------------------------------------------------------- loading
@@ -441,6 +442,20 @@ def test_parameters_take_the_type_of_their_default(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             typed_params(strategy, {name: value})
+
+
+def test_the_strategies_of_the_guide_run_as_printed(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "write-a-strategy.md").read_text()
+    blocks = [b.split("```")[0] for b in guide.split("```python\n")[1:]]
+    assert len(blocks) >= 2
+    for block in blocks:
+        world = World(load_strategy(write(tmp_path, block), tmp_path))
+        world.start()
+        for i in range(600):
+            events = world.trade(D("0.0013") + D(abs((i % 120) - 60)) * D("0.000001"), NOW + i * 50 * MS)
+            world.fill_all(events)
+        assert any(isinstance(e, Intent) for _, e in world.out), block
+        assert not world.host.halted
 
 
 def test_a_number_that_is_not_exact_is_refused() -> None:
