@@ -1,0 +1,236 @@
+"""Credentials under attack, against the real authority, broker and tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+
+from tallystick.components.cli.intruder import _StolenRoleKey
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import Deployment, pin_name, role_key_id
+from tallystick.components.runtime.keystore import Keystore
+from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.schemas.errors import Unverified
+from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
+from tallystick.schemas.orders import Intent
+from tallystick.schemas.registry import encode_events
+from tallystick.schemas.seal import ChainWriter
+from tallystick.schemas.security import CredentialIssued, SessionRevoked
+from tallystick.schemas.subjects import ORDERS, subject
+from tests.support.deployment import Running, make, running, until
+
+INTENTS = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
+    return make(tmp_path_factory.mktemp("d") / "desk", session_lifetime_s=5)
+
+
+def on(made: tuple[Deployment, Keystore], work: Callable[[Running], Awaitable[None]], timeout: float = 60.0) -> None:
+    async def run() -> None:
+        async with running(*made) as desk:
+            await asyncio.wait_for(work(desk), timeout)
+
+    asyncio.run(run())
+
+
+def intent(context: Context, *, ts: int | None = None) -> Intent:
+    made_now = context.new(Intent, side="buy", type="market", qty=Decimal(1))
+    return made_now if ts is None else Intent(id=made_now.id, ts=ts, side="buy", type="market", qty=Decimal(1))
+
+
+async def reader(desk: Running) -> tuple[Context, list[Received]]:
+    """A gateway that takes live intents from listed sessions only."""
+    gateway = await desk.context("gateway", listed=True)
+    got: list[Received] = []
+    gateway.subscribe("order.intent.>", got.append)
+    gateway.open()
+    await gateway.caught_up()
+    return gateway, got
+
+
+async def publish_raw(context: Context, sealed: bytes) -> None:
+    connection = await context.link.connection()
+    await asyncio.wait_for(await connection.publish(INTENTS.text, sealed, os.urandom(16).hex()), 3)
+
+
+def refusals(context: Context) -> int:
+    return context.metrics.snapshot().get("dead_letters", 0)
+
+
+def test_a_request_for_another_components_session_is_refused(made: tuple[Deployment, Keystore]) -> None:
+    async def work(desk: Running) -> None:
+        setup = desk.setup("gateway", certificate_of="strategy-alpha")
+        client = desk.authority(setup)
+        with pytest.raises(Unverified, match="IDENTITY"):
+            await client.obtain(SessionKey(os.urandom(32)), os.urandom(16))
+
+        thief, owner = SessionKey(os.urandom(32)), SessionKey(os.urandom(32))
+
+        class Thief(SessionKey):
+            """Asks for the owner's key without holding it."""
+
+            public = owner.public
+            sign = thief.sign  # type: ignore[assignment]
+
+        claimed = Thief.__new__(Thief)
+        with pytest.raises(Unverified, match="PROOF"):
+            await desk.authority(desk.setup("strategy-alpha")).obtain(claimed, os.urandom(16))
+
+    on(made, work)
+
+
+def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_a_second(
+    made: tuple[Deployment, Keystore],
+) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        first = await desk.context("strategy-alpha")
+        await first.publish(INTENTS, intent(first))
+        await until(lambda: len(got) == 1, "the first boot's intent")
+        connection = await first.link.connection()
+        began = time.monotonic()
+        second = await desk.context("strategy-alpha")
+        await asyncio.wait_for(connection.lost.wait(), 2)
+        await until(lambda: gateway.sessions.is_dead(first.boot), "the revocation", 2)
+        assert time.monotonic() - began < 1.0
+        # The first boot cannot come back: its renewal is refused, whatever it does.
+        with pytest.raises(Unverified, match="BOOT_ENDED"):
+            await desk.authority(desk.setup("strategy-alpha")).obtain(SessionKey(os.urandom(32)), first.boot)
+        # An event of the revoked boot, published by the insider through the second's connection and dated
+        # back to before the revocation, has no effect at any reader.
+        session = first.link.session
+        late = intent(first, ts=time.time_ns() - 2_000_000_000)
+        sealed = ChainWriter(session.credential, session.key, ORDERS)
+        sealed.seq, sealed.prev = 7, bytes(31) + b"\x01"
+        body = sealed.seal([(INTENTS.text, encode_events("order.intent", (late,)))], time.time_ns() - 1_000_000_000)
+        await publish_raw(second, body[0][1])
+        await until(lambda: refusals(gateway) == 1, "the refusal")
+        await second.publish(INTENTS, intent(second))
+        await until(lambda: len(got) == 2, "the second boot's intent")
+        assert got[1].statement.boot == second.boot
+        first.link._source = second.link._source
+        desk.contexts.remove(first)
+        await first.link.stop()
+
+    on(made, work)
+
+
+def test_a_session_minted_with_a_stolen_role_key_is_let_in_by_the_broker_and_refused_by_readers(
+    made: tuple[Deployment, Keystore],
+) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        token = TokenProcess(desk.deployment.token("roles"), "roles", desk.keystore[pin_name("roles")])
+        role = token.signer(role_key_id("strategy-alpha"))
+        trust = desk.setup("strategy-alpha").trust
+        thief = await desk.context("strategy-alpha", source=_StolenRoleKey("strategy-alpha", role, trust))
+        token.close()
+        connection = await thief.link.connection()
+        assert connection.alive
+        session = thief.link.session
+        sealed = ChainWriter(session.credential, session.key, ORDERS)
+        body = sealed.seal([(INTENTS.text, encode_events("order.intent", (intent(thief),)))], time.time_ns())
+        await publish_raw(thief, body[0][1])
+        await until(lambda: refusals(gateway) == 1, "the refusal")
+        assert got == []
+        desk.contexts.remove(thief)
+        await thief.link.stop()
+
+    on(made, work)
+
+
+def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        alpha = await desk.context("strategy-alpha")
+        old = alpha.link.session
+        await asyncio.sleep((old.credential.expires_at - time.time_ns()) / 1e9 + 0.3)
+        assert alpha.link.session is not old
+        for stated in (time.time_ns(), old.credential.expires_at - 500_000_000):
+            chain = ChainWriter(old.credential, old.key, ORDERS)
+            body = chain.seal([(INTENTS.text, encode_events("order.intent", (intent(alpha),)))], stated)
+            await publish_raw(alpha, body[0][1])
+        await until(lambda: refusals(gateway) == 2, "both refusals")
+        assert got == []
+
+        class Old:
+            """Logs in with what it had."""
+
+            async def obtain(self, key: SessionKey, boot: bytes) -> str:
+                del key, boot
+                return old.credential.text
+
+        with pytest.raises(Unverified):
+            await desk.context("strategy-alpha", source=Old(), boot=alpha.boot)
+        # The broker counts whole seconds: a token lives until the end of its last one.
+        await asyncio.sleep(1.2)
+        client = Client()
+        with pytest.raises((nats.errors.Error, OSError)):
+            await client.connect(
+                servers=[desk.supervisor.server.url],
+                user_jwt_cb=old.credential.text.encode,
+                signature_cb=lambda nonce: sign_nonce(old.key, nonce),
+                tls=desk.setup("strategy-alpha").tls,
+                tls_handshake_first=True,
+                allow_reconnect=False,
+                connect_timeout=3,
+            )
+
+    on(made, work)
+
+
+def test_the_chain_goes_on_across_renewal_and_every_session_is_published_before_its_use(
+    made: tuple[Deployment, Keystore],
+) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        issued: list[CredentialIssued] = []
+        watcher = await desk.context("breaker")
+        watcher.subscribe("cred.>", lambda r: issued.extend(e for e in r.events if isinstance(e, CredentialIssued)))
+        watcher.open()
+        await watcher.caught_up()
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(35):
+            await alpha.publish(INTENTS, intent(alpha))
+            await asyncio.sleep(0.2)
+        await until(lambda: len(got) == 35, "every intent")
+        assert [r.statement.seq for r in got] == list(range(35))
+        used = {r.credential.digest for r in got}
+        assert len(used) >= 2
+        assert used <= {e.credential_hash for e in issued}
+        assert refusals(gateway) == 0
+
+    on(made, work)
+
+
+def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
+    made: tuple[Deployment, Keystore],
+) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        alpha = await desk.context("strategy-alpha")
+        revoked: list[SessionRevoked] = []
+        watcher = await desk.context("breaker")
+        watcher.subscribe("cred.>", lambda r: revoked.extend(e for e in r.events if isinstance(e, SessionRevoked)))
+        watcher.open()
+        await watcher.caught_up()
+        await alpha.publish(INTENTS, intent(alpha))
+        await until(lambda: len(got) == 1, "an intent before")
+        desk.supervisor.kill("authority")
+        await asyncio.sleep(4.0)  # the list is older than 3 s now, unless the next boot has published one
+        await alpha.publish(INTENTS, intent(alpha))
+        await until(lambda: len(got) == 2, "an intent after", 10)
+        # Nobody but the authority's own earlier boot was revoked.
+        assert len(revoked) <= 1
+
+    on(made, work)

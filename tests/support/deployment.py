@@ -1,0 +1,145 @@
+"""A real deployment for tests: tokens, broker and authority as `tallystick up` runs them, the rest as the test wants.
+
+Components in the test's own process get their sessions from the real authority over mutual TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tallystick.components.cli.init import DEFAULT_TEMPLATE, init
+from tallystick.components.cli.supervisor import Supervisor
+from tallystick.components.runtime import process
+from tallystick.components.runtime.context import Context
+from tallystick.components.runtime.deployment import Deployment, StrategyConfig
+from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.components.runtime.link import CredentialSource, Link
+from tallystick.components.runtime.metrics import Metrics
+from tallystick.components.runtime.session import AuthorityClient
+from tallystick.infra.nats.topology import load
+
+PIN = Secret("a pin for tests")
+MOMENTUM = "tallystick.components.strategy.examples.momentum"
+STRATEGIES = tuple(StrategyConfig(name=n, module=MOMENTUM, instruments=("XRP/ETH",)) for n in ("alpha", "beta"))
+
+
+def make(
+    directory: Path, *, session_lifetime_s: int = 0, template: str = DEFAULT_TEMPLATE
+) -> tuple[Deployment, Keystore]:
+    """A new deployment with the strategies alpha and beta."""
+    if session_lifetime_s:
+        template = template.replace(
+            'host = "127.0.0.1"\n', f'host = "127.0.0.1"\nsession_lifetime_s = {session_lifetime_s}\n', 1
+        )
+    deployment = init(directory, "test", PIN, time.time_ns, strategies=STRATEGIES, template=template)
+    return deployment, Keystore.open(deployment.keystore, PIN)
+
+
+class Running:
+    """A running deployment, and contexts of components in this process."""
+
+    def __init__(self, deployment: Deployment, keystore: Keystore, supervisor: Supervisor) -> None:
+        self.deployment = deployment
+        self.keystore = keystore
+        self.supervisor = supervisor
+        self.contexts: list[Context] = []
+
+    def setup(self, component: str, certificate_of: str | None = None) -> process.Setup:
+        """What a process of `component` is made from; `certificate_of`: with another's certificate."""
+        owner = certificate_of or component
+        secrets = {name: self.keystore[name] for name in self.deployment.secret_names(owner)}
+        made = process.load_setup(self.deployment.directory, owner, secrets)
+        if owner == component:
+            return made
+        spec = load().expand(self.deployment.strategies).component(component)
+        return process.Setup(
+            deployment=made.deployment, trust=made.trust, spec=spec, boot=made.boot, tls=made.tls,
+            certificate=made.certificate, secrets=secrets, clock=made.clock, entropy=made.entropy, log=made.log,
+        )  # fmt: skip
+
+    def authority(self, setup: process.Setup) -> AuthorityClient:
+        """The client that `setup`'s process would use."""
+        config = self.deployment.config
+        return AuthorityClient(
+            f"https://{config.host}:{config.authority.port}",
+            setup.tls,
+            deployment=self.deployment.name,
+            component=setup.spec.name,
+            certificate=setup.certificate,
+        )
+
+    async def context(
+        self, component: str, *, listed: bool = False, source: CredentialSource | None = None, boot: bytes | None = None
+    ) -> Context:
+        """A logged-in context; call `open()` after subscribing."""
+        setup = self.setup(component)
+        metrics = Metrics()
+        link = Link(
+            component=component,
+            boot=boot or os.urandom(16),
+            url=self.supervisor.server.url,
+            tls=setup.tls,
+            trust=setup.trust,
+            source=source or self.authority(setup),
+            clock=time.time_ns,
+            entropy=os.urandom,
+            metrics=metrics,
+            log=setup.log,
+        )
+        await link.start()
+        context = Context(
+            component=component,
+            boot=link.boot,
+            link=link,
+            trust=setup.trust,
+            clock=time.time_ns,
+            entropy=os.urandom,
+            metrics=metrics,
+            log=setup.log,
+            reads=setup.spec.reads,
+            api=setup.spec.api,
+            listed=listed,
+            config=self.deployment,
+            secrets=setup.secrets,
+        )
+        self.contexts.append(context)
+        return context
+
+    async def close(self) -> None:
+        """Close the contexts, newest first."""
+        for context in reversed(self.contexts):
+            await context.close()
+        self.contexts.clear()
+
+
+@contextlib.asynccontextmanager
+async def running(deployment: Deployment, keystore: Keystore, *processes: str, **kw: Any) -> AsyncIterator[Running]:
+    """The broker, the authority and `processes` run; everything else is the test's."""
+    bus = load().expand(deployment.strategies)
+    apart = frozenset(bus.components) - {"authority", *processes}
+    supervisor = Supervisor(deployment, keystore, apart=apart, **kw)
+    made = Running(deployment, keystore, supervisor)
+    try:
+        await supervisor.start()
+        yield made
+    finally:
+        await made.close()
+        await supervisor.stop()
+
+
+async def until(condition: Any, what: str, timeout: float = 10.0) -> None:
+    """Wait until `condition()`; fails with `what`."""
+    for _ in range(int(timeout / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+__all__: Sequence[str] = ("PIN", "STRATEGIES", "Running", "make", "running", "until")
