@@ -10,7 +10,8 @@
 - A position is signed base quantity, the average price of what is open, and profit realized in quote units before
   commission.  Sums and products are exact; only a division rounds, and what is realized with it: to 18 places,
   half to even.  Crossing zero closes the position at its average price and opens the rest at the fill's.
-- A permit is forgotten once it is filled wholly, trade ids beyond `REMEMBERED` per instrument: an id older than all
+- A permit is forgotten once it is filled wholly, or as far as execution says that its closed order was; of an order
+  that never reached the venue at once.  Trade ids are forgotten beyond `REMEMBERED` per instrument: an id older than all
   that are remembered is refused (`FILL_TOO_OLD`), never counted again.
 
 The venue is trusted to say what was filled; nothing else can be.
@@ -29,7 +30,7 @@ import msgspec
 
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event, check_decimal, check_positive
-from tallystick.schemas.orders import Decision, Fill, Position, Side, VenueOrder
+from tallystick.schemas.orders import Decision, Fill, OrderEvent, Position, Side, VenueOrder
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import Subject, check_name, subject
 
@@ -162,13 +163,13 @@ class Book:
         return self._holdings.get((strategy, venue, symbol), Holding())
 
     def ask_from(self, venue: str, symbol: str) -> int:
-        """The trade id from which to ask the venue for what may be missing; -1 if there is none.
+        """The trade id from which to ask the venue for what may be missing; -1: from the first permit on.
 
         It lies `OVERLAP` trades back: if we crashed in the middle of a flush, of two fills the later one alone may
-        have been stored.
+        have been stored, and a stream may have kept one back.  Where fewer are known, one may be missing before them.
         """
         ids = self._ids.get((venue, symbol))
-        if ids is None or not ids.seen:
+        if ids is None or len(ids.seen) < OVERLAP:
             return -1
         return min(itertools.islice(reversed(ids.seen), OVERLAP))
 
@@ -210,6 +211,18 @@ class Book:
             if self._stated.get(key, 0) < holding.fills:
                 outputs.append(self._position(key, holding, ()))
         return outputs
+
+    def on_order_event(self, where: Subject, event: OrderEvent) -> None:
+        """Execution's word on an order: names it, and says how much of its permit can still be filled."""
+        self.on_order(where.venue, where.symbol, event.venue_order_id, event.client_order_id)
+        permit = self._permits.get((where.venue, event.client_order_id))
+        if permit is None or permit.intent_id != event.intent_id:
+            return
+        if event.state in ("rejected", "void"):
+            self._use(permit, event.client_order_id, permit.left)
+        elif event.state == "closed" and event.executed is not None:
+            filled = Decimal(permit.order.quantity) - permit.left
+            self._use(permit, event.client_order_id, permit.left - (event.executed - filled))
 
     def on_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
         """The venue or execution named an order by both its ids."""

@@ -114,7 +114,7 @@ class Portfolio(Component):
             if isinstance(event, Decision):
                 self._publish(self.book.on_decision(where, event, self.ctx.clock()))
             elif isinstance(event, OrderEvent):
-                self.on_order(where.symbol, event.venue_order_id, event.client_order_id)
+                self.book.on_order_event(where, event)
             elif isinstance(event, Fill) and not self._resumed:
                 self.book.restore(where, event)
             elif isinstance(event, Position) and not self._resumed:

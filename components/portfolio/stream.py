@@ -40,10 +40,10 @@ class Listener(Protocol):
     """Who hears the stream.  Called in order; it must not block."""
 
     def ask_from(self, symbol: str) -> int:
-        """The trade id of `symbol` to ask from; -1 if none is known."""
+        """The trade id of `symbol` to ask from; -1: from `since` on."""
 
     def since(self, symbol: str) -> int:
-        """Where no trade is known: Unix ns before which no fill can be ours."""
+        """Unix ns before which no fill can be ours."""
 
     def client_order_id(self, symbol: str, venue_order_id: str) -> str:
         """The client order id of an order of ours, "" if it is not known yet."""

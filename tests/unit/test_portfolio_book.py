@@ -11,7 +11,7 @@ from tallystick.components.portfolio import book as book_module
 from tallystick.components.portfolio.book import GRACE_NS, Book, Holding, Report
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
-from tallystick.schemas.orders import Decision, Fill, Permit, Position, Side, VenueOrder
+from tallystick.schemas.orders import Decision, Fill, OrderEvent, Permit, Position, Side, VenueOrder
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
 
@@ -166,6 +166,54 @@ def test_a_trade_fetched_without_client_order_id_finds_its_permit_by_the_venues_
     assert kinds(book.on_report(report(5, client=""), NOW))[0] == "fill.momentum.paper.XRP-ETH"
 
 
+def order_event(state: str, executed: str | None = None, client: str = "c1") -> tuple[Any, OrderEvent]:
+    event = NEW(
+        OrderEvent,
+        intent_id=bytes(15) + b"i",
+        decision_id=bytes(16),
+        client_order_id=client,
+        state=state,
+        venue_order_id="77",
+        executed=None if executed is None else D(executed),
+    )
+    return subject("order.event", strategy="momentum", venue="paper", symbol="XRP/ETH"), event
+
+
+def test_a_closed_order_can_be_filled_only_as_far_as_execution_says() -> None:
+    book = fresh()
+    book.on_decision(*permit("c1", qty="10"), NOW)
+    assert len(book.on_report(report(1, qty="4"), NOW)) == 2
+    book.on_order_event(*order_event("closed", "7"))
+    assert len(book.on_report(report(2, qty="3"), NOW)) == 2
+    assert book.on_report(report(3, qty="1"), NOW) == []
+    assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
+
+
+def test_a_closed_order_of_unknown_execution_keeps_its_permit() -> None:
+    book = fresh()
+    book.on_decision(*permit("c1", qty="10"), NOW)
+    book.on_order_event(*order_event("closed"))
+    book.on_order_event(*order_event("accepted", "0"))
+    assert len(book.on_report(report(1, qty="10"), NOW)) == 2
+
+
+@pytest.mark.parametrize("state", ["rejected", "void"])
+def test_a_fill_of_an_order_that_never_reached_the_venue_has_no_permit(state: str) -> None:
+    book = fresh()
+    book.on_decision(*permit("c1"), NOW)
+    book.on_order_event(*order_event(state))
+    book.on_report(report(1), NOW)
+    assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
+
+
+def test_permits_of_ended_orders_do_not_pile_up() -> None:
+    book = fresh()
+    for i in range(100):
+        book.on_decision(*permit(f"c{i}"), NOW)
+        book.on_order_event(*order_event("closed", "0", client=f"c{i}"))
+    assert book._permits == {}
+
+
 def test_a_sell_below_its_limit_is_not_covered_and_above_is() -> None:
     book = fresh()
     book.on_decision(*permit("c1", side="SELL"), NOW)
@@ -192,7 +240,7 @@ def test_history_restores_positions_permits_and_known_trades() -> None:
     assert second.resume() == []
     assert second.on_report(report(5, qty="6"), NOW) == []
     assert second.position("momentum", "paper", "XRP/ETH") == first.position("momentum", "paper", "XRP/ETH")
-    assert second.ask_from("paper", "XRP/ETH") == 5
+    assert second.ask_from("paper", "XRP/ETH") == -1
     assert kinds(second.on_report(report(6, qty="5"), NOW))[2] == "FILL_WITHOUT_PERMIT"
 
 
@@ -221,7 +269,10 @@ def test_the_venue_is_asked_far_enough_back_for_a_torn_flush(monkeypatch: pytest
     book = fresh()
     assert book.ask_from("paper", "XRP/ETH") == -1
     book.on_decision(*permit("c1", qty="100"), NOW)
-    for trade_id in (10, 20, 30, 40):
+    for trade_id in (10, 20):
+        book.on_report(report(trade_id, qty="1"), NOW)
+        assert book.ask_from("paper", "XRP/ETH") == -1
+    for trade_id in (30, 40):
         book.on_report(report(trade_id, qty="1"), NOW)
     assert book.ask_from("paper", "XRP/ETH") == 20
 
