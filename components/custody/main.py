@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 from tallystick.components.custody.journal import Journal
@@ -28,15 +29,18 @@ from tallystick.schemas.subjects import subject
 SOCKET: Final = "custody.sock"
 REPORT_S: Final = 1.0
 # Arming leases last for hours and stand between breaker heartbeats.
-CONTROL_TAIL: Final = 2_000
+CONTROL_TAIL: Final = 8_192
 
 
 class Custody(Component):
-    """The component; `allowed_uids` may connect (default: our own user alone)."""
+    """The component; `allowed_uids` may connect (default: our own user alone), `checkpoint` is for tests (`server`)."""
 
     listed = True
 
-    def __init__(self, allowed_uids: frozenset[int] | None = None) -> None:
+    def __init__(
+        self, allowed_uids: frozenset[int] | None = None, checkpoint: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._checkpoint = checkpoint
         self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({os.geteuid()})
 
     async def start(self, ctx: Context) -> None:
@@ -61,7 +65,14 @@ class Custody(Component):
         self._journal = Journal(deployment.state(NAME), ctx.clock)
         self._permits = Permits(ctx.trust, ctx.boot, ctx.sessions, self._journal.spent)
         self._server = SigningServer(
-            self._permits, ctx.verifier, {venue: builder}, self._journal, ctx.clock, self._allowed_uids, signer.public
+            self._permits,
+            ctx.verifier,
+            {venue: builder},
+            self._journal,
+            ctx.clock,
+            self._allowed_uids,
+            signer.public,
+            self._checkpoint,
         )
         await self._server.start(deployment.run / SOCKET)
         ctx.subscribe("control.>", self._on_control, start=CONTROL_TAIL)

@@ -49,6 +49,8 @@ class SigningServer:
 
     - `permits`, `verifier`: the rules, under one trust root; `builders`: one for each venue.
     - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`.
+    - `checkpoint` is called with the name of each point at which a crash is tested: `permit`, `journalled`,
+      `order-signed`.
     - `refused`: refusals by code since it was last cleared; `last_refusal`: the text of the latest.
     """
 
@@ -61,6 +63,7 @@ class SigningServer:
         clock: Callable[[], int],
         allowed_uids: frozenset[int],
         public_key: bytes,
+        checkpoint: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._permits = permits
         self._verifier = verifier
@@ -69,6 +72,7 @@ class SigningServer:
         self._clock = clock
         self._allowed_uids = allowed_uids
         self._public_key = public_key
+        self._checkpoint = checkpoint
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
         self._syncing: asyncio.Task[None] | None = None
@@ -177,6 +181,7 @@ class SigningServer:
         verified = self._verifier.open(request.subject, ORDERS, request.payload)
         now = self._clock()
         allowed = self._permits.authorize(verified, request.decision_id, now)
+        self._checkpoint("permit")
         builder = self._builder(allowed.venue)
         self._journal.append(
             "order",
@@ -188,7 +193,10 @@ class SigningServer:
         )
         # A crash here leaves an order that was counted and never signed: it cannot be used again, and
         # execution finds nothing at the venue once the permit has expired.
+        self._checkpoint("journalled")
         signed = builder.order(allowed.record, allowed.order)
+        # A crash here or before the reply is sent: a signature that nobody has.
+        self._checkpoint("order-signed")
         self._sync_soon()
         return signed
 

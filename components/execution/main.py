@@ -46,7 +46,7 @@ from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
 from tallystick.components.runtime.deployment import Deployment
 from tallystick.schemas import signing
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, CouldNotVerify, Unverified
 from tallystick.schemas.orders import Decision, OrderEvent
 from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped
 from tallystick.schemas.subjects import subject
@@ -54,6 +54,10 @@ from tallystick.schemas.subjects import subject
 SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
 WARM_S: Final = 10.0
+FRESH_NS: Final = 5_000_000_000
+LISTING_NS: Final = 500_000_000
+POLL_S: Final = 0.005
+HISTORY: Final = Unverified("PERMIT_EXPIRED", "stored before this execution was ready; not sent")
 
 
 def _nothing(_: str) -> None:
@@ -63,7 +67,8 @@ def _nothing(_: str) -> None:
 class Execution(Component):
     """The component; `checkpoint` is called with the name of each point of the module docstring, for tests."""
 
-    listed = True
+    # `_listing` asks for it, because a permit that is refused must still be accounted for.
+    listed = False
 
     def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
         self._checkpoint = checkpoint
@@ -106,25 +111,52 @@ class Execution(Component):
 
     # --- what is read ---------------------------------------------------------------------------------
 
-    def _on_order(self, received: Received) -> None:
+    async def _listing(self, received: Received) -> CouldNotVerify | None:
+        """None for a sender on the authority's list; what keeps that from being known.  Raises `Unverified`.
+
+        A session issued within `FRESH_NS` may be heard before its listing, which comes by another stream: its
+        message waits up to `LISTING_S`.
+        """
+        ctx, credential = self._ctx, received.credential
+        until = ctx.clock() + LISTING_NS
+        while True:
+            now = ctx.clock()
+            try:
+                ctx.sessions.require_listed(credential, now)
+            except CouldNotVerify as exc:
+                return exc
+            except Unverified as exc:
+                fresh = now - credential.issued_at < FRESH_NS
+                if exc.code != "SESSION_UNLISTED" or not fresh or now >= until:
+                    raise
+                await asyncio.sleep(POLL_S)
+            else:
+                return None
+
+    async def _on_order(self, received: Received) -> None:
+        if received.subject.venue != self._name:
+            return
+        # What is unlisted has no effect; what cannot be known is not carried out, and accounted for.
+        refusal = await self._listing(received) if received.live else received.refusal or HISTORY
+        late = None if refusal is None else (refusal.code, refusal.text)
         now = self._ctx.clock()
         for event in received.events:
             if isinstance(event, Decision):
-                if received.subject.venue != self._name:
-                    continue
-                if received.live and event.permit is not None:
+                if late is None and event.permit is not None:
                     self._checkpoint("decision")
                     self._permits[event.intent_id] = (received.subject.text, received.verified.payload)
-                self._do(self._orders.decided(received.subject, event, now, live=received.live))
+                self._do(self._orders.decided(received.subject, event, now, late))
             elif isinstance(event, OrderEvent) and received.statement.boot != self._ctx.boot:
                 self._do(self._orders.remembered(received.subject, event, now))
 
-    def _on_breaker(self, received: Received) -> None:
+    async def _on_breaker(self, received: Received) -> None:
         if not received.live:
             return
+        unknown = await self._listing(received)
         now, stated = self._ctx.clock(), received.statement.time
         for event in received.events:
-            if isinstance(event, BreakerHeartbeat):
+            # A trip that cannot be verified stops all the same; a heartbeat that cannot opens nothing.
+            if isinstance(event, BreakerHeartbeat) and unknown is None:
                 self._do(self._orders.heartbeat([trip.scope for trip in event.tripped], stated, now))
             elif isinstance(event, BreakerTripped):
                 self._do(self._orders.tripped(received.subject.scope, stated, now))

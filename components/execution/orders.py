@@ -246,8 +246,10 @@ class Orders:
 
     # --- what others say -------------------------------------------------------------------------
 
-    def decided(self, subject: Subject, decision: Decision, now: int, *, live: bool) -> list[Effect]:
-        """A decision of the gateway was read; `live` is false for history and for what came too late."""
+    def decided(
+        self, subject: Subject, decision: Decision, now: int, late: tuple[str, str] | None = None
+    ) -> list[Effect]:
+        """A decision of the gateway was read; `late` is code and text of why it must not be carried out any more."""
         if decision.verdict == "cancel":
             return self._cancel_wanted(decision.intent_id, now)
         if decision.permit is None:
@@ -265,8 +267,8 @@ class Orders:
         self._add(order)
         if not self._recovered:
             return []
-        if not live:
-            return self._end(order, "void", now, "PERMIT_EXPIRED", "read too late to be carried out")
+        if late is not None:
+            return self._end(order, "void", now, *late)
         if taken:
             text = f"order id {order.client_order_id} is permitted for two intents"
             return [Alarm("CLIENT_ORDER_ID", text), *self._end(order, "void", now, "CLIENT_ORDER_ID", text)]

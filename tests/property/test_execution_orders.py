@@ -20,6 +20,7 @@ from tallystick.schemas.subjects import Subject, subject
 START = 1_732_289_000_000_000_000
 PERMIT_NS = 3 * o.SECOND
 MS = 1_000_000
+LATE = ("PERMIT_EXPIRED", "read too late")
 
 
 def decision(number: int, now: int) -> tuple[Subject, Decision]:
@@ -66,7 +67,7 @@ class World:
         self.fresh()
         for where, event in list(self.stored):
             if isinstance(event, Decision):
-                self.do(self.machine.decided(where, event, self.now, live=False))
+                self.do(self.machine.decided(where, event, self.now, LATE))
             else:
                 self.do(self.machine.remembered(where, event, self.now))
         self.do(self.machine.recover(self.now))
@@ -218,7 +219,7 @@ def run(seed: int) -> None:
             number += 1
             where, event = decision(number, world.now)
             world.stored.append((where, event))
-            world.do(world.machine.decided(where, event, world.now, live=True))
+            world.do(world.machine.decided(where, event, world.now))
         elif step < 0.55:
             ways = [
                 (world.publishing, world.store_one),

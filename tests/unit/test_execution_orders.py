@@ -15,6 +15,7 @@ from tallystick.schemas.subjects import Subject, subject
 NOW = 1_732_289_000_000_000_000
 WHERE = subject("order.decision", strategy="alpha", venue="paper", symbol="XRP/ETH")
 EVENT = subject("order.event", strategy="alpha", venue="paper", symbol="XRP/ETH")
+LATE = ("PERMIT_EXPIRED", "read too late")
 
 
 def decision(number: int = 1, name: str = "", **changes: Any) -> Decision:
@@ -61,7 +62,7 @@ def machine(*, recovered: bool = True) -> o.Orders:
 
 
 def submit(orders: o.Orders, number: int = 1, now: int = NOW, where: Subject = WHERE) -> o.Order:
-    effects = orders.decided(where, decision(number), now, live=True)
+    effects = orders.decided(where, decision(number), now)
     assert [type(e) for e in effects] == [o.Publish, o.Sign]
     order = orders.orders()[number.to_bytes(16, "big")]
     assert order.state == "submitting"
@@ -107,10 +108,10 @@ def test_a_signature_that_waited_too_long_for_durability_is_not_sent() -> None:
 def test_a_permit_before_the_first_heartbeat_or_after_silence_is_void() -> None:
     fresh = o.Orders([("paper", "XRP/ETH")], NOW)
     fresh.recover(NOW)
-    assert codes(fresh.decided(WHERE, decision(), NOW, live=True)) == ["BREAKER_SILENT"]
+    assert codes(fresh.decided(WHERE, decision(), NOW)) == ["BREAKER_SILENT"]
     orders = machine()
     late = decision(permit=Permit("main", decision().permit.order, b"", b"", NOW + 9 * o.SECOND))  # type: ignore[union-attr]
-    assert codes(orders.decided(WHERE, late, NOW + o.SILENCE_NS + 1, live=True)) == ["BREAKER_SILENT"]
+    assert codes(orders.decided(WHERE, late, NOW + o.SILENCE_NS + 1)) == ["BREAKER_SILENT"]
 
 
 def test_a_trip_between_signature_and_sending_stops_the_order() -> None:
@@ -126,7 +127,7 @@ def test_a_cancel_between_signature_and_sending_stops_the_order() -> None:
     orders = machine()
     order = submit(orders)
     cancel = decision(2, verdict="cancel", permit=None, intent_id=order.intent_id)
-    assert orders.decided(WHERE, cancel, NOW, live=True) == []
+    assert orders.decided(WHERE, cancel, NOW) == []
     orders.signed(order, signed(), NOW)
     assert codes(orders.durable(order, NOW)) == ["CANCELLED"]
 
@@ -146,7 +147,7 @@ def test_a_trip_of_a_strategy_cancels_its_orders_and_nobody_elses() -> None:
     orders = machine()
     mine = place(orders, 1)
     beta = subject("order.decision", strategy="beta", venue="paper", symbol="XRP/ETH")
-    orders.decided(beta, decision(2), NOW, live=True)
+    orders.decided(beta, decision(2), NOW)
     other = orders.orders()[(2).to_bytes(16, "big")]
     orders.durable(other, NOW)
     orders.signed(other, signed(), NOW)
@@ -190,7 +191,7 @@ def test_silence_cancels_everything_also_what_is_not_known() -> None:
 
 def test_a_start_does_not_cancel_before_the_breaker_could_speak() -> None:
     orders = o.Orders([("paper", "XRP/ETH")], NOW)
-    orders.decided(WHERE, decision(), NOW, live=False)
+    orders.decided(WHERE, decision(), NOW, LATE)
     orders.remembered(EVENT, event("submitting"), NOW)
     orders.remembered(EVENT, event("accepted"), NOW)
     assert not [e for e in orders.recover(NOW) if isinstance(e, o.Cancel | o.CancelAll)]
@@ -213,7 +214,7 @@ def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None
 def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
     orders = o.Orders([("paper", "XRP/ETH")], NOW)
     orders.heartbeat((), NOW, NOW)
-    orders.decided(WHERE, decision(), NOW, live=False)
+    orders.decided(WHERE, decision(), NOW, LATE)
     orders.remembered(EVENT, event("submitting"), NOW)
     effects = orders.recover(NOW)
     assert states(effects) == ["unknown"]
@@ -225,20 +226,20 @@ def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
 
 def test_a_permit_that_nobody_carried_out_is_void_after_a_restart() -> None:
     orders = machine(recovered=False)
-    assert orders.decided(WHERE, decision(), NOW, live=True) == []
+    assert orders.decided(WHERE, decision(), NOW) == []
     assert codes(orders.recover(NOW)) == ["PERMIT_EXPIRED"]
 
 
 def test_a_permit_read_too_late_is_void() -> None:
     orders = machine()
-    assert codes(orders.decided(WHERE, decision(), NOW, live=False)) == ["PERMIT_EXPIRED"]
-    assert codes(orders.decided(WHERE, decision(2), NOW + 3 * o.SECOND, live=True)) == ["PERMIT_EXPIRED"]
+    assert codes(orders.decided(WHERE, decision(), NOW, LATE)) == ["PERMIT_EXPIRED"]
+    assert codes(orders.decided(WHERE, decision(2), NOW + 3 * o.SECOND)) == ["PERMIT_EXPIRED"]
 
 
 def test_what_ended_before_the_crash_stays_ended() -> None:
     orders = machine(recovered=False)
     for number, state in enumerate(("rejected", "void", "closed"), start=1):
-        orders.decided(WHERE, decision(number), NOW, live=False)
+        orders.decided(WHERE, decision(number), NOW, LATE)
         orders.remembered(EVENT, event("submitting", number), NOW)
         orders.remembered(EVENT, event(state, number), NOW)
         orders.remembered(EVENT, event("submitting", number), NOW)
@@ -248,7 +249,7 @@ def test_what_ended_before_the_crash_stays_ended() -> None:
 
 def test_the_last_words_of_a_predecessor_are_heeded() -> None:
     orders = machine()
-    orders.decided(WHERE, decision(), NOW, live=False)  # void: nobody seemed to have carried it out
+    orders.decided(WHERE, decision(), NOW, LATE)  # void: nobody seemed to have carried it out
     assert orders.remembered(EVENT, event("submitting"), NOW) == []
     effects = orders.remembered(EVENT, event("submitting", 5), NOW)
     assert codes(effects) == ["ORDER_WITHOUT_PERMIT", "RECOVERED"]
@@ -258,9 +259,9 @@ def test_a_second_permit_for_an_order_is_not_carried_out() -> None:
     orders = machine()
     place(orders)
     again = decision(id=bytes(15) + b"\x63")
-    assert codes(orders.decided(WHERE, again, NOW, live=True)) == ["PERMIT_REPEATED"]
+    assert codes(orders.decided(WHERE, again, NOW)) == ["PERMIT_REPEATED"]
     taken = decision(2, name=(1).to_bytes(16, "big").hex())
-    assert codes(orders.decided(WHERE, taken, NOW, live=True)) == ["CLIENT_ORDER_ID", "CLIENT_ORDER_ID"]
+    assert codes(orders.decided(WHERE, taken, NOW)) == ["CLIENT_ORDER_ID", "CLIENT_ORDER_ID"]
 
 
 def test_an_open_order_that_is_not_ours_raises_one_alarm() -> None:
@@ -291,7 +292,7 @@ def test_history_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(o, "MAX_HISTORY", 100)
     orders = machine(recovered=False)
     for number in range(1, 1000):
-        orders.decided(WHERE, decision(number), NOW, live=False)
+        orders.decided(WHERE, decision(number), NOW, LATE)
         orders.remembered(EVENT, event("closed", number), NOW)
     assert len(orders.orders()) <= 101
     orders.recover(NOW)

@@ -1,0 +1,40 @@
+"""Execution or custody as a process that kills itself at a named point, once a file says which.
+
+    python -P -m tests.support.crash_process DIR COMPONENT --secrets-fd N
+
+`DIR/run/<component>.crash-at` holds the name of a point; it is removed just before SIGKILL, so that the process that is
+started again lives.  Everything else is the deployed process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from tallystick.components.custody.main import Custody
+from tallystick.components.execution.main import Execution
+from tallystick.components.runtime import process
+from tallystick.components.runtime.component import Component
+
+
+def main(arguments: list[str]) -> int:
+    directory, name = Path(arguments[0]), arguments[1]
+    order = directory / "run" / f"{name}.crash-at"
+
+    def checkpoint(point: str) -> None:
+        if order.exists() and order.read_text() == point:
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    made: dict[str, Component] = {
+        "execution": Execution(checkpoint=checkpoint),
+        "custody": Custody(checkpoint=checkpoint),
+    }
+    process.load_component = lambda spec: made[spec.name]
+    return process.from_command_line(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
