@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tallystick.components import Received
 from tallystick.components.paper_exchange.main import PaperExchange
 from tallystick.components.paper_exchange.matching import Order
 from tallystick.components.paper_exchange.server import Exchange
@@ -125,6 +126,17 @@ def test_a_killed_exchange_remembers_all_that_it_answered(tls: ServerTls, tmp_pa
         await after.stop()
         # And a third life, from the second's file.
         assert world(exchange(tls, tmp_path)) == world(after)
+
+    asyncio.run(run())
+
+
+def test_ids_of_a_life_that_was_lost_do_not_come_again(tls: ServerTls, tmp_path: Path) -> None:
+    async def run() -> None:
+        known = (await busy_life(tls, tmp_path)).engine.orders()
+        (tmp_path / "state.jsonl").unlink()
+        later = (await busy_life(tls, tmp_path)).engine.orders()
+        assert min(o.id for o in later) > max(o.id for o in known)
+        assert min(t.id for o in later for t in o.trades) > max(t.id for o in known for t in o.trades)
 
     asyncio.run(run())
 
@@ -265,7 +277,23 @@ def test_the_process_plays_the_market_of_its_own_venue_and_no_history(tls: Serve
                 assert engine.order("main", "XRPETH", None, "resting").status == "NEW"
                 await play("md.trade.paper.XRP-ETH", "0.0012")
                 await until(lambda: engine.order("main", "XRPETH", None, "resting").status == "FILLED")
-            assert engine.touch("XRPETH") == (D("0.0012"), D(70), D("0.0012001"), D(70))
+            touch = engine.touch("XRPETH")
+            assert touch == (D("0.0012"), D(70), D("0.0012001"), D(70))
+            heard: list[Received] = []
+            listener = await desk.context("gateway")
+            listener.subscribe("md.trade.>", heard.append)
+            listener.open()
+            await listener.caught_up()
+            await play("md.trade.paper.XRP-ETH", "0.0011")
+            await until(lambda: bool(heard) and engine.touch("XRPETH") != touch)
+            touch = engine.touch("XRPETH")
+            await play("md.trade.paper.XRP-ETH", "0.0015")
+            await until(lambda: engine.touch("XRPETH") != touch)
+            touch = engine.touch("XRPETH")
+            component._on_trades(msgspec.structs.replace(heard[0], live=False))  # one that came late
+            assert engine.touch("XRPETH") == touch
+            component._on_trades(heard[0])
+            assert engine.touch("XRPETH") != touch
         finally:
             await component.stop()
             await desk.close()

@@ -201,7 +201,7 @@ def test_any_bytes_as_a_request_are_parsed_or_refused(query: bytes, body: bytes)
         assert set(found) <= {"a", "b"}
         assert all(value.isascii() and value.isprintable() for value in found.values())
     signed = body or query
-    if b"&signature=" in signed and b"&" not in signed.rpartition(b"&signature=")[2]:
+    if b"&signature=" in signed:
         left, right, _ = access.split_signature(query, body)
         assert (query + body).startswith(left + right + b"&signature=")
     else:
