@@ -486,6 +486,19 @@ def test_a_key_that_cannot_be_checked_is_not_registered(change: dict[str, Any]) 
         keys.add(Key(**good))
 
 
+def test_the_documented_configuration_is_one(tls: ServerTls, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "paper-exchange.md").read_text("utf-8")
+    example = text.partition("```json\n")[2].partition("```")[0]
+    example = example.replace("base64 of an Ed25519 key, raw or SubjectPublicKeyInfo", SPKI)
+    exchange = Exchange(
+        parse_config(example.encode()), clock=time.time_ns, tls=tls.server(), journal=tmp_path / "journal.jsonl"
+    )
+    assert exchange.engine.accounts["main"]["ETH"].free == Decimal(100)
+    # What it shows as optional has the default values.
+    short = example.partition('  "commission"')[0].rstrip().rstrip(",") + "}"
+    assert parse_config(short.encode()) == parse_config(example.encode())
+
+
 def test_a_configuration_is_read_strictly() -> None:
     text = (
         b'{"instruments":[{"symbol":"XRPETH","name":"XRP/ETH","base":"XRP","quote":"ETH","tick":"0.0000001",'
