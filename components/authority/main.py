@@ -88,7 +88,7 @@ class Authority(Component):
 
         self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
         keys = deployment.load_bus_keys()
-        bus = topology.load().expand(deployment.strategies)
+        bus = topology.deployed(deployment.name, deployment.strategies)
         config = deployment.config
         self._broker = BrokerAdmin(
             url=f"tls://{config.host}:{config.broker.port}",

@@ -190,7 +190,7 @@ class _Ceremony:
         self.text = text
         self.config = layout.parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
-        self.bus = topology.load().expand(self.paths.strategies)
+        self.bus = topology.deployed(deployment, self.paths.strategies)
         self.now = now
         self.progress = progress
         self.secrets: dict[str, Secret] = {}
@@ -213,8 +213,11 @@ class _Ceremony:
         signing = self._make_token("signing", [*own, *accounts])
         self.progress("token roles: one role key a component")
         roles = self._make_token("roles", [layout.KEY_SYSTEM_ROLE, *(layout.role_key_id(name) for name in names)])
-        self.progress("tokens custody and portfolio: the API keys at the venue")
-        api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in _API_PERMISSIONS}
+        # A replay zone has neither, so no key to any venue is ever made for it.
+        traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
+        if traders:
+            self.progress("tokens custody and portfolio: the API keys at the venue")
+        api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in traders}
         self.progress("token audit: the checkpoint key")
         self._make_token("audit", [layout.KEY_CHECKPOINT])
         self.progress("token operator: the operator root and the certificate authority")
@@ -241,7 +244,8 @@ class _Ceremony:
             validity = Validity(issued_s=self.now // _NS, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
-        self._write_paper_exchange(api_keys)
+        if "paper-exchange" in self.bus.components:
+            self._write_paper_exchange(api_keys)
         self._copy_policy()
         self._write(paths.directory / layout.CONFIG_NAME, self.text.encode())
         self.progress("keystore")
@@ -331,6 +335,8 @@ def write_trust_root(
 
     `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
     """
+    venues = {config.venue.name: Venue(kind="binance-spot", account=config.venue.account, host=config.venue.host)}
+    trades = "custody" in bus.components
     document = TrustRoot(
         deployment=config.deployment,
         number=1,
@@ -348,9 +354,9 @@ def write_trust_root(
             )
             for name, component in bus.components.items()
         },
-        venues={config.venue.name: Venue(kind="binance-spot", account=config.venue.account, host=config.venue.host)},
+        venues=venues if trades else {},
         instruments=config.instruments,
-        caps=config.caps,
+        caps=config.caps if trades else (),
     )
     write_durably(paths.trust / "root-1.note", sign_document(document, (ROOT_KEY_NAME, root)).encode(), 0o600)
     write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)

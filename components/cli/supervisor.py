@@ -95,10 +95,10 @@ class Supervisor:
         `apart` names components that somebody else runs.
         """
         self._before_market = before_market
-        # People start the console where they look (`tallystick watch`).
-        self._apart = apart | {"console"}
+        # People start the console where they look (`tallystick watch`), and a replay when they want one.
+        self._apart = apart | {"console", topology.REPLAY}
         self.deployment = deployment
-        self.bus = topology.load().expand(deployment.strategies)
+        self.bus = topology.deployed(deployment.name, deployment.strategies)
         self._keystore = keystore
         self._report = report
         self._managed = {name: _Managed(name) for name in self._names()}

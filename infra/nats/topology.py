@@ -32,8 +32,17 @@ LOCAL_API: Final = "core.JS.API"
 CORE_API: Final = "$JS.API"
 STATE_STREAM: Final = "STATE"
 LEASE_BUCKET: Final = "leases"
+# A deployment whose id begins so is a replay zone: recorded events are played there, and nothing in it can trade.
+REPLAY_PREFIX: Final = "replay-"
+REPLAY: Final = "replay"
 
 Zone = Literal["control", "core", "edge", "user", "vault", "evidence", "venue"]
+
+
+# What reaches a venue, or holds a key to one.
+_OUTWARD: Final = ("edge", "vault", "venue")
+# Kinds (by their first word) in which a deployment speaks of itself.
+_ITS_OWN: Final = ("cred", "audit", "guard", "dead")
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -212,6 +221,34 @@ def overlaps(one: str, other: str) -> bool:
 def stream_subjects(stream: str) -> tuple[str, ...]:
     """The subjects that `stream` stores: everything under the first tokens of its kinds."""
     return tuple(dict.fromkeys(f"{kind.name.split('.')[0]}.>" for kind in KINDS.values() if kind.stream == stream))
+
+
+def deployed(deployment: str, strategies: Sequence[str]) -> Bus:
+    """The bus of the deployment of this id: the shipped topology, or for a replay zone what `replay_zone` makes of it.
+
+    The id decides alone, and the trust root signs it: no file can turn a live deployment into a zone, or back.
+    """
+    topology = load()
+    return (replay_zone(topology) if deployment.startswith(REPLAY_PREFIX) else topology).expand(strategies)
+
+
+def replay_zone(topology: Topology) -> Topology:
+    """The topology of a replay zone: nobody who faces a venue, and one `replay` that publishes what was recorded.
+
+    - Components of the zones edge, vault and venue do not exist: no key, no account, no custody, no execution.
+    - `replay` publishes every kind but what a deployment states about itself: `cred` (its own authority's
+      sessions), `audit`, `guard` and `dead`.
+    - Everybody else reads and publishes as always, so that detectors and the gateway can be run on the recording.
+    """
+    kept = {name: spec for name, spec in topology.templates.items() if spec.zone not in _OUTWARD}
+    kept[REPLAY] = ComponentSpec(
+        does="publishes recorded events again",
+        folder=REPLAY,
+        zone="user",
+        lifetime_s=300,
+        publishes=tuple(kind.pattern for kind in KINDS.values() if kind.name.split(".")[0] not in _ITS_OWN),
+    )
+    return msgspec.structs.replace(topology, source=f"{topology.source} (replay zone)", templates=kept)
 
 
 def parse(text: str, source: str) -> Topology:
