@@ -1,0 +1,1 @@
+"""Measurements beside their peers, in one run on one machine.  Not tests: they assert nothing about time."""

@@ -1,0 +1,43 @@
+"""One row of the table: what was measured, what the peer did in the same run, and the ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+
+class Row(msgspec.Struct, frozen=True):
+    """`value` and `peer` are in `unit`; `target` is text; a rate is better high, a time better low."""
+
+    what: str
+    value: float
+    unit: str
+    target: str
+    peer: float = 0.0
+    peer_name: str = ""
+
+    @property
+    def ratio(self) -> str:
+        """Ours over the peer's, or nothing."""
+        return f"{self.value / self.peer:.2f}" if self.peer else ""
+
+
+def table(rows: Iterable[Row]) -> str:
+    """The rows as Markdown."""
+    lines = ["| | reached | target | peer in the same run | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
+        peer = f"{row.peer_name}: {number(row.peer)} {row.unit}" if row.peer else "–"
+        lines.append(f"| {row.what} | {number(row.value)} {row.unit} | {row.target} | {peer} | {row.ratio} |")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three digits that mean something."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def percentiles(samples: list[float]) -> tuple[float, float]:
+    """p50 and p99."""
+    ordered = sorted(samples)
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
