@@ -1,0 +1,1 @@
+"""Detectors: pure functions over the state of a window, so that a replay gives the same alerts."""

@@ -1,0 +1,299 @@
+"""The process `streams`: windowed detectors over verified events, their state exact.
+
+- Source: the runtime's verified subscription to ORDERS, from the position after the committed one.  A handler that
+  waits is the back-pressure: channel full, no more is asked for.
+- One message is one step: windows, findings and position change together, without an await between them; a commit
+  (`store`) takes all three.  A crash anywhere leaves the last commit, and the steps after it are made again.
+- An alert is published as soon as it is found.  It is a function of what caused it, so one that is published again
+  after a crash is the same event, id and all; what is committed and not known to be durable is published at start.
+- Where the state began empty (`rebuilding`), history builds it and causes nothing: only findings of the last
+  `FRESH_NS` are published.
+- What cannot be detected upon (`TallystickError`) is dead-lettered and passed over; any other exception stops the
+  process before its step is committed, and so does a failed publish or commit, or a lease that another worker took.
+
+The process is trusted to raise alerts: an attacker who controls it can at most stay silent or trip breakers.  The
+gateway's own throttle and limits do not depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Final
+
+import msgspec
+
+from tallystick.components.runtime.component import Component
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.reader import Delivery
+from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.orders import Intent
+from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp
+from tallystick.streams.detectors.burst import EMPTY, Bucket, Rules, alert_of, observe
+from tallystick.streams.store import MAX_CHANGES, JetStream, Lease, StateStore
+from tallystick.streams.table import Key, StateTable
+
+STREAM: Final = "ORDERS"
+PATTERNS: Final = ("order.>", "fill.>")
+NS: Final = 1_000_000_000
+# How often state goes to the store: bounds what is read again after a crash.
+COMMIT_S: Final = 0.25
+# Windows are kept for a look back by people; detection needs two.
+EXPIRES_S: Final = 60
+# Bounds the changes of one step; a step adds at most one window.
+EXPIRE_STEP: Final = 64
+# Changes at which the agent commits before its next step, so that no commit exceeds an atomic batch.
+FULL: Final = MAX_CHANGES - EXPIRE_STEP - 2
+# A finding older than this is history to a worker that began without state.
+FRESH_NS: Final = 60 * NS
+
+
+class _Published(msgspec.Struct, frozen=True):
+    """The alert of this window is durable."""
+
+    key: Key
+
+
+class Streams(Component):
+    """One worker.  Everything but the channel belongs to the agent; `_lock` makes commits one at a time."""
+
+    def __init__(self, *, rules: Rules | None = None, commit_s: float = COMMIT_S, expires_s: int = EXPIRES_S) -> None:
+        """`rules`: other than the deployment's limits give; `expires_s`: how long windows stay, in stream time."""
+        self._rules_given = rules
+        self._commit_s = commit_s
+        self._expires_s = expires_s
+
+    async def start(self, ctx: Context) -> None:
+        """Take the lease and the state, and read on from there.  Raises `ConfigError` while another worker is live."""
+        self._ctx = ctx
+        limits = ctx.config.config.limits if ctx.config is not None else {}
+        self._rules = self._rules_given or Rules(limits)
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._stopping = self._handing = False
+        self._lock = asyncio.Lock()
+        self._pending: dict[Key, asyncio.Future[int]] = {}
+        self._bridge = LogBridge(ctx.log)
+        self._bridge.attach()
+        self._build()
+
+        jetstream = JetStream(ctx.link, ctx.metrics, ctx.log)
+        self._store = StateStore(jetstream, TOPIC, ctx.boot, ctx.entropy)
+        self._lease = Lease(jetstream, TOPIC, ctx.boot, ctx.clock)
+        await self._lease.take()
+        await self._store.take_over()
+        try:
+            keys = await self._store.load(self._restore)
+        except (Unverified, Malformed) as exc:
+            ctx.notice("STATE_REBUILT", f"the state cannot be used and is rebuilt from {STREAM}: {exc}")
+            await self._store.reset()
+            self._build()
+            keys = 0
+        position = self._store.position
+        self._applied = self._handed = position.applied
+        self._time = self._clock = position.time
+        self._rebuilding = position.rebuilding
+        ctx.log.info("state", applied=self._applied, keys=keys, rebuilding=self._rebuilding)
+
+        await self._app.start()
+        self._app.flow_control.resume()
+        for key, bucket in sorted(self._table.data.items()):
+            if bucket.finding is not None and not bucket.finding.published:
+                # Found before a crash, not known to be durable: the same event once more.
+                self._publish(key, bucket)
+        for work in (self._watch(), self._guarded(self._keep_committing()), self._guarded(self._lease.keep())):
+            ctx.spawn(work)
+        ctx.subscribe(PATTERNS, self._on_message, after=self._applied)
+
+    async def ready(self) -> None:
+        """History is applied and committed; what is found from here on is news."""
+        while self._applied < self._handed:
+            await asyncio.sleep(0.01)
+            self._raise_failure()
+        self._rebuilding = False
+        await self._commit()
+
+    async def stop(self) -> None:
+        """Commit what is applied and give the lease back; what is still queued is read again next time."""
+        self._stopping = True
+        await self._commit()
+        while self._handing:
+            # The agent drains the channel without effect; the reader must not be left waiting in it.
+            await asyncio.sleep(0.01)
+        await self._app.stop()
+        await self._lease.release()
+        self._bridge.detach()
+
+    def _build(self) -> None:
+        self._app = StreamsApp("streams", self._fail)
+        self._channel = self._app.channel(maxsize=CHANNEL_SIZE)
+        window = self._rules.window_s
+        self._table = StateTable(self._app, name="intents", default=lambda: EMPTY, partitions=1, value=Bucket)
+        self._windows = self._table.tumbling(window, expires=self._expires_s).relative_to_stream()
+        self._app.serve(self._channel, self._apply)
+
+    def _restore(self, table: str, key: bytes, value: bytes) -> None:
+        if table != self._table.name:
+            raise Unverified("STATE", f"unknown table {table[:64]!r}")
+        self._table.restore(key, value)
+
+    # -- source ---------------------------------------------------------------------------------
+
+    async def _on_message(self, received: Received) -> None:
+        self._raise_failure()
+        if self._stopping:
+            return
+        self._handed = received.stream_seq
+        # The broker's clock may step back; stream time does not.
+        self._clock = max(self._clock, received.stored)
+        self._handing = True
+        try:
+            await self._channel.put(self._app.event(received, received.stream_seq, self._clock // NS))
+        finally:
+            self._handing = False
+
+    # -- agent ----------------------------------------------------------------------------------
+
+    async def _apply(self, event: object) -> None:
+        # After a failure or stop the channel is drained without effect, so that the reader is not held up.
+        if self._stopping or self._failed.done():
+            return
+        try:
+            value = event.value  # type: ignore[attr-defined]
+            if isinstance(value, _Published):
+                self._mark_published(value.key)
+            else:
+                await self._durable_before_expiry()
+                try:
+                    self._step(value)
+                except TallystickError as exc:
+                    self._dead_letter(value, exc)
+            if len(self._table.dirty) >= FULL:
+                await self._commit()
+        except Exception as exc:  # noqa: BLE001 - Faust would acknowledge the event and go on: nothing may follow it
+            self._fail(exc)
+
+    def _step(self, received: Received) -> None:
+        """State and position change together: no await in here."""
+        self._time = max(self._time, received.stored)
+        strategy = received.subject.strategy
+        intents = ()
+        if received.subject.kind == "order.intent":
+            intents = tuple(e.id for e in received.events if isinstance(e, Intent))
+        if intents:
+            rule = self._rules.of(strategy)
+            buckets = self._windows[strategy]
+            current = buckets.current()
+            bucket = observe(rule, buckets.delta(rule.window_s), current, self._time, received.stream_seq, intents)
+            self._windows[strategy] = bucket
+            if bucket.finding is not None and current.finding is None:
+                seconds = float(self._time // NS)
+                self._found((strategy, tuple(self._table.window.current(seconds))), bucket)
+            self._ctx.metrics.add("intents_counted", len(intents))
+        expired = self._table.expire(float(self._time // NS), EXPIRE_STEP)
+        self._ctx.metrics.add("windows_expired", expired)
+        self._applied = received.stream_seq
+
+    def _found(self, key: Key, bucket: Bucket) -> None:
+        finding = bucket.finding
+        if finding is None:
+            return
+        self._ctx.metrics.add("findings")
+        if self._rebuilding and self._ctx.clock() - finding.at > FRESH_NS:
+            self._ctx.log.info("finding of history", strategy=key[0], value=finding.value, limit=finding.limit)
+            self._mark_published(key)
+            return
+        self._publish(key, bucket)
+
+    def _publish(self, key: Key, bucket: Bucket) -> None:
+        """Crash before the alert is durable: it is found or taken up again, and published as the same event."""
+        if bucket.finding is None:
+            return
+        to, alert = alert_of(key[0], self._rules.of(key[0]), bucket.finding)
+        future = self._ctx.publish(to, alert)
+        self._pending[key] = future
+        future.add_done_callback(lambda done: self._published(key, done))
+        self._ctx.log.warning("alert", code=alert.code, scope=alert.scope, text=alert.text)
+
+    def _published(self, key: Key, future: asyncio.Future[int]) -> None:
+        self._pending.pop(key, None)
+        if future.cancelled() or self._stopping:
+            return
+        error = future.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        self._ctx.metrics.add("alerts_published")
+        # Tables change only inside the agent.
+        event = self._app.event(_Published(key), self._applied, self._clock // NS)
+        self._ctx.spawn(self._channel.put(event))
+
+    def _mark_published(self, key: Key) -> None:
+        bucket = self._table.data.get(key)
+        if bucket is not None and bucket.finding is not None:
+            finding = msgspec.structs.replace(bucket.finding, published=True)
+            self._table[key] = msgspec.structs.replace(bucket, finding=finding)
+
+    async def _durable_before_expiry(self) -> None:
+        """Hold the stream rather than let a window expire whose alert is still on its way."""
+        horizon = float(self._clock // NS) - self._expires_s / 2
+        while self._pending:
+            key, future = next(iter(self._pending.items()))
+            if key[1][1] > horizon:
+                return
+            await asyncio.wait((future, self._failed), return_when=asyncio.FIRST_COMPLETED)
+            self._raise_failure()
+
+    def _dead_letter(self, received: Received, error: TallystickError) -> None:
+        delivery = Delivery(
+            subject=received.subject.text,
+            payload=received.verified.payload,
+            stream_seq=received.stream_seq,
+            stored=received.stored,
+            pending=0,
+        )
+        self._ctx.dead_letter(delivery, STREAM, error)
+        self._applied = received.stream_seq
+
+    # -- commit ---------------------------------------------------------------------------------
+
+    async def _keep_committing(self) -> None:
+        while True:
+            await asyncio.sleep(self._commit_s)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        async with self._lock:
+            self._raise_failure()
+            before = self._store.position
+            position = msgspec.structs.replace(
+                before, applied=self._applied, time=self._time, rebuilding=self._rebuilding
+            )
+            # No await between the position above and the changes below: they belong to the same step.
+            changes = self._table.take()
+            if changes or position != before:
+                # Crash here or later, before the batch is stored: the steps since the last commit are made again.
+                await self._store.commit(position, changes)
+
+    # -- failure --------------------------------------------------------------------------------
+
+    def _fail(self, exc: BaseException) -> None:
+        """Nothing is applied or committed from here on; the process ends with `exc`."""
+        if not self._failed.done():
+            self._failed.set_exception(exc)
+
+    def _raise_failure(self) -> None:
+        if self._failed.done():
+            self._failed.result()
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as exc:
+            self._fail(exc)
+            raise
+
+    async def _watch(self) -> None:
+        await asyncio.shield(self._failed)
+
+
+COMPONENT = Streams

@@ -1,0 +1,125 @@
+"""The streams worker on a test broker: in this process, or in one of its own that can be killed.
+
+    python -m tests.support.streams URL PKI_FOLDER [COMMIT_S]
+
+prints `ready` once history is applied, and `failed CODE` when it stops by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import sys
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import uvloop
+
+from tallystick.components.runtime.context import Context
+from tallystick.infra.nats.topology import load
+from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.orders import Intent
+from tallystick.schemas.subjects import subject
+from tallystick.streams.detectors.burst import Bucket
+from tallystick.streams.main import Streams
+from tests.support.bus import STRATEGIES, TestBus, bus_keys
+from tests.support.runtime import Desk
+
+
+def intents_of(strategy: str) -> Any:
+    """The subject on which `strategy` sends its intents."""
+    return subject("order.intent", strategy=strategy, venue="paper", symbol="XRP/ETH")
+
+
+def intent(context: Context) -> Intent:
+    """An order intent of the context's strategy."""
+    return context.new(Intent, side="buy", type="limit", qty=Decimal(1), price=Decimal("0.001"))
+
+
+async def begin(context: Context, worker: Streams) -> Streams:
+    """What the process does with a component, up to ready."""
+    await worker.start(context)
+    context.open()
+    await context.caught_up()
+    await worker.ready()
+    return worker
+
+
+async def stored_windows(bus: TestBus) -> dict[tuple[str, float], Bucket]:
+    """The committed windows, read as the administrator of the worker's account: (strategy, start) -> bucket."""
+    reader = await bus.connect_as("streams")
+    windows: dict[tuple[str, float], Bucket] = {}
+    inbox = reader.new_inbox()
+    try:
+        subscription = await reader.subscribe(inbox)
+        start = 1
+        while True:
+            request = {"seq": start, "batch": 1000, "next_by_subj": "state.orders.table.intents.>"}
+            await reader.publish("$JS.API.DIRECT.GET.STATE", msgspec.json.encode(request), reply=inbox)
+            while True:
+                message = await subscription.next_msg(timeout=3)
+                headers = message.headers or {}
+                if headers.get("Status") in ("204", "404"):
+                    break
+                start = int(headers["Nats-Sequence"]) + 1
+                if message.data:
+                    token = headers["Nats-Subject"].rsplit(".", 1)[1]
+                    key = msgspec.msgpack.decode(_unbase64(token))
+                    windows[key[0], key[1][0]] = msgspec.msgpack.decode(message.data, type=Bucket)
+            if headers.get("Status") == "404" or headers.get("Nats-Num-Pending", "0") == "0":
+                return windows
+    finally:
+        await reader.close()
+
+
+def _unbase64(token: str) -> bytes:
+    import base64
+
+    return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+
+
+async def counts(bus: TestBus, since: float = 0.0) -> dict[str, int]:
+    """Committed intents of each strategy in windows that start at `since` (s) or later."""
+    totals: dict[str, int] = {}
+    for (strategy, start), bucket in (await stored_windows(bus)).items():
+        if start >= since:
+            totals[strategy] = totals.get(strategy, 0) + bucket.count
+    return totals
+
+
+async def _spawn(arguments: Sequence[str]) -> int:
+    url, pki = arguments[0], Path(arguments[1])
+    expanded = load().expand(STRATEGIES)
+    tls = ssl.create_default_context(cafile=str(pki / "ca.pem"))
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.load_cert_chain(pki / "streams.pem", pki / "streams.key")
+    # What a desk uses of a broker that runs in another process.
+    remote: Any = SimpleNamespace(
+        bus=expanded,
+        keys=bus_keys(expanded),
+        component=expanded.component,
+        server=SimpleNamespace(url=url),
+        certificate=lambda _: (tls, ""),
+    )
+    desk = Desk(remote)
+    context = await desk.context("streams")
+    worker = Streams(commit_s=float(arguments[2]) if len(arguments) > 2 else 0.25)
+    try:
+        await begin(context, worker)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        await context.failed()
+    except TallystickError as exc:
+        sys.stdout.write(f"failed {exc.code}\n")
+        sys.stdout.flush()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(_spawn(sys.argv[1:])))

@@ -1,0 +1,529 @@
+"""The streams worker on a real broker: exact windows, alerts, what survives a restart, what stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import uvloop
+
+from tallystick.components.runtime.context import Context, Received
+from tallystick.schemas.errors import ConfigError, Malformed
+from tallystick.schemas.orders import CancelIntent
+from tallystick.schemas.security import Alert
+from tallystick.streams import main, store
+from tallystick.streams.detectors.burst import Rules
+from tallystick.streams.main import Streams
+from tallystick.streams.store import Fenced
+from tests.support.bus import TestBus, running_bus
+from tests.support.runtime import Desk
+from tests.support.streams import begin, counts, intent, intents_of, stored_windows
+
+ALPHA, BETA = intents_of("alpha"), intents_of("beta")
+NEVER = Rules({"burst": 10_000, "messages_per_second": 10_000})
+LOW = Rules({"burst": 4, "messages_per_second": 1})  # more than 5 in a second
+
+
+@pytest.fixture(autouse=True)
+def _short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LEASE_S", 0.6)
+    monkeypatch.setattr(store, "RENEW_S", 0.15)
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[TestBus]:
+    with running_bus(tmp_path) as running:
+        yield running
+
+
+def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 40.0) -> None:
+    async def run() -> None:
+        desk = Desk(bus)
+        try:
+            await asyncio.wait_for(work(desk), timeout)
+        finally:
+            await desk.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+    for _ in range(int(timeout / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+async def alerts_at(desk: Desk, reader: str = "gateway") -> list[Received]:
+    """All alerts from the beginning, as a reader verifies them."""
+    context = await desk.context(reader)
+    got: list[Received] = []
+    context.subscribe("alert.>", got.append, start="all")
+    context.open()
+    await context.caught_up("SECURITY")
+    return got
+
+
+def same(alerts: list[Received]) -> dict[bytes, Alert]:
+    """Alerts by id; a repeat must be the same event bit for bit."""
+    by_id: dict[bytes, Alert] = {}
+    for received in alerts:
+        for event in received.events:
+            assert isinstance(event, Alert)
+            known = by_id.setdefault(event.id, event)
+            assert msgspec.msgpack.encode(known) == msgspec.msgpack.encode(event)
+    return by_id
+
+
+async def crash(desk: Desk, context: Context) -> None:
+    """Stop as a crash would: nothing is committed, nothing is given back."""
+    for task in list(context._tasks):
+        task.cancel()
+    for reader in context._readers.values():
+        await reader.stop()
+    for publisher in context._publishers.values():
+        publisher.kill()
+    await context.link.stop()
+    desk.contexts.remove(context)
+
+
+def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        await begin(await desk.context("streams"), Streams(rules=LOW))
+        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+        for _ in range(5):
+            await alpha.publish(ALPHA, intent(alpha))
+            await beta.publish(BETA, intent(beta))
+        await asyncio.sleep(0.2)
+        assert not alerts
+        sent = [intent(alpha) for _ in range(6)]
+        for one in sent:
+            await alpha.publish(ALPHA, one)
+        await until(lambda: bool(alerts), "the alert")
+        await asyncio.sleep(0.2)
+        assert [a.subject.text for a in alerts] == ["alert.burst.high"]
+        assert alerts[0].live
+        assert alerts[0].credential.component == "streams"
+        (alert,) = alerts[0].events
+        assert isinstance(alert, Alert)
+        assert (alert.code, alert.scope, alert.limit) == ("INTENT_BURST", "strategy-alpha", 5)
+        assert alert.value == 6
+        assert alert.causes[0] in {one.id for one in sent}
+
+    on_desk(bus, work)
+
+
+def test_cancels_are_not_counted(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        await begin(await desk.context("streams"), Streams(rules=LOW))
+        alpha = await desk.context("strategy-alpha")
+        first = intent(alpha)
+        await alpha.publish(ALPHA, first)
+        await alpha.publish(ALPHA, *[alpha.new(CancelIntent, intent_id=first.id) for _ in range(50)])
+        await asyncio.sleep(0.6)
+        assert not alerts
+        assert await counts(bus) == {"alpha": 1}
+
+    on_desk(bus, work)
+
+
+def test_while_a_burst_lasts_there_is_one_alert_a_window(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        await begin(await desk.context("streams"), Streams(rules=LOW))
+        alpha = await desk.context("strategy-alpha")
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            await alpha.publish(ALPHA, intent(alpha))
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.3)
+        times = [event.ts for event in same(alerts).values()]
+        assert 2 <= len(times) <= 3
+        assert all(b - a >= main.NS for a, b in zip(times, times[1:], strict=False))
+
+    on_desk(bus, work)
+
+
+def test_a_worker_that_stops_and_starts_counts_each_intent_once(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alpha = await desk.context("strategy-alpha")
+        for round_ in range(3):
+            for _ in range(50):
+                await alpha.publish(ALPHA, intent(alpha))
+            context = await desk.context("streams")
+            worker = await begin(context, Streams(rules=NEVER))
+            for _ in range(50):
+                await alpha.publish(ALPHA, intent(alpha))
+            if round_ != 1:
+                await asyncio.sleep(0.1)
+            await worker.stop()
+            await context.close()
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=NEVER))
+        assert await counts(bus) == {"alpha": 300}
+
+    on_desk(bus, work)
+
+
+def test_an_alert_whose_state_was_not_committed_is_found_again_as_the_same_event(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=LOW, commit_s=3600))
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(8):
+            await alpha.publish(ALPHA, intent(alpha))
+        await until(lambda: len(alerts) == 1, "the first alert")
+        await crash(desk, context)
+        await begin(await desk.context("streams"), Streams(rules=LOW))
+        await until(lambda: len(alerts) == 2, "the alert again")
+        await asyncio.sleep(0.2)
+        assert len(same(alerts)) == 1
+        assert await counts(bus) == {"alpha": 8}
+
+    on_desk(bus, work)
+
+
+def test_an_alert_committed_but_never_durable_is_published_after_the_crash(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=LOW))
+        # The broker never answers the publish: the alert is committed as found, and not durable.
+        published: list[Any] = []
+
+        def swallow(to: Any, *events: Any) -> asyncio.Future[int]:
+            published.append((to, events))
+            return asyncio.get_running_loop().create_future()
+
+        context.publish = swallow  # type: ignore[method-assign]
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(8):
+            await alpha.publish(ALPHA, intent(alpha))
+        await until(lambda: len(published) == 1, "the finding")
+        before = context.metrics.snapshot()["state_commits"]
+        await until(lambda: context.metrics.snapshot()["state_commits"] > before, "its commit")
+        await crash(desk, context)
+        assert not alerts
+        assert worker._applied == 8
+        await begin(await desk.context("streams"), Streams(rules=LOW))
+        await until(lambda: len(alerts) == 1, "the alert")
+        assert msgspec.msgpack.encode(alerts[0].events[0]) == msgspec.msgpack.encode(published[0][1][0])
+
+    on_desk(bus, work)
+
+
+def test_history_without_state_is_counted_and_causes_nothing(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "FRESH_NS", 0)
+
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(20):
+            await alpha.publish(ALPHA, intent(alpha))
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=LOW))
+        await asyncio.sleep(0.3)
+        assert not alerts
+        assert await counts(bus) == {"alpha": 20}
+        for _ in range(20):
+            await alpha.publish(ALPHA, intent(alpha))
+            await asyncio.sleep(0.06)
+        await until(lambda: bool(alerts), "an alert of what came afterwards")
+
+    on_desk(bus, work)
+
+
+def test_what_is_found_while_the_worker_is_down_is_published_when_it_is_back(
+    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "FRESH_NS", 0)
+
+    async def work(desk: Desk) -> None:
+        alerts = await alerts_at(desk)
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=LOW))
+        await worker.stop()
+        await context.close()
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(20):
+            await alpha.publish(ALPHA, intent(alpha))
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=LOW))
+        await until(lambda: len(alerts) == 1, "the alert")
+
+    on_desk(bus, work)
+
+
+def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=LOW))
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            alpha.publish(ALPHA, *(intent(alpha) for _ in range(7)))
+            await beta.publish(BETA, intent(beta))
+            await asyncio.sleep(0.02)
+        await until(lambda: context.position("ORDERS") == worker._applied > 0, "everything applied")
+        await asyncio.sleep(0.3)
+        await worker.stop()
+        await context.close()
+        online = await stored_windows(bus)
+        await purge_state(bus)
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=LOW))
+        await asyncio.sleep(0.4)
+        await worker.stop()
+        await context.close()
+        assert await stored_windows(bus) == online
+        assert {strategy for (strategy, _), bucket in online.items() if bucket.finding} == {"alpha", "beta"}
+
+    on_desk(bus, work)
+
+
+async def purge_state(bus: TestBus) -> None:
+    """Everything in STATE is deleted, as if the store had been lost."""
+    client = await bus.connect_as("streams")
+    try:
+        request = msgspec.json.encode({"subjects_filter": ">"})
+        info = msgspec.json.decode((await client.request("$JS.API.STREAM.INFO.STATE", request)).data)
+        for name in info["state"]["subjects"]:
+            await client.publish(name, b"", headers={"Nats-TTL": "1s"})
+        await client.flush()
+        await asyncio.sleep(1.6)
+    finally:
+        await client.close()
+
+
+def test_windows_expire_by_stream_time_and_restored_ones_too(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alpha = await desk.context("strategy-alpha")
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=NEVER, expires_s=1))
+        await alpha.publish(ALPHA, intent(alpha))
+        await until(lambda: worker._applied == 1, "the intent")
+        await worker.stop()
+        await context.close()
+        assert len(await stored_windows(bus)) == 1
+        await asyncio.sleep(2.1)
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=NEVER, expires_s=1))
+        await asyncio.sleep(0.5)
+        # Nobody sent anything: stream time stands still, whatever the clock says.
+        assert len(await stored_windows(bus)) == 1
+        await alpha.publish(ALPHA, intent(alpha))
+        await until(lambda: context.metrics.snapshot().get("windows_expired", 0) == 1, "the expiry")
+        await asyncio.sleep(0.4)
+        assert [bucket.count for bucket in (await stored_windows(bus)).values()] == [1]
+        await asyncio.sleep(1.5)
+        root = await bus.connect_as("streams")
+        try:
+            # The tombstone is gone as well: STATE does not grow.
+            info = msgspec.json.decode((await root.request("$JS.API.STREAM.INFO.STATE")).data)
+            assert info["state"]["messages"] == 2
+        finally:
+            await root.close()
+
+    on_desk(bus, work)
+
+
+def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_committed(
+    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
+    observe = main.observe
+
+    def broken(*arguments: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise ZeroDivisionError("a defect")
+        return observe(*arguments)
+
+    async def work(desk: Desk) -> None:
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=NEVER))
+        alpha = await desk.context("strategy-alpha")
+        monkeypatch.setattr(main, "observe", broken)
+        for _ in range(10):
+            await alpha.publish(ALPHA, intent(alpha))
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(context.failed(), 5)
+        await asyncio.sleep(0.5)
+        assert seen == 4
+        assert (await counts(bus)).get("alpha", 0) <= 3
+        # The successor begins at the message that broke this one, and counts all ten.
+        monkeypatch.setattr(main, "observe", observe)
+        await crash(desk, context)
+        await begin(await desk.context("streams"), Streams(rules=NEVER))
+        await asyncio.sleep(0.4)
+        assert await counts(bus) == {"alpha": 10}
+
+    on_desk(bus, work)
+
+
+def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passed_over(
+    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = main.observe
+    seen = 0
+
+    def refusing(*arguments: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise Malformed("POISON", "cannot be detected upon")
+        return observe(*arguments)
+
+    monkeypatch.setattr(main, "observe", refusing)
+
+    async def work(desk: Desk) -> None:
+        audit = await desk.context("audit")
+        letters: list[Received] = []
+        audit.subscribe("dead.streams", letters.append)
+        audit.open()
+        await audit.caught_up("GUARD")
+        await begin(await desk.context("streams"), Streams(rules=NEVER))
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(5):
+            await alpha.publish(ALPHA, intent(alpha))
+        await until(lambda: bool(letters), "the dead letter")
+        await asyncio.sleep(0.4)
+        assert letters[0].events[0].code == "POISON"  # type: ignore[attr-defined]
+        assert await counts(bus) == {"alpha": 4}
+
+    on_desk(bus, work)
+
+
+def test_an_alert_that_cannot_be_published_stops_the_worker(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=LOW))
+
+        def refuse(to: Any, *events: Any) -> asyncio.Future[int]:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            future.set_exception(ConnectionError("not stored"))
+            return future
+
+        context.publish = refuse  # type: ignore[method-assign]
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(8):
+            await alpha.publish(ALPHA, intent(alpha))
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(context.failed(), 5)
+
+    on_desk(bus, work)
+
+
+def test_a_second_worker_does_not_start_beside_a_live_one(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        await begin(await desk.context("streams"), Streams(rules=NEVER))
+        second = await desk.context("streams", boot=os.urandom(16))
+        with pytest.raises(ConfigError, match="LEASE_HELD"):
+            await Streams(rules=NEVER).start(second)
+
+    on_desk(bus, work)
+
+
+def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_nothing_twice(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        first = await desk.context("streams")
+        # It missed its renewals: a pause as long as the lease.
+        paused = Streams(rules=NEVER)
+        await begin(first, paused)
+        keeper = paused._lease
+        keeper._released = True
+        second = await desk.context("streams", boot=os.urandom(16))
+        await begin(second, Streams(rules=NEVER))
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(10):
+            await alpha.publish(ALPHA, intent(alpha))
+        with pytest.raises(Fenced, match="FENCED"):
+            await asyncio.wait_for(first.failed(), 10)
+        await asyncio.sleep(0.5)
+        assert paused._failed.done()
+        assert await counts(bus) == {"alpha": 10}
+
+    on_desk(bus, work)
+
+
+def test_state_that_cannot_be_read_is_reported_deleted_and_rebuilt(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        alpha = await desk.context("strategy-alpha")
+        for _ in range(9):
+            await alpha.publish(ALPHA, intent(alpha))
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=NEVER))
+        for name, payload in (
+            ("state.orders.table.intents.AAAA", b"\x01"),
+            ("state.orders.table.intents.!", b"\x01"),
+            ("state.orders.table.elsewhere.AAAA", b"\x01"),
+            ("state.orders.what", b"\x01"),
+            ("state.orders.position", b"\x01"),
+            ("state.orders.position", b""),
+        ):
+            await worker.stop()
+            await context.close()
+            client = await bus.connect_as("streams")
+            await client.publish(name, payload)
+            await client.flush()
+            await client.close()
+            context = await desk.context("streams")
+            worker = await begin(context, Streams(rules=NEVER))
+            assert await counts(bus) == {"alpha": 9}, name
+            assert context.metrics.snapshot()["notices"] == 1, name
+
+    on_desk(bus, work)
+
+
+def test_more_changes_than_an_atomic_batch_holds_are_committed_sooner(
+    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "FULL", 3)
+
+    async def work(desk: Desk) -> None:
+        context = await desk.context("streams")
+        await begin(context, Streams(rules=NEVER, commit_s=3600))
+        before = context.metrics.snapshot()["state_commits"]
+        alpha = await desk.context("strategy-alpha")
+        beta = await desk.context("strategy-beta")
+        end = time.monotonic() + 2.3
+        while time.monotonic() < end:
+            await alpha.publish(ALPHA, intent(alpha))
+            await beta.publish(BETA, intent(beta))
+            await asyncio.sleep(0.05)
+        assert context.metrics.snapshot()["state_commits"] > before
+
+    on_desk(bus, work)
+
+
+def test_faust_does_not_touch_print_signals_or_the_folder(
+    bus: TestBus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import signal
+
+    here = tmp_path / "cwd"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    out, err, handler = sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)
+
+    async def work(desk: Desk) -> None:
+        context = await desk.context("streams")
+        worker = await begin(context, Streams(rules=NEVER))
+        assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)) == (out, err, handler)
+        await worker.stop()
+
+    on_desk(bus, work)
+    assert list(here.iterdir()) == []
