@@ -129,19 +129,19 @@ async def play(
     """Play to the end; returns the number of trades.  `clock` in nanoseconds, `sleep` in seconds (0 yields)."""
     feeds = {symbol: Feed(symbol) for symbol in recording.symbols}
     schedule = Schedule(clock(), speed)
-    played = 0
-    for offset, symbol, trade in recording.trades():
+    played = dict.fromkeys(recording.symbols, 0)
+    for turn, (offset, symbol, trade) in enumerate(recording.trades()):
         wait = schedule.due(offset) - clock()
         if wait > _GRAIN_NS:
             await sleep(wait / 1e9)
-        elif played % _BURST == 0:
+        elif turn % _BURST == 0:
             await sleep(0)
         _, changes = feeds[symbol].trade(trade.trade_id, clock())
         for change in changes:
             on_change(change)
         on_trade(symbol, trade)
-        played += 1
-    for feed in feeds.values():
-        for change in feed.ended(f"recording over after {played} trades"):
+        played[symbol] += 1
+    for symbol, feed in feeds.items():
+        for change in feed.ended(f"recording over after {played[symbol]} trades"):
             on_change(change)
-    return played
+    return sum(played.values())

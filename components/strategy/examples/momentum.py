@@ -35,21 +35,23 @@ class Momentum(Strategy):
         held = ctx.position(symbol)
         market = ctx.instrument(symbol)
         slip = trade.price * ctx.params["slip_bps"] / BPS
-        if fast > slow and held <= 0:
+        # What a partly filled sale left over may be too little to sell: that counts as holding nothing.
+        flat = held * (trade.price - slip) < market.min_notional
+        if fast > slow and flat:
             wanted = market.min_notional * ctx.params["lots"] / trade.price
             qty = (wanted / market.step).to_integral_value(ROUND_CEILING) * market.step
             price = trade.price + slip
-        elif fast < slow and held > 0 and held * (trade.price - slip) > market.min_notional:
+        elif fast < slow and not flat:
             qty = held - held % market.step
             price = trade.price - slip
         else:
             return
         price -= price % market.tick
         ctx.signal(symbol, "trend", ((fast / slow - 1) * BPS).quantize(Decimal("0.0001")), "basis points")
-        if held > 0:
-            ctx.sell(symbol, qty, price, "IOC")
-        else:
+        if flat:
             ctx.buy(symbol, qty, price, "IOC")
+        else:
+            ctx.sell(symbol, qty, price, "IOC")
         self.next[symbol] = ctx.now + ctx.params["pause_ms"] * 1_000_000
 
     @staticmethod
