@@ -33,7 +33,6 @@ from tallystick.components.runtime.deployment import (
 )
 from tallystick.components.runtime.hsm import Token
 from tallystick.components.runtime.token_process import TokenProcess
-from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request
 from tallystick.schemas.nats_jwt import SessionKey
@@ -88,7 +87,7 @@ class Authority(Component):
 
         self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
         keys = deployment.load_bus_keys()
-        bus = topology.deployed(deployment.name, deployment.strategies)
+        bus = deployment.bus()
         config = deployment.config
         self._broker = BrokerAdmin(
             url=f"tls://{config.host}:{config.broker.port}",

@@ -190,7 +190,7 @@ class _Ceremony:
         self.text = text
         self.config = layout.parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
-        self.bus = topology.deployed(deployment, self.paths.strategies)
+        self.bus = self.paths.bus()
         self.now = now
         self.progress = progress
         self.secrets: dict[str, Secret] = {}

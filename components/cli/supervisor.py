@@ -98,7 +98,7 @@ class Supervisor:
         # People start the console where they look (`tallystick watch`), and a replay when they want one.
         self._apart = apart | {"console", topology.REPLAY}
         self.deployment = deployment
-        self.bus = topology.deployed(deployment.name, deployment.strategies)
+        self.bus = deployment.bus()
         self._keystore = keystore
         self._report = report
         self._managed = {name: _Managed(name) for name in self._names()}

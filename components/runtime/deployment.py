@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, NoReturn
 
 import msgspec
 
+from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import encode_key
@@ -142,6 +143,21 @@ class StrategyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return f"strategy-{self.name}"
 
 
+class ObserverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One observer, in a process of its own: `module` is a Python module or a path to a .py file with a `Component`."""
+
+    name: str
+    module: str
+
+    def __post_init__(self) -> None:
+        check_name(f"observer-{self.name}", "observers.name with its prefix")
+
+    @property
+    def component(self) -> str:
+        """Its identity name."""
+        return f"observer-{self.name}"
+
+
 class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where prices come from.
 
@@ -181,12 +197,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     caps: tuple[Cap, ...]
     market_data: MarketDataConfig
     strategies: tuple[StrategyConfig, ...] = ()
+    observers: tuple[ObserverConfig, ...] = ()
     host: str = "127.0.0.1"
     session_lifetime_s: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
         _unique("strategies.name", [s.name for s in self.strategies])
+        _unique("observers.name", [o.name for o in self.observers])
         _unique("instruments.symbol", [i.symbol for i in self.instruments])
         _unique("instruments.venue_symbol", [i.venue_symbol for i in self.instruments])
         _unique("caps.quote", [f"{c.account} {c.quote}" for c in self.caps])
@@ -362,6 +380,10 @@ class Deployment:
             for i in self.config.instruments
         }
 
+    def bus(self) -> topology.Bus:
+        """The topology with this deployment's strategies and observers.  Raises `ConfigError`."""
+        return topology.deployed(self.name, self.strategies, tuple(o.name for o in self.config.observers))
+
     def secret_names(self, component: str) -> tuple[str, ...]:
         """The keystore's names of what a component gets, and nothing else."""
         names = [passphrase_name(component)]
@@ -398,6 +420,8 @@ class Deployment:
     def load_bus_keys(self) -> BusKeys:
         """The public keys of the broker's accounts and roles, checked against the trust root as far as that names them.
 
+        It may hold keys that the trust root does not name (yet): `tallystick admit` writes them first.
+
         Raises `ConfigError` and `Unverified`, as `load_trust` does.
         """
         root = self.load_trust()[-1]
@@ -408,6 +432,10 @@ class Deployment:
         found = {n: (encode_key("A", k.role), encode_key("A", k.account)) for n, k in keys.components.items()}
         wanted = {n: (c.role_key, c.account) for n, c in root.components.items()}
         core = encode_key("A", keys.core_account)
-        if found != wanted or core != root.core_account or keys.operator.hex() != root.operator_root:
+        if (
+            any(found.get(n) != keys_of for n, keys_of in wanted.items())
+            or core != root.core_account
+            or keys.operator.hex() != root.operator_root
+        ):
             raise Unverified("BUS_KEYS", f"{self.bus_keys} does not agree with trust root {root.number}")
         return keys

@@ -70,7 +70,7 @@ def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> S
     trust = deployment.load_trust()[-1]
     require_current(trust, time.time_ns())
     trust.component(component)
-    spec = topology.deployed(deployment.name, deployment.strategies).component(component)
+    spec = deployment.bus().component(component)
     passphrase = secrets.get(passphrase_name(component))
     if passphrase is None:
         raise ConfigError("SECRETS", f"no passphrase for the key of {component}: pass --secrets-fd or the master PIN")

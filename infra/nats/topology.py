@@ -74,7 +74,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lifetime_s: int
     publishes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    each: Literal["strategy", ""] = ""
+    each: Literal["strategy", "observer", ""] = ""
     state_bytes: int = 0
 
 
@@ -155,16 +155,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
     templates: dict[str, ComponentSpec]
     feedback: tuple[Feedback, ...]
 
-    def expand(self, strategies: Sequence[str]) -> Bus:
-        """The bus with one component per strategy.  Raises `ConfigError` for a name that cannot be one."""
+    def expand(self, strategies: Sequence[str], observers: Sequence[str] = ()) -> Bus:
+        """The bus with one component per strategy and observer.  Raises `ConfigError` for a name that cannot be one."""
         components: dict[str, Component] = {}
-        for name in sorted(strategies):
-            _name(name, f"strategy {name!r}")
-            if strategies.count(name) > 1:
-                raise ConfigError("STRATEGY", f"strategy {name!r} is given twice")
+        each = {"": ("",), "strategy": strategies, "observer": observers}
+        for what, names in (("strategy", strategies), ("observer", observers)):
+            for name in sorted(names):
+                _name(name, f"{what} {name!r}")
+                if names.count(name) > 1:
+                    raise ConfigError(what.upper(), f"{what} {name!r} is given twice")
         for template, spec in self.templates.items():
-            for strategy in strategies if spec.each else ("",):
-                component = self._component(template, spec, strategy)
+            for one in each[spec.each]:
+                component = self._component(template, spec, one)
                 if component.name in components:
                     raise ConfigError("COMPONENT", f"{self.source}: two components are called {component.name!r}")
                 components[component.name] = component
@@ -202,7 +204,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             lifetime_s=spec.lifetime_s,
             publishes=publishes,
             reads={stream: tuple(reads[stream]) for stream in self.streams if stream in reads},
-            strategy=strategy,
+            strategy=strategy if spec.each == "strategy" else "",
             state_bytes=spec.state_bytes,
         )
 
@@ -223,13 +225,13 @@ def stream_subjects(stream: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{kind.name.split('.')[0]}.>" for kind in KINDS.values() if kind.stream == stream))
 
 
-def deployed(deployment: str, strategies: Sequence[str]) -> Bus:
+def deployed(deployment: str, strategies: Sequence[str], observers: Sequence[str]) -> Bus:
     """The bus of the deployment of this id: the shipped topology, or for a replay zone what `replay_zone` makes of it.
 
     The id decides alone, and the trust root signs it: no file can turn a live deployment into a zone, or back.
     """
     topology = load()
-    return (replay_zone(topology) if deployment.startswith(REPLAY_PREFIX) else topology).expand(strategies)
+    return (replay_zone(topology) if deployment.startswith(REPLAY_PREFIX) else topology).expand(strategies, observers)
 
 
 def replay_zone(topology: Topology) -> Topology:
@@ -287,7 +289,7 @@ def parse(text: str, source: str) -> Topology:
         feedback=file.feedback,
     )
     # Two strategies, so that a pattern which reaches from one into the other is seen.
-    bus = topology.expand(("a", "b"))
+    bus = topology.expand(("a", "b"), ("a", "b"))
     _check_owners(bus, source)
     _check_loops(bus, file.feedback, source)
     return topology
@@ -402,8 +404,8 @@ def _visit(node: str, forward: Mapping[str, Mapping[str, str]], path: list[str],
 
 
 def render_docs(topology: Topology) -> str:
-    """docs/topology.md: the picture and the tables, with one strategy called NAME standing for all."""
-    bus = topology.expand(("name",))
+    """docs/topology.md: the picture and the tables, with one strategy and one observer called NAME standing for all."""
+    bus = topology.expand(("name",), ("name",))
     lines = [
         "# Topology",
         "",

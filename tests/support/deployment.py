@@ -57,7 +57,7 @@ class Running:
         made = process.load_setup(self.deployment.directory, owner, secrets)
         if owner == component:
             return made
-        spec = load().expand(self.deployment.strategies).component(component)
+        spec = self.deployment.bus().component(component)
         return process.Setup(
             deployment=made.deployment, trust=made.trust, spec=spec, boot=made.boot, tls=made.tls,
             certificate=made.certificate, secrets=secrets, clock=made.clock, entropy=made.entropy, log=made.log,
@@ -121,7 +121,7 @@ class Running:
 @contextlib.asynccontextmanager
 async def running(deployment: Deployment, keystore: Keystore, *processes: str, **kw: Any) -> AsyncIterator[Running]:
     """The broker, the authority and `processes` run; everything else is the test's."""
-    bus = load().expand(deployment.strategies)
+    bus = deployment.bus()
     apart = frozenset(bus.components) - {"authority", *processes}
     supervisor = Supervisor(deployment, keystore, apart=apart, **kw)
     made = Running(deployment, keystore, supervisor)

@@ -1,0 +1,1 @@
+"""Hosts a user's component that watches: it reads, and publishes nothing but its notices."""
