@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from tallystick.components.audit import rows
 from tallystick.components.audit.archive import (
+    MANIFEST,
     STATE,
     TEMPORARY,
     TRUST,
@@ -117,15 +118,19 @@ class Place(msgspec.Struct, frozen=True):
     root: Path
 
 
-def locate(directory: Path, root: Path | None = None) -> Place:
-    """The archive in `directory`, a deployment or an archive, and the pinned root.  Raises `ConfigError`."""
+def locate_archive(directory: Path) -> Path:
+    """The archive in `directory`, a deployment or an archive itself.  Raises `ConfigError`."""
+    if (directory / MANIFEST).is_file():
+        return directory
     if (directory / "archive").is_dir():
-        archive, trust = directory / "archive", directory / TRUST
-    elif (directory / "manifest.jsonl").is_file():
-        archive, trust = directory, directory.parent / TRUST
-    else:
-        raise ConfigError("ARCHIVE_MISSING", f"{directory} is neither a deployment nor an archive (no manifest.jsonl)")
-    key = root if root is not None else trust / "operator-root.pub"
+        return directory / "archive"
+    raise ConfigError("ARCHIVE_MISSING", f"{directory} is neither a deployment nor an archive (no {MANIFEST})")
+
+
+def locate(directory: Path, root: Path | None = None) -> Place:
+    """The archive in `directory` and the pinned root, `root` or the deployment's.  Raises `ConfigError`."""
+    archive = locate_archive(directory)
+    key = root if root is not None else archive.parent / TRUST / "operator-root.pub"
     if not key.is_file():
         raise ConfigError("ROOT_MISSING", f"{key} is not there: give the operator root's public key with --root FILE")
     return Place(archive, key)
