@@ -329,9 +329,16 @@ _API_PERMISSIONS: Final = {"custody": ["read", "trade"], "portfolio": ["read"]}
 
 
 def write_trust_root(
-    paths: Deployment, config: Config, bus: topology.Bus, keys: BusKeys, root: HsmSigner, person: bytes, now: int
+    paths: Deployment,
+    config: Config,
+    bus: topology.Bus,
+    keys: BusKeys,
+    root: HsmSigner,
+    person: bytes,
+    now: int,
+    number: int = 1,
 ) -> None:
-    """Trust root 1, signed by the operator root, and the key to pin.
+    """Version `number` of the trust root, signed by the operator root, and with the first the key to pin.
 
     `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
     """
@@ -339,7 +346,7 @@ def write_trust_root(
     trades = "custody" in bus.components
     document = TrustRoot(
         deployment=config.deployment,
-        number=1,
+        number=number,
         issued=now,
         expires=now + int(TRUST_VALIDITY.total_seconds()) * _NS,
         operator_root=root.public.hex(),
@@ -358,8 +365,10 @@ def write_trust_root(
         instruments=config.instruments,
         caps=config.caps if trades else (),
     )
-    write_durably(paths.trust / "root-1.note", sign_document(document, (ROOT_KEY_NAME, root)).encode(), 0o600)
-    write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
+    note = sign_document(document, (ROOT_KEY_NAME, root))
+    write_durably(paths.trust / f"root-{number}.note", note.encode(), 0o600)
+    if number == 1:
+        write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
 
 
 def _render(template: str, deployment: str, strategies: Sequence[StrategyConfig]) -> str:

@@ -56,6 +56,22 @@ def init(
     typer.echo(f"Next: tallystick up {directory}")
 
 
+@app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
+def admit(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """Sign what deployment.toml says now: new strategies and observers, instruments, caps."""
+    from tallystick.components.cli.admit import admit as sign
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    made = sign(deployment, keystore, time.time_ns(), _say)
+    typer.echo(f"trust root {made.number} is in force from the next start")
+    for what, names in (("new", made.added), ("removed", made.removed)):
+        if names:
+            typer.echo(f"{what}: {', '.join(names)}")
+
+
 @app.command(epilog="Example: tallystick up ./desk        stop with Ctrl-C")
 def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     """Run everything of a deployment: the broker and one process a component, watched."""

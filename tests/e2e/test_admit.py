@@ -1,0 +1,95 @@
+"""A user's own component, from fifteen lines and one entry to its first notice on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tallystick.components.cli.admit import admit
+from tallystick.components.runtime.deployment import Deployment
+from tallystick.components.runtime.keystore import Keystore
+from tallystick.schemas.errors import ConfigError, Unverified
+from tallystick.schemas.market import Trade
+from tallystick.schemas.security import Notice
+from tallystick.schemas.subjects import subject
+from tests.support.deployment import PIN, make, running, until
+
+CODE = """
+from decimal import Decimal
+
+from tallystick.components import Component, Context, Received
+
+
+class LargeTrades(Component):
+    async def start(self, ctx: Context) -> None:
+        self.ctx = ctx
+        ctx.subscribe("md.trade.>", self.on_trades)
+
+    def on_trades(self, received: Received) -> None:
+        for trade in received.events:
+            if trade.qty > Decimal(10_000):
+                self.ctx.notice("LARGE_TRADE", f"{received.subject.symbol}: {trade.qty} at {trade.price}")
+"""
+ENTRY = '\n[[observers]]\nname = "large-trades"\nmodule = "observers/large.py"\n'
+
+
+def extend(deployment: Deployment) -> Deployment:
+    folder = deployment.directory / "observers"
+    folder.mkdir()
+    (folder / "large.py").write_text(CODE)
+    config = deployment.directory / "deployment.toml"
+    config.write_text(config.read_text() + ENTRY)
+    return Deployment.load(deployment.directory)
+
+
+def test_an_observer_of_fifteen_lines_is_admitted_runs_and_is_heard(tmp_path: Path) -> None:
+    deployment, keystore = make(tmp_path / "desk")
+    changed = extend(deployment)
+    made = admit(changed, keystore, time.time_ns(), lambda _: None)
+    assert (made.number, made.added, made.removed) == (2, ("observer-large-trades",), ())
+    # What was admitted survives a second opening, and admitting again changes nothing but the number.
+    reopened = Keystore.open(changed.keystore, PIN)
+    assert admit(changed, reopened, time.time_ns(), lambda _: None).added == ()
+
+    async def run() -> None:
+        async with running(changed, reopened, "observer-large-trades") as desk:
+            source, watcher = await desk.context("market-data"), await desk.context("console")
+            notices: list[Notice] = []
+            watcher.subscribe("guard.>", lambda r: notices.extend(e for e in r.events if isinstance(e, Notice)))
+            watcher.open()
+            await watcher.caught_up()
+            trade = source.new(
+                Trade, trade_id=1, price=Decimal("0.001"), qty=Decimal(20_000), time=1, buyer_is_maker=True
+            )
+            await source.publish(subject("md.trade", venue="paper", symbol="XRP/ETH"), trade)
+            await until(lambda: any(n.code == "LARGE_TRADE" for n in notices), "the observer's notice")
+            # It may publish nothing else, whatever its code tries.
+            observer = desk.setup("observer-large-trades")
+            with pytest.raises(Unverified, match="SCOPE"):
+                observer.trust.require_scope("observer-large-trades", "order.intent.alpha.paper.XRP-ETH")
+
+    asyncio.run(run())
+
+
+def test_what_is_not_admitted_does_not_start(tmp_path: Path) -> None:
+    deployment, keystore = make(tmp_path / "desk")
+    changed = extend(deployment)
+
+    async def run() -> None:
+        async with running(changed, keystore, "observer-large-trades"):
+            pass
+
+    with pytest.raises((ConfigError, Unverified), match=r"observer-large-trades|BUS_KEYS"):
+        asyncio.run(run())
+
+
+def test_a_running_deployment_is_not_admitted_to(tmp_path: Path) -> None:
+    deployment, keystore = make(tmp_path / "desk")
+    (deployment.run / "supervisor.pid").write_text("1\n")
+    with pytest.raises(ConfigError, match="RUNNING"):
+        admit(deployment, keystore, time.time_ns(), lambda _: None)
+    assert len(deployment.load_trust()) == 1
