@@ -89,7 +89,8 @@ class Execution(Component):
         paper = deployment.config.venue.kind == "paper"
         tls = ssl.create_default_context(cafile=str(deployment.ca) if paper else None)
         tls.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._venue = VenueClient(venue.host, tls, ctx.clock, written=lambda: self._checkpoint("written"))
+        written = None if self._checkpoint is _nothing else lambda: self._checkpoint("written")
+        self._venue = VenueClient(venue.host, tls, ctx.clock, written)
         self._signer = Signer(deployment.run / SOCKET)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
         ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")

@@ -46,7 +46,7 @@ class VenueClient:
 
     - `host`: the venue's host and port, from the trust root; `tls`: a client context that allows nothing
       below TLS 1.3; `clock`: Unix nanoseconds.
-    - `written`: called when a request's body has been handed to the connection.
+    - `written`: called when a request's body has been handed to the connection; for tests.
     - `backoff_until`: Unix ns before which the venue wants no new orders.
     """
 
@@ -55,19 +55,16 @@ class VenueClient:
         host: str,
         tls: ssl.SSLContext,
         clock: Callable[[], int],
-        written: Callable[[], None] = lambda: None,
+        written: Callable[[], None] | None = None,
     ) -> None:
         if tls.minimum_version < ssl.TLSVersion.TLSv1_3 or tls.verify_mode != ssl.CERT_REQUIRED:
             raise ConfigError("VENUE_TLS", "the TLS context must verify the venue and allow nothing below TLS 1.3")
         self._origin = f"https://{host}/"
         self._clock = clock
         self.backoff_until = 0
-        trace = aiohttp.TraceConfig()
-
-        async def on_chunk(*_: object) -> None:
-            written()
-
-        trace.on_request_chunk_sent.append(on_chunk)
+        traces = []
+        if written is not None:
+            traces.append(_tell(written))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 ssl=tls, limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S, enable_cleanup_closed=False
@@ -78,7 +75,7 @@ class VenueClient:
             trust_env=False,
             headers={"Accept-Encoding": "identity", "User-Agent": "tallystick"},
             skip_auto_headers=("Content-Type",),
-            trace_configs=[trace],
+            trace_configs=traces,
         )
 
     async def close(self) -> None:
@@ -126,3 +123,13 @@ class VenueClient:
     def _back_off(self, seconds: str) -> None:
         wait = min(int(seconds), MAX_BACKOFF_S) if seconds.isascii() and seconds.isdigit() else 1
         self.backoff_until = max(self.backoff_until, self._clock() + wait * NS)
+
+
+def _tell(written: Callable[[], None]) -> aiohttp.TraceConfig:
+    trace = aiohttp.TraceConfig()
+
+    async def on_chunk(*_: object) -> None:
+        written()
+
+    trace.on_request_chunk_sent.append(on_chunk)
+    return trace

@@ -9,7 +9,7 @@ from tallystick.schemas.market import Trade
 
 
 class Steady(Strategy):
-    params = {"every": 4}  # noqa: RUF012
+    params = {"every": 16}  # noqa: RUF012
 
     def on_start(self, ctx: StrategyContext) -> None:
         self.seen = 0
