@@ -234,8 +234,10 @@ def main() -> None:
 
 def _add_parts() -> None:
     from tallystick.components.cli.audit import app as audit
+    from tallystick.components.cli.replay import EXAMPLES, replay
     from tallystick.infra.nats.cli import app as topology
 
+    app.command(epilog=EXAMPLES)(replay)
     app.add_typer(audit, name="audit")
     app.add_typer(topology, name="topology")
 
