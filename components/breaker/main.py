@@ -3,7 +3,8 @@
 - The state is rebuilt from the newest `SECURITY_TAIL` messages of SECURITY and the newest fills (`states`).
   Until that is done there is no heartbeat, and everybody treats everything as tripped.
 - A trip is published at once, its heartbeat right after it, then every `BEAT_S`.
-- The operator's arming notes are verified and passed on as they are; gateway and custody verify them again.
+- The operator's arming notes are verified and passed on as they are, and again every `ARM_S` while they hold, so that
+  whoever starts later finds them among the newest messages; gateway and custody verify them themselves.
 
 See `states` for what an attacker who controls it can do.
 """
@@ -28,11 +29,13 @@ from tallystick.components.breaker.control import (
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.security import Arm
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_rearm
 
 BEAT_S: Final = 0.25
+ARM_S: Final = 10.0
 # Half an hour of running, two hours of being the only one that is down; about a second to verify.
 SECURITY_TAIL: Final = 8_192
 FILLS_TAIL: Final = 1_024
@@ -51,6 +54,7 @@ class Breaker(Component):
         """`run`: the folder of its socket; None: the deployment's.  `tail`: how much of SECURITY is read at start."""
         self._run = run
         self._tail = tail
+        self._armed = ""
 
     async def start(self, ctx: Context) -> None:
         """Read the newest history; act from `ready` on."""
@@ -67,6 +71,7 @@ class Breaker(Component):
         self._publish(self.breakers.resume(complete=self._read < self._tail))
         await self._socket.start()
         self.ctx.spawn(self._beat())
+        self.ctx.spawn(self._repeat_arm())
 
     async def stop(self) -> None:
         """No more people; the last heartbeat was the last word."""
@@ -76,6 +81,9 @@ class Breaker(Component):
         # Late alerts trip as well: what is dangerous does not become harmless by being slow.
         if received.subject.stream == SECURITY:
             self._read += 1
+        for event in received.events:
+            if isinstance(event, Arm):
+                self._armed = event.note
         outputs = [output for event in received.events for output in self.breakers.on_event(received.subject, event)]
         if outputs:
             self._publish([*outputs, self.breakers.heartbeat()])
@@ -88,6 +96,19 @@ class Breaker(Component):
                 stored = self._publish([self.breakers.heartbeat()])
             await asyncio.sleep(BEAT_S)
 
+    async def _repeat_arm(self) -> None:
+        while True:
+            await asyncio.sleep(ARM_S)
+            if not self._armed:
+                continue
+            try:
+                lease = open_arm_lease(self._armed, self.ctx.trust, EXECUTION, self.ctx.clock())
+            except Unverified as exc:
+                self.ctx.log.info("lease is over", code=exc.code, text=exc.text)
+                self._armed = ""
+                continue
+            self._publish([(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=self._armed))])
+
     def _publish(self, outputs: Iterable[Output]) -> list[asyncio.Future[int]]:
         return [self.ctx.publish(where, event) for where, event in outputs]
 
@@ -98,6 +119,7 @@ class Breaker(Component):
             outputs = self.breakers.rearm(request.note)
         elif isinstance(request, ArmRequest):
             lease = open_arm_lease(request.note, self.ctx.trust, EXECUTION, self.ctx.clock())
+            self._armed = request.note
             outputs = [(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=request.note))]
         else:
             return self._status()

@@ -31,6 +31,7 @@ from tallystick.components.cli.intruder import Attack, Intruder, outcome
 from tallystick.components.cli.supervisor import Supervisor
 from tallystick.components.console.main import Console
 from tallystick.components.market_data.player import Tape, open_tape, speed_for
+from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.components.runtime import process
 from tallystick.components.runtime.context import Received
 from tallystick.components.runtime.deployment import Deployment, StrategyConfig
@@ -300,6 +301,7 @@ class Demo:
                 await attacking
                 await asyncio.sleep(SETTLE_S)
             self._judge(supervisor)
+            self._venue_agrees(deployment)
         finally:
             stop_console.set()
             await asyncio.gather(*consoles, return_exceptions=True)
@@ -394,6 +396,18 @@ class Demo:
         self._promise("the others traded on", bool(later), ", ".join(later) or "nobody")
         restarts = {s.name: s.restarts for s in supervisor.states if s.restarts}
         self._promise("no process fell over", not restarts, str(restarts) if restarts else "no restart")
+
+    def _venue_agrees(self, deployment: Deployment) -> None:
+        """What the venue wrote down against what was permitted: its own journal, outside the bus."""
+        permitted = {f"ts{i.hex()}" for i, line in self._console.state.orders.items() if line.permitted}
+        entries = read_journal(deployment.state("paper-exchange") / "requests.jsonl")
+        asked = [e.client_order_id for e in entries if e.request == "POST /api/v3/order"]
+        doubled = len(asked) - len(set(asked))
+        alien = [i for i in asked if i not in permitted]
+        seen = f"{len(asked)} orders at the venue, {doubled} doubled, {len(alien)} without a permit"
+        self._promise(
+            "the venue saw each permit at most once, and nothing else", bool(asked) and not doubled and not alien, seen
+        )
 
     def _promise(self, promise: str, held: bool, seen: str) -> None:
         self._checks.append(Check(promise, held, seen))

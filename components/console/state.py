@@ -19,7 +19,8 @@ from tallystick.schemas.market import FeedStatus
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import Subject
 
-MAX_ORDERS: Final = 512
+# Enough for a session's orders on a screen and for the demo's own accounting.
+MAX_ORDERS: Final = 8192
 MAX_SHOWN: Final = 64
 SECOND_NS: Final = 1_000_000_000
 
@@ -34,6 +35,7 @@ class OrderLine(msgspec.Struct):
     qty: Decimal = Decimal(0)
     price: Decimal | None = None
     verdict: str = "…"
+    permitted: bool = False
     codes: tuple[str, ...] = ()
     state: str = ""
     filled: Decimal = Decimal(0)
@@ -132,6 +134,7 @@ class DeskState:
     def _decision(self, where: Subject, event: orders.Decision) -> None:
         line = self._order(event.intent_id, where)
         line.verdict = event.verdict
+        line.permitted = line.permitted or event.verdict == "permit"
         line.codes = tuple(d.code for d in event.denials)
         self.verdicts[event.verdict] += 1
         self.decided[where.strategy, event.verdict] += 1

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from pathlib import Path
 
 import nats.errors
 import pytest
@@ -80,7 +79,7 @@ def test_a_request_for_another_components_session_is_refused(made: tuple[Deploym
             """Asks for the owner's key without holding it."""
 
             public = owner.public
-            sign = thief.sign  # type: ignore[assignment]
+            sign = thief.sign
 
         claimed = Thief.__new__(Thief)
         with pytest.raises(Unverified, match="PROOF"):
@@ -217,7 +216,7 @@ def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
     made: tuple[Deployment, Keystore],
 ) -> None:
     async def work(desk: Running) -> None:
-        gateway, got = await reader(desk)
+        _, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         revoked: list[SessionRevoked] = []
         watcher = await desk.context("breaker")

@@ -22,7 +22,6 @@ from tallystick.components.runtime.keystore import Keystore, Secret
 from tallystick.components.runtime.link import CredentialSource, Link
 from tallystick.components.runtime.metrics import Metrics
 from tallystick.components.runtime.session import AuthorityClient
-from tallystick.infra.nats.topology import load
 
 PIN = Secret("a pin for tests")
 MOMENTUM = "tallystick.components.strategy.examples.momentum"

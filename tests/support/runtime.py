@@ -19,7 +19,8 @@ from tallystick.components.runtime.metrics import Metrics
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
 from tallystick.schemas.trust import ComponentTrust, TrustRoot
 from tests.support import world
-from tests.support.bus import TestBus, key, now_s
+from tests.support.bus import TestBus, now_s
+from tests.support.world import key
 
 
 def live_trust(bus: TestBus) -> TrustRoot:
