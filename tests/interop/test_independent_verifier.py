@@ -173,6 +173,8 @@ def fits(value: object, of: str) -> bool:
         return isinstance(value, Bin) and (of == "bin" or len(value) == int(of[4:-1]))
     if of in {"int", "count"}:
         return type(value) is int and (0 if of == "count" else -I63) <= value < I63
+    if of == "integer":
+        return type(value) is int
     if of == "text":
         return isinstance(value, str)
     if of == "bool":
@@ -346,7 +348,7 @@ def unb64(text: str) -> bytes:
 
 
 CLAIMS = re.compile(
-    r'\{"iat":(\d+),"iss":"([^"]*)","sub":"([^"]*)","name":"([^"]*)","exp":(\d+),"jti":"([^"]*)",'
+    r'\{"iat":([1-9]\d*),"iss":"([^"]*)","sub":"([^"]*)","name":"([^"]*)","exp":([1-9]\d*),"jti":"([^"]*)",'
     r'"nats":\{"issuer_account":"([^"]*)","tags":\["boot:([0-9a-f]{32})"\],"type":"user","version":2\}\}'
 )
 
@@ -380,8 +382,8 @@ def open_credential(text: str, root: dict[str, Any]) -> dict[str, Any]:
 
 PREFIX = b"tallystick seal v1\x00"
 STREAMS = {stream for _, stream, _ in KINDS.values()}
-STATEMENT = ["text", "text", "bin(16)", "text", "count", "bin(32)", "int", "bin(32)", "count", "int", "bin(32)"]
-PAYLOAD = ["int", "text", "bin", "bin", "int", "array of bin", "bin"]
+STATEMENT = ["text", "text", "bin(16)", "text", "count", "bin(32)", "count", "bin(32)", "count", "integer", "bin(32)"]
+PAYLOAD = ["integer", "text", "bin", "bin", "integer", "array of bin", "bin"]
 
 
 def root_at(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes:

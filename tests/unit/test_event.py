@@ -40,7 +40,7 @@ def test_an_event_with_impossible_common_fields_is_never_made(changes: dict[str,
             lambda: market.Trade(
                 **base("t"), trade_id=1, price=Decimal(0), qty=Decimal(1), time=1, buyer_is_maker=True
             ),
-            "",
+            "DECIMAL_SIGN",
         ),
         (lambda: orders.Intent(**base("i"), side="buy", type="limit", qty=Decimal(1)), "INTENT_PRICE"),
         (
