@@ -3,6 +3,8 @@
 - Numbers stay the text that the exchange sent (`exchange.number = str`): no float is ever made of them.
 - Trade ids that are whole numbers are kept.  Others become 63 bits of their SHA-256: stable, but gaps cannot be told.
 - Where ids are contiguous in each symbol (`CONTIGUOUS`), a jump is a gap.  `stale_ns` without a trade is staleness.
+- `sleep` is also where the feed waits while nothing can be published; what the exchange sends meanwhile beyond ccxt's
+  own buffer (1,000 trades a symbol) shows as a gap.
 - Anything wrong with the connection is `reconnecting`, and the next attempt follows after a back-off, for ever.
   A symbol that the exchange does not have is a `ConfigError` at start.
 
@@ -150,6 +152,7 @@ class LiveFeed:
                     if new:
                         self._on_trade(feed.symbol, trade)
                 backoff.reset()
+                await self._sleep(0)
             except _FEED_ERRORS as exc:
                 self._tell(feed.down(_why(exc)))
                 await self._sleep(backoff.next())

@@ -107,6 +107,7 @@ class MarketData(Component):
                 stale_ns=config.stale_ms * 1_000_000,
                 on_trade=self._on_trade,
                 on_change=self._on_change,
+                sleep=self._sleep,
             )
             self._work: Callable[[], Awaitable[None]] = feed.run
             return

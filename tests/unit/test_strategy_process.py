@@ -28,7 +28,9 @@ from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Intent, Position
 from tallystick.schemas.security import Notice
 from tests.support.bus import TestBus, running_bus
+from tests.support.paper import venue
 from tests.support.runtime import Desk
+from tests.support.tls import make_server_tls
 
 D = Decimal
 STRATEGY = """
@@ -50,13 +52,13 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
         yield running
 
 
-def deployment(desk: Desk, folder: Path, market: MarketDataConfig) -> Deployment:
+def deployment(desk: Desk, folder: Path, market: MarketDataConfig, host: str = "127.0.0.1:1") -> Deployment:
     instruments = desk.trust.instruments
     config = Config(
         deployment=desk.trust.deployment,
         broker=Endpoint(port=0),
         authority=Endpoint(port=0),
-        venue=VenueConfig(name="paper", kind="paper", host="127.0.0.1:1", account="main"),
+        venue=VenueConfig(name="paper", kind="paper", host=host, account="main"),
         instruments=instruments,
         limits={},
         caps=(),
@@ -176,6 +178,27 @@ def test_a_synthetic_market_plays_the_deployments_instruments(bus: TestBus, tmp_
             prices = [e.price for w, e in ears.heard if isinstance(e, Trade) and w.endswith(token)]
             assert prices
             assert all(p % instrument.tick == 0 for p in prices)
+
+    on_desk(bus, work)
+
+
+def test_the_venues_own_feed_is_followed_live(bus: TestBus, tmp_path: Path) -> None:
+    tls = make_server_tls(tmp_path)
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "pki" / "ca.pem").write_bytes(tls.ca.read_bytes())
+
+    async def work(desk: Desk) -> None:
+        ears = await listener(desk)
+        async with venue(tls, tmp_path) as exchange:
+            market = MarketDataConfig(source="live", symbols=("XRP/ETH",))
+            made = deployment(desk, tmp_path, market, f"127.0.0.1:{exchange.port}")
+            await begin(desk, MarketData(), "market-data", config=made)
+            await until(lambda: any(s.streams for s in exchange._sockets), "the subscription")
+            exchange.on_market_trade("XRPETH", D("0.0013001"), D(17), True, time.time_ns())
+            await until(lambda: ears.of(Trade), "the trade")
+            [trade] = ears.of(Trade)
+            assert (str(trade.price), trade.qty, trade.buyer_is_maker) == ("0.00130010", D(17), True)
+            assert [s.state for s in ears.of(FeedStatus)] == ["live"]
 
     on_desk(bus, work)
 
