@@ -114,7 +114,12 @@ class JetStream:
         while True:
             connection = await self.link.connection()
             try:
-                return await attempt(connection)
+                answer = await attempt(connection)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    # Python 3.11's `wait_for`, inside the client, loses a cancellation that meets the answer.
+                    raise asyncio.CancelledError
+                return answer
             except nats.errors.NoRespondersError as exc:
                 unheard += 1
                 if unheard > MAX_UNHEARD:

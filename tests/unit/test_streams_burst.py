@@ -1,0 +1,157 @@
+"""The burst detector against a count by hand, its limits, and alerts that are the same bits each time."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tallystick.components.gateway.risk import Limits
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.ids import id_time_ns
+from tallystick.schemas.registry import encode_events
+from tallystick.streams.detectors import burst
+from tallystick.streams.detectors.alerts import alert_id
+from tallystick.streams.detectors.burst import EMPTY, NS, Bucket, Finding, Rule, Rules, alert_of, observe
+
+START = 1_732_289_000 * NS
+
+
+def ids(count: int, first: int = 0) -> tuple[bytes, ...]:
+    return tuple((first + n).to_bytes(16, "big") for n in range(count))
+
+
+def run(rule: Rule, messages: list[tuple[int, int]]) -> tuple[list[Finding], dict[int, Bucket]]:
+    """Feed (time, intents) in order; the findings and all buckets by number."""
+    buckets: dict[int, Bucket] = {}
+    findings: list[Finding] = []
+    for seq, (at, count) in enumerate(messages, 1):
+        number = at // (rule.window_s * NS)
+        current = buckets.get(number, EMPTY)
+        after = observe(rule, buckets.get(number - 1, EMPTY), current, at, seq, ids(count, seq * 1000))
+        if after.finding is not None and current.finding is None:
+            findings.append(after.finding)
+        buckets[number] = after
+    return findings, buckets
+
+
+def by_hand(rule: Rule, messages: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(message, first intent beyond the limit) of each finding, from the definition: a sliding window over all."""
+    window = rule.window_s * NS
+    times: list[int] = []
+    found: list[tuple[int, int]] = []
+    last: int | None = None
+    for seq, (at, count) in enumerate(messages, 1):
+        hit = -1
+        for n in range(count):
+            times.append(at)
+            if hit < 0 and sum(t > at - window for t in times) > rule.limit:
+                hit = n
+        if hit >= 0 and (last is None or at - last >= window):
+            found.append((seq, hit))
+            last = at
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    limit=st.integers(1, 12),
+    window_s=st.integers(1, 3),
+    gaps=st.lists(
+        st.tuples(st.sampled_from([0, 1, 10**7, 10**8, NS // 3, NS - 1, NS, NS + 1, 3 * NS]), st.integers(0, 9)),
+        max_size=40,
+    ),
+    offset=st.integers(0, 3 * NS),
+)
+def test_it_finds_exactly_what_a_count_over_the_whole_history_finds(
+    limit: int, window_s: int, gaps: list[tuple[int, int]], offset: int
+) -> None:
+    rule, at, messages = Rule(limit, window_s), START + offset, []
+    for gap, count in gaps:
+        at += gap
+        messages.append((at, count))
+    findings, buckets = run(rule, messages)
+    assert [(f.seq, int.from_bytes(f.cause, "big") - f.seq * 1000) for f in findings] == by_hand(rule, messages)
+    assert sum(b.count for b in buckets.values()) == sum(count for _, count in messages)
+    assert all(len(b.times) <= limit + 1 for b in buckets.values())
+    assert all(f.value > limit for f in findings)
+
+
+def test_at_the_limit_nothing_is_found_and_one_more_is() -> None:
+    rule = Rule(5)
+    assert run(rule, [(START, 5)])[0] == []
+    assert [f.value for f in run(rule, [(START, 6)])[0]] == [6]
+    assert run(rule, [(START, 5), (START + NS, 5)])[0] == []
+    assert [f.value for f in run(rule, [(START, 5), (START + NS - 1, 1)])[0]] == [6]
+
+
+def test_a_burst_across_two_buckets_is_found() -> None:
+    late, early = START + NS - 10**8, START + NS + 10**8
+    assert [f.at for f in run(Rule(5), [(late, 3), (early, 3)])[0]] == [early]
+
+
+def test_a_lasting_burst_is_found_once_a_window() -> None:
+    findings, _ = run(Rule(5), [(START + n * 10**7, 1) for n in range(500)])
+    assert [b.at - a.at for a, b in zip(findings, findings[1:], strict=False)] == [NS] * (len(findings) - 1)
+    assert len(findings) == 5
+
+
+def test_the_same_finding_gives_the_same_bits_and_another_one_another_id() -> None:
+    finding = Finding(START + 123_456_789, 77, ids(1)[0], 31, 30)
+    to, alert = alert_of("alpha", Rule(30), finding)
+    _, again = alert_of("alpha", Rule(30), msgspec.structs.replace(finding, published=True))
+    assert to.text == "alert.burst.high"
+    assert encode_events("alert", (alert,)) == encode_events("alert", (again,))
+    assert (alert.scope, alert.code, str(alert.value), str(alert.limit)) == ("strategy-alpha", "INTENT_BURST", "31", "30")
+    others = {
+        alert_id(*arguments)  # type: ignore[arg-type]
+        for arguments in (
+            ("burst", "strategy-alpha", START, "ORDERS", 1),
+            ("other", "strategy-alpha", START, "ORDERS", 1),
+            ("burst", "strategy-beta", START, "ORDERS", 1),
+            ("burst", "strategy-alpha", START + 1, "ORDERS", 1),
+            ("burst", "strategy-alpha", START, "MARKET", 1),
+            ("burst", "strategy-alpha", START, "ORDERS", 2),
+        )
+    }
+    assert len(others) == 6
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**63 - 1), st.integers(1, 2**63))
+def test_alert_ids_are_uuid_version_7_of_stream_time(at: int, seq: int) -> None:
+    made = uuid.UUID(bytes=alert_id("burst", "strategy-alpha", at, "ORDERS", seq))
+    assert (made.version, made.variant) == (7, uuid.RFC_4122)
+    assert abs(id_time_ns(made.bytes) - at) <= 250
+
+
+def test_the_limit_is_what_the_gateways_throttle_passes_at_most() -> None:
+    assert (burst.MESSAGES_PER_SECOND, burst.BURST) == (
+        Limits.__struct_defaults__[Limits.__struct_fields__.index("messages_per_second") - 5],
+        Limits.__struct_defaults__[Limits.__struct_fields__.index("burst") - 5],
+    )
+    rules = Rules({"max_notional": "5", "burst": 7, "strategy": {"beta": {"messages_per_second": 100}}})
+    assert rules.of("alpha").limit == 17
+    assert rules.of("beta").limit == 107
+    assert Rules({}).of("alpha").limit == 30
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"burst": "7"},
+        {"burst": True},
+        {"burst": 0},
+        {"messages_per_second": 10_001},
+        {"strategy": {"alpha": {"burst": -1}}},
+        {"strategy": {"alpha": 3}},
+        {"strategy": []},
+    ],
+)
+def test_limits_that_are_no_numbers_in_range_are_refused(limits: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="LIMITS"):
+        Rules(limits)
