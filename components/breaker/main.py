@@ -60,15 +60,15 @@ class Breaker(Component):
         """Read the newest history; act from `ready` on."""
         self.ctx = ctx
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
-        self._read = 0
-        ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
+        ctx.subscribe(("alert.>", "control.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.config.run) / SOCKET_NAME
         self._socket = ControlSocket(path, self._on_request, ctx.log)
 
     async def ready(self) -> None:
         """The state is known: say so, and listen to people."""
-        self._publish(self.breakers.resume(complete=self._read < self._tail))
+        # Sequences count from 1: a stream that never held more than the tail was read from its beginning.
+        self._publish(self.breakers.resume(complete=self.ctx.position(SECURITY) <= self._tail))
         await self._socket.start()
         self.ctx.spawn(self._beat())
         self.ctx.spawn(self._repeat_arm())
@@ -79,8 +79,6 @@ class Breaker(Component):
 
     def _on_message(self, received: Received) -> None:
         # Late alerts trip as well: what is dangerous does not become harmless by being slow.
-        if received.subject.stream == SECURITY:
-            self._read += 1
         for event in received.events:
             if isinstance(event, Arm):
                 self._armed = event.note

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from tallystick.components.breaker.control import ArmRequest, ControlSocket, Kill, RearmRequest, Request, Status, ask
-from tallystick.components.breaker.main import Breaker
+from tallystick.components.breaker.main import SECURITY_TAIL, Breaker
 from tallystick.components.runtime.context import Context, Received
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Fill
@@ -47,6 +47,7 @@ class Floor:
         self.desk = desk
         self.socket = folder / "breaker.sock"
         self.folder = folder
+        self.tail = SECURITY_TAIL
         self.heard: list[tuple[int, str, Any]] = []
 
     async def open(self) -> None:
@@ -59,7 +60,7 @@ class Floor:
         self.breaker = await self.start()
 
     async def start(self) -> Breaker:
-        self.breaker = Breaker(self.folder)
+        self.breaker = Breaker(self.folder, self.tail)
         context = await self.desk.context("breaker", listed=Breaker.listed)
         await self.breaker.start(context)
         context.open()
@@ -193,6 +194,21 @@ def test_an_alert_raised_while_the_breaker_is_down_trips_at_its_start(bus: TestB
         await floor.streams.publish("alert.rate.critical", alert(floor.streams, "strategy-beta"))
         await floor.start()
         await floor.tripped("strategy-beta")
+
+    on_floor(bus, tmp_path, work)
+
+
+def test_a_long_history_without_a_heartbeat_in_its_newest_part_trips_everything(bus: TestBus, tmp_path: Path) -> None:
+    async def work(floor: Floor) -> None:
+        await floor.clear()
+        await floor.breaker.stop()
+        await floor.desk.contexts.pop().close()
+        for _ in range(80):
+            await floor.streams.publish("alert.rate.info", alert(floor.streams, "all"))
+        floor.tail = 70
+        await floor.start()
+        _, _, beat = await floor.tripped("all")
+        assert "STATE_UNKNOWN" in beat.tripped[0].reason
 
     on_floor(bus, tmp_path, work)
 

@@ -211,6 +211,21 @@ def test_a_file_without_line_breaks_does_not_fill_the_memory(tmp_path: Path) -> 
     assert peak < 2_000_000
 
 
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        lines = [f"{i},1.5,2,{i},{i},{1570752011620 + i},True,True" for i in range(rows)]
+        path = zipped(tmp_path, {"a.csv": "\n".join(lines).encode()})
+        del lines
+        tracemalloc.start()
+        for _ in open_dump(path).trades():
+            pass
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return used
+
+    assert peak(60_000) < 1.2 * peak(20_000) < 20_000_000
+
+
 @pytest.mark.parametrize("kind", ["cut", "flipped", "text", "encrypted"])
 def test_a_damaged_zip_is_refused(tmp_path: Path, kind: str) -> None:
     path = zipped(tmp_path, {"a.csv": "\n".join(AGG * 1).encode()})
