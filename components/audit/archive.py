@@ -300,11 +300,15 @@ class Archive:
             raise ArchiveError("ARCHIVE_LOCKED", f"another process writes to {directory}") from None
         except OSError as exc:
             raise ArchiveError("ARCHIVE_UNUSABLE", f"{directory}: {exc.strerror}") from exc
-        self.manifest = read_manifest(directory)
-        if self.manifest.defects:
-            first = self.manifest.defects[0]
-            raise ArchiveError(first.code, f"{directory / MANIFEST} line {first.line}: {first.text}")
-        self.recovered = self._recover()
+        try:
+            self.manifest = read_manifest(directory)
+            if self.manifest.defects:
+                first = self.manifest.defects[0]
+                raise ArchiveError(first.code, f"{directory / MANIFEST} line {first.line}: {first.text}")
+            self.recovered = self._recover()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give up the lock."""

@@ -176,7 +176,7 @@ def _resolve(log: _Log, name: str) -> bytes:
             raise TraceError("ORDER_AMBIGUOUS", f"{name[:64]!r} names {len(orders)} orders; trace one of {names}")
     raise TraceError(
         "ORDER_UNKNOWN",
-        f"no order, event, client or venue order id {name[:64]!r} in this archive; "
+        f"no order, event, client or venue order id {name[:64]!r} in this archive; "  # noqa: S608 - a hint for people
         'list them with: tallystick audit sql DIR "select order_id, client_order_id, venue_order_id from orders"',
     )
 

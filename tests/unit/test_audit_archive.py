@@ -1,0 +1,402 @@
+"""The archive's writer: durable or nothing, one log without holes, small files merged, crashes recovered."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from tallystick.components.audit.archive import (
+    FAN_IN,
+    MANIFEST,
+    Archive,
+    ArchiveError,
+    Manifest,
+    Segment,
+    decode_entry,
+    encode_entry,
+    plan_compaction,
+    read_manifest,
+    segment_name,
+)
+from tallystick.components.audit.chains import Log
+from tallystick.components.audit.main import Merge, _Queued, _Source
+from tallystick.components.audit.projector import Projector, Stored
+from tallystick.components.audit.verify import _Verification, load_verifiers
+from tallystick.schemas.errors import Malformed
+from tests.support.archive import Story, Vault
+from tests.support.world import NOW
+
+ROOT = Path(__file__).resolve().parents[2]
+DAY = 86_400_000_000_000
+
+
+@pytest.fixture(scope="module")
+def story() -> Story:
+    story = Story()
+    story.streams.ticks(story.market, 20)
+    return story
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "deployment")
+
+
+def test_segments_are_read_only_parquet_with_bloom_filters_below_stream_and_day(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored)
+    for segment in vault.manifest.live.values():
+        path = vault.path / segment.file
+        assert path.stat().st_mode & 0o777 == 0o444
+        assert segment.file.startswith(f"stream={segment.stream}/day=2024-11-22/")
+        assert pq.ParquetFile(path).metadata.num_rows == segment.rows
+        filters = duckdb.sql(f"SELECT path_in_schema, bloom_filter_length FROM parquet_metadata('{path}')").fetchall()
+        assert {name for name, length in filters if length} >= {"event_id"}
+
+
+def test_goes_on_exactly_where_it_stopped_and_judges_the_same(tmp_path: Path, story: Story) -> None:
+    whole, parts = Vault(tmp_path / "whole"), Vault(tmp_path / "parts")
+    messages = story.streams.stored
+    at_once = whole.project(messages, flush=7)
+    piece_by_piece = [j for end in range(5, len(messages) + 5, 5) for j in parts.project(messages[:end], flush=7)]
+    assert piece_by_piece == at_once
+    assert whole.verify().messages == parts.verify().messages == len(messages)
+    assert parts.verify().clean
+
+
+def test_the_saved_state_gives_the_same_log_as_reading_everything_again(vault: Vault, story: Story) -> None:
+    messages = story.streams.stored
+    half = len(messages) // 2
+    vault.project(messages[:half])
+    projector = vault.open()
+    projector.archive.save_state(projector.log.dump())
+    projector.archive.close()
+    vault.project(messages[half:])
+    quick = vault.open()
+    quick.archive.close()
+    (vault.path / "state").unlink()
+    slow = vault.open()
+    slow.archive.close()
+    assert quick.log.dump() == slow.log.dump()
+
+
+def test_a_state_of_another_archive_is_not_used(vault: Vault, story: Story, tmp_path: Path) -> None:
+    vault.project(story.streams.stored)
+    other = Vault(tmp_path / "other")
+    other.project(story.streams.stored, flush=3)
+    projector = other.open()
+    projector.archive.save_state(projector.log.dump())
+    projector.archive.close()
+    (vault.path / "state").write_bytes((other.path / "state").read_bytes())
+    archive = Archive(vault.path)
+    assert archive.load_state() is None
+    (vault.path / "state").write_bytes(b"\xff not a state")
+    assert archive.load_state() is None
+    archive.close()
+
+
+def test_a_dump_of_the_log_that_is_not_one_is_refused() -> None:
+    with pytest.raises(Malformed):
+        Log.load(b"\x01\x02")
+
+
+def test_one_process_writes(vault: Vault) -> None:
+    archive = Archive(vault.path)
+    with pytest.raises(ArchiveError, match="ARCHIVE_LOCKED"):
+        Archive(vault.path)
+    archive.close()
+
+
+def test_days_are_days_of_storage_and_never_share_a_file(vault: Vault, story: Story) -> None:
+    early = story.streams.stored[:20]
+    late = [m._replace(stored=m.stored + DAY) for m in story.streams.stored[20:]]
+    vault.project([*early, *late], flush=1000)
+    days = {s.file.split("/")[1] for s in vault.manifest.live.values()}
+    assert days == {"day=2024-11-22", "day=2024-11-23"}
+    assert len(vault.manifest.entries) == 1
+    assert vault.verify().clean
+
+
+# ---------------------------------------------------------------- crashes
+
+
+def test_a_torn_manifest_line_is_cut_and_its_flush_read_again(vault: Vault, story: Story) -> None:
+    messages = story.streams.stored
+    vault.project(messages[:20], flush=20)
+    vault.project(messages, flush=1000)
+    path = vault.path / MANIFEST
+    data = path.read_bytes()
+    path.write_bytes(data[:-40])
+    archive = Archive(vault.path)
+    assert archive.recovered.torn_line > 0
+    assert len(archive.recovered.orphans) == len({m.stream for m in messages[20:]})
+    archive.close()
+    vault.project(messages, flush=1000)
+    assert path.read_bytes() == data
+    assert vault.verify().clean
+
+
+def test_files_between_rename_and_manifest_line_are_no_tampering_and_go_at_the_next_start(
+    vault: Vault, story: Story
+) -> None:
+    messages = story.streams.stored
+    vault.project(messages[:20], flush=20)
+    before = (vault.path / MANIFEST).read_bytes()
+    vault.project(messages, flush=1000)
+    (vault.path / MANIFEST).write_bytes(before)
+    (vault.path / "stream=ORDERS-0.tmp").write_bytes(b"half a segment")
+    report = vault.verify()
+    assert report.clean
+    assert report.notes
+    archive = Archive(vault.path)
+    assert archive.recovered.temporary == ("stream=ORDERS-0.tmp",)
+    assert archive.recovered.orphans
+    archive.close()
+    vault.project(messages)
+    assert vault.verify().messages == len(messages)
+    assert vault.verify().notes == []
+
+
+def test_a_stranger_is_left_alone_by_the_writer_and_reported_by_verify(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored)
+    stranger = vault.path / Path(vault.segments("ORDERS")[0].file).parent / "evidence.parquet"
+    stranger.write_bytes(b"who put this here?")
+    Archive(vault.path).close()
+    assert stranger.exists()
+    assert [p.code for p in vault.verify().problems] == ["EXTRA_FILE"]
+
+
+def test_a_missing_or_cut_segment_stops_the_writer(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored)
+    path = vault.path / vault.segments("ORDERS")[0].file
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data[:-1])
+    with pytest.raises(ArchiveError, match="SEGMENT_SIZE"):
+        Archive(vault.path)
+    path.unlink()
+    with pytest.raises(ArchiveError, match="SEGMENT_MISSING"):
+        Archive(vault.path)
+
+
+def test_a_damaged_manifest_stops_the_writer(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored)
+    path = vault.path / MANIFEST
+    path.write_bytes(path.read_bytes().replace(b'"level":0', b'"level":9', 1))
+    with pytest.raises(ArchiveError, match="line 1"):
+        Archive(vault.path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(vault: Vault, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = story.streams.stored
+    vault.project(messages[:20])
+    before = (vault.path / MANIFEST).read_bytes()
+    projector = vault.open()
+    for message in messages[20:]:
+        projector.take(message, projector.open(message))
+    monkeypatch.setattr(os, "write", lambda fd, data: len(data) // 2)
+    with pytest.raises(ArchiveError, match="MANIFEST_WRITE"):
+        projector.flush()
+    monkeypatch.undo()
+    projector.archive.close()
+    assert (vault.path / MANIFEST).read_bytes() == before
+    vault.project(messages)
+    assert vault.verify().messages == len(messages)
+
+
+WRITER = """
+import pickle, sys
+from pathlib import Path
+from tallystick.components.audit.archive import Archive
+from tallystick.components.audit.projector import Projector
+from tallystick.components.audit.verify import Place, load_verifiers
+place = Place(Path(sys.argv[1]), Path(sys.argv[2]))
+projector = Projector(Archive(place.archive), load_verifiers(place))
+print("ready", flush=True)
+for i, message in enumerate(pickle.loads(Path(sys.argv[3]).read_bytes())):
+    if message.stream_seq > projector.positions[message.stream]:
+        projector.take(message, projector.open(message))
+        if i % 3 == 0:
+            projector.flush()
+            projector.archive.compact("MARKET", 0)
+            projector.archive.sweep(1 << 62)
+projector.flush()
+print("done", flush=True)
+"""
+
+
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    vault, story = Vault(tmp_path / "deployment"), Story()
+    story.streams.ticks(story.market, 150)
+    file = tmp_path / "messages"
+    file.write_bytes(pickle.dumps(story.streams.stored))
+    rng = random.Random(7)
+    command = [sys.executable, "-c", WRITER, str(vault.path), str(vault.place.root), str(file)]
+    done = kills = 0
+    while not done:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        if kills < 3:
+            time.sleep(rng.uniform(0.02, 0.25))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        done = process.stdout.readline() == b"done\n"
+        process.stdout.close()
+        process.wait()
+        assert vault.verify().problems == []
+    report = vault.verify()
+    assert report.messages == len(story.streams.stored)
+    assert report.status["ok"] == report.messages
+
+
+# ---------------------------------------------------------------- compaction
+
+
+def test_many_small_files_become_few_with_the_same_rows(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored, flush=1)
+    before = vault.verify()
+    archive = Archive(vault.path)
+    count = len(archive.manifest.segments("MARKET"))
+    rows = archive.manifest.rows
+    merged = 0
+    while archive.compact("MARKET", NOW) is not None:
+        merged += 1
+    assert merged == count // FAN_IN
+    assert len(archive.manifest.segments("MARKET")) == count - merged * (FAN_IN - 1)
+    assert archive.manifest.rows == rows
+    replaced = archive.manifest.replaced
+    assert all((vault.path / name).exists() for name in replaced)  # readers of the old manifest go on
+    assert vault.verify().clean
+    assert archive.sweep(NOW) == 0
+    assert archive.sweep(NOW + DAY) == len(replaced)
+    archive.close()
+    after = vault.verify()
+    assert after.problems == []
+    assert (after.messages, after.events, after.rows) == (before.messages, before.events, before.rows)
+
+
+def test_replaced_files_that_a_crash_left_behind_go_at_the_next_start(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored, flush=1)
+    archive = Archive(vault.path)
+    archive.compact("MARKET", NOW)
+    replaced = set(archive.manifest.replaced)
+    archive.close()
+    archive = Archive(vault.path)
+    assert set(archive.recovered.orphans) == replaced
+    archive.close()
+    assert vault.verify().clean
+
+
+def test_a_verification_that_began_before_a_compaction_goes_on_in_the_merged_file(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored, flush=1)
+    messages = len(story.streams.stored)
+    running = _Verification(vault.path, load_verifiers(vault.place), lambda stream, done: None)
+    archive = Archive(vault.path)
+    while archive.compact("MARKET", 0) is not None:
+        pass
+    archive.sweep(1 << 62)
+    archive.close()
+    report = running.run()
+    assert report.problems == []
+    assert report.messages == messages
+
+
+def segment(first: int, level: int = 0, rows: int = 10, day: int = 0) -> Segment:
+    last = first + 9
+    return Segment(
+        file=segment_name("ORDERS", NOW + day * DAY, first, last, level),
+        sha256="",
+        size=1,
+        stream="ORDERS",
+        level=level,
+        rows=rows,
+        messages=10,
+        first_seq=first,
+        last_seq=last,
+        first_log=first,
+        last_log=last,
+        first_time=NOW,
+        last_time=NOW,
+    )
+
+
+def test_neighbours_of_one_day_and_level_are_merged_and_nothing_else() -> None:
+    run = [segment(i * 10) for i in range(FAN_IN)]
+    assert plan_compaction(run) == run
+    assert plan_compaction(run[:-1]) == []
+    assert plan_compaction([segment(1000, level=1), *run]) == run
+    mixed = [segment(i * 10, day=i // (FAN_IN - 1)) for i in range(FAN_IN)]
+    assert plan_compaction(mixed) == []
+    large = [segment(i * 10, rows=100_000) for i in range(FAN_IN)]
+    assert plan_compaction(large) == []
+
+
+def test_a_manifest_line_is_canonical(vault: Vault, story: Story) -> None:
+    vault.project(story.streams.stored)
+    for line in (vault.path / MANIFEST).read_bytes().splitlines():
+        assert encode_entry(decode_entry(line)) == line
+        for wrong in (line + b" ", line.replace(b":", b": ", 1), line[:-1], b"[" + line + b"]", line.upper()):
+            with pytest.raises(Malformed):
+                decode_entry(wrong)
+
+
+def test_an_empty_archive_and_a_missing_one(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path).rows == 0
+    with pytest.raises(ArchiveError, match="ARCHIVE_MISSING"):
+        read_manifest(tmp_path / "nowhere")
+    assert Manifest(b"").next_log == 0
+
+
+# ---------------------------------------------------------------- the order of the log
+
+
+def item(stream: str, seq: int, stored: int, arrived: float = 0.0) -> _Queued:
+    return _Queued(Stored(stream, seq, "x", b"", stored), Malformed("X", "x"), arrived)
+
+
+def test_the_log_follows_storage_times_across_streams() -> None:
+    one, two = _Source(), _Source()
+    merge = Merge({"A": one, "B": two}, lambda opened: False)
+    one.queue.append(item("A", 1, 20))
+    two.queue.append(item("B", 1, 10))
+    assert merge.next(0.0)[0] is two
+    two.queue.popleft()
+    assert merge.next(100.0)[0] is None  # B is still behind: something older may come, whatever the clock says
+    two.behind = False
+    assert merge.next(0.01)[0] is None
+    assert merge.next(0.06)[0] is one
+
+
+def test_a_message_waits_for_what_it_refers_to_but_not_for_ever() -> None:
+    one, two = _Source(), _Source()
+    one.behind = two.behind = False
+    merge = Merge({"A": one, "B": two}, lambda opened: True)
+    one.queue.append(item("A", 1, 20))
+    assert merge.next(1.9)[0] is None
+    assert merge.next(2.1)[0] is one
+    assert merge.next(0.0, final=True)[0] is one
+
+
+def test_a_message_before_its_sessions_issuance_awaits_it(vault: Vault) -> None:
+    story = Story()
+    projector = Projector(Archive(vault.path), load_verifiers(vault.place))
+    tick = next(m for m in story.streams.stored if m.stream == "MARKET")
+    opened = projector.open(tick)
+    assert projector.awaits(opened)
+    for message in story.streams.stored:
+        if message.stream == "SECURITY":
+            projector.take(message, projector.open(message))
+    assert not projector.awaits(opened)
+    heartbeat = next(m for m in story.streams.stored if m.stream == "GUARD")
+    assert projector.awaits(projector.open(heartbeat))  # its heads name ticks that are not logged yet
+    projector.archive.close()
