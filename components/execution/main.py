@@ -174,6 +174,11 @@ class Execution(Component):
                 await self._venue.warm()
             except Unsent as exc:
                 self._ctx.log.warning("venue away", code=exc.code, text=exc.text)
+            try:
+                # Its connection is there before it is needed, and before anybody else takes the last one.
+                await self._signer.status()
+            except NotSigned as exc:
+                self._ctx.log.warning("custody away", code=exc.code, text=exc.text)
             await asyncio.sleep(WARM_S)
 
     # --- what is done ---------------------------------------------------------------------------------
