@@ -7,7 +7,7 @@
 - `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
-- Exit codes: 0 stopped on request, 1 failed while running, 2 could not start.
+- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tallystick.components.runtime.logs import open_log
 from tallystick.components.runtime.metrics import Metrics
 from tallystick.components.runtime.session import AuthorityClient
 from tallystick.infra.nats import topology
-from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.trust import TrustRoot, require_current
 
 BOOT_BYTES: Final = 16
@@ -204,7 +204,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret]) -> int:
         except TallystickError as exc:
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
-            return 2 if isinstance(exc, ConfigError) else 1
+            return 2 if isinstance(exc, ConfigError | Malformed) else 1
         except Exception as exc:
             setup.log.exception("failed", error=type(exc).__name__)
             sys.stderr.write(
