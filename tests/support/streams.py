@@ -1,6 +1,6 @@
 """The streams worker on a test broker: in this process, or in one of its own that can be killed.
 
-    python -m tests.support.streams URL PKI_FOLDER [COMMIT_S]
+    python -m tests.support.streams URL PKI_FOLDER COMMIT_S LEASE_S
 
 prints `ready` once history is applied, and `failed CODE` when it stops by itself.
 """
@@ -8,6 +8,7 @@ prints `ready` once history is applied, and `failed CODE` when it stops by itsel
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tallystick.infra.nats.topology import load
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
+from tallystick.streams import store
 from tallystick.streams.detectors.burst import Bucket
 from tallystick.streams.main import Streams
 from tests.support.bus import STRATEGIES, TestBus, bus_keys
@@ -77,8 +79,6 @@ async def stored_windows(bus: TestBus) -> dict[tuple[str, float], Bucket]:
 
 
 def _unbase64(token: str) -> bytes:
-    import base64
-
     return base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
 
 
@@ -107,7 +107,9 @@ async def _spawn(arguments: Sequence[str]) -> int:
     )
     desk = Desk(remote)
     context = await desk.context("streams")
-    worker = Streams(commit_s=float(arguments[2]) if len(arguments) > 2 else 0.25)
+    worker = Streams(commit_s=float(arguments[2]))
+    store.LEASE_S = float(arguments[3])  # type: ignore[misc]
+    store.RENEW_S = store.LEASE_S / 4  # type: ignore[misc]
     try:
         await begin(context, worker)
         sys.stdout.write("ready\n")
