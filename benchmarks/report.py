@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable
 
 import msgspec
@@ -41,3 +43,8 @@ def percentiles(samples: list[float]) -> tuple[float, float]:
     """p50 and p99."""
     ordered = sorted(samples)
     return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+def say(text: str) -> None:
+    """Progress, beside the table on standard output."""
+    print(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,446 @@
+"""The whole system as `tallystick up` runs it: an order's way, the kill switch, start and memory.
+
+The strategy is a context of this process; everything else is a process of its own.  Orders, bare hops and bare ccxt take
+turns in blocks, so that all three meet the same load of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import ccxt.async_support as ccxt_async
+import msgspec
+import uvloop
+
+from benchmarks.report import Row, percentiles, say
+from tallystick.components.cli import operate
+from tallystick.components.cli.init import DEFAULT_TEMPLATE, init
+from tallystick.components.cli.supervisor import Supervisor
+from tallystick.components.paper_exchange.journal import read_journal
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import Deployment, StrategyConfig
+from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.schemas.event import Event
+from tallystick.schemas.market import Trade
+from tallystick.schemas.orders import Decision, Intent, OrderEvent
+from tallystick.schemas.security import Alert, BreakerTripped
+from tallystick.schemas.subjects import ORDERS, subject
+from tests.support.bus import TestBus, running_bus
+from tests.support.deployment import Running, until
+from tests.support.paper import SPKI, client
+
+BLOCKS = 4
+BLOCK = 100
+PAUSE_S = 0.06
+KILLED = 100
+ALERTS = 8
+SYMBOL = "XRP/ETH"
+EXAMPLE = "tallystick.components.strategy.examples.momentum"
+WAY = subject("order.intent", strategy="alpha", venue="paper", symbol=SYMBOL)
+# A sealed intent, decision or order event with its credential.
+MESSAGE_BYTES = 1_500
+FINAL = ("rejected", "void", "closed")
+MS = 1e6
+
+WHAT = {
+    "start": "start of everything embedded",
+    "p50": "intent to exchange acknowledgement, all controls, fsync: p50",
+    "p99": "intent to exchange acknowledgement, all controls, fsync: p99",
+    "told": "intent to `accepted` read by the strategy: p50",
+    "alert": "alert to breaker tripped, durable: slowest",
+    "last": "alert to last order placed: slowest",
+    "kill": "kill switch to 100 open orders cancelled",
+    "memory": "memory of all processes and the broker after the run",
+}
+PEER = "three bare fsynced hops and bare ccxt `create_order`, added"
+
+
+class Order(msgspec.Struct):
+    """One order's times, Unix ns; 0 where it did not come."""
+
+    began: int
+    intent_stored: int = 0
+    decided: int = 0
+    decision_stored: int = 0
+    submitting: int = 0
+    submitting_stored: int = 0
+    at_venue: int = 0
+    accepted: int = 0
+    told: int = 0
+    ended: int = 0
+    venue_name: str = ""
+    denied: str = ""
+
+
+class Trader:
+    """The strategy of the measurement.  Owns the orders' times."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.orders: dict[bytes, Order] = {}
+        self.last = Decimal(0)
+        context.subscribe(f"md.trade.paper.{WAY.symbol.replace('/', '-')}", self._on_trades)
+        context.subscribe(("order.decision.alpha.>", "order.event.alpha.>"), self._on_order)
+
+    def _on_trades(self, received: Received) -> None:
+        for event in received.events:
+            if isinstance(event, Trade):
+                self.last = event.price
+
+    def _on_order(self, received: Received) -> None:
+        for event in received.events:
+            order = self.orders.get(event.intent_id) if isinstance(event, Decision | OrderEvent) else None
+            if order is not None:
+                self._note(order, event, received)
+
+    @staticmethod
+    def _note(order: Order, event: Event, received: Received) -> None:
+        if isinstance(event, Decision):
+            order.decided, order.decision_stored = event.ts, received.stored
+            order.denied = event.denials[0].code if event.denials else ""
+        elif isinstance(event, OrderEvent):
+            order.venue_name = event.client_order_id
+            if event.state == "submitting":
+                order.submitting, order.submitting_stored = event.ts, received.stored
+            elif event.state == "accepted":
+                order.accepted, order.told = event.ts, received.received
+            elif event.state in FINAL:
+                order.ended = event.ts
+
+    def buy(self, tif: str) -> Order:
+        """Ask for a small order a percent below the market: it fills in no case soon."""
+        price = self.last * Decimal("0.99")
+        tick = self.context.trust.instrument("paper", SYMBOL).tick
+        intent = self.context.new(
+            Intent, side="buy", type="limit", qty=Decimal(10), price=price - price % tick, tif=tif
+        )
+        order = self.orders[intent.id] = Order(began=time.time_ns())
+        self.context.publish(WAY, intent)
+        return order
+
+
+def prepare(folder: Path) -> tuple[Deployment, Keystore]:
+    """A deployment with limits that do not bind, and an account for ccxt at the paper exchange."""
+    template = (
+        DEFAULT_TEMPLATE.replace("messages_per_second = 10", "messages_per_second = 1000")
+        .replace("burst = 20", "burst = 1000")
+        .replace('max_hourly_notional = "500"', 'max_hourly_notional = "50000"')
+    )
+    strategies = (
+        StrategyConfig(name="alpha", module=EXAMPLE, instruments=(SYMBOL,)),
+        StrategyConfig(name="momentum", module=EXAMPLE, instruments=("BTC/USDT",)),
+    )
+    pin = Secret.random()
+    deployment = init(folder, "bench", pin, time.time_ns, strategies=strategies, template=template)
+    venue = json.loads(deployment.paper_exchange.read_bytes())
+    venue["accounts"]["bench"] = {"ETH": "100"}
+    venue["keys"].append(
+        {"api_key": "benchkey", "public_key": SPKI, "account": "bench", "permissions": ["read", "trade"], "ips": ["127.0.0.1"]}
+    )  # fmt: skip
+    venue["limits"] = {"orders_10s": 10_000, "weight_minute": 100_000}
+    deployment.paper_exchange.write_text(json.dumps(venue))
+    return deployment, Keystore.open(deployment.keystore, pin)
+
+
+@contextlib.asynccontextmanager
+async def system(deployment: Deployment, keystore: Keystore, *apart: str) -> AsyncIterator[tuple[Running, float]]:
+    """Everything but `apart` runs, armed; and how long it took, s."""
+    supervisor = Supervisor(deployment, keystore, apart=frozenset(("strategy-alpha", *apart)))
+    running = Running(deployment, keystore, supervisor)
+    began = time.perf_counter()
+    try:
+        await supervisor.start()
+        took = time.perf_counter() - began
+        await operate.arm(deployment, keystore, Decimal(1))
+        yield running, took
+    finally:
+        await running.close()
+        await supervisor.stop()
+
+
+async def trader(running: Running) -> Trader:
+    """The strategy, connected and knowing a price."""
+    made = Trader(await running.context("strategy-alpha"))
+    made.context.open()
+    await until(lambda: made.last > 0, "a market price", 20)
+    # A session is listed once a second, a lease is heard as soon as it is stored.
+    for _ in range(100):
+        order = made.buy("IOC")
+        await until(lambda order=order: order.denied or order.ended, "an answer to the first order")
+        if not order.denied:
+            return made
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"orders are denied: {order.denied}")
+
+
+async def place(made: Trader, count: int) -> list[Order]:
+    """Orders at about 15 a second, each known to the exchange before this returns."""
+    orders = []
+    for _ in range(count):
+        orders.append(made.buy("IOC"))
+        await asyncio.sleep(PAUSE_S)
+    await until(lambda: all(o.ended or o.denied for o in orders), "every order's end")
+    return orders
+
+
+async def bare_ccxt(exchange: Any, price: Decimal, count: int) -> list[float]:
+    """`create_order` of the same order, ms each."""
+    took = []
+    for _ in range(count):
+        began = time.perf_counter_ns()
+        await exchange.create_order(SYMBOL, "limit", "buy", 10, float(price) * 0.99, {"timeInForce": "IOC"})
+        took.append((time.perf_counter_ns() - began) / MS)
+        await asyncio.sleep(PAUSE_S)
+    return took
+
+
+class Hops:
+    """Three hops of bare nats-py: an intent's, a decision's and an order event's, from publish to imported pull."""
+
+    _WAY = (
+        ("strategy-alpha", "order.intent.alpha.paper.XRP-ETH", "gateway"),
+        ("gateway", "order.decision.alpha.paper.XRP-ETH", "execution"),
+        ("execution", "order.event.alpha.paper.XRP-ETH", "strategy-alpha"),
+    )
+
+    def __init__(self, bus: TestBus) -> None:
+        self._bus = bus
+        self._clients: dict[str, Any] = {}
+        self._arrived = asyncio.Event()
+
+    async def open(self) -> None:
+        """Log in and pull."""
+        for name, _, _ in self._WAY:
+            self._clients[name] = await self._bus.connect_as(name)
+        for number, (_, where, to) in enumerate(self._WAY):
+            await self._pull(to, where, number)
+
+    async def _pull(self, name: str, wanted: str, number: int) -> None:
+        spec, reader = self._bus.component(name), self._clients[name]
+        inbox = f"{spec.inbox}.h{number}"
+
+        async def arrived(message: Any) -> None:
+            if message.subject == wanted:
+                if number < len(self._WAY) - 1:
+                    await self._send(number + 1)
+                else:
+                    self._arrived.set()
+
+        await reader.request(f"{spec.api}.CONSUMER.RESET.{ORDERS}.{name}", b'{"seq":1}', timeout=3)
+        await reader.subscribe(inbox, cb=arrived)
+        await reader.publish(
+            f"{spec.api}.CONSUMER.MSG.NEXT.{ORDERS}.{name}", b'{"batch":100000,"expires":600000000000}', reply=inbox
+        )
+
+    async def _send(self, number: int) -> None:
+        name, where, _ = self._WAY[number]
+        await self._clients[name].publish(
+            where, os.urandom(MESSAGE_BYTES), reply=f"{self._bus.component(name).inbox}.acks"
+        )
+
+    async def measure(self, count: int) -> list[float]:
+        """Ms from the first publish to the third arrival."""
+        took = []
+        for _ in range(count):
+            self._arrived.clear()
+            began = time.perf_counter_ns()
+            await self._send(0)
+            await asyncio.wait_for(self._arrived.wait(), 5)
+            took.append((time.perf_counter_ns() - began) / MS)
+            await asyncio.sleep(PAUSE_S)
+        return took
+
+    async def close(self) -> None:
+        """Log out."""
+        for each in self._clients.values():
+            await each.close()
+
+
+def venue_client(deployment: Deployment) -> Any:
+    """Bare ccxt on the deployment's paper exchange."""
+    tls = ssl.create_default_context(cafile=str(deployment.ca))
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    return client(ccxt_async.binance, deployment.config.venue.port(), tls, "benchkey")
+
+
+async def order_rows(running: Running, made: Trader, bus: TestBus) -> list[Row]:
+    """An order's way beside its peers, in turns."""
+    hops, exchange = Hops(bus), venue_client(running.deployment)
+    orders: list[Order] = []
+    bare: list[float] = []
+    through: list[float] = []
+    try:
+        await hops.open()
+        await exchange.load_markets()
+        await hops.measure(10)
+        await bare_ccxt(exchange, made.last, 10)
+        for block in range(BLOCKS):
+            orders += await place(made, BLOCK)
+            through += await hops.measure(BLOCK)
+            bare += await bare_ccxt(exchange, made.last, BLOCK)
+            say(f"orders: block {block + 1} of {BLOCKS}")
+    finally:
+        await hops.close()
+        await exchange.close()
+    await complete(running, made)
+    good = [o for o in orders if o.accepted]
+    if len(good) < len(orders) * 0.99:
+        raise AssertionError(f"{len(good)} of {len(orders)} orders were accepted: {[o.denied for o in orders][:5]}")
+    p50, p99 = percentiles([(o.accepted - o.began) / MS for o in good])
+    told, _ = percentiles([(o.told - o.began) / MS for o in good])
+    hop50, hop99 = percentiles(through)
+    ccxt50, ccxt99 = percentiles(bare)
+    say(f"three bare hops {hop50:.2f}/{hop99:.2f} ms, bare ccxt {ccxt50:.2f}/{ccxt99:.2f} ms (p50/p99)")
+    say(f"where an order's time goes, ms (median/p99): {way(good)}")
+    return [
+        Row(WHAT["p50"], p50, "ms", "≤ 5 ms; ≤ 1.5 x the peer", hop50 + ccxt50, PEER),
+        Row(WHAT["p99"], p99, "ms", "≤ 15 ms", hop99 + ccxt99, PEER),
+        Row(WHAT["told"], told, "ms", "–"),
+    ]
+
+
+async def complete(running: Running, made: Trader) -> None:
+    """Add what the strategy may not read: when its intents were stored, when its orders reached the exchange."""
+
+    def note(received: Received) -> None:
+        for event in received.events:
+            if isinstance(event, Intent) and event.id in made.orders:
+                made.orders[event.id].intent_stored = received.stored
+
+    console = await running.context("console")
+    console.subscribe("order.intent.alpha.>", note, start="all")
+    console.open()
+    await console.caught_up()
+    arrivals = {e.client_order_id: e.time for e in journal(running.deployment)}
+    for order in made.orders.values():
+        order.at_venue = arrivals.get(order.venue_name, 0)
+
+
+def journal(deployment: Deployment) -> list[Any]:
+    """What the exchange was asked for."""
+    entries = read_journal(deployment.state("paper-exchange") / "requests.jsonl")
+    return [e for e in entries if e.request == "POST /api/v3/order"]
+
+
+def way(orders: list[Order]) -> str:
+    """Each hop of an order's way, median and p99."""
+    steps: list[tuple[str, Callable[[Order], int]]] = [
+        ("strategy: seal, publish, fsync", lambda o: o.intent_stored - o.began),
+        ("gateway: read, verify, decide", lambda o: o.decided - o.intent_stored),
+        ("gateway: seal, publish, fsync", lambda o: o.decision_stored - o.decided),
+        ("execution: read, verify", lambda o: o.submitting - o.decision_stored),
+        ("execution: seal, publish, fsync; custody signs meanwhile", lambda o: o.submitting_stored - o.submitting),
+        ("to the exchange", lambda o: o.at_venue - o.submitting_stored),
+        ("exchange and back", lambda o: o.accepted - o.at_venue),
+    ]
+    parts = []
+    for name, step in steps:
+        p50, p99 = percentiles([step(o) / MS for o in orders])
+        parts.append(f"\n    {name}: {p50:.2f}/{p99:.2f}")
+    return "".join(parts)
+
+
+async def kill_row(running: Running, made: Trader) -> Row:
+    """Open orders, then the kill switch, to the exchange's last word on a cancellation."""
+    orders = [made.buy("GTC")]
+    for _ in range(KILLED - 1):
+        await asyncio.sleep(0.02)
+        orders.append(made.buy("GTC"))
+    await until(lambda: all(o.accepted for o in orders), "100 open orders", 20)
+    began = time.time_ns()
+    killing = asyncio.create_task(operate.kill(running.deployment, "all", "benchmark"))
+    await until(lambda: all(o.ended for o in orders), "every cancellation", 20)
+    await killing
+    return Row(WHAT["kill"], (max(o.ended for o in orders) - began) / MS, "ms", "≤ 250 ms")
+
+
+def memory(running: Running) -> float:
+    """Resident MB of every process, and of the broker."""
+    supervisor = running.supervisor
+    total = 0
+    shown = []
+    for name, pid in [(s.name, s.pid) for s in supervisor.states] + [("broker", supervisor.server.pid)]:
+        with contextlib.suppress(FileNotFoundError):
+            fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+            size = int(fields["VmRSS"].split()[0]) // 1024
+            total += size
+            shown.append(f"{name} {size}")
+    say(f"resident MB: {', '.join(shown)}")
+    return float(total)
+
+
+async def alert_rows(running: Running, made: Trader, keystore: Keystore) -> list[Row]:
+    """Alerts while a strategy sends orders: how soon the breaker's word is durable, and the last order at the venue."""
+    detector = await running.context("streams")
+    tripped: list[int] = []
+
+    def note(received: Received) -> None:
+        tripped.extend(received.stored for event in received.events if isinstance(event, BreakerTripped))
+
+    detector.subscribe("control.breaker.>", note)
+    detector.open()
+    await detector.caught_up()
+    durable, last = [], []
+    for number in range(ALERTS):
+        seen = len(tripped)
+        orders = [made.buy("IOC") for _ in range(2)]
+        sending = asyncio.create_task(_send(made, orders))
+        await asyncio.sleep(0.5)
+        began = time.time_ns()
+        alert = detector.new(Alert, code="BENCH", scope="strategy-alpha", text="benchmark")
+        detector.publish(subject("alert", detector="burst", severity="high"), alert)
+        await until(lambda seen=seen: len(tripped) > seen, "the breaker's word")
+        await asyncio.sleep(0.5)
+        await sending
+        durable.append((tripped[seen] - began) / MS)
+        placed = [e.time for e in journal(running.deployment) if e.time > began]
+        last.append(max((t - began) / MS for t in [*placed, began]))
+        await operate.rearm(running.deployment, keystore, "strategy-alpha")
+        say(f"alert {number + 1} of {ALERTS}")
+        await asyncio.sleep(1.0)
+    return [Row(WHAT["alert"], max(durable), "ms", "–"), Row(WHAT["last"], max(last), "ms", "≤ 50 ms")]
+
+
+async def _send(made: Trader, orders: list[Order]) -> None:
+    for _ in range(100):
+        orders.append(made.buy("IOC"))
+        await asyncio.sleep(0.01)
+
+
+async def measure(folder: Path, bus: TestBus) -> list[Row]:
+    """Both parts: everything together, then without the detectors, whose place the alerts' sender takes."""
+    say("init")
+    deployment, keystore = prepare(folder / "desk")
+    found: list[Row] = []
+    say("start of everything")
+    async with system(deployment, keystore) as (running, took):
+        found.append(Row(WHAT["start"], took, "s", "≤ 10 s"))
+        made = await trader(running)
+        found += await order_rows(running, made, bus)
+        found.append(await kill_row(running, made))
+        found.append(Row(WHAT["memory"], memory(running), "MB", "–"))
+        await operate.rearm(deployment, keystore, "all")
+    async with system(deployment, keystore, "streams", "strategy-momentum") as (running, _):
+        made = await trader(running)
+        found += await alert_rows(running, made, keystore)
+    return found
+
+
+def rows() -> list[Row]:
+    """Order's way, kill switch, start, memory, alerts."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        running_bus(Path(name) / "bare") as bus,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(measure(Path(name), bus))
