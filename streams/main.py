@@ -69,7 +69,9 @@ class Streams(Component):
         limits = ctx.config.config.limits if ctx.config is not None else {}
         self._rules = self._rules_given or Rules(limits)
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopping = self._handing = False
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._lock = asyncio.Lock()
         self._pending: dict[Key, asyncio.Future[int]] = {}
         self._bridge = LogBridge(ctx.log)
@@ -116,9 +118,8 @@ class Streams(Component):
         """Commit what is applied and give the lease back; what is still queued is read again next time."""
         self._stopping = True
         await self._commit()
-        while self._handing:
-            # The agent drains the channel without effect; the reader must not be left waiting in it.
-            await asyncio.sleep(0.01)
+        # The agent drains the channel without effect; the reader must not be left waiting in it.
+        await self._idle.wait()
         await self._app.stop()
         await self._lease.release()
         self._bridge.detach()
@@ -145,11 +146,11 @@ class Streams(Component):
         self._handed = received.stream_seq
         # The broker's clock may step back; stream time does not.
         self._clock = max(self._clock, received.stored)
-        self._handing = True
+        self._idle.clear()
         try:
             await self._channel.put(self._app.event(received, received.stream_seq, self._clock // NS))
         finally:
-            self._handing = False
+            self._idle.set()
 
     # -- agent ----------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class Streams(Component):
         """State and position change together: no await in here."""
         self._time = max(self._time, received.stored)
         strategy = received.subject.strategy
-        intents = ()
+        intents: tuple[bytes, ...] = ()
         if received.subject.kind == "order.intent":
             intents = tuple(e.id for e in received.events if isinstance(e, Intent))
         if intents:
@@ -186,8 +187,7 @@ class Streams(Component):
             bucket = observe(rule, buckets.delta(rule.window_s), current, self._time, received.stream_seq, intents)
             self._windows[strategy] = bucket
             if bucket.finding is not None and current.finding is None:
-                seconds = float(self._time // NS)
-                self._found((strategy, tuple(self._table.window.current(seconds))), bucket)
+                self._found(self._table.window_key(strategy, float(self._time // NS)), bucket)
             self._ctx.metrics.add("intents_counted", len(intents))
         expired = self._table.expire(float(self._time // NS), EXPIRE_STEP)
         self._ctx.metrics.add("windows_expired", expired)

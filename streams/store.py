@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -123,8 +124,10 @@ class JetStream:
             except nats.errors.NoRespondersError as exc:
                 unheard += 1
                 if unheard > MAX_UNHEARD:
-                    raise ConfigError("STATE_MISSING", "no stream STATE or bucket leases: provision the broker") from exc
-            except (nats.errors.Error, OSError, asyncio.TimeoutError) as exc:
+                    raise ConfigError(
+                        "STATE_MISSING", "no stream STATE or bucket leases: provision the broker"
+                    ) from exc
+            except (TimeoutError, nats.errors.Error, OSError) as exc:
                 self.metrics.add("state_retries")
                 self.log.warning("state: no answer, trying again", error=f"{type(exc).__name__}: {exc}"[:300])
                 if connection.alive and isinstance(exc, asyncio.TimeoutError | nats.errors.TimeoutError):
@@ -203,7 +206,7 @@ class StateStore:
         kept: dict[str, bytes] = {}
         start, end = 1, False
         while not end:
-            page, end = await self._jetstream.persist(lambda c, s=start: self._page(c, s))
+            page, end = await self._jetstream.persist(functools.partial(self._page, start))
             for message in page:
                 headers = message.headers or {}
                 start = int(headers["Nats-Sequence"]) + 1
@@ -211,7 +214,7 @@ class StateStore:
                     kept[headers["Nats-Subject"]] = message.data
         return kept
 
-    async def _page(self, connection: Connection, start: int) -> tuple[list[Msg], bool]:
+    async def _page(self, start: int, connection: Connection) -> tuple[list[Msg], bool]:
         # Batched direct get (ADR-31): up to so many messages, then one with status 204.
         inbox = connection.new_inbox()
         subscription = await connection.client.subscribe(inbox)
@@ -305,7 +308,9 @@ class Lease:
                 # Nobody here wrote it; a live holder shows at its next renewal.
                 holder = LeaseRecord(b"", 0, self._clock() + int(LEASE_S * NS))
             if seen not in (0, found[1]):
-                raise ConfigError("LEASE_HELD", f"{self._subject}: another worker is at work (boot {holder.owner.hex()})")
+                raise ConfigError(
+                    "LEASE_HELD", f"{self._subject}: another worker is at work (boot {holder.owner.hex()})"
+                )
             seen = self._revision = found[1]
             # Nobody holds it longer without renewing: a wrong clock must not keep us out for ever.
             left = min((holder.until - self._clock()) / NS, LEASE_S - waited)

@@ -60,11 +60,20 @@ class StateTable(Table):  # type: ignore[misc, type-arg, unused-ignore]
 
     # -- what the worker calls ------------------------------------------------------------------
 
+    def window_key(self, name: str, now: float) -> Key:
+        """The key of `name` in the window of stream time `now` (s)."""
+        if self.window is None:
+            raise TypeError(f"table {self.name} has no window")
+        start, end = self.window.current(now)
+        return (name, (start, end))
+
     def expire(self, now: float, most: int) -> int:
         """Delete at most `most` keys of windows that are stale at stream time `now` (s); how many were."""
-        deleted = 0
+        window, deleted = self.window, 0
+        if window is None:
+            return 0
         for partition, ends in self._partition_timestamps.items():
-            while ends and deleted < most and self.window.stale(ends[0], now):
+            while ends and deleted < most and window.stale(ends[0], now):
                 keys = self._partition_timestamp_keys[partition, ends[0]]
                 while keys and deleted < most:
                     # The smallest first: which keys go does not depend on the order of a set.

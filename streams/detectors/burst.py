@@ -46,7 +46,9 @@ class Rule(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.limit < 1 or self.window_s < 1:
-            raise ConfigError("BURST_RULE", f"limit and window must be at least 1, got {self.limit} and {self.window_s}")
+            raise ConfigError(
+                "BURST_RULE", f"limit and window must be at least 1, got {self.limit} and {self.window_s}"
+            )
 
 
 class Finding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -121,7 +123,9 @@ class Rules:
         if not isinstance(own, Mapping) or not all(isinstance(keys, Mapping) for keys in own.values()):
             raise ConfigError("LIMITS", "limits.strategy must be a table of tables")
         self._default = _rule("limits", default, window_s)
-        self._own = {name: _rule(f"limits.strategy.{name}", {**default, **keys}, window_s) for name, keys in own.items()}
+        self._own = {
+            name: _rule(f"limits.strategy.{name}", {**default, **keys}, window_s) for name, keys in own.items()
+        }
 
     def of(self, strategy: str) -> Rule:
         """The rule of `strategy`."""

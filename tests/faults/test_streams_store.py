@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,11 +38,11 @@ class Faulty(JetStream):
         async def faulty(connection: Connection) -> Any:
             if self.before:
                 self.before -= 1
-                raise asyncio.TimeoutError("lost on the way there")
+                raise TimeoutError("lost on the way there")
             answer = await attempt(connection)
             if self.after:
                 self.after -= 1
-                raise asyncio.TimeoutError("lost on the way back")
+                raise TimeoutError("lost on the way back")
             return answer
 
         return await super().persist(faulty)
@@ -261,9 +260,7 @@ def test_a_renewal_that_is_lost_on_the_way_keeps_the_lease(
     in_shop(bus, work)
 
 
-def test_a_dead_workers_lease_runs_out_whatever_its_clock_said(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_workers_lease_runs_out_whatever_its_clock_said(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_S", 0.4)
     monkeypatch.setattr(module, "RENEW_S", 0.1)
 

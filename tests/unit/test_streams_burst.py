@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_burst_across_two_buckets_is_found() -> None:
 
 def test_a_lasting_burst_is_found_once_a_window() -> None:
     findings, _ = run(Rule(5), [(START + n * 10**7, 1) for n in range(500)])
-    assert [b.at - a.at for a, b in zip(findings, findings[1:], strict=False)] == [NS] * (len(findings) - 1)
+    assert [b.at - a.at for a, b in itertools.pairwise(findings)] == [NS] * (len(findings) - 1)
     assert len(findings) == 5
 
 
@@ -106,9 +107,14 @@ def test_the_same_finding_gives_the_same_bits_and_another_one_another_id() -> No
     _, again = alert_of("alpha", Rule(30), msgspec.structs.replace(finding, published=True))
     assert to.text == "alert.burst.high"
     assert encode_events("alert", (alert,)) == encode_events("alert", (again,))
-    assert (alert.scope, alert.code, str(alert.value), str(alert.limit)) == ("strategy-alpha", "INTENT_BURST", "31", "30")
+    assert (alert.scope, alert.code, str(alert.value), str(alert.limit)) == (
+        "strategy-alpha",
+        "INTENT_BURST",
+        "31",
+        "30",
+    )
     others = {
-        alert_id(*arguments)  # type: ignore[arg-type]
+        alert_id(*arguments)
         for arguments in (
             ("burst", "strategy-alpha", START, "ORDERS", 1),
             ("other", "strategy-alpha", START, "ORDERS", 1),
@@ -130,10 +136,9 @@ def test_alert_ids_are_uuid_version_7_of_stream_time(at: int, seq: int) -> None:
 
 
 def test_the_limit_is_what_the_gateways_throttle_passes_at_most() -> None:
-    assert (burst.MESSAGES_PER_SECOND, burst.BURST) == (
-        Limits.__struct_defaults__[Limits.__struct_fields__.index("messages_per_second") - 5],
-        Limits.__struct_defaults__[Limits.__struct_fields__.index("burst") - 5],
-    )
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Limits)}
+    assert defaults["messages_per_second"] == burst.MESSAGES_PER_SECOND
+    assert defaults["burst"] == burst.BURST
     rules = Rules({"max_notional": "5", "burst": 7, "strategy": {"beta": {"messages_per_second": 100}}})
     assert rules.of("alpha").limit == 17
     assert rules.of("beta").limit == 107

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert
 from tallystick.streams import main, store
+from tallystick.streams.detectors import burst
 from tallystick.streams.detectors.burst import Rules
 from tallystick.streams.main import Streams
 from tallystick.streams.store import Fenced
@@ -116,7 +119,7 @@ def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(bus: TestBus
         assert alerts[0].credential.component == "streams"
         (alert,) = alerts[0].events
         assert isinstance(alert, Alert)
-        assert (alert.code, alert.scope, alert.limit) == ("INTENT_BURST", "strategy-alpha", 5)
+        assert (alert.code, alert.scope, alert.limit) == ("INTENT_BURST", "strategy-alpha", Decimal(5))
         assert alert.value == 6
         assert alert.causes[0] in {one.id for one in sent}
 
@@ -150,7 +153,7 @@ def test_while_a_burst_lasts_there_is_one_alert_a_window(bus: TestBus) -> None:
         await asyncio.sleep(0.3)
         times = [event.ts for event in same(alerts).values()]
         assert 2 <= len(times) <= 3
-        assert all(b - a >= main.NS for a, b in zip(times, times[1:], strict=False))
+        assert all(b - a >= main.NS for a, b in itertools.pairwise(times))
 
     on_desk(bus, work)
 
@@ -343,7 +346,7 @@ def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_commi
     bus: TestBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = 0
-    observe = main.observe
+    observe = burst.observe
 
     def broken(*arguments: Any) -> Any:
         nonlocal seen
@@ -377,7 +380,7 @@ def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_commi
 def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passed_over(
     bus: TestBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observe = main.observe
+    observe = burst.observe
     seen = 0
 
     def refusing(*arguments: Any) -> Any:
