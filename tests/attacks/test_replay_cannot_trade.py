@@ -1,0 +1,414 @@
+"""What a replay, or whoever owns one, can do to a live deployment: nothing.  Real brokers, tokens and authority."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import nats.errors
+import pytest
+
+from tallystick.components.cli.init import DEFAULT_TEMPLATE
+from tallystick.components.cli.replaying import _in_zone, make_zone, open_zone
+from tallystick.components.cli.supervisor import Supervisor
+from tallystick.components.runtime import process
+from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.deployment import Deployment
+from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.components.runtime.link import Link
+from tallystick.components.runtime.metrics import Metrics
+from tallystick.components.runtime.reader import Delivery
+from tallystick.components.runtime.session import AuthorityClient
+from tallystick.replay import player
+from tallystick.replay.bus import BusReader
+from tallystick.replay.player import from_archive, play
+from tallystick.replay.reader import ArchiveReader
+from tallystick.replay.selection import Selection
+from tallystick.replay.verify import Judge, Played
+from tallystick.schemas import signing
+from tallystick.schemas.credential import open_credential
+from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.orders import Decision, Intent
+from tallystick.schemas.seal import ChainWriter, Verifier, require_live
+from tallystick.schemas.subjects import ORDERS, SECURITY
+from tests.support.archive import Story, Vault
+from tests.support.bus import TestBus, running_bus
+from tests.support.custody import Desk as CustodyDesk
+from tests.support.forge import encoded, samples, writer
+from tests.support.runtime import Desk, live_trust
+
+T = TypeVar("T")
+SECOND = 1_000_000_000
+PIN = "the zone's own pin"
+DECISION = "order.decision.alpha.paper.XRP-ETH"
+
+
+class Zone:
+    """A replay zone that is up, with a story played into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.runner = asyncio.Runner()
+        self.story = Story()
+        self.vault = Vault(folder / "desk")
+        self.vault.project(self.story.streams.stored)
+        self.deployment, self.keystore = make_zone(folder / "z", Secret(PIN), time.time_ns)
+        names = Supervisor(self.deployment, self.keystore).bus.components
+        self.supervisor = Supervisor(self.deployment, self.keystore, apart=frozenset(names) - {"authority"})
+        self.skipped = 0
+
+    def run(self, work: Awaitable[T], timeout: float = 30.0) -> T:
+        async def bounded() -> T:
+            return await asyncio.wait_for(work, timeout)
+
+        return self.runner.run(bounded())
+
+    def setup(self, component: str) -> process.Setup:
+        secrets = {name: self.keystore[name] for name in self.deployment.secret_names(component)}
+        return process.load_setup(self.deployment.directory, component, secrets)
+
+    @contextlib.asynccontextmanager
+    async def link(self, component: str) -> AsyncIterator[tuple[process.Setup, Link]]:
+        setup = self.setup(component)
+        config = self.deployment.config
+        client = AuthorityClient(
+            f"https://{config.host}:{config.authority.port}",
+            setup.tls,
+            deployment=self.deployment.name,
+            component=component,
+            certificate=setup.certificate,
+        )
+        link = process.make_link(setup, client, Metrics())
+        await link.start()
+        try:
+            yield setup, link
+        finally:
+            await link.stop()
+
+    async def play(self) -> None:
+        reader = ArchiveReader(self.vault.place, Selection())
+        async with _in_zone(self.deployment, self.keystore, []) as replayer:
+            await play(
+                from_archive(iter(reader)),
+                replayer,
+                reader.judge.tally,
+                schedule=player.Schedule(Decimal(0)),
+                clock=time.time_ns,
+                sleep=asyncio.sleep,
+            )
+            await replayer.settled()
+            self.skipped = replayer.skipped
+
+    async def held(self, **selection: Any) -> list[Played]:
+        """What the zone's streams hold but closing statements, as its console reads and verifies it."""
+        async with self.link("console") as (setup, link):
+            judge = Judge([Verifier(setup.trust)])
+            reader = BusReader(setup.spec, link, judge, Selection(**selection), setup.log)
+            found = [item async for item in reader]
+        assert all(isinstance(item, Played) for item in found), found
+        return [item for item in found if isinstance(item, Played) and item.verified.events]
+
+
+@pytest.fixture(scope="module")
+def zone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zone]:
+    made = Zone(tmp_path_factory.mktemp("r"))
+    try:
+        made.run(made.supervisor.start(), 60)
+        made.run(made.play())
+        yield made
+    finally:
+        made.runner.run(made.supervisor.stop())
+        made.runner.close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
+    with running_bus(tmp_path_factory.mktemp("live")) as bus:
+        yield bus
+
+
+@pytest.fixture(scope="module")
+def sealed_in_zone(zone: Zone) -> Played:
+    """A permit as it stands in the zone: the recorded decision, sealed by the zone's replay."""
+    found = zone.run(zone.held(patterns=("order.decision.>",)))
+    assert isinstance(found[0].verified.events[0], Decision)
+    assert found[0].verified.events[0].permit is not None
+    return found[0]
+
+
+def refusals(context: Context) -> list[str]:
+    """The codes under which `context` dead-letters messages from now on."""
+    codes: list[str] = []
+    real = context.dead_letter
+
+    def remember(delivery: Delivery, stream: str, error: TallystickError) -> asyncio.Future[int]:
+        codes.append(error.code)
+        return real(delivery, stream, error)
+
+    context.dead_letter = remember  # type: ignore[method-assign]
+    return codes
+
+
+# -- what must work, or the rest proves nothing ---------------------------------------------------
+
+
+def test_the_zone_holds_the_recorded_events_with_ids_causes_and_positions_in_their_order(zone: Zone) -> None:
+    wanted = Selection(patterns=("md.>", "signal.>", "order.>", "fill.>"))
+    recorded = [item for item in ArchiveReader(zone.vault.place, wanted) if isinstance(item, Played)]
+    held = zone.run(zone.held(patterns=wanted.patterns))
+    assert [p.verified.subject.text for p in held] == [p.verified.subject.text for p in recorded]
+    assert [p.verified.events for p in held] == [p.verified.events for p in recorded]
+    assert {p.verified.statement.component for p in held} == {"replay"}
+    assert {p.verified.statement.deployment for p in held} == {zone.deployment.name}
+    assert len(held) == 16
+
+
+def test_the_zone_never_hears_the_recorded_sessions_and_heartbeats(zone: Zone) -> None:
+    assert zone.skipped == 12  # seven issuances, five heartbeats
+    security = zone.run(zone.held(streams=(SECURITY,)))
+    assert {p.verified.statement.component for p in security} == {"authority"}
+
+
+# -- nothing of a zone is accepted by anything live -----------------------------------------------
+
+
+def test_a_zone_has_no_custody_no_execution_no_venue_and_no_key_to_any(zone: Zone) -> None:
+    trust = zone.deployment.load_trust()[-1]
+    absent = {"custody", "execution", "portfolio", "market-data", "paper-exchange"}
+    assert not absent & set(trust.components)
+    assert (trust.venues, trust.caps) == ({}, ())
+    assert sorted(p.name for p in (zone.deployment.directory / "hsm").iterdir()) == [
+        "audit",
+        "operator",
+        "roles",
+        "signing",
+    ]
+    assert not any(name in secret for name in absent for secret in zone.keystore.secrets)
+    assert not zone.deployment.paper_exchange.exists()
+    with pytest.raises(Unverified) as caught:
+        process.load_setup(zone.deployment.directory, "custody", {})
+    assert caught.value.code == "COMPONENT_UNKNOWN"
+
+
+def test_a_zones_message_on_the_live_bus_is_refused_by_its_readers(
+    zone: Zone, live: TestBus, sealed_in_zone: Played
+) -> None:
+    async def attack() -> tuple[list[Received], list[str]]:
+        desk, codes = Desk(live), list[str]()
+        seen: list[Received] = []
+        try:
+            execution = await desk.context("execution")
+            execution.subscribe("order.decision.>", seen.append)
+            codes = refusals(execution)
+            execution.open()
+            await execution.caught_up()
+            async with live.connected("root") as [root]:  # an insider of the broker: nothing but the seal stops it
+                answer = await root.request(DECISION, sealed_in_zone.verified.payload)
+                assert b'"seq"' in answer.data
+            for _ in range(300):
+                if codes:
+                    break
+                await asyncio.sleep(0.01)
+        finally:
+            await desk.close()
+        return seen, codes
+
+    seen, codes = zone.run(attack())
+    assert (seen, codes) == ([], ["COMPONENT_UNKNOWN"])
+
+
+def test_the_deployment_id_alone_refuses_a_zone_whose_keys_the_live_trust_root_named(
+    zone: Zone, live: TestBus, sealed_in_zone: Played
+) -> None:
+    trust = live_trust(live)
+    theirs = zone.deployment.load_trust()[-1].components["replay"]
+    careless = msgspec.structs.replace(trust, components={**trust.components, "replay": theirs})
+    with pytest.raises(Unverified) as caught:
+        Verifier(careless).open(DECISION, ORDERS, sealed_in_zone.verified.payload)
+    assert caught.value.code == "DEPLOYMENT"
+
+
+def test_a_zones_gateway_is_not_the_live_gateway(zone: Zone, live: TestBus) -> None:
+    async def credential() -> str:
+        async with zone.link("gateway") as (_, link):
+            return link.session.credential.text
+
+    text = zone.run(credential())
+    with pytest.raises(Unverified) as caught:
+        open_credential(text, live_trust(live))
+    assert caught.value.code == "ROLE_KEY"
+
+
+@pytest.mark.parametrize("component", ["replay", "gateway", "console"])
+def test_a_zones_credential_does_not_log_in_to_the_live_broker(zone: Zone, live: TestBus, component: str) -> None:
+    async def attack() -> None:
+        async with zone.link(component) as (_, link):  # it does log in at home
+            session = link.session
+            with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
+                # Even with a client certificate of the live deployment.
+                await live.connect(
+                    session.credential.text,
+                    session.key,
+                    inbox=f"_INBOX_{component}",
+                    certificate="gateway",
+                    reconnect_time_wait=0.01,
+                )
+
+    zone.run(attack())
+
+
+def test_a_zones_certificate_does_not_even_reach_the_live_brokers_login(zone: Zone, live: TestBus) -> None:
+    async def attack() -> None:
+        async with zone.link("replay") as (setup, link):
+            with pytest.raises((nats.errors.Error, OSError)):
+                await live.connect(
+                    link.session.credential.text,
+                    link.session.key,
+                    inbox="_INBOX_replay",
+                    certificate="gateway",
+                    tls=setup.tls,
+                    reconnect_time_wait=0.01,
+                )
+
+    zone.run(attack())
+
+
+def test_a_zones_permit_is_refused_by_live_custody(zone: Zone, sealed_in_zone: Played, tmp_path: Path) -> None:
+    custody = CustodyDesk(tmp_path)
+    custody.now = time.time_ns()
+    custody.renew()
+    decision = sealed_in_zone.verified.events[0]
+    request = signing.SignOrder(
+        id=1, decision_id=decision.id, subject=DECISION, payload=sealed_in_zone.verified.payload
+    )
+    reply = custody.ask(request)
+    assert isinstance(reply, signing.Refused)
+    assert reply.code == "COMPONENT_UNKNOWN"
+    assert isinstance(custody.sign(), signing.Signed)  # and it would sign its own gateway's
+
+
+# -- recorded messages, published again into the deployment that they were recorded from ------------
+
+
+def test_recorded_messages_published_again_are_history_and_cause_nothing(zone: Zone, live: TestBus) -> None:
+    hour_ago = time.time_ns() - 3600 * SECOND
+    chains: dict[str, ChainWriter] = {}
+    recorded: list[tuple[str, bytes]] = []
+    for component, subject, event in samples():
+        if subject.startswith(("order.", "fill.")):
+            chain = chains.setdefault(component, writer(component, ORDERS, issued_at=hour_ago, lifetime=100))
+            recorded += chain.seal([encoded(subject, event)], hour_ago + SECOND)
+
+    async def attack() -> tuple[list[Received], list[Received]]:
+        desk = Desk(live)
+        seen: list[Received] = []
+        again: list[Received] = []
+        try:
+            gateway = await desk.context("gateway")
+            gateway.subscribe(("order.>", "fill.>"), seen.append)
+            gateway.open()
+            await gateway.caught_up()
+            async with live.connected("root") as [root]:
+                for subject, payload in recorded:
+                    await root.request(subject, payload)
+            for _ in range(300):
+                if len(seen) == len(recorded):
+                    break
+                await asyncio.sleep(0.01)
+            await desk.close()  # a component has one boot at a time: its durable is one
+            restarted = await desk.context("gateway", boot=os.urandom(16))
+            restarted.subscribe(("order.>", "fill.>"), again.append, start="all")
+            restarted.open()
+            await restarted.caught_up()
+        finally:
+            await desk.close()
+        return seen, again
+
+    seen, again = zone.run(attack())
+    assert len(seen) == len(again) == len(recorded) == 5
+    assert {(r.live, r.refusal.code if r.refusal else "") for r in seen} == {(False, "STALE")}
+    assert not any(r.live for r in again)
+    with pytest.raises(Unverified, match="STALE"):
+        require_live(seen[0].verified, time.time_ns())
+
+
+def test_a_live_message_recorded_and_published_again_at_once_is_a_replay(zone: Zone, live: TestBus) -> None:
+    async def attack() -> tuple[list[Received], list[str]]:
+        desk, codes = Desk(live), list[str]()
+        seen: list[Received] = []
+        try:
+            strategy, gateway = await desk.context("strategy-alpha"), await desk.context("gateway")
+            gateway.subscribe("order.intent.alpha.>", seen.append)
+            codes = refusals(gateway)
+            for context in (strategy, gateway):
+                context.open()
+                await context.caught_up()
+            intent = strategy.new(Intent, side="buy", type="market", qty=Decimal(1))
+            await strategy.publish("order.intent.alpha.paper.XRP-ETH", intent)
+            for _ in range(300):
+                if seen:
+                    break
+                await asyncio.sleep(0.01)
+            async with live.connected("root") as [root]:
+                await root.request(seen[0].subject.text, seen[0].verified.payload)
+            for _ in range(300):
+                if codes:
+                    break
+                await asyncio.sleep(0.01)
+        finally:
+            await desk.close()
+        return seen, codes
+
+    seen, codes = zone.run(attack())
+    assert [r.live for r in seen] == [True]
+    assert codes == ["REPLAY"]
+
+
+def test_a_recorded_permit_is_refused_by_the_custody_it_was_made_for(tmp_path: Path) -> None:
+    custody = CustodyDesk(tmp_path)
+    recorded = custody.request()
+    custody.advance(60)
+    custody.renew()
+    reply = custody.ask(recorded)
+    assert isinstance(reply, signing.Refused)
+    assert reply.code == "STALE"
+
+
+# -- and the other way round --------------------------------------------------------------------------
+
+
+def test_a_live_deployment_is_refused_as_a_zone_before_any_pin_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "live"
+    folder.mkdir(mode=0o700)
+    text = DEFAULT_TEMPLATE.format(deployment='"desk"', broker=1, authority=2, venue=3)
+    (folder / "deployment.toml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        open_zone(folder, None)
+    assert caught.value.code == "NOT_A_ZONE"
+    assert Deployment.load(folder).name == "desk"
+
+
+def test_the_zones_replay_cannot_speak_as_its_authority(zone: Zone) -> None:
+    async def attack() -> int:
+        async with zone.link("replay") as (_, link):
+            connection = await link.connection()
+            await connection.publish("cred.authority", b"forged", os.urandom(16).hex())
+            for _ in range(200):
+                if link.refusals:
+                    break
+                await asyncio.sleep(0.01)
+            return link.refusals
+
+    assert zone.run(attack()) == 1
+
+
+def test_a_zone_opens_with_its_own_pin_alone(zone: Zone) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Keystore.open(zone.deployment.keystore, Secret("the live deployment's"))
+    assert caught.value.code == "KEYSTORE_PIN"
