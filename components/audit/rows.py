@@ -82,6 +82,8 @@ MAX_INT: Final = 2**63 - 1
 _payloads = msgspec.msgpack.Decoder(Payload)
 _raw_events = msgspec.msgpack.Decoder(list[list[Any]])
 _json = msgspec.json.Encoder()
+# Shared: an empty list for each event would be one more object for the garbage collector to visit.
+_NO_CAUSES: Final[tuple[bytes, ...]] = ()
 _Convert = Callable[[Any], Any]
 
 
@@ -119,19 +121,22 @@ class _Shape:
         if not isinstance(info, msgspec.inspect.StructType):
             raise TypeError(f"{kind} is no struct")
         own = info.fields[self.EVENT_FIELDS - 1 :]
-        self.names = tuple(f.encode_name for f in own)
+        names = [f.encode_name for f in own]
+        # Structs of the same fields: they are made and encoded in half the time of dicts.
+        self.make = msgspec.defstruct("Data", [(name, Any) for name in names], gc=False)
+        self.make_at = msgspec.defstruct("DataAt", [(name, Any) for name in (*names, "at")], gc=False)
         self.convert = tuple(
             (i, c) for i, c in ((i, _converter(f.type, f.encode_name)) for i, f in enumerate(own)) if c is not None
         )
 
-    def data(self, raw: list[Any]) -> bytes:
+    def data(self, raw: list[Any]) -> msgspec.Struct:
+        """The struct whose JSON is the `data` of a raw event."""
         own = raw[self.EVENT_FIELDS :]
         for i, convert in self.convert:
             own[i] = convert(own[i])
-        fields = dict(zip(self.names, own, strict=True))
         if raw[4]:
-            fields["at"] = dict(raw[4])
-        return _json.encode(fields)
+            return self.make_at(*own, dict(raw[4]))
+        return self.make(*own)
 
 
 _SHAPES: Final = {kind.__struct_config__.tag: _Shape(kind) for kinds in registry.EVENTS.values() for kind in kinds}
@@ -221,12 +226,13 @@ class Rows:
             self._ids.extend([raw[1] for raw in raws])
             self._types.extend([raw[0] for raw in raws])
             self._ts.extend([raw[2] for raw in raws])
-            self._causes.extend([raw[3] for raw in raws])
+            self._causes.extend([raw[3] or _NO_CAUSES for raw in raws])
             if verified.subject.stream == "ORDERS":
                 self._orders.extend([_order_id(event) for event in verified.events])
             else:
                 self._orders.extend([None] * count)
-            self._data.extend([_SHAPES[raw[0]].data(raw) for raw in raws])
+            lines = _json.encode_lines([_SHAPES[raw[0]].data(raw) for raw in raws])
+            self._data.extend(lines[:-1].split(b"\n"))
         self._payloads.append(payload)
         if count > 1:
             self._payloads.extend([None] * (count - 1))
