@@ -18,23 +18,16 @@ from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
 from tests.support.deployment import PIN, make, running, until
 
-CODE = """
-from decimal import Decimal
-
-from tallystick.components import Component, Context, Received
+GUIDE = (Path(__file__).parents[2] / "docs" / "write-a-component.md").read_text("utf-8")
 
 
-class LargeTrades(Component):
-    async def start(self, ctx: Context) -> None:
-        self.ctx = ctx
-        ctx.subscribe("md.trade.>", self.on_trades)
+def block(language: str) -> str:
+    """The first code block of the guide in `language`: what a user pastes is what runs here."""
+    return GUIDE.split(f"```{language}\n", 1)[1].split("```", 1)[0]
 
-    def on_trades(self, received: Received) -> None:
-        for trade in received.events:
-            if trade.qty > Decimal(10_000):
-                self.ctx.notice("LARGE_TRADE", f"{received.subject.symbol}: {trade.qty} at {trade.price}")
-"""
-ENTRY = '\n[[observers]]\nname = "large-trades"\nmodule = "observers/large.py"\n'
+
+CODE = block("python")
+ENTRY = "\n" + block("toml")
 
 
 def extend(deployment: Deployment) -> Deployment:
