@@ -37,13 +37,26 @@ MAX_PAYLOAD: Final = 1_048_576
 START_TIMEOUT_S: Final = 20.0
 STORE_KEY_BYTES: Final = 32
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
-# What nats-server 2.15 logs when it gives up on JetStream: the process stays up and refuses every publish.
-_JETSTREAM_LOST = re.compile(rb"JetStream out of resources, will be DISABLED|Disabling JetStream|JetStream disabled")
+# A server that starts with less stops soon after: better not to start, with a reason.
+MIN_FREE_BYTES: Final = 16 * 1_048_576
+# What nats-server 2.15 logs when its store takes no more: the process stays up and refuses every publish, or answers
+# none, also after space was freed.  First seen in this order: its own bound (3/4 of what was free at the start), a write
+# that the disk refused, JetStream given up.
+# Anchored at what the server itself says: lines about a connection hold words that the client chose.
+_STORE_LOST = re.compile(
+    rb"\[\d+\] [\d/]+ [\d:.]+ \[(?:ERR|FTL|WRN)\] (?:"
+    rb"JetStream (?:\w+ )?resource limits exceeded|Filestore \[\w+\] Critical write error|"
+    rb"JetStream failed to store a msg on stream [^:]*: .*no space left on device|JetStream out of resources)"
+)
 NS: Final = 1_000_000_000
+_NO_SPACE: Final = 10047
 
 
 class ServerStopped(TallystickError):
-    """The broker's process ended, or lives on without JetStream (a full disk): a restart is needed."""
+    """The broker's process ended (`NATS_DIED`), or lives on without its store (`NATS_STORE`, a full disk).
+
+    A restart is needed, of the latter when there is space again.
+    """
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +149,8 @@ class EmbeddedServer:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._log_checked = 0
+        self._store_lost = ""
         self.port = config.port
 
     @property
@@ -153,8 +168,9 @@ class EmbeddedServer:
     def start(self, *, accounts: Mapping[str, str] | None = None) -> None:
         """Start it and wait until it takes connections; `accounts` replaces the configured tokens.
 
-        Raises `ConfigError` for a taken port or a configuration that the server refuses.
+        Raises `ConfigError` for a full disk, a taken port or a configuration that the server refuses.
         """
+        _check_space(self._config.jetstream_dir)
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,7 +190,8 @@ class EmbeddedServer:
     def _launch(self, config: ServerConfig, config_fd: int, key_fd: int) -> None:
         log_fd = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            self._log_start = os.fstat(log_fd).st_size
+            self._log_start = self._log_checked = os.fstat(log_fd).st_size
+            self._store_lost = ""
             self._process = subprocess.Popen(
                 [find_server(), "-c", f"/proc/self/fd/{config_fd}"],
                 pass_fds=(config_fd, key_fd),
@@ -218,24 +235,29 @@ class EmbeddedServer:
         lines = [line for line in log.splitlines() if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
         return ConfigError("NATS_START", f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
 
-    def _log(self) -> bytes:
+    def _log(self, start: int | None = None) -> bytes:
         with self._config.log_file.open("rb") as log:
-            log.seek(self._log_start)
+            log.seek(self._log_start if start is None else start)
             return log.read()
 
     def check(self) -> None:
-        """Raise `ServerStopped` if the process ended, or gave up JetStream (a full disk: it never comes back alone)."""
+        """Raise `ServerStopped` if the process ended or lost its store; cheap enough to ask several times a second."""
         if self._process is None or self._process.poll() is not None:
             code = None if self._process is None else self._process.returncode
             raise ServerStopped(
                 "NATS_DIED", f"the broker is not running (exit code {code}): see {self._config.log_file}"
             )
-        for line in self._log().splitlines():
-            if _JETSTREAM_LOST.search(line):
-                said = line.decode("utf-8", "replace")[-200:]
-                raise ServerStopped(
-                    "NATS_JETSTREAM", f"the broker gave up its store: free disk space and restart it: {said}"
-                )
+        new, _, _ = self._log(self._log_checked).rpartition(b"\n")
+        if new:
+            # A line that is still being written is looked at when it is whole.
+            self._log_checked += len(new) + 1
+            for line in new.splitlines():
+                if _STORE_LOST.match(line) and not self._store_lost:
+                    self._store_lost = line.decode("utf-8", "replace")[:300]
+        if self._store_lost:
+            raise ServerStopped(
+                "NATS_STORE", f"the broker lost its store: free disk space and restart it: {self._store_lost}"
+            )
 
     def stop(self, timeout: float = 15.0) -> None:
         """End it by its process id: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
@@ -263,6 +285,15 @@ def _memory_file(name: str, data: bytes) -> int:
     fd = os.memfd_create(name, os.MFD_CLOEXEC)
     os.write(fd, data)
     return fd
+
+
+def _check_space(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(
+            "DISK_FULL", f"{free:,} bytes are free at {folder}, the broker needs {MIN_FREE_BYTES:,}: free some space"
+        )
 
 
 def _taken(host: str, port: int) -> ConfigError:
@@ -467,5 +498,11 @@ async def _call(admin: Client, call: str, body: Mapping[str, Any] | None) -> dic
     data = b"" if body is None else json.dumps(body).encode()
     answer: dict[str, Any] = json.loads((await admin.request(f"$JS.API.{call}", data, timeout=10)).data)
     if error := answer.get("error"):
+        if error.get("err_code") == _NO_SPACE:
+            raise ConfigError(
+                "DISK_SPACE",
+                f"{call}: the disk has too little free space: the streams reserve their bounds (max_bytes) of the three "
+                "quarters of it that the broker takes",
+            )
         raise ConfigError("JETSTREAM", f"{call}: {error.get('description')} ({error.get('err_code')})")
     return answer
