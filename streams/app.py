@@ -51,6 +51,12 @@ class StreamsApp(faust.App):  # type: ignore[misc, unused-ignore]
         )
         self._on_failure = on_failure
 
+    def on_init_dependencies(self) -> Any:
+        """Without Faust's monitor, which measures each event: the component has metrics of its own."""
+        services = super().on_init_dependencies()
+        self.sensors.remove(self.monitor)
+        return services
+
     async def _on_agent_error(self, agent: Any, exc: BaseException) -> None:
         self._on_failure(exc)
 

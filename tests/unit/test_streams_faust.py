@@ -280,6 +280,13 @@ def test_nothing_is_configured_by_the_environment_and_no_folder_is_made(monkeypa
         assert list(Path(folder).iterdir()) == []
 
 
+def test_no_sensor_is_called_for_each_event() -> None:
+    async def work(world: World) -> None:
+        assert list(world.app.sensors) == []
+
+    in_world(work)
+
+
 def test_an_event_has_whole_seconds_and_the_generation_of_an_app_that_never_rebalances() -> None:
     app = StreamsApp("contract", lambda _: None)
     event = app.event("a", 7, 100)

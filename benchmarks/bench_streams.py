@@ -1,0 +1,143 @@
+"""The streams worker: verified events through its Faust table, and from the intent too many to the alert.
+
+python -m benchmarks.bench_streams
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.report import Row, percentiles, table
+from tallystick.components.runtime.context import Received
+from tallystick.schemas.orders import Intent
+from tallystick.schemas.subjects import subject
+from tallystick.streams.detectors.burst import Rules
+from tallystick.streams.main import Streams
+from tests.support.bus import TestBus, running_bus
+from tests.support.runtime import Desk
+from tests.support.streams import begin, intent, intents_of
+
+MESSAGES = 20_000
+BATCHES = 400
+BATCH = 250
+STRATEGIES = tuple(f"s{n}" for n in range(24))
+ROUNDS = 10
+
+
+async def plain(desk: Desk, after: int, wanted: int) -> float:
+    """Verified events a second to a handler that does nothing: what the table is compared with."""
+    context = await desk.context("gateway")
+    got, done = 0, asyncio.Event()
+
+    def count(received: Received) -> None:
+        nonlocal got
+        got += len(received.events)
+        if got >= wanted:
+            done.set()
+
+    context.subscribe("order.>", count, after=after)
+    began = time.perf_counter()
+    context.open()
+    await done.wait()
+    return got / (time.perf_counter() - began)
+
+
+async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
+    """Verified events a second from reading to committed state, and the commits it took."""
+    context = await desk.context("streams")
+    worker = Streams(rules=Rules({}))
+    await worker.start(context)
+    began = time.perf_counter()
+    context.open()
+    await context.caught_up("ORDERS")
+    await worker.ready()
+    rate = wanted / (time.perf_counter() - began)
+    counted = context.metrics.snapshot()["intents_counted"]
+    if counted != wanted:
+        raise RuntimeError(f"{counted} intents counted, {wanted} sent")
+    commits = context.metrics.snapshot()["state_commits"]
+    await worker.stop()
+    return rate, commits
+
+
+async def rates(bus: TestBus, messages: int, size: int) -> tuple[float, float, int]:
+    """Through the table and to an empty handler: `messages` of `size` intents each."""
+    desk = Desk(bus)
+    source = await desk.context("strategy-alpha")
+    where = [subject("order.intent", strategy="alpha", venue="paper", symbol=f"S{n}/ETH") for n in range(512)]
+    last = None
+    for number in range(messages):
+        last = source.publish(where[number % 512], *(intent(source) for _ in range(size)))
+        if number % 512 == 511:
+            await last
+    if last is not None:
+        await last
+    ours, commits = await through_table(desk, messages * size)
+    peer = await plain(desk, 0, messages * size)
+    await desk.close()
+    return ours, peer, commits
+
+
+async def latencies(bus: TestBus) -> list[float]:
+    """Milliseconds from the stored intent that exceeds the limit to the stored alert, both by the broker's clock."""
+    desk = Desk(bus)
+    stored: dict[bytes, int] = {}
+    alerts: dict[bytes, int] = {}
+    reader = await desk.context("gateway")
+
+    def on_intents(received: Received) -> None:
+        for event in received.events:
+            if isinstance(event, Intent):
+                stored[event.id] = received.stored
+
+    def on_alert(received: Received) -> None:
+        for event in received.events:
+            alerts[event.causes[0]] = received.stored
+
+    reader.subscribe("order.intent.>", on_intents, start="all")
+    reader.subscribe("alert.>", on_alert, start="all")
+    reader.open()
+    await reader.caught_up()
+    sources = [(await desk.context(f"strategy-{name}"), intents_of(name)) for name in STRATEGIES]
+    worker = await begin(await desk.context("streams"), Streams(rules=Rules({"burst": 4, "messages_per_second": 1})))
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        for number, (source, where) in enumerate(sources):
+            for _ in range(6):
+                source.publish(where, intent(source))
+            await asyncio.sleep(max(0.0, began + (number + 1) * 1.2 / len(sources) - time.perf_counter()))
+    await asyncio.sleep(0.5)
+    await worker.stop()
+    await desk.close()
+    return [(at - stored[cause]) / 1e6 for cause, at in alerts.items()]
+
+
+def rows() -> list[Row]:
+    """The rows of the streams worker."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with running_bus(folder / "single") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            single, single_peer, _ = runner.run(rates(bus, MESSAGES, 1))
+        with running_bus(folder / "batched") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            batched, batched_peer, _ = runner.run(rates(bus, BATCHES, BATCH))
+        with (
+            running_bus(folder / "alerts", STRATEGIES) as bus,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            half, most = percentiles(runner.run(latencies(bus)))
+    peer = "the same subscription, empty handler"
+    return [
+        Row("verified events through the windowed table, one a message", single, "events/s", "≥ 10,000", single_peer, peer),
+        Row(f"the same, {BATCH} a message", batched, "events/s", "≥ 10,000", batched_peer, peer),
+        Row("intent too many stored to alert stored, p50", half, "ms", ""),
+        Row("the same, p99", most, "ms", "≤ 20 ms"),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(table(rows()))
