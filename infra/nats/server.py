@@ -62,9 +62,9 @@ class ServerStopped(TallystickError):
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a server needs.
 
-    `accounts` are the current account tokens by account key: they replace what the resolver holds, so an old one
-    would undo a revocation.  `store_key` has 32 bytes; `key_pem` is the server's private key, unencrypted, in memory.
-    `port` 0 takes a free one.
+    `accounts` are account tokens by account key; where the resolver's folder holds a later one (by `iat`), that counts, so
+    that a restart undoes no revocation.  `store_key` has 32 bytes; `key_pem` is the server's private key, unencrypted,
+    in memory.  `port` 0 takes a free one.
     """
 
     name: str

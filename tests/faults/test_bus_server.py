@@ -29,6 +29,7 @@ from tallystick.infra.nats.server import (
     stream_config,
 )
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.nats_jwt import encode_key
 from tests.support.bus import Connection, TestBus, now_s, running_bus
 from tests.support.world import key, seed
 
@@ -147,18 +148,29 @@ def test_what_was_acknowledged_survives_kill_9_and_the_port_stays(bus: TestBus) 
     assert asyncio.run(look())["ORDERS"] == (last, last)
 
 
-def test_account_tokens_of_before_a_revocation_bring_it_back_so_current_ones_are_given(bus: TestBus) -> None:
-    session = key("session strategy-alpha")
-    token = bus.token("strategy-alpha", session)
-    revoked = bus.tokens({"strategy-alpha": {session.public: now_s()}})
+@pytest.mark.parametrize("pushed", [True, False], ids=["pushed before", "given at the start"])
+def test_a_restart_undoes_no_revocation(bus: TestBus, pushed: bool) -> None:
+    name, session = "strategy-alpha", key("session strategy-alpha")
+    token = bus.token(name, session)
+    # The account tokens that the broker was started with are a second older.
+    later = msgspec.structs.replace(bus.validity, issued_s=now_s())
+    revoked = bus.accounts.component(name, later, {session.public: now_s()})
 
     async def login() -> None:
-        me = bus.component("strategy-alpha")
-        await (await bus.connect(token, session, inbox=me.inbox, certificate=me.name)).close()
+        await (await bus.connect(token, session, inbox=f"_INBOX_{name}", certificate=name)).close()
+
+    async def push() -> None:
+        async with bus.connected("system") as (system,):
+            answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", revoked.encode())).data)
+            assert answer["data"]["code"] == 200
 
     asyncio.run(login())
-    bus.server.stop()
-    bus.server.start(accounts=revoked)
+    if pushed:
+        asyncio.run(push())
+    bus.server.kill()
+    bus.server.start(
+        accounts=None if pushed else bus.tokens() | {encode_key("A", key(f"account {name}").public): revoked}
+    )
     with pytest.raises(NatsError, match="Authorization Violation"):
         asyncio.run(login())
 
