@@ -97,7 +97,7 @@ class ArchiveReader:
                 outside = segment.last_seq < selection.first or segment.first_seq > selection.last
                 if segment.last_seq <= done or segment.first_log >= self._end or outside:
                     continue
-                if done and segment.first_seq != done + 1:
+                if done and segment.first_seq > done + 1:
                     yield _lost(stream, segment.first_seq, done, segment.first_time)
                 try:
                     yield from self._segment(segment, selection, done)
