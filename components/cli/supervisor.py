@@ -46,6 +46,8 @@ ACCOUNT_LIFETIME_S: Final = 86_400
 ADMIN_LIFETIME_S: Final = 60
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
+# Without a broker nobody can do anything: nothing else is watched in this pause.
+BROKER_RETRY_S: Final = 2.0
 MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -309,7 +311,12 @@ class Supervisor:
             except ServerStopped as exc:
                 self._report(f"broker: {exc.text}; starting it again")
                 await asyncio.to_thread(self.server.stop)
-                await asyncio.to_thread(self.server.start)
+                try:
+                    await asyncio.to_thread(self.server.start)
+                except ConfigError as refused:
+                    # A disk that is still full, a port that was taken meanwhile: said each time, tried again.
+                    self._report(f"broker: {refused.text}")
+                    await asyncio.sleep(BROKER_RETRY_S)
             for name, managed in self._managed.items():
                 if managed.wanted and managed.process is not None and managed.process.poll() is not None:
                     self._ended(name, managed)
