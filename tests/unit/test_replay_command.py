@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,31 +39,34 @@ class Typed:
         self.out, self.err = capsys.readouterr()
 
 
+Command = Callable[..., Typed]
+
+
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     return lambda *words: Typed(monkeypatch, capsys, *words)
 
 
-def test_a_clean_archive_is_printed_and_counted(desk: Vault, typed) -> None:  # type: ignore[no-untyped-def]
+def test_a_clean_archive_is_printed_and_counted(desk: Vault, typed: Command) -> None:
     for where in (desk.deployment, desk.path):
         result = typed(where)
         assert (result.code, len(result.out.splitlines())) == (0, 52)
         assert "28 messages with 52 events verified" in result.err
 
 
-def test_json_goes_to_standard_output_alone(desk: Vault, typed) -> None:  # type: ignore[no-untyped-def]
+def test_json_goes_to_standard_output_alone(desk: Vault, typed: Command) -> None:
     result = typed(desk.deployment, "--format", "json", "--stream", "ORDERS", "--seq", "2-3")
     assert result.code == 0
     assert [json.loads(line)["seq"] for line in result.out.splitlines()] == [2, 3]
 
 
-def test_nothing_matched_is_said_with_what_there_is(desk: Vault, typed) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_matched_is_said_with_what_there_is(desk: Vault, typed: Command) -> None:
     result = typed(desk.deployment, "--from", "2030-01-01")
     assert (result.code, result.out) == (0, "")
     assert "nothing matched. There is: SECURITY 1 to 7, stored 2024-11-22T" in result.err
 
 
-def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: Path, typed) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: Path, typed: Command) -> None:
     vault = desk.copy(tmp_path / "desk")
     vault.rewrite(vault.segments("MARKET")[0], "subject", 0, "md.trade.paper.BTC-USDT")
     vault.rehash()
@@ -92,20 +96,22 @@ def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: 
         (["--root", "/nowhere"], "ROOT_MISSING: /nowhere is not there"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(desk: Vault, typed, words: list[str], said: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+    desk: Vault, typed: Command, words: list[str], said: str
+) -> None:
     result = typed(desk.deployment, *words)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith(f"tallystick: {said}")
     assert result.err.count("\n") == 1
 
 
-def test_a_folder_without_an_archive_says_so(tmp_path: Path, typed) -> None:  # type: ignore[no-untyped-def]
+def test_a_folder_without_an_archive_says_so(tmp_path: Path, typed: Command) -> None:
     result = typed(tmp_path)
     assert result.code == 2
     assert "ARCHIVE_MISSING" in result.err
 
 
-def test_the_recorded_pace_is_kept(desk: Vault, typed) -> None:  # type: ignore[no-untyped-def]
+def test_the_recorded_pace_is_kept(desk: Vault, typed: Command) -> None:
     started = time.monotonic()
     result = typed(desk.deployment, "--speed", "0.5", "--until", time_text(NOW + 105_000_000))
     took = time.monotonic() - started
