@@ -1,7 +1,4 @@
-"""The streams worker: verified events through its Faust table, and from the intent too many to the alert.
-
-python -m benchmarks.bench_streams
-"""
+"""The streams worker: verified events through its Faust table, and from the intent too many to the alert."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.report import Row, percentiles, table
+from benchmarks.report import Row, Void, percentiles, say
 from tallystick.components.runtime.context import Received
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
@@ -27,6 +24,14 @@ BATCHES = 400
 BATCH = 250
 STRATEGIES = tuple(f"s{n}" for n in range(24))
 ROUNDS = 10
+PEER = "the same subscription, empty handler"
+
+WHAT = {
+    "single": "verified events through a detector's windowed table, one a message",
+    "batched": "verified events through a detector's windowed table, 250 a message",
+    "p50": "intent too many, stored, to alert stored: p50",
+    "p99": "intent too many, stored, to alert stored: p99",
+}
 
 
 async def plain(desk: Desk, after: int, wanted: int) -> float:
@@ -59,7 +64,7 @@ async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
     rate = wanted / (time.perf_counter() - began)
     counted = context.metrics.snapshot()["intents_counted"]
     if counted != wanted:
-        raise RuntimeError(f"{counted} intents counted, {wanted} sent")
+        raise Void(f"{counted} intents counted, {wanted} sent")
     commits = context.metrics.snapshot()["state_commits"]
     await worker.stop()
     return rate, commits
@@ -122,6 +127,7 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with running_bus(folder / "single") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            say("streams: a table's events")
             single, single_peer, _ = runner.run(rates(bus, MESSAGES, 1))
         with running_bus(folder / "batched") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             batched, batched_peer, _ = runner.run(rates(bus, BATCHES, BATCH))
@@ -129,15 +135,11 @@ def rows() -> list[Row]:
             running_bus(folder / "alerts", STRATEGIES) as bus,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
+            say("streams: bursts")
             half, most = percentiles(runner.run(latencies(bus)))
-    peer = "the same subscription, empty handler"
     return [
-        Row("verified events through the windowed table, one a message", single, "events/s", "≥ 10,000", single_peer, peer),
-        Row(f"the same, {BATCH} a message", batched, "events/s", "≥ 10,000", batched_peer, peer),
-        Row("intent too many stored to alert stored, p50", half, "ms", ""),
-        Row("the same, p99", most, "ms", "≤ 20 ms"),
-    ]  # fmt: skip
-
-
-if __name__ == "__main__":
-    print(table(rows()))
+        Row(WHAT["single"], single, "events/s", "≥ 10,000", single_peer, PEER),
+        Row(WHAT["batched"], batched, "events/s", "≥ 10,000", batched_peer, PEER),
+        Row(WHAT["p50"], half, "ms"),
+        Row(WHAT["p99"], most, "ms", "≤ 20 ms"),
+    ]

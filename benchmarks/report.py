@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
+
+
+class Void(Exception):
+    """What was measured is not what it claims to be: there is no number."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -15,7 +19,7 @@ class Row(msgspec.Struct, frozen=True):
     what: str
     value: float
     unit: str
-    target: str
+    target: str = ""
     peer: float = 0.0
     peer_name: str = ""
 
@@ -29,7 +33,7 @@ def table(rows: Iterable[Row]) -> str:
     """The rows as Markdown."""
     lines = ["| | reached | target | peer in the same run | ratio |", "|---|---|---|---|---|"]
     for row in rows:
-        peer = f"{row.peer_name}: {number(row.peer)} {row.unit}" if row.peer else "–"
+        peer = f"{row.peer_name}: {number(row.peer)} {row.unit}" if row.peer else ""
         lines.append(f"| {row.what} | {number(row.value)} {row.unit} | {row.target} | {peer} | {row.ratio} |")
     return "\n".join(lines)
 
@@ -48,3 +52,10 @@ def percentiles(samples: list[float]) -> tuple[float, float]:
 def say(text: str) -> None:
     """Progress, beside the table on standard output."""
     print(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}", file=sys.stderr, flush=True)
+
+
+def rate(work: Callable[[], int]) -> float:
+    """What `work` counts, a second."""
+    began = time.perf_counter()
+    count = work()
+    return count / (time.perf_counter() - began)
