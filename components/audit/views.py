@@ -178,7 +178,7 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
     "orders": (
         "all orders with their permit and fills",
         """SELECT ts, order_id, strategy, symbol, side, qty, price, verdict, decision_id AS permit, client_order_id,
-            state, filled, fills FROM orders ORDER BY ts""",
+            state, filled, fills FROM orders WHERE verdict = 'permit' ORDER BY ts""",
     ),
     "denials": (
         "what was denied, and why",

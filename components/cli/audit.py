@@ -131,7 +131,7 @@ def sql(
         text = sys.stdin.read()
     answer = Answer(locate_archive(directory), text, limit=limit, seconds=seconds)
     if format is Format.CSV:
-        writer = csv.writer(sys.stdout)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(answer.columns)
         for row in answer.rows:
             writer.writerow(
