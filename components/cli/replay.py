@@ -57,6 +57,9 @@ def replay(
         list[str] | None,
         typer.Option("--run", help="A component to run in the zone, such as streams; may be repeated."),
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the zone up after the last message, until Ctrl-C.")
+    ] = False,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Pass over what does not verify; the exit code is 1 all the same.")
     ] = False,
@@ -77,8 +80,8 @@ def replay(
     for value, known, option in ((source, ("archive", "streams"), "--source"), (form, ("text", "json"), "--format")):
         if value not in known:
             raise ConfigError("OPTION", f"{option} is {' or '.join(known)}, got {value!r}")
-    if run and into is None:
-        raise ConfigError("OPTION", "--run starts components of a zone: name it with --into")
+    if (run or stay) and into is None:
+        raise ConfigError("OPTION", "--run and --stay are about a zone: name it with --into")
     options = Options(
         subject=subject or [],
         stream=stream or [],
@@ -94,7 +97,9 @@ def replay(
         deployment = Deployment.load(directory)
         source_keys = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     zone = open_zone(into, into_pin_fd) if into is not None else None
-    session = Session(directory, options, root, source_keys, zone, run or [], "json" if form == "json" else "text")
+    session = Session(
+        directory, options, root, source_keys, zone, run or [], "json" if form == "json" else "text", stay=stay
+    )
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(session.replay())

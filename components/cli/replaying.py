@@ -9,9 +9,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Final, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from tallystick.components.cli import operate
 from tallystick.components.cli.init import init
@@ -114,6 +114,8 @@ class Session:
         zone: tuple[Deployment, Keystore] | None,
         run: list[str],
         form: Literal["text", "json"],
+        *,
+        stay: bool = False,
     ) -> None:
         self._directory = directory
         self._options = options
@@ -122,6 +124,7 @@ class Session:
         self._zone = zone
         self._run = run
         self._form: Literal["text", "json"] = form
+        self._stay = stay
         self._stop = asyncio.Event()
         self._read = 0
         self._held = ""
@@ -132,31 +135,32 @@ class Session:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop.set)
-        started = time.monotonic()
         async with contextlib.AsyncExitStack() as stack:
             examined, self._tally = await self._source(stack)
-            sink: player.Sink
-            replayer: Replayer | None = None
-            if self._zone is None:
-                sink = _Printer(self._form, sys.stdout)
-            else:
-                sink = replayer = await stack.enter_async_context(_in_zone(*self._zone, self._run))
+            sink: player.Sink = _Printer(self._form, sys.stdout)
+            replayer, running = None, None
+            if self._zone is not None:
+                replayer, running = await stack.enter_async_context(_in_zone(*self._zone, self._run))
+                sink = replayer
             telling = asyncio.create_task(self._tell())
+            started = time.monotonic()
             try:
-                await self._play(examined, sink)
-                if replayer is not None:
-                    await replayer.settled()
+                await _unless_ended(self._play(examined, sink, replayer), running)
             except player.ReplayFailed as exc:
                 sys.stderr.write(f"tallystick: {exc.text}\n")
                 _note("stopped there; --keep-going passes over what does not verify")
             finally:
                 telling.cancel()
-        self._summary(time.monotonic() - started, replayer)
-        if self._stop.is_set():
+                self._summary(time.monotonic() - started, replayer)
+            stopped = self._stop.is_set()
+            if self._stay and not stopped:
+                _note("the zone stays up; Ctrl-C ends it")
+                await self._stop.wait()
+        if stopped:
             return 130
         return 1 if self._tally.failed else 0
 
-    async def _play(self, examined: AsyncIterator[Examined], sink: player.Sink) -> None:
+    async def _play(self, examined: AsyncIterator[Examined], sink: player.Sink, replayer: Replayer | None) -> None:
         options = self._options
 
         def told(failure: Failure) -> None:
@@ -175,6 +179,8 @@ class Session:
             stopped=self._stop.is_set,
             on_failure=told,
         )
+        if replayer is not None:
+            await replayer.settled()
 
     async def _source(self, stack: contextlib.AsyncExitStack) -> tuple[AsyncIterator[Examined], Tally]:
         selection = self._options.selection
@@ -248,9 +254,26 @@ async def _breathing(items: Iterator[Examined]) -> AsyncIterator[Examined]:
         yield item
 
 
+async def _unless_ended(work: Coroutine[Any, Any, None], running: asyncio.Task[None] | None) -> None:
+    """`work`, given up with the reason when the replay's own component ends before it."""
+    playing = asyncio.create_task(work)
+    try:
+        await asyncio.wait(
+            [playing, running] if running is not None else [playing], return_when=asyncio.FIRST_COMPLETED
+        )
+        if not playing.done() and running is not None:
+            await running
+            raise Unverified("REPLAY", "the replay's component ended before the last message")
+        await playing
+    finally:
+        playing.cancel()
+
+
 @contextlib.asynccontextmanager
-async def _in_zone(zone: Deployment, keystore: Keystore, run: list[str]) -> AsyncIterator[Replayer]:
-    """A replayer with a session in a running zone; broker, authority and `run` are started unless the zone is up."""
+async def _in_zone(
+    zone: Deployment, keystore: Keystore, run: list[str]
+) -> AsyncIterator[tuple[Replayer, asyncio.Task[None]]]:
+    """A replayer and its running component, with a session in a running zone; broker, authority and `run` are started unless the zone is up."""
     supervisor = None
     if not any(name == "authority" for name, _ in operate.processes(zone)):
         supervisor = Supervisor(zone, keystore, report=_note)
@@ -276,7 +299,7 @@ async def _in_zone(zone: Deployment, keystore: Keystore, run: list[str]) -> Asyn
             await running
             raise Unverified("REPLAY", f"the replay ended before it began; see {zone.log(REPLAY)}")
         try:
-            yield replayer
+            yield replayer, running
         finally:
             stop.set()
             await running

@@ -93,7 +93,7 @@ class Zone:
 
     async def play(self) -> None:
         reader = ArchiveReader(self.vault.place, Selection())
-        async with _in_zone(self.deployment, self.keystore, []) as replayer:
+        async with _in_zone(self.deployment, self.keystore, []) as (replayer, _):
             await play(
                 from_archive(iter(reader)),
                 replayer,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.cli import main
+from tallystick.components.runtime.deployment import Deployment
 from tallystick.replay.selection import time_text
 from tests.support.archive import Story, Vault
 from tests.support.world import NOW
@@ -91,7 +92,7 @@ def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: 
         (["--speed", "fast"], "SPEED: 'fast'"),
         (["--format", "xml"], "OPTION: --format is text or json, got 'xml'"),
         (["--source", "tape"], "OPTION: --source is archive or streams, got 'tape'"),
-        (["--run", "streams"], "OPTION: --run starts components of a zone"),
+        (["--run", "streams"], "OPTION: --run and --stay are about a zone"),
         (["--limit", "-1"], "LIMIT: "),
         (["--root", "/nowhere"], "ROOT_MISSING: /nowhere is not there"),
     ],
@@ -117,3 +118,17 @@ def test_the_recorded_pace_is_kept(desk: Vault, typed: Command) -> None:
     took = time.monotonic() - started
     assert result.code == 0
     assert took > 0.19  # from the first statement to the last 0.1 s, at half speed
+
+
+def test_a_zone_is_made_played_into_and_left_stopped(desk: Vault, tmp_path: Path, typed: Command) -> None:
+    read, write = os.pipe()
+    os.write(write, b"the zone's own pin\n")
+    os.close(write)
+    result = typed(desk.deployment, "--into", tmp_path / "z", "--into-pin-fd", read)
+    assert (result.code, result.out) == (0, "")
+    assert "28 messages with 52 events verified" in result.err
+    assert "16 published in the zone, 12 not played there" in result.err
+    zone = Deployment.load(tmp_path / "z")
+    assert zone.name.startswith("replay-")
+    assert list(zone.run.glob("*.ready")) == []
+    assert list(zone.run.glob("*.ports")) == []
