@@ -13,15 +13,25 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import nats.errors
 from nats.aio.client import Client
 
 from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
+from tallystick.infra.nats.connz import CONNZ_REQUEST, Mismatch, connz_mismatches
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
+from tallystick.schemas.nats_jwt import (
+    BOOT_BYTES,
+    SessionKey,
+    Signer,
+    decode_jwt,
+    encode_jwt,
+    encode_key,
+    sign_nonce,
+    user_claims,
+)
 from tallystick.schemas.security import Session
 
 NS: Final = 1_000_000_000
@@ -31,7 +41,7 @@ TIMEOUT_S: Final = 3.0
 
 
 class BrokerAdmin:
-    """Pushes account tokens through the system account.  Owns the table of revocations by component."""
+    """Pushes account tokens through the system account.  Owns the table of revocations by component and the tokens pushed last."""
 
     def __init__(
         self,
@@ -52,6 +62,7 @@ class BrokerAdmin:
         self._clock = clock
         self._entropy = entropy
         self._revoked: dict[str, dict[bytes, int]] = {}
+        self._pushed: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
     async def revoke(self, sessions: tuple[Session, ...]) -> None:
@@ -82,17 +93,54 @@ class BrokerAdmin:
                     del table[key]
             await self._push(list(self._accounts.all(self._validity(), self._revoked).values()))
 
-    async def connections(self, account: bytes) -> list[dict[str, Any]]:
-        """CONNZ of one account, with its logins' tokens and certificates."""
+    def remember_revoked(self, sessions: tuple[Session, ...]) -> None:
+        """Revocations of an earlier boot of the authority, so that no token pushed from now on undoes them."""
+        now = self._clock() // NS
+        for session in sessions:
+            if session.session_key:
+                self._revoked.setdefault(session.component, {})[session.session_key] = now + 1
+
+    async def intruders(self, certificates: Mapping[bytes, bytes]) -> list[Mismatch]:
+        """Kick whoever is connected with a credential that was not issued, or not to the certificate shown.
+
+        `certificates` as in `connz_mismatches`.  Raises `Unverified` when the broker does not answer.
+        """
+        found: list[Mismatch] = []
         client = await self._connect()
         try:
-            subject = f"$SYS.REQ.ACCOUNT.{encode_key('A', account)}.CONNZ"
-            answer = json.loads((await client.request(subject, b'{"auth":true}', timeout=TIMEOUT_S)).data)
-            return list(answer.get("data", {}).get("connections", []))
-        except (TimeoutError, nats.errors.Error, ValueError) as exc:
+            for keys in self._keys.components.values():
+                subject = f"$SYS.REQ.ACCOUNT.{encode_key('A', keys.account)}.CONNZ"
+                answer = await client.request(subject, CONNZ_REQUEST, timeout=TIMEOUT_S)
+                found += connz_mismatches(answer.data, certificates)
+            for mismatch in found:
+                order = json.dumps({"cid": mismatch.cid}).encode()
+                await client.request(f"$SYS.REQ.SERVER.{mismatch.server}.KICK", order, timeout=TIMEOUT_S)
+        except (TimeoutError, nats.errors.Error) as exc:
             raise Unverified("CONNZ", f"the broker did not say who is connected: {type(exc).__name__}") from exc
         finally:
             await client.close()
+        return found
+
+    async def rolled_back(self) -> list[str]:
+        """The accounts (`A…`) whose token at the broker is not the one pushed last; they are pushed again.
+
+        An older token would bring revoked sessions back.  Raises `Unverified` when the broker does not answer.
+        """
+        found: list[str] = []
+        async with self._lock:
+            client = await self._connect()
+            try:
+                for account, token in self._pushed.items():
+                    reply = await client.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", timeout=TIMEOUT_S)
+                    if reply.data != token.encode():
+                        found.append(account)
+            except (TimeoutError, nats.errors.Error) as exc:
+                raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
+            finally:
+                await client.close()
+            if found:
+                await self._push([self._pushed[account] for account in found])
+        return found
 
     def _validity(self) -> Validity:
         now = self._clock() // NS
@@ -106,6 +154,7 @@ class BrokerAdmin:
                 answer = json.loads(reply.data)
                 if answer.get("error"):
                     raise Unverified("CLAIMS_UPDATE", f"the broker refused an account token: {answer['error']}")
+                self._pushed[decode_jwt(token).sub] = token
         except (TimeoutError, nats.errors.Error, ValueError) as exc:
             raise Unverified("CLAIMS_UPDATE", f"the broker did not confirm: {type(exc).__name__}") from exc
         finally:

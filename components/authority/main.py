@@ -45,8 +45,10 @@ if TYPE_CHECKING:
 LIST_S: Final = 1.0
 REFRESH_S: Final = 6 * 3600.0
 CONNECTIONS_S: Final = 5.0
-# Lists, heartbeats and issues of the last few minutes: certainly the newest list.
-HISTORY: Final = 2000
+RESOLVER_S: Final = 60.0
+EXPIRED_NS: Final = 10_000_000_000
+# Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
+HISTORY: Final = 8_192
 LIST_SUBJECT: Final = subject("cred", component="authority")
 
 
@@ -71,6 +73,8 @@ class Authority(Component):
         self._lock = asyncio.Lock()
         self._history: list[Received] = []
         self._runner: web.AppRunner | None = None
+        # credential hash -> (SHA-256 of the certificate that it was issued to, when it expires)
+        self._certificates: dict[bytes, tuple[bytes, int]] = {}
 
     def credential_source(self, setup: Setup) -> CredentialSource:
         """Open the tokens and be the own source."""
@@ -116,6 +120,8 @@ class Authority(Component):
         await self._revoked(replaced, "replaced by a new boot")
         ctx.spawn(self._list())
         ctx.spawn(self._refresh())
+        ctx.spawn(self._watch_connections())
+        ctx.spawn(self._watch_resolver())
         await self._serve()
 
     async def stop(self) -> None:
@@ -139,6 +145,7 @@ class Authority(Component):
 
     async def _announce(self, issued: Issued, certificate: bytes) -> None:
         ctx, session = self._context(), issued.session
+        self._certificates[session.credential_hash] = (certificate, session.expires_at)
         await ctx.publish(
             subject("cred", component=session.component),
             ctx.new(
@@ -202,6 +209,7 @@ class Authority(Component):
 
     def _take_up(self) -> None:
         now = self._setup.clock()
+        issues: dict[bytes, list[Session]] = {}
         for received in self._history:
             for event in received.events:
                 match event:
@@ -209,29 +217,64 @@ class Authority(Component):
                         self._number = max(self._number, event.number)
                         self._issuer.restore(event.live, event.revoked, now)
                     case CredentialIssued():
-                        self._issuer.restore(
-                            (
-                                Session(
-                                    component=received.subject.component,
-                                    boot=event.boot,
-                                    credential_hash=event.credential_hash,
-                                    expires_at=event.expires_at,
-                                    session_key=event.session_key,
-                                ),
-                            ),
-                            (),
-                            now,
+                        session = Session(
+                            component=received.subject.component,
+                            boot=event.boot,
+                            credential_hash=event.credential_hash,
+                            expires_at=event.expires_at,
+                            session_key=event.session_key,
                         )
+                        issues.setdefault(event.boot, []).append(session)
+                        self._certificates[event.credential_hash] = (event.certificate, event.expires_at)
+                        self._issuer.restore((session,), (), now)
                     case SessionRevoked() | BootEnded():
                         self._issuer.forget_boot(event.boot, now)
+                        self._broker.remember_revoked(
+                            tuple(s for s in issues.get(event.boot, ()) if s.expires_at > now)
+                        )
                     case _:
                         pass
         self._history.clear()
 
     async def _refresh(self) -> None:
+        ctx = self._context()
         while True:
+            try:
+                await self._broker.refresh()
+            except Unverified as exc:
+                ctx.notice("ACCOUNT_TOKENS", f"not renewed at the broker, trying again in a minute: {exc}")
+                await asyncio.sleep(RESOLVER_S)
+                continue
             await asyncio.sleep(REFRESH_S)
-            await self._broker.refresh()
+
+    async def _watch_connections(self) -> None:
+        ctx = self._context()
+        while True:
+            await asyncio.sleep(CONNECTIONS_S)
+            now = ctx.clock()
+            # The broker ends an expired connection itself, within its clock's second.
+            self._certificates = {k: v for k, v in self._certificates.items() if v[1] + EXPIRED_NS > now}
+            try:
+                found = await self._broker.intruders({k: v[0] for k, v in self._certificates.items()})
+            except Unverified as exc:
+                ctx.log.warning("connections unknown", code=exc.code, text=exc.text)
+                continue
+            for mismatch in found:
+                ctx.notice(mismatch.code, f"connection {mismatch.cid} is kicked: {mismatch.text}")
+
+    async def _watch_resolver(self) -> None:
+        ctx = self._context()
+        while True:
+            await asyncio.sleep(RESOLVER_S)
+            try:
+                found = await self._broker.rolled_back()
+            except Unverified as exc:
+                ctx.log.warning("account tokens unknown", code=exc.code, text=exc.text)
+                continue
+            for account in found:
+                ctx.notice(
+                    "ACCOUNT_ROLLBACK", f"the broker held another token of {account} than was pushed; pushed again"
+                )
 
     # -- the door -------------------------------------------------------------------------------
 

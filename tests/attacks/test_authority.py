@@ -22,7 +22,7 @@ from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter
-from tallystick.schemas.security import CredentialIssued, SessionRevoked
+from tallystick.schemas.security import CredentialIssued, Notice, SessionRevoked
 from tallystick.schemas.subjects import ORDERS, subject
 from tests.support.deployment import Running, make, running, until
 
@@ -32,6 +32,12 @@ INTENTS = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/E
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
     return make(tmp_path_factory.mktemp("d") / "desk", session_lifetime_s=5)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
+    """Sessions that outlive what the test waits for."""
+    return make(tmp_path_factory.mktemp("l") / "desk", session_lifetime_s=60)
 
 
 def on(made: tuple[Deployment, Keystore], work: Callable[[Running], Awaitable[None]], timeout: float = 60.0) -> None:
@@ -146,6 +152,41 @@ def test_a_session_minted_with_a_stolen_role_key_is_let_in_by_the_broker_and_ref
         await thief.link.stop()
 
     on(made, work)
+
+
+def test_a_session_that_was_never_issued_and_one_with_anothers_certificate_are_kicked(
+    lasting: tuple[Deployment, Keystore],
+) -> None:
+    async def work(desk: Running) -> None:
+        watcher = await desk.context("console")
+        notices: list[Notice] = []
+        watcher.subscribe("guard.>", lambda r: notices.extend(e for e in r.events if isinstance(e, Notice)))
+        watcher.open()
+        await watcher.caught_up()
+        alpha = await desk.context("strategy-alpha")
+        token = TokenProcess(desk.deployment.token("roles"), "roles", desk.keystore[pin_name("roles")])
+        role = token.signer(role_key_id("strategy-beta"))
+        thief = await desk.context("strategy-beta", source=_StolenRoleKey("strategy-beta", role, watcher.trust))
+        token.close()
+        unlisted = await thief.link.connection()
+        stolen = alpha.link.session
+        borrowed = Client()
+        await borrowed.connect(
+            servers=[desk.supervisor.server.url],
+            user_jwt_cb=stolen.credential.text.encode,
+            signature_cb=lambda nonce: sign_nonce(stolen.key, nonce),
+            tls=desk.setup("gateway").tls,
+            tls_handshake_first=True,
+            allow_reconnect=False,
+        )
+        await until(lambda: not unlisted.alive and borrowed.is_closed, "both are kicked", 15)
+        codes = {"CONNECTION_UNLISTED", "CONNECTION_CERTIFICATE"}
+        await until(lambda: codes <= {n.code for n in notices}, "both notices", 5)
+        assert (await alpha.link.connection()).alive
+        desk.contexts.remove(thief)
+        await thief.link.stop()
+
+    on(lasting, work)
 
 
 def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) -> None:
