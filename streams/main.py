@@ -62,6 +62,7 @@ class Streams(Component):
         self._rules_given = rules
         self._commit_s = commit_s
         self._expires_s = expires_s
+        self._started = False
 
     async def start(self, ctx: Context) -> None:
         """Take the lease and the state, and read on from there.  Raises `ConfigError` while another worker is live."""
@@ -105,6 +106,7 @@ class Streams(Component):
         for work in (self._watch(), self._guarded(self._keep_committing()), self._guarded(self._lease.keep())):
             ctx.spawn(work)
         ctx.subscribe(PATTERNS, self._on_message, after=self._applied)
+        self._started = True
 
     async def ready(self) -> None:
         """History is applied and committed; what is found from here on is news."""
@@ -116,6 +118,8 @@ class Streams(Component):
 
     async def stop(self) -> None:
         """Commit what is applied and give the lease back; what is still queued is read again next time."""
+        if not self._started:
+            return  # told to stop while it waited for the lease or read its state: nothing of ours is out
         self._stopping = True
         await self._commit()
         # The agent drains the channel without effect; the reader must not be left waiting in it.
