@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 
@@ -196,7 +197,9 @@ def test_publishing_outside_the_own_scope_is_refused_before_it_reaches_the_broke
     async def work(desk: Desk) -> None:
         context = await desk.context("market-data")
         with pytest.raises(Unverified, match="SCOPE"):
-            context.publish(subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH"), trade(context, 1))
+            context.publish(
+                subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH"), trade(context, 1)
+            )
         with pytest.raises(Malformed, match="EVENT_TYPE"):
             context.publish(TRADES, context.new(Heartbeat, heads=()))
         with pytest.raises(ConfigError, match="READ_SCOPE"):
@@ -235,3 +238,25 @@ def test_a_failing_handler_stops_the_component_before_its_position_moves(bus: Te
         assert reader.position("MARKET") == before
 
     on_desk(bus, work)
+
+
+def test_the_watchdog_leaves_a_broker_that_answers_nothing_and_nothing_is_lost(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        source, reader = await desk.context("market-data"), await desk.context("gateway")
+        got: list[int] = []
+        reader.subscribe("md.trade.>", collect(got, 2_000_000))
+        reader.open()
+        await reader.caught_up("MARKET")
+        await source.publish(TRADES, trade(source, 2_000_000))
+        # The process lives and its sockets stay open: only the missing acknowledgement shows it.
+        os.kill(bus.server.pid, signal.SIGSTOP)
+        try:
+            for number in range(2_000_001, 2_000_101):
+                source.publish(TRADES, trade(source, number))
+            await until(lambda: source.metrics.snapshot().get("watchdog", 0) >= 1, "the watchdog", 6)
+        finally:
+            os.kill(bus.server.pid, signal.SIGCONT)
+        await until(lambda: len(got) >= 101, "all events", 20)
+        assert got == list(range(2_000_000, 2_000_101))
+
+    on_desk(bus, work, 60)
