@@ -86,7 +86,7 @@ def observe(rule: Rule, previous: Bucket, current: Bucket, at: int, seq: int, in
     # All of `current` lies within the window; of `previous` what is newer than the horizon.
     before = current.count + len(previous.times) - bisect_right(previous.times, horizon)
     finding = current.finding
-    if before + len(intents) > rule.limit and finding is None:
+    if intents and before + len(intents) > rule.limit and finding is None:
         last = previous.finding
         if last is None or last.at <= horizon:
             first = max(0, rule.limit - before)

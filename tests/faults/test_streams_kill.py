@@ -60,7 +60,7 @@ class Worker:
                 *arguments,
                 cwd=ROOT,
                 stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"},
             )
         )
 

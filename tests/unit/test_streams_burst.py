@@ -90,6 +90,12 @@ def test_at_the_limit_nothing_is_found_and_one_more_is() -> None:
     assert [f.value for f in run(rule, [(START, 5), (START + NS - 1, 1)])[0]] == [6]
 
 
+def test_a_message_without_intents_finds_nothing_whatever_came_before() -> None:
+    # Found by the comparison above: beyond the limit, the one finding a window made, then a message of cancels.
+    findings, _ = run(Rule(1, 2), [(START, 2), (START + 2 * NS - 2, 2), (START + 2 * NS, 0)])
+    assert [f.seq for f in findings] == [1]
+
+
 def test_a_burst_across_two_buckets_is_found() -> None:
     late, early = START + NS - 10**8, START + NS + 10**8
     assert [f.at for f in run(Rule(5), [(late, 3), (early, 3)])[0]] == [early]
