@@ -6,12 +6,15 @@
 - `SessionRevoked` and `BootEnded` take effect at once, before the next list, and are never undone: a
   list that names a revoked boot again does not revive it.
 - `CredentialIssued` adds a session at once (it is published before the hand-out).
+- What was announced stays known after it has expired, for messages that come late or from history
+  (`require_announced`): since the first list was heard, whatever was not announced is nobody's.
 - `require_listed` fails closed: a list older than `MAX_LIST_AGE_NS`, or stated ahead of this clock by more
   than clocks differ, proves nothing.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Final
 
 from tallystick.schemas.credential import Credential
@@ -20,6 +23,8 @@ from tallystick.schemas.seal import MAX_SKEW_NS, Verified
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
 MAX_LIST_AGE_NS: Final = 3_000_000_000
+# Announced sessions remembered: days of renewals, far beyond any late message.
+MAX_ANNOUNCED: Final = 65_536
 
 
 class SessionView:
@@ -27,6 +32,9 @@ class SessionView:
 
     def __init__(self) -> None:
         self.listed_at = 0
+        # The statement time (Unix ns) of the first list heard: announcements are complete from here on.
+        self.since = 0
+        self._announced: OrderedDict[bytes, None] = OrderedDict()
         self._live: dict[bytes, Session] = {}
         self._revoked: set[bytes] = set()
         self._dead_boots: dict[bytes, str] = {}
@@ -37,11 +45,15 @@ class SessionView:
             return
         for event in verified.events:
             if isinstance(event, SessionList):
+                self.since = self.since or verified.statement.time
+                for session in event.live:
+                    self._announce(session.credential_hash)
                 if verified.statement.time > self.listed_at:
                     self.listed_at = verified.statement.time
                     self._live = {s.credential_hash: s for s in event.live}
                     self._revoked = set(event.revoked)
             elif isinstance(event, CredentialIssued):
+                self._announce(event.credential_hash)
                 if verified.statement.time < self.listed_at:
                     continue  # the list knows it, or knows better
                 component = verified.subject.component
@@ -55,6 +67,22 @@ class SessionView:
             elif isinstance(event, SessionRevoked | BootEnded):
                 self._dead_boots[event.boot] = event.reason
                 self._live = {k: s for k, s in self._live.items() if s.boot != event.boot}
+
+    def _announce(self, digest: bytes) -> None:
+        self._announced[digest] = None
+        if len(self._announced) > MAX_ANNOUNCED:
+            self._announced.popitem(last=False)
+
+    def require_announced(self, credential: Credential, when: int) -> None:
+        """Raise `Unverified` for a session that the authority never announced.
+
+        `when` (Unix ns) is when the message was stated or stored, whichever is later; before the first list was
+        heard nothing is known and nothing is refused.  For what is late or history: it need not live any more.
+        """
+        if self.since and when >= self.since and credential.digest not in self._announced:
+            raise Unverified(
+                "SESSION_UNLISTED", f"{credential.component}/{credential.boot.hex()[:8]} was never announced"
+            )
 
     def require_fresh(self, now: int) -> None:
         """Raise `CouldNotVerify` unless the newest list is recent at `now` (Unix ns)."""

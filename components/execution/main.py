@@ -53,6 +53,7 @@ from tallystick.schemas.subjects import subject
 
 SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
+ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0
 FRESH_NS: Final = 5_000_000_000
 LISTING_NS: Final = 500_000_000
@@ -95,6 +96,8 @@ class Execution(Component):
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
         ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
         ctx.subscribe("control.breaker.>", self._on_breaker)
+        # Far enough back to know whose sessions were announced when something comes late or from recent history.
+        ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
         ctx.spawn(self._ticks())
         ctx.spawn(self._keep_warm())
 
@@ -139,6 +142,8 @@ class Execution(Component):
             return
         # What is unlisted has no effect; what cannot be known is not carried out, and accounted for.
         refusal = await self._listing(received) if received.live else received.refusal or HISTORY
+        if refusal is not None:
+            await self._ctx.require_announced(received)
         late = None if refusal is None else (refusal.code, refusal.text)
         now = self._ctx.clock()
         for event in received.events:

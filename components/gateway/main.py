@@ -7,6 +7,8 @@
   events of the order's way, heartbeats and trips count only from listed sessions.
 - While the session list is stale the order's way is still followed (nothing is permitted meanwhile, and
   what was filled stays filled); the breaker's word then counts for nothing, which denies.
+- What is late, and what stands in history, counts from announced sessions only: a thief of a role key dates
+  his messages as he likes.  Market data counts from listed sessions: it is what prices are measured against.
 - A session that was issued in the last `FRESH_NS` may be heard before its listing, which comes by another
   stream: its message waits up to `LISTING_S` for it.
 - Nobody waits for the acknowledgement of a decision: who reads it reads what is stored.  A decision that
@@ -71,7 +73,17 @@ class GatewayProcess(Component):
         for where, decision in self.gateway.caught_up(self._ctx.clock()):
             self._publish(where, decision)
 
-    def _on_market(self, received: Received) -> None:
+    async def _on_market(self, received: Received) -> None:
+        if received.live:
+            await self._listing(received)
+            try:
+                self._ctx.sessions.require_listed(received.credential, self._ctx.clock())
+            except CouldNotVerify:
+                # Nothing is permitted while the list is stale; the next trade after it prices again.
+                self._ctx.metrics.add("market_with_stale_list")
+                return
+        else:
+            await self._ctx.require_announced(received)
         self.gateway.apply(received.verified, self._ctx.clock())
 
     def _on_control(self, received: Received) -> None:
@@ -91,6 +103,9 @@ class GatewayProcess(Component):
             except CouldNotVerify:
                 # The list is stale: a fill must not be lost for that, and nothing is permitted meanwhile.
                 self._ctx.metrics.add("applied_with_stale_list")
+                await self._ctx.require_announced(received)
+        else:
+            await self._ctx.require_announced(received)
         self.gateway.apply(received.verified, self._ctx.clock())
 
     async def _on_intent(self, received: Received) -> None:

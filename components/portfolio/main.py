@@ -2,6 +2,7 @@
 
 - At start the book is rebuilt from ORDERS: permits from `order.decision`, order ids from `order.event`, our own fills
   and positions.  Only then is the venue asked for what came since, and followed.
+- A decision counts as a permit if its session is on the authority's list; late or from history, if it was announced.
 - A fill is published before its position, on one chain; see `book` for what a crash in between means.
 - It reads the account with a key that may do nothing but read, signed in its own hardware token.
 
@@ -24,12 +25,13 @@ from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
 from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
 from tallystick.components.runtime.hsm import Token
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, CouldNotVerify
 from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import subject
 
 TICK_S: Final = 0.25
 OWN: Final = "portfolio"
+ANNOUNCED_TAIL: Final = 4_096
 
 Connect = Callable[[Context, Listener], UserStream]
 
@@ -99,6 +101,8 @@ class Portfolio(Component):
             self._on_orders,
             start="all",
         )
+        # Far enough back to know whose sessions were announced when a decision comes late or from recent history.
+        ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
 
     async def ready(self) -> None:
         """History is applied: state what a crash left unsaid, then follow the venue."""
@@ -107,7 +111,15 @@ class Portfolio(Component):
         self.ctx.spawn(self._stream.run())
         self.ctx.spawn(self._tick())
 
-    def _on_orders(self, received: Received) -> None:
+    async def _on_orders(self, received: Received) -> None:
+        if received.live:
+            try:
+                await self.ctx.require_listed(received)
+            except CouldNotVerify:
+                # A permit given just before the authority went away is one; of a session never announced it is none.
+                await self.ctx.require_announced(received)
+        else:
+            await self.ctx.require_announced(received)
         # Late messages count as well: a permit or an own fill is a fact, however old.
         where = received.subject
         for event in received.events:

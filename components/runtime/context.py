@@ -6,8 +6,11 @@
 - A message that fails goes to `dead.<component>` with code and bytes, and is counted; reading goes on.
 - A handler's `TallystickError` dead-letters its message too; any other exception is a defect and stops
   the process before its position moves on, so nothing is skipped.
+- Nothing is learned from a message whose session is revoked when it is received, whatever time it claims, nor
+  a session list from one that is ahead of this clock.
 - History (what was stored before this process caught up) arrives with `live = False`: it builds state
-  and must cause nothing.  Stale messages have `live = False` as well, with `refusal` saying why.
+  and must cause nothing.  Stale messages have `live = False` as well, with `refusal` saying why.  Neither is
+  handled before SECURITY has been read, which says whose sessions were ever announced (`require_announced`).
 """
 
 from __future__ import annotations
@@ -82,6 +85,9 @@ class Received(msgspec.Struct, frozen=True):
         """The credential that sealed it."""
         return self.verified.credential
 
+
+_ALWAYS: Final = asyncio.Event()
+_ALWAYS.set()
 
 Handler = Callable[[Received], Awaitable[None] | None]
 RawHandler = Callable[[Delivery], Awaitable[None] | None]
@@ -164,6 +170,7 @@ class Context:
         self._readers: dict[str, StreamReader] = {}
         self._caught_up: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._guard = subject("guard", component=component)
         self._dead = subject("dead", component=component)
@@ -287,17 +294,16 @@ class Context:
         """Start the readers for what was subscribed, and the heartbeat."""
         if SECURITY in self._reads and SECURITY not in self._raw:
             self._subscriptions.setdefault(SECURITY, [])
+        self._caught_up = {stream: asyncio.Event() for stream in (*self._subscriptions, *self._raw)}
         for stream, subscriptions in self._subscriptions.items():
             starts = [s.start for s in subscriptions]
             first = 1 + min((s.after for s in subscriptions if s.start == "all"), default=-1)
             tail = max([s for s in starts if isinstance(s, int)], default=0)
             if stream == SECURITY:
                 tail = max(tail, SECURITY_TAIL)
-            self._caught_up[stream] = asyncio.Event()
             self._chains[stream] = ReaderChains()
             self._open_reader(stream, self._handler(stream), first or None, tail)
         for stream, (handler, after) in self._raw.items():
-            self._caught_up[stream] = asyncio.Event()
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
         self._spawn(self._heartbeat())
 
@@ -319,6 +325,7 @@ class Context:
 
     async def close(self) -> None:
         """Stop reading, send what is queued, close each chain, log out."""
+        self._closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -367,11 +374,25 @@ class Context:
 
         It waits up to `LISTING_S` for that, if its credential is that new; nothing else waits.
         """
+        await self._await_listing(verified, stream, lambda now: self.sessions.require_listed(verified.credential, now))
+
+    async def require_announced(self, received: Received) -> None:
+        """Raise `Unverified` unless the authority announced the session: for what is late, or history."""
+        credential, when = received.credential, max(received.statement.time, received.stored)
+        await self._await_listing(
+            received.verified, received.subject.stream, lambda _: self.sessions.require_announced(credential, when)
+        )
+
+    async def require_listed(self, received: Received) -> None:
+        """Raise `Unverified` unless the session is on a fresh list; `CouldNotVerify` where there is none."""
+        await self._require_listed(received.verified, received.subject.stream)
+
+    async def _await_listing(self, verified: Verified, stream: str, require: Callable[[int], None]) -> None:
         deadline = self.clock() + int(LISTING_S * 1e9)
         while True:
             now = self.clock()
             try:
-                self.sessions.require_listed(verified.credential, now)
+                require(now)
             except Unverified as exc:
                 fresh = now - verified.credential.issued_at < FRESH_NS
                 if exc.code != "SESSION_UNLISTED" or stream == SECURITY or not fresh or now > deadline:
@@ -393,14 +414,21 @@ class Context:
         chains = self._chains[stream]
         subscriptions = self._subscriptions[stream]
         caught_up = self._caught_up[stream]
+        first = self._caught_up.get(SECURITY) if stream != SECURITY else None
+        security = first or _ALWAYS
 
         async def handle(delivery: Delivery) -> None:
+            while not security.is_set():
+                if self._closing:
+                    return
+                await asyncio.sleep(0.005)
             now = self.clock()
             try:
                 verified = self.verifier.open(delivery.subject, stream, delivery.payload)
-                chains.accept(verified)
-                self.sessions.apply(verified)
                 live, refusal = caught_up.is_set(), None
+                if live:
+                    # Before it can count as merely old: a thief dates his messages as he likes.
+                    self.sessions.require_not_revoked(verified.credential)
                 try:
                     require_live(verified, now)
                     self.sessions.require_not_revoked(verified.credential)
@@ -408,9 +436,12 @@ class Context:
                         await self._require_listed(verified, stream)
                 except Unverified as exc:
                     # Old is history; everything else wrong with a message received now has no effect.
-                    if live and exc.code != "STALE":
+                    if (live and exc.code != "STALE") or (exc.code == "FUTURE" and verified.subject.kind == "cred"):
                         raise
                     live, refusal = False, exc
+                # Only now is anything learned from it: positions that a refused message names are not used up.
+                chains.accept(verified)
+                self.sessions.apply(verified)
                 received = Received(
                     verified=verified,
                     stream_seq=delivery.stream_seq,
