@@ -1,0 +1,313 @@
+"""Attacks by date: a thief of a key states what he likes, when he likes; what is late must not count for more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tallystick.components.gateway import decide
+from tallystick.components.gateway.main import GatewayProcess
+from tallystick.components.portfolio.main import Portfolio
+from tallystick.components.runtime.context import Context, Received
+from tallystick.schemas.event import Event
+from tallystick.schemas.market import Trade
+from tallystick.schemas.orders import Decision, Permit, Position, VenueOrder
+from tallystick.schemas.registry import encode_events
+from tallystick.schemas.seal import ChainWriter
+from tallystick.schemas.security import Session, SessionList, SessionRevoked
+from tallystick.schemas.subjects import parse_subject
+from tests.support import gateway as gateways
+from tests.support import world
+from tests.support.bus import TestBus, running_bus
+from tests.support.runtime import Desk
+
+SECOND = 1_000_000_000
+POSITION = "position.alpha.paper.XRP-ETH"
+DECISION = "order.decision.alpha.paper.XRP-ETH"
+TRADE = "md.trade.paper.XRP-ETH"
+
+
+@pytest.fixture
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
+    with running_bus(tmp_path_factory.mktemp("bus")) as running:
+        yield running
+
+
+class Scene:
+    """An authority that lists whom the test says, and thieves that publish through their victim's connection."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.listed: list[Context] = []
+        self.number = 0
+
+    async def start(self) -> None:
+        self.authority = await self.desk.context("authority")
+
+    async def component(self, name: str, **kw: Any) -> Context:
+        """A context whose session is announced."""
+        context = await self.desk.context(name, **kw)
+        self.listed.append(context)
+        await self.list_sessions()
+        return context
+
+    def sessions(self, *contexts: Context) -> tuple[Session, ...]:
+        found = []
+        for context in contexts:
+            c = context.link.session.credential
+            found.append(Session(c.component, c.boot, c.digest, c.expires_at, c.session_key))
+        return tuple(found)
+
+    async def list_sessions(self) -> None:
+        self.number += 1
+        event = self.authority.new(
+            SessionList, number=self.number, live=self.sessions(self.authority, *self.listed), revoked=()
+        )
+        await self.authority.publish("cred.authority", event)
+
+    async def revoke(self, context: Context) -> None:
+        self.listed.remove(context)
+        event = self.authority.new(SessionRevoked, boot=context.boot, reason="stolen")
+        await self.authority.publish(f"cred.{context.component}", event)
+        await self.list_sessions()
+
+    async def minted(self, component: str) -> Context:
+        """A session minted with a stolen role key: the broker lets it in, nobody announced it."""
+        return await self.desk.context(component)
+
+    @staticmethod
+    async def publish(thief: Context, where: str, *events: Event, age_ns: int = 0) -> None:
+        """Seal and publish `events`, stated `age_ns` ago."""
+        session, subject = thief.link.session, parse_subject(where)
+        writer = ChainWriter(session.credential, session.key, subject.stream)
+        sealed = writer.seal([(where, encode_events(subject.kind, events))], time.time_ns() - age_ns)
+        connection = await thief.link.connection()
+        await asyncio.wait_for(await connection.publish(where, sealed[0][1], os.urandom(16).hex()), 3)
+
+
+def on_scene(bus: TestBus, work: Callable[[Scene], Awaitable[None]]) -> None:
+    async def run() -> None:
+        desk = Desk(bus)
+        scene = Scene(desk)
+        try:
+            await scene.start()
+            await asyncio.wait_for(work(scene), 30)
+        finally:
+            await desk.close()
+
+    asyncio.run(run())
+
+
+async def until(condition: Callable[[], Any], what: str, timeout: float = 5.0) -> None:
+    for _ in range(int(timeout / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+def refused(context: Context) -> int:
+    return context.metrics.snapshot().get("dead_letters", 0)
+
+
+def position(context: Context) -> Position:
+    return context.new(Position, qty=Decimal(0), average_price=Decimal(0), realized=Decimal(0), fills=10**9)
+
+
+class _Gateway(GatewayProcess):
+    """The gateway's process over a core that is built here: no policy folder is needed to learn from the bus."""
+
+    async def start(self, ctx: Context) -> None:
+        self._ctx = ctx
+        made = gateways.World(ready=False)
+        self.gateway = decide.Gateway(
+            ctx.trust, made.policy, decide.LimitBook(gateways.LIMITS), ctx.sessions, made._new_decision
+        )
+        ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, 256)
+        ctx.subscribe(("fill.>", "position.>"), self._on_orders, "all")
+
+
+async def gateway_on(scene: Scene) -> tuple[Context, _Gateway]:
+    context = await scene.component("gateway")
+    process = _Gateway()
+    await process.start(context)
+    context.open()
+    await context.caught_up()
+    return context, process
+
+
+def held(process: _Gateway) -> int:
+    found = process.gateway.exposure._holdings.get("alpha", {}).get(("paper", "XRP/ETH"))
+    return 0 if found is None else found[1].fills
+
+
+def test_a_revoked_session_gains_nothing_by_dating_its_message_back(bus: TestBus) -> None:
+    async def work(scene: Scene) -> None:
+        portfolio = await scene.component("portfolio")
+        context, process = await gateway_on(scene)
+        await scene.revoke(portfolio)
+        await until(lambda: context.sessions.is_dead(portfolio.boot), "the revocation")
+        await scene.publish(portfolio, POSITION, position(portfolio))
+        # Beyond the kind's maximum age it is merely late, and used to be taken as such.
+        await scene.publish(dated_back(scene, portfolio, 61), POSITION, position(portfolio), age_ns=61 * SECOND)
+        await until(lambda: refused(context) == 2, "the refusals")
+        assert held(process) == 0
+
+    on_scene(bus, work)
+
+
+@pytest.mark.parametrize("age_s", [0, 61])
+def test_a_session_that_was_never_announced_moves_no_position_at_whatever_age(bus: TestBus, age_s: int) -> None:
+    async def work(scene: Scene) -> None:
+        context, process = await gateway_on(scene)
+        thief = await backdated(scene, "portfolio", age_s)
+        await scene.publish(thief, POSITION, position(thief), age_ns=age_s * SECOND)
+        await until(lambda: refused(context) == 1, "the refusal")
+        assert held(process) == 0
+        # Nor does it after the reader has started anew and finds it in its history.
+        scene.desk.contexts.remove(context)
+        scene.listed.remove(context)
+        await context.close()
+        again, fresh = await gateway_on(scene)
+        await until(lambda: refused(again) == 1, "the refusal from history")
+        assert held(fresh) == 0
+
+    on_scene(bus, work)
+
+
+async def backdated(scene: Scene, component: str, age_s: int) -> Any:
+    """A minted session whose lifetime covers a statement `age_s` ago."""
+    thief = await scene.minted(component)
+    return dated_back(scene, thief, age_s) if age_s else thief
+
+
+def dated_back(scene: Scene, thief: Context, age_s: int) -> Any:
+    """`thief` with another credential of its role key, boot and session key, issued before `age_s` ago."""
+    credential, key = world.credential(
+        thief.component,
+        scene.desk.trust,
+        boot=thief.boot,
+        session=thief.link.session.key,
+        issued_at=time.time_ns() - (age_s + 5) * SECOND,
+        lifetime=min(120, scene.desk.trust.components[thief.component].lifetime),
+    )
+    link = SimpleNamespace(session=SimpleNamespace(credential=credential, key=key), connection=thief.link.connection)
+    return SimpleNamespace(link=link, new=thief.new, boot=thief.boot)
+
+
+def test_a_revoked_authority_lists_nobody_any_more(bus: TestBus) -> None:
+    async def work(scene: Scene) -> None:
+        reader = await scene.component("gateway", listed=True)
+        reader.open()
+        await reader.caught_up()
+        first, scene.authority = scene.authority, await scene.desk.context("authority")
+        revoked = scene.authority.new(SessionRevoked, boot=first.boot, reason="replaced by a new boot")
+        await scene.authority.publish("cred.authority", revoked)
+        await scene.list_sessions()
+        await until(lambda: reader.sessions.is_dead(first.boot), "the revocation")
+        before = reader.sessions.listed_at
+        thief = await scene.minted("portfolio")
+        await first.publish("cred.authority", first.new(SessionList, number=99, live=scene.sessions(thief), revoked=()))
+        await until(lambda: refused(reader) == 1, "the refusal")
+        assert reader.sessions.listed_at == before
+        assert not reader.sessions.live("portfolio", time.time_ns())
+
+    on_scene(bus, work)
+
+
+def test_a_list_ahead_of_the_clock_does_not_shut_out_the_lists_that_follow(bus: TestBus) -> None:
+    async def work(scene: Scene) -> None:
+        reader = await scene.component("gateway", listed=True)
+        reader.open()
+        await reader.caught_up()
+        event = scene.authority.new(SessionList, number=99, live=(), revoked=())
+        await scene.publish(scene.authority, "cred.authority", event, age_ns=-30 * SECOND)
+        await until(lambda: refused(reader) == 1, "the refusal")
+        assert reader.sessions.listed_at <= time.time_ns()
+
+    on_scene(bus, work)
+
+
+def test_a_thief_of_a_role_key_does_not_use_up_the_positions_of_the_live_chain(bus: TestBus) -> None:
+    """A minted session that claims the victim's boot and a sequence far ahead would make all that follows a replay."""
+
+    async def work(scene: Scene) -> None:
+        victim = await scene.component("portfolio")
+        reader = await scene.component("gateway", listed=True)
+        got: list[Received] = []
+        reader.subscribe("position.>", got.append)
+        reader.open()
+        await reader.caught_up()
+        thief = await scene.desk.context("portfolio", boot=victim.boot)
+        writer = ChainWriter(thief.link.session.credential, thief.link.session.key, "ORDERS")
+        writer.seq, writer.prev = 2**40, bytes(31) + b"\x01"
+        sealed = writer.seal([(POSITION, encode_events("position", (position(thief),)))], time.time_ns())
+        connection = await thief.link.connection()
+        await asyncio.wait_for(await connection.publish(POSITION, sealed[0][1], os.urandom(16).hex()), 3)
+        await until(lambda: refused(reader) == 1, "the refusal")
+        await scene.list_sessions()
+        await victim.publish(POSITION, position(victim))
+        await until(lambda: len(got) == 1, "the victim's own word")
+        assert got[0].live
+
+    on_scene(bus, work)
+
+
+def test_market_data_of_a_session_that_is_not_listed_moves_no_price(bus: TestBus) -> None:
+    """The last trade is what the price collar is measured against."""
+
+    async def work(scene: Scene) -> None:
+        feed = await scene.component("market-data")
+        context, process = await gateway_on(scene)
+        thief = await scene.minted("market-data")
+
+        def trade(of: Context, price: str) -> Trade:
+            fields: dict[str, Any] = {"trade_id": 1, "qty": Decimal(1), "time": time.time_ns(), "buyer_is_maker": False}
+            return of.new(Trade, price=Decimal(price), **fields)
+
+        await scene.list_sessions()
+        await feed.publish(TRADE, trade(feed, "0.001"))
+        await until(lambda: process.gateway._last, "the market's price")
+        await thief.publish(TRADE, trade(thief, "0.9"))
+        await until(lambda: refused(context) == 1, "the refusal")
+        assert set(process.gateway._last.values()) == {Decimal("0.001")}
+
+    on_scene(bus, work)
+
+
+class _Silent:
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("age_s", [0, 6])
+def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_portfolio(bus: TestBus, age_s: int) -> None:
+    """Otherwise whoever trades with a stolen API key writes himself the permits that keep the breaker quiet."""
+
+    async def work(scene: Scene) -> None:
+        context = await scene.component("portfolio")
+        portfolio = Portfolio("paper", lambda *_: _Silent())  # type: ignore[arg-type,return-value]
+        await portfolio.start(context)
+        context.open()
+        await context.caught_up()
+        await portfolio.ready()
+        thief = await backdated(scene, "gateway", age_s)
+        order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0014", "thief")
+        permit = Permit("main", order, bytes(32), bytes(16), time.time_ns() + SECOND)
+        decision = thief.new(
+            Decision, verdict="permit", intent_id=os.urandom(16), intent_hash=bytes(32), permit=permit
+        )
+        await scene.list_sessions()
+        await scene.publish(thief, DECISION, decision, age_ns=age_s * SECOND)
+        await until(lambda: refused(context) == 1, "the refusal")
+        assert not portfolio.book._permits
+
+    on_scene(bus, work)
+
