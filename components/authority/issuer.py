@@ -7,6 +7,8 @@
 - A credential lives as long as the trust root lets the component's tokens live, never longer.
 - A session is on the list from its issue until it expires; a boot whose last session expired without
   renewal has ended.
+- A component is given at most `BURST` sessions at once and `PER_SECOND` on the long run, and the newest `MAX_LIVE` of
+  a boot are listed: whoever asks for more fills neither the list, which must fit one message, nor the queue.
 - State after a restart comes from the newest list and what was published after it (`restore`).
 
 The authority mints any component's sessions: whoever controls it can act as all of them until the list
@@ -38,6 +40,11 @@ from tallystick.schemas.security import Session
 from tallystick.schemas.trust import TrustRoot
 
 NS: Final = 1_000_000_000
+# Renewal needs two sessions at a time, and as many again where answers got lost.
+MAX_LIVE: Final = 8
+# A process that crashes and starts again all the time stays far below; restarts of a whole desk come at once.
+BURST: Final = 64
+PER_SECOND: Final = 2
 # The list names revoked sessions until they would have expired, so that a list is enough to refuse them.
 
 
@@ -62,11 +69,13 @@ class Issuer:
         self._revoked: dict[bytes, int] = {}
         self._dead: dict[bytes, int] = {}
         self._count = 0
+        self._credit: dict[str, tuple[int, int]] = {}
 
     def restore(self, live: tuple[Session, ...], revoked: tuple[bytes, ...], now: int) -> None:
         """Take up the newest list of the boot before."""
         for session in live:
-            if session.expires_at > now:
+            # The broker brings lists and revocations in whatever order it likes: an end is never undone.
+            if session.expires_at > now and session.boot not in self._dead:
                 self._sessions[session.credential_hash] = session
         horizon = now + max(c.lifetime for c in self._trust.components.values()) * NS
         for digest in revoked:
@@ -96,6 +105,7 @@ class Issuer:
         if boot in self._dead:
             raise Unverified("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
         record = self._trust.component(component)
+        self._spend(component, now)
         lifetime = record.lifetime if self._lifetime_s is None else min(record.lifetime, self._lifetime_s)
         issued_s = now // NS
         self._count += 1
@@ -120,11 +130,23 @@ class Issuer:
         )
         replaced = self.supersede(component, boot)
         self._sessions[session.credential_hash] = session
+        own = [k for k, s in self._sessions.items() if s.boot == boot and s.component == component]
+        for digest in own[:-MAX_LIVE]:
+            del self._sessions[digest]
         return Issued(session=session, credential=credential, issued_at=issued_s * NS, replaced=replaced)
+
+    def _spend(self, component: str, now: int) -> None:
+        credit, last = self._credit.get(component, (BURST * NS, now))
+        credit = min(BURST * NS, credit + max(0, now - last) * PER_SECOND)
+        self._credit[component] = (credit, max(now, last))
+        if credit < NS:
+            raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
+        self._credit[component] = (credit - NS, max(now, last))
 
     def forget_boot(self, boot: bytes, now: int) -> None:
         """A boot is known to have ended (from the log, after a restart)."""
         self._dead[boot] = now
+        self._revoked |= {k: s.expires_at for k, s in self._sessions.items() if s.boot == boot}
         self._sessions = {k: s for k, s in self._sessions.items() if s.boot != boot}
 
     def supersede(self, component: str, boot: bytes) -> tuple[Session, ...]:

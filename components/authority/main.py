@@ -73,6 +73,7 @@ class Authority(Component):
         self._lock = asyncio.Lock()
         self._history: list[Received] = []
         self._runner: web.AppRunner | None = None
+        self._refused: dict[str, int] = {}
         # credential hash -> (SHA-256 of the certificate that it was issued to, when it expires)
         self._certificates: dict[bytes, tuple[bytes, int]] = {}
 
@@ -333,7 +334,11 @@ class Authority(Component):
     def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
         ctx = self._context()
         ctx.metrics.add("sessions_refused")
-        ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
+        # One notice a second of each kind: refusals that come in floods do not push out what else was said.
+        second = ctx.clock() // 1_000_000_000
+        if self._refused.get(exc.code) != second:
+            self._refused[exc.code] = second
+            ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
         body = msgspec.json.encode({"code": exc.code, "text": exc.text})
         return web.Response(status=403, body=body)
 
