@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 
 from tallystick.components.runtime.link import Connection, Link
 from tallystick.components.runtime.metrics import Metrics
+from tallystick.components.runtime.tasks import end
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
@@ -102,7 +103,7 @@ class StreamReader:
         self.generation += 1
         async with self.lock:
             self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:
@@ -251,6 +252,12 @@ class _Period:
         headers = message.headers or {}
         status = headers.get("Status", "")
         if status == "100":  # idle heartbeat
+            # Another process of this name, half dead, may hold pulls of the same durable: on a quiet stream its
+            # share would show neither as a gap nor as an error.
+            delivered = headers.get("Nats-Last-Consumer", "0")
+            if delivered.isdigit() and int(delivered) > self.consumer_seq:
+                self.reader.count("read_gaps")
+                self._end()
             return
         if status in ("404", "408"):  # the pull ran out; what it still owed will not come
             self.outstanding = max(0, self.outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
