@@ -66,7 +66,7 @@ class Journal:
         self._directory = directory
         self._clock = clock
         self._file: int | None = None
-        self._day = ""
+        self._day = self._newest = ""
         self._dirty = False
         self.number = 0
         self.head = GENESIS
@@ -75,6 +75,7 @@ class Journal:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in sorted(directory.glob("signed-*.jsonl"))[-2:]:
+                self._newest = path.stem.removeprefix("signed-")
                 spent += [
                     Spent(line.time, line.account, line.quote, line.notional)
                     for line in self._read(path)
@@ -141,12 +142,13 @@ class Journal:
         self.number, self.head = line.number, hashlib.sha256(text).hexdigest()
 
     def _write(self, text: bytes, now: int) -> None:
-        day = datetime.fromtimestamp(now // NS, UTC).strftime("%Y-%m-%d")
+        # A clock that is put back over midnight goes on in the newer file: numbers rise from file to file.
+        day = max(self._newest, datetime.fromtimestamp(now // NS, UTC).strftime("%Y-%m-%d"))
         if self._file is None or day != self._day:
             self.close()
             path = self._directory / f"signed-{day}.jsonl"
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._day = day
+            self._day = self._newest = day
             self._dirty = True
         # After a torn line the next one begins on a line of its own; an empty line means nothing.
         data = (b"\n" if self._dirty else b"") + text + b"\n"

@@ -7,7 +7,7 @@ An order is signed only if, in this order,
 2. the gateway's session is on a session list at most 3 s old, unexpired and not revoked;
 3. the named decision is in the message and carries a permit;
 4. the permit's audience is this boot, it has not expired and lives no longer than `MAX_PERMIT_NS`;
-5. the breaker's heartbeat is at most 1 s old and neither `all`, the strategy nor the venue is tripped;
+5. the breaker's heartbeat is at most 1 s old, not ahead of the clock, and neither `all`, the strategy nor the venue is tripped;
 6. an operator-signed lease arms execution for the venue now;
 7. the permit names our account, and the hash of the operator-signed instrument record of its subject;
    the order is for that record's symbol, in plain canonical decimals, in whole steps and ticks;
@@ -36,12 +36,12 @@ from typing import Final
 
 import msgspec
 
-from tallystick.components.custody.request import Denied
+from tallystick.components.custody.request import Denied, check_client_order_id
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.orders import Decision, VenueOrder
-from tallystick.schemas.seal import Verified, require_live
+from tallystick.schemas.seal import MAX_SKEW_NS, Verified, require_live
 from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.trust import HOUR_NS, ArmLease, Cap, Instrument, TrustRoot, open_arm_lease, require_current
@@ -176,6 +176,7 @@ class Permits:
         if permit.instrument_hash != record.digest:
             raise Denied("INSTRUMENT_HASH", f"not the operator's record of {record.symbol} at {record.venue}")
         notional = order_notional(permit.order, record)
+        check_client_order_id(permit.order.client_order_id)
         self._require_within_caps(venue.account, record.quote, notional, now)
         self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
         self._spend(Spent(now, venue.account, record.quote, notional))
@@ -183,7 +184,7 @@ class Permits:
 
     def _require_breakers_closed(self, strategy: str, venue: str, now: int) -> None:
         age = now - self.heartbeat_at
-        if age > MAX_HEARTBEAT_AGE_NS:
+        if not -MAX_SKEW_NS <= age <= MAX_HEARTBEAT_AGE_NS:  # one from the future would be fresh for long
             shown = "never heard" if self.heartbeat_at == 0 else f"{age / 1e9:.3f} s ago"
             raise Denied("BREAKER_SILENT", f"heartbeat {shown}, limit {MAX_HEARTBEAT_AGE_NS / 1e9:.0f} s")
         for scope in ("all", f"strategy-{strategy}", f"venue-{venue}"):

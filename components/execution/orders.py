@@ -327,7 +327,8 @@ class Orders:
         """The breaker's heartbeat, stated at `stated` (Unix ns): all tripped scopes, whole."""
         if stated <= self._heartbeat_at:
             return []
-        self._heartbeat_at, self._heard_at = stated, now
+        # By its own time, not by when the broker let it through.
+        self._heartbeat_at, self._heard_at = stated, min(stated, now)
         later = {scope: at for scope, at in self._tripped.items() if at > stated}
         new = [scope for scope in tripped if scope not in self._tripped]
         self._tripped = {scope: self._tripped.get(scope, stated) for scope in tripped} | later
@@ -447,7 +448,7 @@ class Orders:
     def tick(self, now: int) -> list[Effect]:
         """Called several times a second: what is due."""
         effects: list[Effect] = []
-        if not self._silent and now - self._heard_at > SILENCE_NS:
+        if not self._silent and self._quiet(now):
             self._silent = True
             effects.append(
                 Alarm("BREAKER_SILENT", f"no heartbeat for {(now - self._heard_at) / 1e9:.1f} s: cancelling all")
@@ -515,8 +516,12 @@ class Orders:
             return "BREAKER_SILENT", "no heartbeat of the breaker since the start"
         return self._tripped_for(order, now)
 
+    def _quiet(self, now: int) -> bool:
+        """Whether the breaker is silent; a clock that was put back makes no old heartbeat young."""
+        return not -SKEW_NS <= now - self._heard_at <= SILENCE_NS
+
     def _tripped_for(self, order: Order, now: int) -> tuple[str, str] | None:
-        if now - self._heard_at > SILENCE_NS:
+        if self._quiet(now):
             return "BREAKER_SILENT", f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s"
         for scope in ("all", f"strategy-{order.strategy}", f"venue-{order.venue}"):
             if scope in self._tripped:

@@ -352,10 +352,10 @@ class Gateway:
             lease=(leases[-1].start, leases[-1].until) if leases else None,
             armed=any(lease.start <= now < lease.until for lease in leases),
             custody=self._custody(now),
-            heartbeat_age=None if self._heartbeat_at is None else max(0, now - self._heartbeat_at),
+            heartbeat_age=None if self._heartbeat_at is None else _age(self._heartbeat_at, now),
             tripped=tuple(scope for scope in scopes if scope in self._beaten or scope in self._trips),
             feed=market.feed if market is not None else "",
-            data_age=None if market is None or last is None else max(0, now - market.stated),
+            data_age=None if market is None or last is None else _age(market.stated, now),
             messages_left=self._throttle(subject.strategy).left(now),
         )
 
@@ -443,6 +443,11 @@ class Gateway:
                 expires_at=permit.expires_at,
             )
         )
+
+
+def _age(stated: int, now: int) -> int | None:
+    """How old a statement is; None, which denies, where the clock has been put back behind it."""
+    return None if stated > now + MAX_AHEAD_NS else max(0, now - stated)
 
 
 def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expires_at: int) -> OpenOrder:

@@ -83,10 +83,12 @@ class Scene:
         return await self.desk.context(component)
 
     @staticmethod
-    async def publish(thief: Context, where: str, *events: Event, age_ns: int = 0) -> None:
-        """Seal and publish `events`, stated `age_ns` ago."""
+    async def publish(thief: Context, where: str, *events: Event, age_ns: int = 0, seq: int = 0) -> None:
+        """Seal and publish `events`, stated `age_ns` ago, at position `seq` of the thief's chain."""
         session, subject = thief.link.session, parse_subject(where)
         writer = ChainWriter(session.credential, session.key, subject.stream)
+        if seq:
+            writer.seq, writer.prev = seq, bytes(31) + b"\x01"
         sealed = writer.seal([(where, encode_events(subject.kind, events))], time.time_ns() - age_ns)
         connection = await thief.link.connection()
         await asyncio.wait_for(await connection.publish(where, sealed[0][1], os.urandom(16).hex()), 3)
@@ -156,7 +158,8 @@ def test_a_revoked_session_gains_nothing_by_dating_its_message_back(bus: TestBus
         await until(lambda: context.sessions.is_dead(portfolio.boot), "the revocation")
         await scene.publish(portfolio, POSITION, position(portfolio))
         # Beyond the kind's maximum age it is merely late, and used to be taken as such.
-        await scene.publish(dated_back(scene, portfolio, 61), POSITION, position(portfolio), age_ns=61 * SECOND)
+        late = dated_back(scene, portfolio, 61)
+        await scene.publish(late, POSITION, position(portfolio), age_ns=61 * SECOND, seq=7)
         await until(lambda: refused(context) == 2, "the refusals")
         assert held(process) == 0
 
@@ -228,7 +231,7 @@ def test_a_list_ahead_of_the_clock_does_not_shut_out_the_lists_that_follow(bus: 
         reader.open()
         await reader.caught_up()
         event = scene.authority.new(SessionList, number=99, live=(), revoked=())
-        await scene.publish(scene.authority, "cred.authority", event, age_ns=-30 * SECOND)
+        await scene.publish(scene.authority, "cred.authority", event, age_ns=-30 * SECOND, seq=700)
         await until(lambda: refused(reader) == 1, "the refusal")
         assert reader.sessions.listed_at <= time.time_ns()
 
