@@ -38,6 +38,7 @@ TRIPPING: Final = frozenset(("high", "critical"))
 # Far above what a deployment has; beyond it the heartbeat would no longer be small, so everything is tripped.
 MAX_SCOPES: Final = 256
 MAX_REASON: Final = 400
+MAX_ANSWERED: Final = 1024
 
 Output = tuple[Subject, Event]
 New = Callable[..., Any]
@@ -65,6 +66,8 @@ class Breakers:
         self._pending: dict[bytes, tuple[int, tuple[str, str, str]]] = {}
         self._known_since: int | None = None
         self._live = False
+        # Triggers answered lately: a detector may state a finding again, under the same id, after a crash.
+        self._answered: dict[bytes, None] = {}
 
     @property
     def tripped(self) -> tuple[Trip, ...]:
@@ -89,6 +92,11 @@ class Breakers:
         if not self._live:
             self._pending[event.id] = (event.ts, trigger)
             return []
+        if event.id in self._answered:
+            return []
+        self._answered[event.id] = None
+        if len(self._answered) > MAX_ANSWERED:
+            del self._answered[next(iter(self._answered))]
         return [self._trip(*trigger, causes=(event.id,))]
 
     def resume(self, complete: bool) -> list[Output]:
@@ -98,6 +106,7 @@ class Breakers:
         """
         self._live = True
         pending, self._pending = self._pending, {}
+        self._answered = dict.fromkeys(list(pending)[-MAX_ANSWERED:])
         since = 0 if complete else self._known_since
         if since is None:
             return [

@@ -332,3 +332,15 @@ def test_without_a_heartbeat_in_a_partial_history_everything_is_tripped() -> Non
     world.start(read_from=1)
     assert world.scopes == ["all"]
     assert "STATE_UNKNOWN" in world.breakers.tripped[0].reason
+
+
+def test_a_finding_stated_again_under_its_id_trips_once_and_another_one_again() -> None:
+    world = World()
+    where = subject("alert", detector="burst", severity="high")
+    alert = world.new(Alert, code="INTENT_BURST", scope="strategy-a", text="too many")
+    assert len(world.breakers.on_event(where, alert)) == 1
+    since = world.breakers.tripped[0].since
+    assert world.breakers.on_event(where, alert) == []
+    assert world.breakers.tripped[0].since == since
+    again = world.new(Alert, code="INTENT_BURST", scope="strategy-a", text="too many")
+    assert len(world.breakers.on_event(where, again)) == 1
