@@ -93,6 +93,19 @@ class VenueOrder(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
     price: str
     client_order_id: str
 
+    def amounts(self) -> tuple[Decimal, Decimal | None]:
+        """Quantity and price (None for a market order) as numbers.  Raises `Malformed` unless plain and above zero."""
+        return _plain(self.quantity, "quantity"), _plain(self.price, "price") if self.price else None
+
+
+def _plain(text: str, what: str) -> Decimal:
+    # `Decimal` alone would also take NaN, infinities and exponents, which break whoever counts with them.
+    if len(text) > 40 or not text.isascii() or not text.replace(".", "", 1).isdigit():
+        raise Malformed("ORDER_AMOUNT", f"{what} is {text[:48]!r}, expected a plain decimal")
+    value = Decimal(text)
+    check_positive(value, what)
+    return value
+
 
 class Permit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What custody may sign, once: `[account, order, instrument_hash, audience, expires_at]`.
@@ -169,6 +182,8 @@ class OrderEvent(Event, frozen=True, array_like=True, kw_only=True, tag="order.e
         check_length(self.decision_id, ID_BYTES, "decision_id")
         if self.executed is not None:
             check_decimal(self.executed, "executed")
+            if self.executed < 0:
+                raise Malformed("DECIMAL_SIGN", f"executed must not be below zero, got {self.executed}")
 
 
 class Fill(Event, frozen=True, array_like=True, kw_only=True, tag="fill/1"):

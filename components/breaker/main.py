@@ -29,7 +29,7 @@ from tallystick.components.breaker.control import (
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.security import Arm
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_rearm
@@ -101,7 +101,7 @@ class Breaker(Component):
                 continue
             try:
                 lease = open_arm_lease(self._armed, self.ctx.trust, EXECUTION, self.ctx.clock())
-            except Unverified as exc:
+            except (Unverified, Malformed) as exc:  # what stands in history need not be a note at all
                 self.ctx.log.info("lease is over", code=exc.code, text=exc.text)
                 self._armed = ""
                 continue

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import decimal
 from collections import OrderedDict
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -55,7 +55,7 @@ from tallystick.components.gateway.risk import (
     notional,
     worst_price,
 )
-from tallystick.schemas.errors import TallystickError, Unverified
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import (
@@ -422,11 +422,7 @@ class Gateway:
         if permit is None or self.exposure.order(subject.strategy, decision.intent_id) is not None or self.ready:
             return
         order = permit.order
-        try:
-            qty = Decimal(order.quantity)
-            price = Decimal(order.price) if order.price else None
-        except InvalidOperation as exc:
-            raise TallystickError("PERMIT_RECORDED", f"stored permit with quantity {order.quantity[:40]!r}") from exc
+        qty, price = order.amounts()
         side: Side = "buy" if order.side == "BUY" else "sell"
         self.exposure.reserve(
             OpenOrder(

@@ -115,13 +115,14 @@ def _rounded(value: Decimal) -> Decimal:
 
 
 class _Permitted:
-    __slots__ = ("decision_id", "intent_id", "left", "order", "strategy", "symbol", "venue")
+    __slots__ = ("decision_id", "intent_id", "left", "order", "price", "quantity", "strategy", "symbol", "venue")
 
     def __init__(self, where: Subject, decision: Decision, order: VenueOrder) -> None:
         self.strategy, self.venue, self.symbol = where.strategy, where.venue, where.symbol
         self.intent_id, self.decision_id = decision.intent_id, decision.id
         self.order = order
-        self.left = Decimal(order.quantity)
+        self.left, self.price = order.amounts()
+        self.quantity = self.left
 
 
 class _Ids:
@@ -221,8 +222,10 @@ class Book:
         if event.state in ("rejected", "void"):
             self._use(permit, event.client_order_id, permit.left)
         elif event.state == "closed" and event.executed is not None:
-            filled = Decimal(permit.order.quantity) - permit.left
-            self._use(permit, event.client_order_id, permit.left - (event.executed - filled))
+            # What was executed and not reported yet may still come; the permit never grows by it.
+            filled = _EXACT.subtract(permit.quantity, permit.left)
+            still = _EXACT.subtract(event.executed, filled)
+            self._use(permit, event.client_order_id, _EXACT.subtract(permit.left, min(still, permit.left)))
 
     def on_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
         """The venue or execution named an order by both its ids."""
@@ -280,10 +283,8 @@ class Book:
             why = f"permit is to {permit.order.side.lower()}"
         elif report.qty > permit.left:
             why = f"permit has {permit.left} left"
-        elif permit.order.price and (
-            report.price > Decimal(permit.order.price)
-            if report.side == "buy"
-            else report.price < Decimal(permit.order.price)
+        elif permit.price is not None and (
+            report.price > permit.price if report.side == "buy" else report.price < permit.price
         ):
             why = f"permit allows {permit.order.price}"
         return (None if why else permit), client_order_id, why
@@ -342,6 +343,6 @@ class Book:
         return subject("guard", component="portfolio"), self._new(Notice, causes=causes, code=code, text=text)
 
     def _use(self, permit: _Permitted, client_order_id: str, qty: Decimal) -> None:
-        permit.left -= qty
+        permit.left = _EXACT.subtract(permit.left, qty)
         if permit.left <= 0:
             del self._permits[permit.venue, client_order_id]

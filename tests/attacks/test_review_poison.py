@@ -1,0 +1,105 @@
+"""One bad message that stays in the stream for ever must not stop whoever reads it at every start."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import structlog
+
+from tallystick.components.breaker import main as breaker_main
+from tallystick.components.breaker.main import Breaker
+from tallystick.components.portfolio.book import Book
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.ids import EventIds
+from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
+from tallystick.schemas.subjects import subject
+from tests.support import gateway as gateways
+from tests.support.world import NOW, seed, trust_root
+
+WHERE = "order.decision.alpha.paper.XRP-ETH"
+AMOUNTS = ["NaN", "sNaN", "Infinity", "abc", "1E+999999", "-1", "0", "", "1_0", "9" * 30, "٣", "."]
+_IDS = EventIds(bytes(8))
+
+
+def new(kind: Any, causes: tuple[bytes, ...] = (), **fields: Any) -> Any:
+    return kind(id=_IDS.next(NOW), ts=NOW, causes=causes, **fields)
+
+
+def decision(quantity: str = "100", price: str = "0.001") -> Decision:
+    order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", quantity, price, "c1")
+    permit = Permit("main", order, seed("record"), seed("boot")[:16], NOW)
+    made: Decision = new(Decision, verdict="permit", intent_id=seed("i")[:16], intent_hash=seed("h"), permit=permit)
+    return made
+
+
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_a_permit_with_nonsense_for_an_amount_is_malformed_to_everybody_who_counts(amount: str) -> None:
+    """A gateway that was in other hands for one message would else have stopped portfolio and gateway for good."""
+    where = subject("order.decision", strategy="alpha", venue="paper", symbol="XRP/ETH")
+    bad = [decision(amount), decision(price=amount)] if amount else [decision(amount)]
+    for one in bad:
+        with pytest.raises(Malformed):
+            Book(new).on_decision(where, one, NOW)
+        world = gateways.World(ready=False)
+        with pytest.raises(Malformed):
+            world.gateway.apply(world.verified("gateway", WHERE, one), NOW)
+        assert world.gateway.exposure.open_notional("alpha", "ETH") == 0
+
+
+def test_execution_cannot_say_that_less_than_nothing_was_executed() -> None:
+    with pytest.raises(Malformed, match="executed"):
+        new(
+            OrderEvent,
+            intent_id=seed("i")[:16],
+            decision_id=b"",
+            client_order_id="c1",
+            state="closed",
+            executed=Decimal(-1000),
+        )
+
+
+def test_what_execution_says_never_enlarges_a_permit() -> None:
+    where = subject("order.decision", strategy="alpha", venue="paper", symbol="XRP/ETH")
+    made = Book(new)
+    one = decision("100")
+    made.on_decision(where, one, NOW)
+    closed = new(
+        OrderEvent,
+        intent_id=one.intent_id,
+        decision_id=one.id,
+        client_order_id="c1",
+        state="closed",
+        executed=Decimal(1_000_000),
+    )
+    made.on_order_event(where, closed)
+    assert made._permits["paper", "c1"].left == 100
+
+
+def test_a_lease_in_history_that_is_no_note_does_not_end_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker_main, "ARM_S", 0.001)
+    made: Any = Breaker()
+    made.ctx = SimpleNamespace(trust=trust_root(), clock=lambda: NOW, log=structlog.get_logger())
+
+    async def run() -> None:
+        for note in ("junk", "a\n\nb\n", "{}\n\n— operator AAAA\n"):
+            made._armed = note
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(made._repeat_arm(), 0.05)
+            assert made._armed == ""
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", ["99999999999999999999", "0.000000000000000001"])
+def test_numbers_at_the_edge_of_the_wire_are_decided_not_raised(size: str) -> None:
+    """An intent that stops the gateway would stop it again at each start: undecided intents are decided then."""
+    world = gateways.World()
+    for price in (size, None):
+        assert world.codes(world.intent(size, price))
+    world.trade(Decimal(size))
+    for price in (size, None):
+        assert world.codes(world.intent(size, price))
