@@ -260,7 +260,11 @@ def open_trust_roots(notes: Sequence[str], pinned: bytes) -> tuple[TrustRoot, ..
 def require_current(root: TrustRoot, now: int) -> None:
     """Raise `Unverified` unless `root` is valid at `now` (Unix ns)."""
     if not root.issued <= now < root.expires:
-        raise Unverified("TRUST_ROOT_EXPIRED", f"version {root.number} is valid from {root.issued} to {root.expires}")
+        raise Unverified(
+            "TRUST_ROOT_EXPIRED",
+            f"version {root.number} is valid from {root.issued} to {root.expires}, it is {now} (Unix ns): "
+            "set the clock, or let the operator sign the next version with `tallystick admit`",
+        )
 
 
 def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:

@@ -184,6 +184,9 @@ class BrokerAdmin:
                 tls=self._tls,
                 tls_handshake_first=True,
                 allow_reconnect=False,
+                # Else the client tries a server that is not there for two minutes, in its own rhythm.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=3,
                 inbox_prefix=b"_INBOX_authority",
             )

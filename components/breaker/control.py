@@ -152,7 +152,9 @@ async def ask(path: Path, request: Request, timeout: float = 10.0) -> dict[str, 
     try:
         reader, writer = await asyncio.open_unix_connection(str(path), limit=1 << 22)
     except OSError as exc:
-        raise ConfigError("BREAKER_SOCKET", f"no breaker at {path}: {exc.strerror}; is the deployment up?") from exc
+        raise ConfigError(
+            "BREAKER_SOCKET", f"no breaker at {path}: {exc.strerror}; is the deployment up (`tallystick up`)?"
+        ) from exc
     try:
         writer.write(msgspec.json.encode(request) + b"\n")
         await writer.drain()

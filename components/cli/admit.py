@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from tallystick.components.cli.init import CERTIFICATE_VALIDITY, write_trust_root
+from tallystick.components.cli.supervisor import require_down
 from tallystick.components.runtime import deployment as layout
 from tallystick.components.runtime import pki
 from tallystick.components.runtime.deployment import Deployment
@@ -42,10 +43,7 @@ class Admitted(msgspec.Struct, frozen=True):
 
 def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callable[[str], None]) -> Admitted:
     """Sign the next trust root at `now` (Unix ns).  Raises `TallystickError`; then nothing new is in force."""
-    if (deployment.run / "supervisor.pid").exists():
-        raise ConfigError(
-            "RUNNING", f"{deployment.directory} is up: stop it first, processes read the trust root at start"
-        )
+    require_down(deployment)
     root = deployment.load_trust()[-1]
     keys = deployment.load_bus_keys()
     bus = deployment.bus()

@@ -72,6 +72,9 @@ def verify(directory: _Dir, root: _Root = None) -> None:
 
     place = verifying.locate(directory, root)
     total = read_manifest(place.archive).rows
+    if not total and not any(place.archive.iterdir()):
+        # Nobody who emptied the folder is told that all is well.
+        raise ConfigError("ARCHIVE_EMPTY", f"{place.archive} holds nothing to verify; did the deployment ever run?")
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:

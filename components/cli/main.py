@@ -7,6 +7,7 @@ says what, where and what to do; a traceback is a defect.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,23 @@ _Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's fold
 _PinFd = Annotated[
     int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
 ]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tallystick {version('tallystick')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """For the options that stand before a command."""
 
 
 def _say(text: str) -> None:
@@ -75,11 +93,14 @@ def admit(directory: _Dir, pin_fd: _PinFd = None) -> None:
 @app.command(epilog="Example: tallystick up ./desk        stop with Ctrl-C")
 def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     """Run everything of a deployment: the broker and one process a component, watched."""
-    from tallystick.components.cli import operate
+    from tallystick.components.cli import operate, preflight
+    from tallystick.components.cli.supervisor import require_down
     from tallystick.components.runtime.deployment import Deployment
     from tallystick.components.runtime.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)
+    require_down(deployment)
+    preflight.check(deployment, time.time_ns())
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     asyncio.run(operate.supervise(deployment, keystore, _say))
 
@@ -98,13 +119,14 @@ def run(
     from tallystick.components.runtime.deployment import Deployment
     from tallystick.components.runtime.keystore import Keystore, read_pin, take_over
 
+    deployment = Deployment.load(directory)
+    deployment.bus().component(component)
     if secrets_fd is not None:
         secrets = take_over(secrets_fd)
     else:
-        deployment = Deployment.load(directory)
         keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
         secrets = {name: keystore[name] for name in deployment.secret_names(component)}
-    raise typer.Exit(process.main(directory, component, secrets))
+    raise typer.Exit(process.main(directory, component, secrets, unreachable=2))
 
 
 @app.command(epilog="Example: tallystick status ./desk")
@@ -169,7 +191,9 @@ def arm(
         wanted = Decimal(hours)
     except InvalidOperation:
         _fail(f"ARM_HOURS: not a number of hours: {hours!r}")
+    operate.lease_ns(wanted)
     deployment = Deployment.load(directory)
+    asyncio.run(operate.status(deployment))  # no PIN is asked for where nobody would take the lease
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     lease = asyncio.run(operate.arm(deployment, keystore, wanted))
     typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
@@ -226,6 +250,12 @@ def main() -> None:
         app()
     except TallystickError as exc:
         sys.stderr.write(f"tallystick: {exc}\n")
+        sys.exit(2)
+    except OSError as exc:
+        # Whatever no part has put into words of its own: a full disk, a folder without rights.
+        place = f"{exc.filename}: " if exc.filename else ""
+        advice = "; free some space and run it again" if exc.errno == errno.ENOSPC else ""
+        sys.stderr.write(f"tallystick: SYSTEM: {place}{exc.strerror or type(exc).__name__}{advice}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("tallystick: interrupted\n")

@@ -38,6 +38,9 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
         await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             await starting
+            folder = deployment.directory
+            report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
+            report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
             await stopping
         else:
             starting.cancel()
@@ -74,11 +77,16 @@ def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm
         token.close()
 
 
+def lease_ns(hours: Decimal) -> int:
+    """A lease's length in nanoseconds.  Raises `ConfigError` for hours that none can have."""
+    if not (hours.is_finite() and 0 < hours <= Decimal(MAX_LEASE_NS) / HOUR_NS and int(hours * HOUR_NS) > 0):
+        raise ConfigError("ARM_HOURS", f"a lease lasts above 0 and at most 12 hours, got {hours}")
+    return int(hours * HOUR_NS)
+
+
 async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
     """Let execution trade for `hours` from now (at most 12)."""
-    length = int(hours * HOUR_NS)
-    if not 0 < length <= MAX_LEASE_NS:
-        raise ConfigError("ARM_HOURS", f"a lease lasts above 0 and at most 12 hours, got {hours}")
+    length = lease_ns(hours)
     now = time.time_ns()
     lease = ArmLease(
         deployment=deployment.name,

@@ -78,6 +78,21 @@ class _Managed:
         self.process: subprocess.Popen[bytes] | None = None
         self.ends: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.wanted = False
+        # Where in its .err file this start's words begin.
+        self.said_from = 0
+
+
+def require_down(deployment: Deployment) -> None:
+    """Refuse a deployment that another process has up.  Raises `ConfigError`."""
+    path = deployment.run / "supervisor.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid = int(path.read_text())
+        if pid != os.getpid() and Path(f"/proc/{pid}").exists():
+            raise ConfigError(
+                "RUNNING",
+                f"{deployment.directory} is up (pid {pid}): stop that first; if this pid is another program's, "
+                f"remove {path}",
+            )
 
 
 class Supervisor:
@@ -114,6 +129,10 @@ class Supervisor:
             yield name
 
     @property
+    def _pid_file(self) -> Path:
+        return self.deployment.run / "supervisor.pid"
+
+    @property
     def states(self) -> list[ProcessState]:
         """The processes as they are now."""
         return [m.state for m in self._managed.values()]
@@ -128,7 +147,8 @@ class Supervisor:
     async def start(self) -> None:
         """Start everything and wait until it is ready.  Raises `TallystickError`; the caller then calls `stop`."""
         started = time.monotonic()
-        self._require_alone()
+        require_down(self.deployment)
+        self._pid_file.write_text(f"{os.getpid()}\n")
         signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
         try:
             await asyncio.to_thread(self._start_server, signing)
@@ -151,14 +171,6 @@ class Supervisor:
             await self._ready(["market-data"])
         self._watching = asyncio.create_task(self._watch(), name="supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
-
-    def _require_alone(self) -> None:
-        path = self.deployment.run / "supervisor.pid"
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            pid = int(path.read_text())
-            if pid != os.getpid() and Path(f"/proc/{pid}").exists():
-                raise ConfigError("RUNNING", f"{self.deployment.directory} is already up (pid {pid}): stop that first")
-        path.write_text(f"{os.getpid()}\n")
 
     def _start_server(self, signing: TokenProcess) -> None:
         paths, config = self.deployment, self.deployment.config
@@ -228,6 +240,9 @@ class Supervisor:
                 tls=tls,
                 tls_handshake_first=True,
                 allow_reconnect=False,
+                # Else the client tries a server that is not there for two minutes, in its own rhythm.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=5,
                 inbox_prefix=f"_INBOX_{ADMIN}".encode(),
             )
@@ -247,6 +262,7 @@ class Supervisor:
         errors = self.deployment.log(name).with_suffix(".err")
         try:
             with errors.open("ab") as stderr:
+                managed.said_from = stderr.tell()
                 managed.process = subprocess.Popen(
                     [
                         sys.executable,
@@ -300,8 +316,10 @@ class Supervisor:
 
     def _why(self, name: str) -> str:
         errors = self.deployment.log(name).with_suffix(".err")
-        lines = errors.read_text("utf-8", "replace").strip().splitlines() if errors.exists() else []
-        return lines[-1][:500] if lines else f"see {self.deployment.log(name)}"
+        said = errors.read_bytes()[self._managed[name].said_from :] if errors.exists() else b""
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        last = lines[-1].removeprefix("tallystick: ").removeprefix(f"{name}: ") if lines else ""
+        return last[:500] or f"see {self.deployment.log(name)}"
 
     async def _watch(self) -> None:
         while True:
@@ -357,7 +375,10 @@ class Supervisor:
         await asyncio.gather(*(self._stop(name) for name in self._managed))
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
-        (self.deployment.run / "supervisor.pid").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            # Where another one has the deployment up, the file is its.
+            if int(self._pid_file.read_text()) == os.getpid():
+                self._pid_file.unlink()
 
     async def _stop(self, name: str) -> None:
         managed = self._managed[name]

@@ -222,7 +222,7 @@ def _check(path: Path, text: str, schema: cedarpy.Schema, ids: dict[str, Path]) 
     checked = cedarpy.validate_policies(text, schema)
     if not checked.validation_passed:
         names = checked.id_annotations_by_policy_id
-        causes = "; ".join(f"{names.get(e.policy_id, e.policy_id)}: {e.error}" for e in checked.errors)
+        causes = "; ".join(f"{names.get(e.policy_id, e.policy_id)}: {e.error}".lstrip(": ") for e in checked.errors)
         raise ConfigError("POLICY_TYPE_CHECK", f"{path}: {causes or 'does not type-check'}")
     try:
         policies = cedarpy.policies_to_pst(text)

@@ -15,6 +15,7 @@ from tallystick.components.paper_exchange.access import parse_config
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.runtime import pki
 from tallystick.components.runtime.deployment import Deployment, passphrase_name
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.market import Trade
 
 NAME: Final = "paper-exchange"
@@ -56,7 +57,12 @@ class PaperExchange(Component):
         self._venue = venue.name
         self._symbols = {i.name: i.symbol for i in config.instruments}
         ctx.subscribe("md.trade.>", self._on_trades)
-        await self.exchange.start()
+        try:
+            await self.exchange.start()
+        except OSError as exc:
+            where = f"port {venue.port()} on {deployment.config.host}"
+            # No ConfigError: whoever holds the port may let it go, and the supervisor tries again.
+            raise Unverified("PAPER_PORT", f"{where}: {exc.strerror}; stop the other program or change it") from exc
         ctx.log.info("listening", host=deployment.config.host, port=self.exchange.port)
 
     async def stop(self) -> None:

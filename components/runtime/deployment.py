@@ -412,7 +412,10 @@ class Deployment:
             raise ConfigError(
                 "TRUST_ROOT", f"{self.trust}: {self.pinned_key.name} is no hex or a note is no text"
             ) from exc
-        roots = open_trust_roots(notes, pinned)
+        try:
+            roots = open_trust_roots(notes, pinned)
+        except (Malformed, Unverified) as exc:
+            raise type(exc)(exc.code, f"{self.trust}: {exc.text}; restore the folder from a backup") from exc
         if roots[-1].deployment != self.name:
             raise Unverified("TRUST_ROOT_DEPLOYMENT", f"trust root of {roots[-1].deployment}, this is {self.name}")
         return roots

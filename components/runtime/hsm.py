@@ -156,7 +156,11 @@ def _initialise(directory: Path) -> _pkcs11.lib:
         os.write(conf, text.encode())
         os.environ["SOFTHSM2_CONF"] = f"/proc/self/fd/{conf}"
         if _state.library is None:
-            _state.library = pkcs11.lib(module_path())
+            module = module_path()
+            try:
+                _state.library = pkcs11.lib(module)
+            except pkcs11.PKCS11Error as exc:
+                raise ConfigError("HSM_MODULE", f"{module} is no PKCS#11 module that can be loaded: {exc}") from exc
         else:
             _state.library.reinitialize()
     finally:

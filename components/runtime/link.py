@@ -20,6 +20,7 @@ import itertools
 import json
 import random
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -244,7 +245,10 @@ class Link:
         async def closed() -> None:
             connection.mark_lost()
 
+        told: deque[Exception] = deque(maxlen=1)
+
         async def failed(exc: Exception) -> None:
+            told.append(exc)
             self.refusals += 1
             self._metrics.add("broker_errors")
             self._log.warning("broker error", error=str(exc)[:300])
@@ -258,6 +262,9 @@ class Link:
                 tls=self._tls,
                 tls_handshake_first=True,
                 allow_reconnect=False,
+                # Else the client tries a server that is not there for two minutes, in its own rhythm.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 inbox_prefix=f"_INBOX_{self.component}".encode(),
                 ping_interval=5,
@@ -269,7 +276,10 @@ class Link:
             )
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             await connection.close()
-            raise Unverified("BROKER_LOGIN", f"{self._url}: {type(exc).__name__}: {exc}") from exc
+            cause = told[-1] if told and isinstance(exc, nats.errors.NoServersError) else exc
+            raise Unverified(
+                "BROKER_LOGIN", f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
+            ) from exc
         await connection.listen_for_acks()
         self._metrics.add("logins")
         return connection

@@ -7,7 +7,8 @@
 - `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
-- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given.
+- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given; authority or
+  broker not there at the start: 1 under the supervisor, which starts it again, 2 with `tallystick run`.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ from tallystick.schemas.trust import TrustRoot, require_current
 
 BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
-_PACKAGES: Final = {"streams": "tallystick.streams"}
+_PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
+# Only the first login lets these out; later ones are tried again for as long as it takes.
+_UNREACHABLE: Final = ("AUTHORITY_UNREACHABLE", "BROKER_LOGIN")
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -66,11 +69,11 @@ class Setup(msgspec.Struct, frozen=True):
 def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> Setup:
     """Everything that can be wrong before the bus is touched.  Raises `ConfigError` or `Unverified`."""
     deployment = Deployment.load(directory)
+    spec = deployment.bus().component(component)
     log = open_log(deployment.log(component), component)
     trust = deployment.load_trust()[-1]
     require_current(trust, time.time_ns())
     trust.component(component)
-    spec = deployment.bus().component(component)
     passphrase = secrets.get(passphrase_name(component))
     if passphrase is None:
         raise ConfigError("SECRETS", f"no passphrase for the key of {component}: pass --secrets-fd or the master PIN")
@@ -183,8 +186,12 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
             await client.end(session.key, setup.boot)
 
 
-def main(directory: Path, component: str, secrets: dict[str, Secret]) -> int:
-    """Run one component in this process until it is told to stop; the exit code."""
+def main(directory: Path, component: str, secrets: dict[str, Secret], unreachable: int = 1) -> int:
+    """Run one component in this process until it is told to stop; the exit code.
+
+    `unreachable` is the exit code where authority or broker are not there at the start: the supervisor, which
+    starts them, tries again; a person who named the wrong place is told so.
+    """
     # A core file would hold session keys and passphrases.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -204,6 +211,8 @@ def main(directory: Path, component: str, secrets: dict[str, Secret]) -> int:
         except TallystickError as exc:
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
+            if exc.code in _UNREACHABLE:
+                return unreachable
             return 2 if isinstance(exc, ConfigError | Malformed) else 1
         except Exception as exc:
             setup.log.exception("failed", error=type(exc).__name__)

@@ -55,7 +55,11 @@ class AuthorityClient:
                 body = await response.content.read(4 * MAX_REQUEST)
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            raise Unverified("AUTHORITY_UNREACHABLE", f"{self._url}: {type(exc).__name__}: {exc}") from exc
+            cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
+            raise Unverified(
+                "AUTHORITY_UNREACHABLE",
+                f"{self._url}: {type(cause).__name__}: {cause}; is the deployment up (`tallystick up`)?",
+            ) from exc
         if status != 200:
             raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")
         return body

@@ -48,9 +48,29 @@ def load_user_class(where: str, folder: Path, base: type[T]) -> T:
     return made
 
 
-def _from_file(path: Path) -> ModuleType:
+def check_user_file(where: str, folder: Path) -> None:
+    """Refuse a file at `where` that is missing or no Python, running nothing of it; a module's name passes unseen.
+
+    Raises `ConfigError` (`USER_FILE`, `USER_CODE`).
+    """
+    source, _, _ = where.partition(":")
+    if not source.endswith(".py"):
+        return
+    path = folder / source
+    try:
+        compile(_existing(path).read_bytes(), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, OSError) as exc:
+        raise _failed(str(path), exc) from exc
+
+
+def _existing(path: Path) -> Path:
     if not path.is_file():
         raise ConfigError("USER_FILE", f"{path}: there is no such file")
+    return path
+
+
+def _from_file(path: Path) -> ModuleType:
+    _existing(path)
     # A name that no package can have: user code never takes the place of a module of ours.
     name = f"user file {path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -68,6 +88,12 @@ def _from_file(path: Path) -> ModuleType:
 def _from_name(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and f"{name}.".startswith(f"{exc.name}."):
+            raise ConfigError(
+                "USER_FILE", f"there is no module {name!r}; a file's path ends in .py and is relative to the deployment"
+            ) from exc
+        raise _failed(name, exc) from exc
     except Exception as exc:
         raise _failed(name, exc) from exc
 
