@@ -12,10 +12,9 @@ from typing import Final
 
 import msgspec
 
-from tallystick.infra.nats.topology import overlaps
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.seal import MAX_INT
-from tallystick.schemas.subjects import GUARD, KINDS, MARKET, ORDERS, SECURITY, SIGNALS, STREAMS, matches
+from tallystick.schemas.subjects import GUARD, KINDS, MARKET, ORDERS, SECURITY, SIGNALS, STREAMS, matches, overlaps
 
 # Which stream speaks first where two messages were stated in the same nanosecond: causes before effects.
 ORDER: Final = (SECURITY, MARKET, SIGNALS, ORDERS, GUARD)

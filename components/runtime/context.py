@@ -33,7 +33,7 @@ from tallystick.schemas.ids import EventIds
 from tallystick.schemas.seal import ReaderChains, Statement, Verified, Verifier, require_live
 from tallystick.schemas.security import MAX_DEAD_PAYLOAD, DeadLetter, Head, Heartbeat, Notice
 from tallystick.schemas.sessions import SessionView
-from tallystick.schemas.subjects import GUARD, KINDS, SECURITY, Subject, matches, parse_subject, subject
+from tallystick.schemas.subjects import GUARD, KINDS, SECURITY, Subject, matches, overlaps, parse_subject, subject
 from tallystick.schemas.trust import TrustRoot
 
 E = TypeVar("E", bound=Event)
@@ -96,20 +96,10 @@ Start = Literal["all", "new"] | int
 
 def stream_of(pattern: str) -> str:
     """The stream whose kinds a pattern covers.  Raises `ConfigError` for none or several."""
-    streams = {kind.stream for kind in KINDS.values() if _overlap(pattern, kind.pattern)}
+    streams = {kind.stream for kind in KINDS.values() if overlaps(pattern, kind.pattern)}
     if len(streams) != 1:
         raise ConfigError("SUBSCRIPTION", f"{pattern!r} must cover subjects of one stream, covers {sorted(streams)}")
     return streams.pop()
-
-
-def _overlap(one: str, other: str) -> bool:
-    a, b = one.split("."), other.split(".")
-    for x, y in zip(a, b, strict=False):
-        if ">" in (x, y):
-            return True
-        if x != y and "*" not in (x, y):
-            return False
-    return len(a) == len(b)
 
 
 class _Subscription(msgspec.Struct):

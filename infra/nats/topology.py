@@ -24,7 +24,7 @@ from typing import Final, Literal
 import msgspec
 
 from tallystick.schemas.errors import ConfigError, Malformed
-from tallystick.schemas.subjects import KINDS, STREAMS, Kind, check_name
+from tallystick.schemas.subjects import KINDS, STREAMS, Kind, check_name, overlaps
 
 DEFAULT_PATH: Final = Path(__file__).with_name("topology.toml")
 # Where a component with a JetStream of its own finds the services that it imports from CORE.
@@ -207,17 +207,6 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             strategy=strategy if spec.each == "strategy" else "",
             state_bytes=spec.state_bytes,
         )
-
-
-def overlaps(one: str, other: str) -> bool:
-    """Whether some subject matches both patterns."""
-    a, b = one.split("."), other.split(".")
-    for x, y in zip(a, b, strict=False):
-        if ">" in (x, y):
-            return True
-        if x != y and "*" not in (x, y):
-            return False
-    return len(a) == len(b)
 
 
 def stream_subjects(stream: str) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tallystick.infra.nats.cli import app
-from tallystick.infra.nats.topology import DEFAULT_PATH, check_docs, load, overlaps, parse, render_docs, stream_subjects
+from tallystick.infra.nats.topology import DEFAULT_PATH, check_docs, load, parse, render_docs, stream_subjects
 from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.subjects import KINDS, STREAMS, matches
+from tallystick.schemas.subjects import KINDS, STREAMS, matches, overlaps
 
 TEXT = DEFAULT_PATH.read_text("utf-8")
 BUS = load().expand(("momentum", "mean-reversion"))
