@@ -2,6 +2,8 @@
 
 - The state is rebuilt from the newest `SECURITY_TAIL` messages of SECURITY and the newest fills (`states`).
   Until that is done there is no heartbeat, and everybody treats everything as tripped.
+- What is tripped is also kept in a file of its own: the broker could bring an old end of the history back.  A file that
+  cannot be read means that nobody knows, and trips everything; deleting it leaves what the bus says.
 - A trip is published at once, its heartbeat right after it, then every `BEAT_S`.
 - The operator's arming notes are verified and passed on as they are, and again every `ARM_S` while they hold, so that
   whoever starts later finds them among the newest messages; gateway and custody verify them themselves.
@@ -29,8 +31,9 @@ from tallystick.components.breaker.control import (
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.components.runtime.component import Component
 from tallystick.components.runtime.context import Context, Received
-from tallystick.schemas.errors import Malformed, Unverified
-from tallystick.schemas.security import Arm
+from tallystick.components.runtime.keystore import write_durably
+from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_rearm
 
@@ -55,6 +58,7 @@ class Breaker(Component):
         self._run = run
         self._tail = tail
         self._armed = ""
+        self._kept: tuple[Trip, ...] = ()
 
     async def start(self, ctx: Context) -> None:
         """Read the newest history; act from `ready` on."""
@@ -64,9 +68,15 @@ class Breaker(Component):
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.config.run) / SOCKET_NAME
         self._socket = ControlSocket(path, self._on_request, ctx.log)
+        self._file = (self._run or ctx.config.state("breaker")) / "tripped.json"
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigError("BREAKER_STATE", f"{self._file.parent}: {exc.strerror}") from exc
 
     async def ready(self) -> None:
         """The state is known: say so, and listen to people."""
+        self.breakers.remember(self._read())
         # Sequences count from 1: a stream that never held more than the tail was read from its beginning.
         self._publish(self.breakers.resume(complete=self.ctx.position(SECURITY) <= self._tail))
         await self._socket.start()
@@ -108,7 +118,31 @@ class Breaker(Component):
             self._publish([(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=self._armed))])
 
     def _publish(self, outputs: Iterable[Output]) -> list[asyncio.Future[int]]:
-        return [self.ctx.publish(where, event) for where, event in outputs]
+        stored = [self.ctx.publish(where, event) for where, event in outputs]
+        # Crash here: the bus knows what the file does not; a re-armed scope is found tripped and re-armed again.
+        self._keep()
+        return stored
+
+    def _keep(self) -> None:
+        tripped = self.breakers.tripped
+        if tripped == self._kept:
+            return
+        try:
+            write_durably(self._file, msgspec.json.encode(tripped), 0o600)
+        except OSError as exc:  # halting goes on without it
+            self.ctx.log.warning("what is tripped could not be kept", file=str(self._file), error=exc.strerror)
+        else:
+            self._kept = tripped
+
+    def _read(self) -> tuple[Trip, ...]:
+        try:
+            self._kept = msgspec.json.decode(self._file.read_bytes(), type=tuple[Trip, ...])
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+            reason = f"STATE_UNKNOWN: {self._file.name} cannot be read: {type(exc).__name__}"
+            return (Trip("all", reason, self.ctx.clock(), "breaker"),)
+        return self._kept
 
     async def _on_request(self, request: Request, by: str) -> dict[str, Any]:
         if isinstance(request, Kill):

@@ -20,7 +20,7 @@ operator-signed caps, or halt everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -98,6 +98,12 @@ class Breakers:
         if len(self._answered) > MAX_ANSWERED:
             del self._answered[next(iter(self._answered))]
         return [self._trip(*trigger, causes=(event.id,))]
+
+    def remember(self, trips: Iterable[Trip]) -> None:
+        """What was tripped by our own notes, before `resume`: a broker that keeps the end of the history back loses none."""
+        for trip in trips:
+            self._tripped.setdefault(trip.scope, trip)
+            self._newest = max(self._newest, trip.since)
 
     def resume(self, complete: bool) -> list[Output]:
         """History has ended: from here on triggers are answered at once, those left unanswered now.
