@@ -42,6 +42,8 @@ HEARTBEAT_S: Final = 1.0
 # The newest messages of SECURITY that a component reads at start: the session list and the breaker's
 # heartbeat come several times a second, so this holds seconds to minutes of them.
 SECURITY_TAIL: Final = 64
+# Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
+MAX_DEAD: Final = 256
 # How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
 LISTING_S: Final = 0.5
 FRESH_NS: Final = 5_000_000_000
@@ -161,6 +163,7 @@ class Context:
         self._caught_up: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._dying = 0
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._guard = subject("guard", component=component)
         self._dead = subject("dead", component=component)
@@ -205,8 +208,17 @@ class Context:
         return self.publish(self._guard, self.new(Notice, code=code, text=text, evidence=evidence[:MAX_DEAD_PAYLOAD]))
 
     def dead_letter(self, delivery: Delivery, stream: str, error: TallystickError) -> asyncio.Future[int]:
-        """Put a message that cannot be processed on `dead.<component>`, with the reason and its bytes."""
+        """Put a message that cannot be processed on `dead.<component>`, with the reason and its bytes.
+
+        At most `MAX_DEAD` are under way; in a flood the others are counted only (`dead_letters_dropped`), so that
+        whoever sends rubbish fills neither our memory nor our log.
+        """
         self.metrics.add("dead_letters")
+        if self._dying >= MAX_DEAD:
+            self.metrics.add("dead_letters_dropped")
+            dropped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            dropped.set_result(0)
+            return dropped
         self.log.warning("dead letter", subject=delivery.subject[:255], stream=stream, code=error.code, text=error.text)
         kept = delivery.payload if len(delivery.payload) <= MAX_DEAD_PAYLOAD else b""
         letter = self.new(
@@ -219,7 +231,13 @@ class Context:
             digest=hashlib.sha256(delivery.payload).digest(),
             payload=kept,
         )
-        return self.publish(self._dead, letter)
+        stored = self.publish(self._dead, letter)
+        self._dying += 1
+        stored.add_done_callback(self._buried)
+        return stored
+
+    def _buried(self, _: object) -> None:
+        self._dying -= 1
 
     def _publisher(self, stream: str) -> ChainPublisher:
         publisher = self._publishers.get(stream)
