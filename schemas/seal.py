@@ -389,6 +389,10 @@ class ReaderChains:
             raise Unverified("REPLAY", f"{where} index {verified.index} was read before")
         chain.indexes.add(verified.index)
 
+    def __len__(self) -> int:
+        """How many chains are held."""
+        return len(self._chains)
+
     def forget(self, keep: Callable[[str, bytes], bool]) -> None:
         """Drop the chains whose (component, boot) `keep` denies."""
         self._chains = {k: v for k, v in self._chains.items() if keep(*k)}

@@ -42,6 +42,8 @@ LISTING_S: Final = 0.25
 POLL_S: Final = 0.005
 # Unlisted sessions remembered: one notice and one wait each, so that a flood of intents is neither.
 MAX_UNLISTED: Final = 1024
+# Intents of one message decided before everything else gets its turn: a few milliseconds.
+TURN: Final = 16
 INTENT: Final = "order.intent."
 DECISION: Final = "order.decision."
 
@@ -111,7 +113,10 @@ class GatewayProcess(Component):
     async def _on_intent(self, received: Received) -> None:
         if received.live:
             await self._listing(received)
-        for event in received.events:
+        for number, event in enumerate(received.events, start=1):
+            if number % TURN == 0:
+                # A message holds thousands: heartbeats and lists are heard between them.
+                await asyncio.sleep(0)
             if isinstance(event, Intent | CancelIntent):
                 decision = self.gateway.on_intent(received.verified, event, self._ctx.clock())
                 if decision is not None:

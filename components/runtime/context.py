@@ -42,6 +42,8 @@ HEARTBEAT_S: Final = 1.0
 # The newest messages of SECURITY that a component reads at start: the session list and the breaker's
 # heartbeat come several times a second, so this holds seconds to minutes of them.
 SECURITY_TAIL: Final = 64
+# Chains of sessions that nobody announced: a thief of a role key mints as many boots as he likes.
+MAX_STRANGERS: Final = 1024
 # Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
 MAX_DEAD: Final = 256
 # How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
@@ -409,6 +411,13 @@ class Context:
             else:
                 return
 
+    def _announced(self, verified: Verified, delivery: Delivery) -> bool:
+        try:
+            self.sessions.require_announced(verified.credential, max(verified.statement.time, delivery.stored))
+        except Unverified:
+            return verified.subject.kind == "cred"
+        return True
+
     def _counted(self, stream: str, handler: RawHandler) -> RawHandler:
         async def handle(delivery: Delivery) -> None:
             result = handler(delivery)
@@ -419,7 +428,7 @@ class Context:
         return handle
 
     def _handler(self, stream: str) -> RawHandler:
-        chains = self._chains[stream]
+        chains, strangers = self._chains[stream], ReaderChains()
         subscriptions = self._subscriptions[stream]
         caught_up = self._caught_up[stream]
         first = self._caught_up.get(SECURITY) if stream != SECURITY else None
@@ -448,7 +457,13 @@ class Context:
                         raise
                     live, refusal = False, exc
                 # Only now is anything learned from it: positions that a refused message names are not used up.
-                chains.accept(verified)
+                # Who was never announced has chains apart: one that claims another's boot uses up nothing of it.
+                if self._announced(verified, delivery):
+                    chains.accept(verified)
+                else:
+                    if len(strangers) >= MAX_STRANGERS:
+                        strangers.forget(lambda *_: False)
+                    strangers.accept(verified)
                 self.sessions.apply(verified)
                 received = Received(
                     verified=verified,
