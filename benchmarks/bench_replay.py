@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.report import Row, Void, rate, say
+from benchmarks.report import Row, Void, rate, resident_mb, say
 from tallystick.components.audit.projector import Projector
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
@@ -29,6 +29,7 @@ WHAT = {
     "batched": "replay with full verification from the archive, 512 events a message",
     "raw": "the same, its peer without decoding",
     "single": "replay with full verification from the archive, one event a message",
+    "memory": "memory that a replay's last three quarters add to its first",
 }
 
 
@@ -66,12 +67,23 @@ def replay(vault: Vault) -> int:
     return events
 
 
+def growth(vault: Vault) -> float:
+    """MB by which a replay grows after its first quarter."""
+    quarter, events = 0.0, 0
+    for item in ArchiveReader(vault.place, Selection(streams=("MARKET",))):
+        events += 0 if isinstance(item, Failure) else len(item.verified.events)
+        if not quarter and events >= EVENTS // 4:
+            quarter = resident_mb()
+    return max(0.0, resident_mb() - quarter)
+
+
 def rows() -> list[Row]:
     """Large messages and single events; ours and the peer in turns, the best of each."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         say(f"writing an archive of {EVENTS:,} events")
         large, single = build(folder / "large", EVENTS, BATCH), build(folder / "single", SINGLES, 1)
+        grown = growth(large)
         app = peers.ledger(folder)
         peers.save(app, PEER)
         batched = alone = decoded = raw = 0.0
@@ -86,4 +98,5 @@ def rows() -> list[Row]:
         Row(WHAT["batched"], batched, "events/s", "≥ 400,000", decoded, peers.READ),
         Row(WHAT["raw"], batched, "events/s", "≥ 400,000", raw, peers.READ_RAW),
         Row(WHAT["single"], alone, "events/s", "", decoded, peers.READ),
+        Row(WHAT["memory"], grown, "MB", "flat"),
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -14,7 +16,10 @@ class Void(Exception):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """`value` and `peer` are in `unit`; `target` is text; a rate is better high, a time better low."""
+    """`value`, `tail` and `peer` are in `unit`; `target` is text; a rate is better high, a time better low.
+
+    `value` may be a median; `tail` is its 99th percentile then.
+    """
 
     what: str
     value: float
@@ -22,6 +27,7 @@ class Row(msgspec.Struct, frozen=True):
     target: str = ""
     peer: float = 0.0
     peer_name: str = ""
+    tail: float = 0.0
 
     @property
     def ratio(self) -> str:
@@ -34,7 +40,8 @@ def table(rows: Iterable[Row]) -> str:
     lines = ["| | reached | target | peer in the same run | ratio |", "|---|---|---|---|---|"]
     for row in rows:
         peer = f"{row.peer_name}: {number(row.peer)} {row.unit}" if row.peer else ""
-        lines.append(f"| {row.what} | {number(row.value)} {row.unit} | {row.target} | {peer} | {row.ratio} |")
+        tail = f", p99 {number(row.tail)} {row.unit}" if row.tail else ""
+        lines.append(f"| {row.what} | {number(row.value)} {row.unit}{tail} | {row.target} | {peer} | {row.ratio} |")
     return "\n".join(lines)
 
 
@@ -59,3 +66,8 @@ def rate(work: Callable[[], int]) -> float:
     began = time.perf_counter()
     count = work()
     return count / (time.perf_counter() - began)
+
+
+def resident_mb() -> float:
+    """What this process holds in memory now, MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
