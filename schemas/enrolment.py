@@ -2,6 +2,7 @@
 
     POST /v1/session  {"boot": hex, "component": name, "proof": hex, "session_key": hex}
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
+    (a renewal has one more field, "renewal": hex)
     POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
 
 The client certificate says who asks; `proof` is the session key's signature over
@@ -9,7 +10,8 @@ The client certificate says who asks; `proof` is the session key's signature ove
     "tallystick session request v1" 0x00 ‖ msgpack [deployment, component, boot, session_key, SHA-256(certificate)]
 
 so that nobody gets a credential for a key that he does not hold, and a proof seen elsewhere is useless
-under another certificate.  No seal statement and no login nonce begins like this.
+under another certificate.  A boot stands in every message that it seals, so that knowing it proves nothing:
+while it has a live session, `renewal` is the same bytes signed by the key of one of those.  No seal statement and no login nonce begins like this.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     component: str
     proof: str
     session_key: str
+    renewal: str = ""
 
 
 class SessionAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,6 +2,8 @@
 
 - A request counts only from the component whose SPIFFE id the client certificate carries, and with the
   session key's proof (`enrolment`).
+- A boot that has a live session gets another one only with the word of a key that it holds already: whoever copied the
+  certificate has to start a boot of his own, which ends the true one and shows.
 - One live boot a component.  A request of a new boot revokes the one before; a boot that ended or was
   revoked never gets a credential again.
 - A credential lives as long as the trust root lets the component's tokens live, never longer.
@@ -18,6 +20,7 @@ and the log show it; custody's operator-signed caps bound the loss.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -42,6 +45,7 @@ from tallystick.schemas.trust import TrustRoot
 NS: Final = 1_000_000_000
 # Renewal needs two sessions at a time, and as many again where answers got lost.
 MAX_LIVE: Final = 8
+MAX_GIVEN: Final = 64
 # A process that crashes and starts again all the time stays far below; restarts of a whole desk come at once.
 BURST: Final = 64
 PER_SECOND: Final = 2
@@ -70,6 +74,7 @@ class Issuer:
         self._dead: dict[bytes, int] = {}
         self._count = 0
         self._credit: dict[str, tuple[int, int]] = {}
+        self._given: dict[bytes, deque[bytes]] = {}
 
     def restore(self, live: tuple[Session, ...], revoked: tuple[bytes, ...], now: int) -> None:
         """Take up the newest list of the boot before."""
@@ -98,7 +103,27 @@ class Issuer:
             )
         except (InvalidSignature, ValueError) as exc:
             raise Unverified("PROOF", f"{component} did not prove that it holds the session key") from exc
+        self._require_holder(request, component, boot, key, certificate)
         return boot, key
+
+    def _require_holder(
+        self, request: SessionRequest, component: str, boot: bytes, key: bytes, certificate: bytes
+    ) -> None:
+        held = [s.session_key for s in self._sessions.values() if s.component == component and s.boot == boot]
+        if not held or key in held:
+            return
+        # Answers get lost, and their sessions push older ones off the list: every key given to the boot speaks for it.
+        held += self._given.get(boot, ())
+        said = hex_bytes(request.renewal, SIGNATURE_BYTES, "renewal")
+        for public in held:
+            try:
+                Ed25519PublicKey.from_public_bytes(public).verify(
+                    said, proof_bytes(self._trust.deployment, component, boot, key, certificate)
+                )
+            except (InvalidSignature, ValueError):
+                continue
+            return
+        raise Unverified("RENEWAL", f"boot {boot.hex()[:8]} of {component} is another process's: no key of it signed")
 
     def issue(self, component: str, boot: bytes, session_key: bytes, now: int) -> Issued:
         """A new session at `now` (Unix ns).  Raises `Unverified` for a boot that ended."""
@@ -130,6 +155,7 @@ class Issuer:
         )
         replaced = self.supersede(component, boot)
         self._sessions[session.credential_hash] = session
+        self._given.setdefault(boot, deque(maxlen=MAX_GIVEN)).append(session_key)
         own = [k for k, s in self._sessions.items() if s.boot == boot and s.component == component]
         for digest in own[:-MAX_LIVE]:
             del self._sessions[digest]
@@ -183,6 +209,7 @@ class Issuer:
         for session in gone:
             del self._sessions[session.credential_hash]
         alive = {s.boot for s in self._sessions.values()}
+        self._given = {k: keys for k, keys in self._given.items() if k in alive}
         ended = {s.boot: s for s in gone if s.boot not in alive}
         for session in ended.values():
             # A boot id is 16 random bytes and is remembered for a day: longer than any session or retry.

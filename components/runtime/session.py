@@ -29,10 +29,16 @@ class AuthorityClient:
         self._deployment = deployment
         self._component = component
         self._certificate = certificate
+        # The key of a session that this boot certainly has, or the first that was asked for: its answer may have
+        # got lost.
+        self._held: tuple[bytes, SessionKey] | None = None
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
         """A credential for `key`.  Raises `Unverified` when refused or unreachable, `Malformed` for nonsense."""
+        if self._held is None or self._held[0] != boot:
+            self._held = (boot, key)
         body = await self._post("/v1/session", key, boot)
+        self._held = (boot, key)
         try:
             return msgspec.json.decode(body, type=SessionAnswer).credential
         except msgspec.DecodeError as exc:
@@ -43,9 +49,14 @@ class AuthorityClient:
         await self._post("/v1/end", key, boot)
 
     async def _post(self, path: str, key: SessionKey, boot: bytes) -> bytes:
-        proof = key.sign(proof_bytes(self._deployment, self._component, boot, key.public, self._certificate))
+        said = proof_bytes(self._deployment, self._component, boot, key.public, self._certificate)
+        held = self._held[1].sign(said).hex() if self._held is not None and self._held[0] == boot else ""
         request = SessionRequest(
-            boot=boot.hex(), component=self._component, proof=proof.hex(), session_key=key.public.hex()
+            boot=boot.hex(),
+            component=self._component,
+            proof=key.sign(said).hex(),
+            session_key=key.public.hex(),
+            renewal=held,
         )
         try:
             async with (

@@ -8,7 +8,8 @@ import pytest
 
 from tallystick.components.authority.issuer import BURST, MAX_LIVE, PER_SECOND, Issuer
 from tallystick.components.runtime.publisher import MAX_MESSAGE_BYTES
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.enrolment import SessionRequest, proof_bytes
+from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.security import Session, SessionList
@@ -66,3 +67,43 @@ def test_a_list_that_the_broker_brings_after_the_revocation_revives_nobody() -> 
     made.restore((session,), (), NOW)
     assert session not in made.live
     assert session.credential_hash in made.revoked
+
+
+CERTIFICATE = seed("certificate")
+
+
+def request(session: str, *, by: str = "") -> SessionRequest:
+    """A request for a session of one boot with the key `session`, vouched for by the key `by`."""
+    said = proof_bytes(ROOT.deployment, "gateway", boot("g"), key(session).public, CERTIFICATE)
+    return SessionRequest(
+        boot=boot("g").hex(),
+        component="gateway",
+        proof=key(session).sign(said).hex(),
+        session_key=key(session).public.hex(),
+        renewal=key(by).sign(said).hex() if by else "",
+    )
+
+
+def ask(made: Issuer, asked: SessionRequest, now: int = NOW) -> None:
+    where, public = made.check(asked, "gateway", CERTIFICATE)
+    made.issue("gateway", where, public, now)
+
+
+def test_who_copied_the_certificate_does_not_join_a_live_boot_unseen() -> None:
+    """A boot stands in every message: naming it used to be enough for a second session beside the true one."""
+    made = issuer()
+    ask(made, request("first"))
+    for stolen in (request("thief"), request("thief", by="thief")):
+        with pytest.raises((Unverified, Malformed), match=r"RENEWAL|HEX"):
+            ask(made, stolen)
+    ask(made, request("second", by="first"))
+    assert {s.session_key for s in made.live} == {key("first").public, key("second").public}
+
+
+def test_lost_answers_do_not_lock_a_boot_out() -> None:
+    """The client signs with the key of the last answer that arrived, however many were issued since."""
+    made = issuer()
+    ask(made, request("first"))
+    for n in range(3 * MAX_LIVE):
+        ask(made, request(f"lost {n}", by="first"), NOW + n * SECOND)
+    assert len(made.live) == MAX_LIVE
