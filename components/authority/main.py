@@ -60,7 +60,7 @@ class _OwnSessions:
         self._certificate = certificate
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        return await self._authority.hand_out("authority", boot, key.public, self._certificate)
+        return self._authority.own_session(boot, key.public, self._certificate)
 
 
 class Authority(Component):
@@ -136,18 +136,28 @@ class Authority(Component):
         """Issue, publish, and only then return the credential."""
         async with self._lock:
             issued = self._issuer.issue(component, boot, session_key, self._setup.clock())
-            if self._ctx is None or self._runner is None:
-                # The own first session: nothing can be published before it exists.
-                self._waiting.append((issued, certificate))
-                return issued.credential
             await self._revoked(issued.replaced, "replaced by a new boot")
             await self._announce(issued, certificate)
             return issued.credential
 
-    async def _announce(self, issued: Issued, certificate: bytes) -> None:
+    def own_session(self, boot: bytes, session_key: bytes, certificate: bytes) -> str:
+        """A credential for the authority itself, which waits for nothing.
+
+        Its connection may be what is missing: a PubAck, or a hand-out in progress that waits for one, would
+        never come.  The announcement is queued, and sent when there is a connection.
+        """
+        issued = self._issuer.issue("authority", boot, session_key, self._setup.clock())
+        if self._ctx is None or self._runner is None:
+            # The first one: nothing can be published before it exists.
+            self._waiting.append((issued, certificate))
+        else:
+            self._announce(issued, certificate)
+        return issued.credential
+
+    def _announce(self, issued: Issued, certificate: bytes) -> asyncio.Future[int]:
         ctx, session = self._context(), issued.session
         self._certificates[session.credential_hash] = (certificate, session.expires_at)
-        await ctx.publish(
+        return ctx.publish(
             subject("cred", component=session.component),
             ctx.new(
                 CredentialIssued,

@@ -122,23 +122,23 @@ class Record:
         return sum(e.state == "accepted" for e in self.events)
 
 
-async def reader(deployment: Deployment, keystore: Keystore, record: Record) -> Context:
-    """A context with audit's own credential, which reads everything from the beginning."""
-    secrets = {name: keystore[name] for name in deployment.secret_names("audit")}
-    setup = process.load_setup(deployment.directory, "audit", secrets)
+async def reader(deployment: Deployment, keystore: Keystore, record: Record, name: str = "audit") -> Context:
+    """A context with audit's (or console's) own credential, which reads everything from the beginning."""
+    secrets = {name: keystore[name] for name in deployment.secret_names(name)}
+    setup = process.load_setup(deployment.directory, name, secrets)
     config = deployment.config
     client = AuthorityClient(
         f"https://{config.host}:{config.authority.port}",
         setup.tls,
         deployment=deployment.name,
-        component="audit",
+        component=name,
         certificate=setup.certificate,
     )
     metrics = Metrics()
     link = process.make_link(setup, client, metrics)
     await link.start()
     context = Context(
-        component="audit",
+        component=name,
         boot=setup.boot,
         link=link,
         trust=setup.trust,
