@@ -18,7 +18,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import ccxt.async_support as ccxt_async
 import msgspec
 import uvloop
 
@@ -287,6 +286,8 @@ class Hops:
 
 def venue_client(deployment: Deployment) -> Any:
     """Bare ccxt on the deployment's paper exchange."""
+    import ccxt.async_support as ccxt_async  # a second to import, which only a measurement needs
+
     tls = ssl.create_default_context(cafile=str(deployment.ca))
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     return client(ccxt_async.binance, deployment.config.venue.port(), tls, "benchkey")
