@@ -42,6 +42,13 @@ class SessionAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credential: str
 
 
+class SessionRefusal(msgspec.Struct, frozen=True):
+    """Why there is none."""
+
+    code: str
+    text: str
+
+
 def proof_bytes(deployment: str, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> bytes:
     """What the session key signs; `certificate` is the SHA-256 of the client certificate's DER."""
     return PREFIX + msgspec.msgpack.encode([deployment, component, boot, session_key, certificate])

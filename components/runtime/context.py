@@ -316,6 +316,8 @@ class Context:
         for stream, (handler, after) in self._raw.items():
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
         self._spawn(self._heartbeat())
+        if self.link.task is not None:
+            self.link.task.add_done_callback(self._ended)
 
     def _open_reader(self, stream: str, handler: RawHandler, start: int | None, tail: int) -> None:
         reader = StreamReader(

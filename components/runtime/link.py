@@ -5,6 +5,7 @@
 - The `Link` keeps exactly one current connection.  Renewal is make-before-break: at 60 % of the
   credential's lifetime a new session is obtained and logged in, the link switches to it, and the old
   connection is closed after a grace period in which its unacknowledged flush completes.
+- A boot that has ended gets no session any more (`SessionLost`): the component stops, and starts anew as another boot.
 - A lost connection is replaced with back-off; a credential that is about to expire is renewed first.
 - Whoever uses the link asks for the current connection each time (`connection`), and does its own
   recovery when `Connection.lost` is set: publishers send the same bytes again, readers reset.
@@ -40,6 +41,8 @@ CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+# The authority's word for a boot that is over: revoked, replaced, or away for longer than its session lived.
+BOOT_ENDED: Final = "BOOT_ENDED"
 MAX_PENDING_BYTES: Final = 64 << 20
 
 
@@ -70,6 +73,10 @@ class PubAck(msgspec.Struct, frozen=True):
 
 class PublishRefused(TallystickError):
     """JetStream answered a publish with an error; `code` is `JS_<err_code>`."""
+
+
+class SessionLost(TallystickError):
+    """The authority says that this boot has ended; only a new process gets a session."""
 
 
 class Connection:
@@ -187,6 +194,11 @@ class Link:
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
+    def task(self) -> asyncio.Task[None] | None:
+        """What keeps the connection; it ends only by `stop`, or with what nobody can go on after."""
+        return self._task
+
+    @property
     def session(self) -> Session:
         """The session of the current connection."""
         if self._current is None:
@@ -231,7 +243,13 @@ class Link:
 
     async def _obtain(self) -> Session:
         key = SessionKey(self._entropy(32))
-        credential = open_credential(await self._source.obtain(key, self.boot), self._trust)
+        try:
+            text = await self._source.obtain(key, self.boot)
+        except Unverified as exc:
+            if exc.code == BOOT_ENDED:
+                raise SessionLost(exc.code, exc.text) from exc
+            raise
+        credential = open_credential(text, self._trust)
         if (credential.component, credential.boot, credential.session_key) != (self.component, self.boot, key.public):
             raise Unverified("CREDENTIAL_FOREIGN", "the authority handed out a credential that is not ours")
         return Session(credential=credential, key=key)

@@ -12,7 +12,7 @@ from typing import Final
 import aiohttp
 import msgspec
 
-from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRequest, proof_bytes
+from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRefusal, SessionRequest, proof_bytes
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 
@@ -72,5 +72,11 @@ class AuthorityClient:
                 f"{self._url}: {type(cause).__name__}: {cause}; is the deployment up (`tallystick up`)?",
             ) from exc
         if status != 200:
+            try:
+                refusal = msgspec.json.decode(body, type=SessionRefusal)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                refusal = SessionRefusal("", "")
+            if refusal.code == "BOOT_ENDED":
+                raise Unverified(refusal.code, refusal.text[:300])
             raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")
         return body

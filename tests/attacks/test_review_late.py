@@ -16,6 +16,8 @@ from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.components.runtime.context import Context, Received
+from tallystick.components.runtime.link import SessionLost
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Decision, Permit, Position, VenueOrder
@@ -312,5 +314,26 @@ def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_portfoli
         await scene.publish(thief, DECISION, decision, age_ns=age_s * SECOND)
         await until(lambda: refused(context) == 1, "the refusal")
         assert not portfolio.book._permits
+
+    on_scene(bus, work)
+
+
+def test_a_boot_that_has_ended_stops_instead_of_asking_in_vain(bus: TestBus) -> None:
+    """Away for longer than a session lives, a process would else stay up, deaf and dumb, until somebody looks."""
+
+    async def work(scene: Scene) -> None:
+        context = await scene.desk.context("portfolio", lifetime_s=2)
+
+        async def refuse(*_: Any) -> str:
+            raise Unverified("BOOT_ENDED", "start a new one")
+
+        context.link._source.obtain = refuse  # type: ignore[method-assign]
+        context.open()
+        with pytest.raises(SessionLost):
+            await asyncio.wait_for(context.failed(), 5)
+        scene.desk.contexts.remove(context)
+        for task in [*context._tasks, *(r.task for r in context._readers.values())]:
+            task.cancel()
+        await context.link.stop()
 
     on_scene(bus, work)
