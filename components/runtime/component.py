@@ -23,7 +23,8 @@ class Component:
     """One process of the system.
 
     `listed`: live messages that move money or lift a guard must come from sessions on the authority's
-    list (at most 3 s old); gateway, execution, custody and breaker set it.
+    list (at most 3 s old).  Custody sets it.  Gateway, execution and portfolio ask for themselves, since what
+    they refuse has to be accounted for; the breaker halts at anybody's word that is not revoked.
     """
 
     listed = False

@@ -14,6 +14,7 @@ import pytest
 
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
+from tallystick.components.gateway.risk import LimitBook
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.components.runtime.context import Context, Received
 from tallystick.components.runtime.link import SessionLost
@@ -133,7 +134,7 @@ class _Gateway(GatewayProcess):
         self._ctx = ctx
         made = gateways.World(ready=False)
         self.gateway = decide.Gateway(
-            ctx.trust, made.policy, decide.LimitBook(gateways.LIMITS), ctx.sessions, made._new_decision
+            ctx.trust, made.policy, LimitBook(gateways.LIMITS), ctx.sessions, made._new_decision
         )
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, 256)
         ctx.subscribe(("fill.>", "position.>"), self._on_orders, "all")
@@ -301,7 +302,7 @@ def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_portfoli
 
     async def work(scene: Scene) -> None:
         context = await scene.component("portfolio")
-        portfolio = Portfolio("paper", lambda *_: _Silent())  # type: ignore[arg-type,return-value]
+        portfolio = Portfolio("paper", lambda *_: _Silent())  # type: ignore[arg-type]
         await portfolio.start(context)
         context.open()
         await context.caught_up()
@@ -327,7 +328,8 @@ def test_a_boot_that_has_ended_stops_instead_of_asking_in_vain(bus: TestBus) -> 
         async def refuse(*_: Any) -> str:
             raise Unverified("BOOT_ENDED", "start a new one")
 
-        context.link._source.obtain = refuse  # type: ignore[method-assign]
+        source: Any = context.link._source
+        source.obtain = refuse
         context.open()
         with pytest.raises(SessionLost):
             await asyncio.wait_for(context.failed(), 5)
