@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tallystick.components.execution import orders
+from tallystick.components.execution.main import Execution
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.gateway.risk import LimitBook
@@ -21,7 +23,7 @@ from tallystick.components.runtime.link import SessionLost
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
-from tallystick.schemas.orders import Decision, Permit, Position, VenueOrder
+from tallystick.schemas.orders import Decision, OrderEvent, Permit, Position, VenueOrder
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter
 from tallystick.schemas.security import Alert, Session, SessionList, SessionRevoked
@@ -33,6 +35,7 @@ from tests.support.runtime import Desk
 
 SECOND = 1_000_000_000
 POSITION = "position.alpha.paper.XRP-ETH"
+EVENT = "order.event.alpha.paper.XRP-ETH"
 DECISION = "order.decision.alpha.paper.XRP-ETH"
 ALERT = "alert.burst.critical"
 TRADE = "md.trade.paper.XRP-ETH"
@@ -315,6 +318,38 @@ def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_portfoli
         await scene.publish(thief, DECISION, decision, age_ns=age_s * SECOND)
         await until(lambda: refused(context) == 1, "the refusal")
         assert not portfolio.book._permits
+
+    on_scene(bus, work)
+
+
+@pytest.mark.parametrize("age_s", [0, 61])
+def test_an_order_is_not_closed_by_the_word_of_a_session_that_is_not_listed(bus: TestBus, age_s: int) -> None:
+    """Execution follows and cancels what it holds for open: an order said to be closed would be left at the venue."""
+
+    async def work(scene: Scene) -> None:
+        context = await scene.component("execution")
+        execution: Any = Execution()
+        execution._ctx, execution._name = context, "paper"
+        execution._orders = machine = orders.Orders([("paper", "XRP/ETH")], time.time_ns())
+        where = parse_subject(EVENT)
+        order = orders.Order(where, os.urandom(16), os.urandom(16), "ts-order-1", 0)
+        order.state = "accepted"
+        machine._add(order)
+        context.subscribe(["order.decision.>", "order.event.>"], execution._on_order, start="all")
+        context.open()
+        await context.caught_up()
+        thief = await backdated(scene, "execution", age_s)
+        event = thief.new(
+            OrderEvent,
+            intent_id=order.intent_id,
+            decision_id=order.decision_id,
+            client_order_id=order.client_order_id,
+            state="closed",
+        )
+        await scene.list_sessions()
+        await scene.publish(thief, EVENT, event, age_ns=age_s * SECOND)
+        await until(lambda: refused(context) == 1, "the refusal")
+        assert order.state == "accepted"
 
     on_scene(bus, work)
 
