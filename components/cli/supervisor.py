@@ -52,7 +52,7 @@ MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Who reads what the money path writes yields to it where cores are scarce: a fifth off an order's way on two.
-_NICE: Final = {"audit": 10, "portfolio": 5, "streams": 5}
+_NICE: Final = {"audit": 15, "portfolio": 10, "streams": 10}
 # Who stops first: those who start things, before those who finish them.
 _STOP_ORDER: Final = (
     ("strategy-", "market-data"),
@@ -287,7 +287,7 @@ class Supervisor:
             os.close(fd)
         managed.wanted = True
         managed.state.pid = managed.process.pid
-        os.setpriority(os.PRIO_PROCESS, managed.process.pid, _NICE.get(name, 0))
+        _yield_to_others(managed.process.pid, _NICE.get(name, 0))
         managed.state.state = "starting"
 
     async def _ready(self, names: list[str]) -> None:
@@ -404,3 +404,14 @@ class Supervisor:
         if process is None:
             raise ConfigError("PROCESS", f"{name} is not running")
         process.kill()
+
+
+def _yield_to_others(pid: int, nice: int) -> None:
+    """Lower the priority of a process that leads a session of its own.
+
+    Where the kernel schedules sessions as groups (`CONFIG_SCHED_AUTOGROUP`), only the group's niceness counts
+    between them.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # no such groups here, or not ours to set
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
