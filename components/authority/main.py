@@ -49,6 +49,8 @@ RESOLVER_S: Final = 60.0
 EXPIRED_NS: Final = 10_000_000_000
 # Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
 HISTORY: Final = 8_192
+# The broker acknowledges in milliseconds; a connection that is lost meanwhile must be replaced.
+ANNOUNCE_S: Final = 5.0
 LIST_SUBJECT: Final = subject("cred", component="authority")
 
 
@@ -60,7 +62,7 @@ class _OwnSessions:
         self._certificate = certificate
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        return self._authority.own_session(boot, key.public, self._certificate)
+        return await self._authority.own_session(boot, key.public, self._certificate)
 
 
 class Authority(Component):
@@ -140,18 +142,24 @@ class Authority(Component):
             await self._announce(issued, certificate)
             return issued.credential
 
-    def own_session(self, boot: bytes, session_key: bytes, certificate: bytes) -> str:
-        """A credential for the authority itself, which waits for nothing.
+    async def own_session(self, boot: bytes, session_key: bytes, certificate: bytes) -> str:
+        """A credential for the authority itself: announced under its present session before it is used.
 
-        Its connection may be what is missing: a PubAck, or a hand-out in progress that waits for one, would
-        never come.  The announcement is queued, and sent when there is a connection.
+        Without a connection that cannot be: a PubAck, or a hand-out that waits for one, would never come, and
+        what is sealed under a session that nobody announced counts for nothing.  Raises `TallystickError` then,
+        which ends the process: the next boot begins with its announcement.
         """
+        if self._ctx is not None and self._runner is not None and not self._ctx.link.connected:
+            raise TallystickError("AUTHORITY_CUT_OFF", "the own session ended while the broker was away; starting anew")
         issued = self._issuer.issue("authority", boot, session_key, self._setup.clock())
         if self._ctx is None or self._runner is None:
             # The first one: nothing can be published before it exists.
             self._waiting.append((issued, certificate))
         else:
-            self._announce(issued, certificate)
+            try:
+                await asyncio.wait_for(self._announce(issued, certificate), ANNOUNCE_S)
+            except TimeoutError as exc:
+                raise Unverified("AUTHORITY_OWN", f"no acknowledgement of the own session in {ANNOUNCE_S} s") from exc
         return issued.credential
 
     def _announce(self, issued: Issued, certificate: bytes) -> asyncio.Future[int]:

@@ -40,6 +40,8 @@ RENEW_AT: Final = 0.6
 CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
+# How often the client is asked whether it is closed.
+CHECK_S: Final = 0.5
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 # The authority's word for a boot that is over: revoked, replaced, or away for longer than its session lived.
 BOOT_ENDED: Final = "BOOT_ENDED"
@@ -210,6 +212,11 @@ class Link:
         self._switch(await self._login(await self._obtain()))
         self._task = asyncio.create_task(self._keep(), name="link")
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a live connection now."""
+        return self._current is not None and self._current.alive
+
     async def connection(self) -> Connection:
         """The current live connection; waits for one while the broker is away."""
         while True:
@@ -297,7 +304,7 @@ class Link:
             cause = told[-1] if told and isinstance(exc, nats.errors.NoServersError) else exc
             raise Unverified(
                 "BROKER_LOGIN", f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
-            ) from exc
+            ) from cause
         await connection.listen_for_acks()
         self._metrics.add("logins")
         return connection
@@ -311,9 +318,14 @@ class Link:
                 due = credential.issued_at + int(lifetime * RENEW_AT)
                 wait = max(0.05, (due - self._clock()) / 1e9)
                 try:
-                    await asyncio.wait_for(current.lost.wait(), wait)
+                    await asyncio.wait_for(current.lost.wait(), min(wait, CHECK_S))
                 except TimeoutError:
-                    await self._renew(current)
+                    if current.client.is_closed:
+                        # It tells nobody when the socket breaks once more while it closes.
+                        self._log.warning("connection closed unannounced")
+                        current.mark_lost()
+                    elif self._clock() >= due:
+                        await self._renew(current)
                 continue
             await self._replace()
 
@@ -341,15 +353,18 @@ class Link:
         if old is not None:
             session = old.session
             await old.close()
+        refused = 0
         for attempt in itertools.count():
             delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
             try:
                 # The old credential serves as long as it lives well beyond the login; otherwise renew.
                 # After a few refusals by the broker it may be revoked: ask the authority again.
-                if session is None or session.credential.expires_at - self._clock() < 2_000_000_000 or attempt % 4 == 3:
-                    session = await self._obtain()
+                if session is None or session.credential.expires_at - self._clock() < 2_000_000_000 or refused == 3:
+                    session, refused = await self._obtain(), 0
                 new = await self._login(session)
             except (Unverified, Malformed) as exc:
+                # A broker that is not there has refused nobody.
+                refused += exc.code == "BROKER_LOGIN" and not isinstance(exc.__cause__, OSError)
                 self._log.warning("reconnect failed", attempt=attempt + 1, code=exc.code, text=exc.text)
                 await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
                 continue
