@@ -15,7 +15,7 @@ _File = Annotated[Path, typer.Option("--file", help="The topology to read.")]
 _Docs = Annotated[Path, typer.Option("--docs", help="The generated document.")]
 
 
-@app.command()
+@app.command(epilog="Example: tallystick topology check --file my-topology.toml")
 def check(file: _File = topo.DEFAULT_PATH, docs: _Docs = Path("docs/topology.md")) -> None:
     """Refuse a topology that is wrong, or a document that was not generated from it."""
     topology = topo.load(file)
@@ -23,7 +23,7 @@ def check(file: _File = topo.DEFAULT_PATH, docs: _Docs = Path("docs/topology.md"
     typer.echo(f"{file.name}: {len(topology.templates)} components, {len(topology.streams)} streams; {docs} is current")
 
 
-@app.command()
+@app.command(epilog="Example: tallystick topology render        after a change of topology.toml")
 def render(file: _File = topo.DEFAULT_PATH, docs: _Docs = Path("docs/topology.md")) -> None:
     """Write the document that `check` compares."""
     docs.write_text(topo.render_docs(topo.load(file)), "utf-8")
