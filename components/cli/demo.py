@@ -320,7 +320,9 @@ class Demo:
         ctx = self._console.ctx
         if ctx is None:
             return "the console logs in"
-        return view.render(self._console.state, ctx.sessions, time.time_ns(), "Tallystick demo", self._notes)
+        return view.render(
+            self._console.state, ctx.sessions, time.time_ns(), "Tallystick demo", self._notes, self._screen.height - 1
+        )
 
     async def _play(self, console: asyncio.Task[None]) -> None:
         """Until the market has ended, or it clearly will not."""

@@ -7,53 +7,58 @@ no terminal.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from rich.console import Group, RenderableType
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tallystick.components.console.state import DeskState, OrderLine, seconds_to_live
+from tallystick.components.console.state import DeskState, seconds_to_live
 from tallystick.schemas.sessions import SessionView
 
-SHOWN_ORDERS = 10
-SHOWN_REFUSALS = 5
+SHOWN_REFUSALS = 3
+SHOWN_NOTES = 5
 BREAKER_SILENT_NS = 1_000_000_000
+# Headings and the lines between the parts.
+_FRAME = 6
 
 _VERDICT_STYLE = {"permit": "green", "deny": "red", "cancel": "yellow"}
 
 
-def _flow(state: DeskState) -> Table:
-    table = Table(title="events", expand=True)
-    table.add_column("subject")
-    table.add_column("per second", justify="right")
+def _flow(state: DeskState, rows: int) -> Table:
+    table = Table(expand=True, box=None, header_style="bold")
+    table.add_column("events", no_wrap=True)
+    table.add_column("a second", justify="right")
     table.add_column("total", justify="right")
-    for kind in sorted(state.totals):
+    kinds = sorted(sorted(state.totals, key=lambda k: -state.totals[k])[:rows])
+    for kind in kinds:
         table.add_row(f"{kind}.>", f"{state.rates.get(kind, 0):,}", f"{state.totals[kind]:,}")
     return table
 
 
-def _orders(state: DeskState) -> Table:
-    table = Table(title="last orders", expand=True)
-    for name in ("order", "strategy", "", "quantity", "price", "verdict", "at the venue"):
+def _orders(state: DeskState, rows: int) -> Table:
+    table = Table(expand=True, box=None, header_style="bold")
+    for name in ("last orders", "strategy", "", "quantity", "price", "verdict", "at the venue"):
         table.add_column(name, no_wrap=True)
-    for line in list(state.orders.values())[-SHOWN_ORDERS:]:
+    for line in list(state.orders.values())[-rows:]:
         style = _VERDICT_STYLE.get(line.verdict, "")
         verdict = line.verdict if not line.codes else f"{line.verdict} {', '.join(line.codes)}"
         table.add_row(
             line.short_id,
             line.strategy,
             f"{line.side} {line.symbol}",
-            f"{line.qty:f}",
-            _price(line),
+            _plain(line.qty),
+            "market" if line.price is None else _plain(line.price),
             Text(verdict, style=style),
-            f"{line.state} {line.filled:f}" if line.state else "",
+            f"{line.state} {_plain(line.filled)}" if line.state else "",
         )
     return table
 
 
-def _price(line: OrderLine) -> str:
-    return "market" if line.price is None else f"{line.price:f}"
+def _plain(value: Decimal) -> str:
+    """Without the zeros that an answer's fixed scale appends."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _breaker(state: DeskState, now: int) -> Text:
@@ -64,38 +69,60 @@ def _breaker(state: DeskState, now: int) -> Text:
     return Text("\n".join(f"TRIPPED {t.scope}: {t.reason}" for t in state.tripped), style="bold red")
 
 
-def _sessions(sessions: SessionView, now: int) -> Table:
-    table = Table(title="credentials", expand=True)
-    table.add_column("component")
-    table.add_column("seconds to live", justify="right")
-    for name, left in seconds_to_live(sessions, now):
-        table.add_row(name, Text(str(left), style="red" if left < 3 else "green"))
+def _sessions(sessions: SessionView, now: int, rows: int) -> Table:
+    """Two columns, those that end first at the top."""
+    table = Table(expand=True, box=None, header_style="bold")
+    for title in ("credentials", "s to live", "", ""):
+        table.add_column(title, no_wrap=True, justify="right" if table.columns and len(table.columns) % 2 else "left")
+    found = sorted(seconds_to_live(sessions, now), key=lambda pair: pair[1])[: 2 * rows]
+    half = (len(found) + 1) // 2
+    for i in range(half):
+        cells: list[Text] = []
+        for name, left in found[i::half]:
+            cells += [Text(name), Text(str(left), style="red" if left < 3 else "green")]
+        table.add_row(*cells)
+    return table
+
+
+def _told(title: str, text: Text) -> Table:
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(width=10, no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_row(Text(title, style="bold"), text)
     return table
 
 
 def _refusals(state: DeskState) -> Text:
     shown = list(state.refusals)[-SHOWN_REFUSALS:]
     if not shown:
-        return Text("none", style="green")
-    return Text("\n".join(f"{r.by}: {r.code} {r.text}"[:150] for r in shown), style="yellow")
+        return Text("nothing", style="green")
+    return Text("\n".join(f"{r.by}: {r.code} {r.text}" for r in shown), style="yellow")
 
 
-def render(state: DeskState, sessions: SessionView, now: int, title: str, notes: Sequence[str] = ()) -> Group:
-    """The whole view at `now` (Unix ns)."""
+def render(
+    state: DeskState, sessions: SessionView, now: int, title: str, notes: Sequence[str] = (), height: int = 40
+) -> Group:
+    """The whole view at `now` (Unix ns), in at most `height` lines from 24 on: the last orders get what is left."""
     state.tick(now)
-    top = Table.grid(expand=True, padding=(0, 1))
-    top.add_column(ratio=3)
-    top.add_column(ratio=2)
-    top.add_row(_flow(state), _sessions(sessions, now))
+    notes = list(notes)[-SHOWN_NOTES:]
+    told = max(1, len(state.tripped)) + min(max(1, len(state.refusals)), SHOWN_REFUSALS) + len(notes)
+    left = max(6, height - _FRAME - told)
+    rows = max(3, min(max(len(state.totals), 8), left // 2))
+    top = Table.grid(expand=True, padding=(0, 2))
+    top.add_column(ratio=1)
+    top.add_column(ratio=1)
+    top.add_row(_flow(state, rows), _sessions(sessions, now, rows))
     parts: list[RenderableType] = [
-        Text(title, style="bold"),
+        Text(title, style="bold reverse"),
         top,
-        _orders(state),
-        Panel(_breaker(state, now), title="breakers"),
+        Text(),
+        _orders(state, max(3, left - rows)),
+        Text(),
+        _told("breakers", _breaker(state, now)),
+        _told("refused", _refusals(state)),
     ]
-    parts.append(Panel(_refusals(state), title="refused and noticed"))
     if notes:
-        parts.append(Panel(Text("\n".join(notes)), title="what happens"))
+        parts.append(_told("happened", Text("\n".join(notes))))
     return Group(*parts)
 
 
