@@ -4,6 +4,7 @@
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
     (a renewal has one more field, "renewal": hex)
     POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
+    POST /v1/revoke   {"component": name, "reason": text}  ->  {"revoked": n}    under the operator's certificate alone
 
 The client certificate says who asks; `proof` is the session key's signature over
 
@@ -73,3 +74,20 @@ def hex_bytes(text: str, length: int, what: str) -> bytes:
     if len(raw) != length or raw.hex() != text:
         raise Malformed("HEX", f"{what} must be {2 * length} lower-case hex digits")
     return raw
+
+
+class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The operator ends every session of a component: the body of `POST /v1/revoke`, under the operator's certificate."""
+
+    component: str
+    reason: str
+
+
+def decode_revocation(body: bytes) -> Revocation:
+    """The revocation in `body`.  Raises `Malformed`."""
+    if len(body) > MAX_REQUEST:
+        raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
+    try:
+        return msgspec.json.decode(body, type=Revocation)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Malformed("REQUEST", str(exc)) from exc

@@ -100,10 +100,11 @@ class BrokerAdmin:
             if session.session_key:
                 self._revoked.setdefault(session.component, {})[session.session_key] = now + 1
 
-    async def intruders(self, certificates: Mapping[bytes, bytes]) -> list[Mismatch]:
+    async def intruders(self, certificates: Callable[[], Mapping[bytes, bytes]]) -> list[Mismatch]:
         """Kick whoever is connected with a credential that was not issued, or not to the certificate shown.
 
-        `certificates` as in `connz_mismatches`.  Raises `Unverified` when the broker does not answer.
+        `certificates` gives them as in `connz_mismatches`; it is asked after each answer, which may show a session
+        that was handed out while the question was on its way.  Raises `Unverified` when the broker does not answer.
         """
         found: list[Mismatch] = []
         client = await self._connect()
@@ -111,7 +112,7 @@ class BrokerAdmin:
             for keys in self._keys.components.values():
                 subject = f"$SYS.REQ.ACCOUNT.{encode_key('A', keys.account)}.CONNZ"
                 answer = await client.request(subject, CONNZ_REQUEST, timeout=TIMEOUT_S)
-                found += connz_mismatches(answer.data, certificates)
+                found += connz_mismatches(answer.data, certificates())
             for mismatch in found:
                 order = json.dumps({"cid": mismatch.cid}).encode()
                 await client.request(f"$SYS.REQ.SERVER.{mismatch.server}.KICK", order, timeout=TIMEOUT_S)

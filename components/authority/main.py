@@ -26,6 +26,7 @@ from tallystick.components.runtime.deployment import (
     KEY_ACTIVATION,
     KEY_OPERATOR,
     KEY_SYSTEM_ROLE,
+    OPERATOR,
     Deployment,
     passphrase_name,
     pin_name,
@@ -34,7 +35,7 @@ from tallystick.components.runtime.deployment import (
 from tallystick.components.runtime.hsm import Token
 from tallystick.components.runtime.token_process import TokenProcess
 from tallystick.infra.nats.claims import Accounts
-from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request
+from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tallystick.components.runtime.process import Setup
 
 LIST_S: Final = 1.0
+MAX_REASON: Final = 400
 REFRESH_S: Final = 6 * 3600.0
 CONNECTIONS_S: Final = 5.0
 RESOLVER_S: Final = 60.0
@@ -191,11 +193,6 @@ class Authority(Component):
             except Unverified as exc:
                 ctx.notice("BROKER_REVOCATION", f"sessions are revoked for verifiers, not at the broker: {exc}")
 
-    async def revoke(self, component: str, reason: str) -> None:
-        """End every session of a component at once."""
-        async with self._lock:
-            await self._revoked(self._issuer.revoke(component), reason)
-
     # -- the list -------------------------------------------------------------------------------
 
     def _publish_list(self) -> None:
@@ -274,7 +271,7 @@ class Authority(Component):
             # The broker ends an expired connection itself, within its clock's second.
             self._certificates = {k: v for k, v in self._certificates.items() if v[1] + EXPIRED_NS > now}
             try:
-                found = await self._broker.intruders({k: v[0] for k, v in self._certificates.items()})
+                found = await self._broker.intruders(lambda: {k: v[0] for k, v in self._certificates.items()})
             except Unverified as exc:
                 ctx.log.warning("connections unknown", code=exc.code, text=exc.text)
                 continue
@@ -309,6 +306,7 @@ class Authority(Component):
         app = web.Application(client_max_size=MAX_REQUEST)
         app.router.add_post("/v1/session", self._on_session)
         app.router.add_post("/v1/end", self._on_end)
+        app.router.add_post("/v1/revoke", self._on_revoke)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         try:
@@ -340,6 +338,20 @@ class Authority(Component):
         except TallystickError as exc:
             return self._refuse(request, exc)
         return web.Response(body=b"{}")
+
+    async def _on_revoke(self, request: web.Request) -> web.Response:
+        try:
+            component, _ = self._peer(request)
+            if component != OPERATOR:
+                raise Unverified("IDENTITY", f"{component} may not revoke: only the operator's certificate does")
+            asked = decode_revocation(await request.read())
+            self._setup.trust.component(asked.component)
+            async with self._lock:
+                ended = self._issuer.revoke(asked.component)
+                await self._revoked(ended, f"revoked by the operator: {asked.reason}"[:MAX_REASON])
+        except TallystickError as exc:
+            return self._refuse(request, exc)
+        return web.Response(body=msgspec.json.encode({"revoked": len(ended)}))
 
     def _peer(self, request: web.Request) -> tuple[str, bytes]:
         transport = request.transport

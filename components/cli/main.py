@@ -235,6 +235,27 @@ def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
     look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)))
 
 
+@app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')
+def revoke(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: _PinFd = None,
+) -> None:
+    """End every session of a component now, at the broker and at every verifier.
+
+    Its own process, if it still is its own, starts again with new keys; what was stolen from it is dead.
+    """
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    ended = asyncio.run(operate.revoke(deployment, keystore, component, reason))
+    typer.echo(f"{component}: {ended} sessions revoked")
+
+
 def _fail(text: str) -> NoReturn:
     typer.echo(f"tallystick: {text}", err=True)
     raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""What an operator does with a running deployment: up, run, status, kill, rearm, arm.
+"""What an operator does with a running deployment: up, status, kill, rearm, arm, revoke.
 
 The functions are what the commands of `main` call; they raise `TallystickError` and print nothing.
 """
@@ -11,18 +11,25 @@ import signal
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from http import HTTPStatus
 from typing import Any, Final
+
+import aiohttp
+import msgspec
 
 from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
 from tallystick.components.cli.supervisor import Supervisor
 from tallystick.components.runtime import deployment as layout
+from tallystick.components.runtime import pki
 from tallystick.components.runtime.deployment import Deployment
 from tallystick.components.runtime.keystore import Keystore
 from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.schemas.enrolment import Revocation
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 
 HOUR_NS: Final = 3_600_000_000_000
+REVOKE_S: Final = 10.0
 
 
 async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> None:
@@ -124,3 +131,30 @@ def processes(deployment: Deployment) -> list[tuple[str, int]]:
             continue
         found.append((path.stem, pid))
     return found
+
+
+async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:
+    """End every session of a component at the broker and at every verifier; how many there were.
+
+    An honest process of it starts again with new keys; what a thief holds is dead.
+    """
+    config = deployment.config
+    tls = pki.client_context(
+        deployment.ca,
+        deployment.certificate(layout.OPERATOR),
+        deployment.key(layout.OPERATOR),
+        keystore[layout.passphrase_name(layout.OPERATOR)],
+    )
+    url = f"https://{config.host}:{config.authority.port}/v1/revoke"
+    body = msgspec.json.encode(Revocation(component=component, reason=reason))
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
+            http.post(url, data=body, ssl=tls) as response,
+        ):
+            answer = await response.json(content_type=None)
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
+        raise ConfigError("AUTHORITY", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
+    if response.status != HTTPStatus.OK:
+        raise ConfigError(str(answer.get("code", "AUTHORITY")), str(answer.get("text", "the authority refused")))
+    return int(answer["revoked"])

@@ -8,16 +8,18 @@ import time
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
+import aiohttp
 import nats.errors
 import pytest
 from nats.aio.client import Client
 
+from tallystick.components.cli import operate
 from tallystick.components.cli.intruder import _StolenRoleKey
 from tallystick.components.runtime.context import Context, Received
 from tallystick.components.runtime.deployment import Deployment, pin_name, role_key_id
 from tallystick.components.runtime.keystore import Keystore
 from tallystick.components.runtime.token_process import TokenProcess
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.registry import encode_events
@@ -274,3 +276,34 @@ def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
         assert len(revoked) <= 1
 
     on(made, work)
+
+
+def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(lasting: tuple[Deployment, Keystore]) -> None:
+    async def work(desk: Running) -> None:
+        gateway, got = await reader(desk)
+        alpha = await desk.context("strategy-alpha")
+        await alpha.publish(INTENTS, intent(alpha))
+        await until(lambda: len(got) == 1, "an intent before")
+        connection = await alpha.link.connection()
+        began = time.monotonic()
+        assert await operate.revoke(desk.deployment, desk.keystore, "strategy-alpha", "its host was entered") == 1
+        await asyncio.wait_for(connection.lost.wait(), 2)
+        await until(lambda: gateway.sessions.is_dead(alpha.boot), "the revocation", 2)
+        assert time.monotonic() - began < 1.0
+        with pytest.raises(Unverified, match="BOOT_ENDED"):
+            await desk.authority(desk.setup("strategy-alpha")).obtain(SessionKey(os.urandom(32)), alpha.boot)
+        with pytest.raises(ConfigError, match="COMPONENT_UNKNOWN"):
+            await operate.revoke(desk.deployment, desk.keystore, "nobody", "")
+        setup = desk.setup("gateway")
+        config = desk.deployment.config
+        url = f"https://{config.host}:{config.authority.port}/v1/revoke"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(url, data=b'{"component":"execution","reason":"x"}', ssl=setup.tls) as response,
+        ):
+            assert response.status == 403
+            assert b"IDENTITY" in await response.read()
+        desk.contexts.remove(alpha)
+        await alpha.link.stop()
+
+    on(lasting, work)
