@@ -321,7 +321,7 @@ class Demo:
         if ctx is None:
             return "the console logs in"
         return view.render(
-            self._console.state, ctx.sessions, time.time_ns(), "Tallystick demo", self._notes, self._screen.height - 1
+            self._console.state, ctx.sessions, time.time_ns(), "Tallystick demo", self._notes, self._screen.size
         )
 
     async def _play(self, console: asyncio.Task[None]) -> None:

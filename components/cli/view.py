@@ -18,6 +18,8 @@ from tallystick.schemas.sessions import SessionView
 
 SHOWN_REFUSALS = 3
 SHOWN_NOTES = 5
+# So many columns show credentials side by side.
+WIDE = 110
 BREAKER_SILENT_NS = 1_000_000_000
 # Headings and the lines between the parts.
 _FRAME = 6
@@ -69,13 +71,13 @@ def _breaker(state: DeskState, now: int) -> Text:
     return Text("\n".join(f"TRIPPED {t.scope}: {t.reason}" for t in state.tripped), style="bold red")
 
 
-def _sessions(sessions: SessionView, now: int, rows: int) -> Table:
-    """Two columns, those that end first at the top."""
+def _sessions(sessions: SessionView, now: int, rows: int, columns: int) -> Table:
+    """In `columns` columns, those that end first at the top."""
     table = Table(expand=True, box=None, header_style="bold")
-    for title in ("credentials", "s to live", "", ""):
+    for title in ("credentials", "s to live", "", "")[: 2 * columns]:
         table.add_column(title, no_wrap=True, justify="right" if table.columns and len(table.columns) % 2 else "left")
-    found = sorted(seconds_to_live(sessions, now), key=lambda pair: pair[1])[: 2 * rows]
-    half = (len(found) + 1) // 2
+    found = sorted(seconds_to_live(sessions, now), key=lambda pair: pair[1])[: columns * rows]
+    half = -(-len(found) // columns)
     for i in range(half):
         cells: list[Text] = []
         for name, left in found[i::half]:
@@ -100,9 +102,15 @@ def _refusals(state: DeskState) -> Text:
 
 
 def render(
-    state: DeskState, sessions: SessionView, now: int, title: str, notes: Sequence[str] = (), height: int = 40
+    state: DeskState,
+    sessions: SessionView,
+    now: int,
+    title: str,
+    notes: Sequence[str] = (),
+    size: tuple[int, int] = (120, 40),
 ) -> Group:
-    """The whole view at `now` (Unix ns), in at most `height` lines from 24 on: the last orders get what is left."""
+    """The whole view at `now` (Unix ns) for a terminal of `size` (columns, lines; from 80 and 24 on)."""
+    width, height = size[0], size[1] - 1
     state.tick(now)
     notes = list(notes)[-SHOWN_NOTES:]
     told = max(1, len(state.tripped)) + min(max(1, len(state.refusals)), SHOWN_REFUSALS) + len(notes)
@@ -111,7 +119,7 @@ def render(
     top = Table.grid(expand=True, padding=(0, 2))
     top.add_column(ratio=1)
     top.add_column(ratio=1)
-    top.add_row(_flow(state, rows), _sessions(sessions, now, rows))
+    top.add_row(_flow(state, rows), _sessions(sessions, now, rows, 2 if width >= WIDE else 1))
     parts: list[RenderableType] = [
         Text(title, style="bold reverse"),
         top,

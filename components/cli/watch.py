@@ -41,7 +41,7 @@ async def _watch(setup: process.Setup, console: Console, screen: Screen) -> None
     def render() -> object:
         if console.ctx is None:
             return "logging in"
-        return view.render(console.state, console.ctx.sessions, time.time_ns(), title, (), screen.height - 1)
+        return view.render(console.state, console.ctx.sessions, time.time_ns(), title, (), screen.size)
 
     if not screen.is_terminal:
         printing = asyncio.create_task(lines())

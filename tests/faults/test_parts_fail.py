@@ -161,10 +161,12 @@ def test_venue_killed_what_was_sent_is_asked_about_and_nothing_is_sent_twice(on_
         at = await floor.kill("paper-exchange")
         await floor.trades()
         before = {d.intent_id for d in floor.record.permits if d.ts < at}
-        ended = lambda: {  # noqa: E731
-            e.intent_id for e in floor.record.events if e.state in ("accepted", "rejected", "void", "closed")
-        }
-        await floor.until(lambda: before <= ended(), "an order from before is neither known nor void")
+
+        def known() -> bool:
+            answered = ("accepted", "rejected", "void", "closed")
+            return before <= {e.intent_id for e in floor.record.events if e.state in answered}
+
+        await floor.until(known, "an order from before is neither known nor void")
 
     on_floor(work)
 
@@ -208,9 +210,7 @@ def test_breaker_killed_nothing_is_permitted_without_its_heartbeat(
 
 def test_streams_and_portfolio_killed_trading_goes_on_meanwhile(on_floor: Run) -> None:
     async def work(floor: Floor) -> None:
-        before = floor.record.accepted()
-        await asyncio.gather(floor.kill("streams"), floor.kill("portfolio"))
-        assert floor.record.accepted() > before or not await floor.trades()
+        await asyncio.gather(floor.kill("streams"), floor.kill("portfolio"), floor.trades())
 
     on_floor(work)
 
