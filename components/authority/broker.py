@@ -84,8 +84,32 @@ class BrokerAdmin:
                 tokens.append(self._accounts.component(component, self._validity(), table))
             await self._push(tokens)
 
+    async def adopt(self) -> None:
+        """Take what the broker holds now as pushed last, and push what revocations of an earlier boot change.
+
+        The broker was given fresh tokens when it started.  They are not pushed again without need: the broker
+        drops the pulls that wait in an account whose token changes, and its reader notices only by the silence.
+        Raises `Unverified`.
+        """
+        async with self._lock:
+            client = await self._connect()
+            try:
+                for keys in self._keys.components.values():
+                    account = encode_key("A", keys.account)
+                    reply = await client.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", timeout=TIMEOUT_S)
+                    token = reply.data.decode("utf-8", "replace")
+                    if decode_jwt(token).iss != encode_key("O", self._keys.operator_signing):
+                        raise Unverified("CLAIMS_LOOKUP", f"the broker holds a token of {account} by another issuer")
+                    self._pushed[account] = token
+            except (TimeoutError, nats.errors.Error) as exc:
+                raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
+            finally:
+                await client.close()
+            validity = self._validity()
+            await self._push([self._accounts.component(c, validity, table) for c, table in self._revoked.items()])
+
     async def refresh(self) -> None:
-        """Push every account's token anew, revocations included."""
+        """Push every account's token anew before the old ones expire, revocations included."""
         async with self._lock:
             horizon = self._clock() // NS - ACCOUNT_LIFETIME_S
             for table in self._revoked.values():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
-from tallystick.components import Component, Context, Received, TallystickError, Unverified, subject
+from tallystick.components import Component, Context, Malformed, Received, TallystickError, Unverified, subject
 from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.components.authority.issuer import Issued, Issuer
 from tallystick.components.runtime import pki
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 LIST_S: Final = 1.0
 MAX_REASON: Final = 400
-REFRESH_S: Final = 6 * 3600.0
+# Half an account token's life.  Each refresh silences waiting pulls until their readers notice (seconds).
+REFRESH_S: Final = 12 * 3600.0
 CONNECTIONS_S: Final = 5.0
 RESOLVER_S: Final = 60.0
 EXPIRED_NS: Final = 10_000_000_000
@@ -254,14 +255,16 @@ class Authority(Component):
 
     async def _refresh(self) -> None:
         ctx = self._context()
+        work, pause = self._broker.adopt, REFRESH_S
         while True:
             try:
-                await self._broker.refresh()
-            except Unverified as exc:
-                ctx.notice("ACCOUNT_TOKENS", f"not renewed at the broker, trying again in a minute: {exc}")
-                await asyncio.sleep(RESOLVER_S)
-                continue
-            await asyncio.sleep(REFRESH_S)
+                await work()
+            except (Unverified, Malformed) as exc:
+                ctx.notice("ACCOUNT_TOKENS", f"not as they should be at the broker, trying again in a minute: {exc}")
+                pause = RESOLVER_S
+            else:
+                work, pause = self._broker.refresh, REFRESH_S
+            await asyncio.sleep(pause)
 
     async def _watch_connections(self) -> None:
         ctx = self._context()

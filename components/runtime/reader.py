@@ -29,7 +29,8 @@ from tallystick.components.runtime.tasks import end
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
-IDLE_S: Final = 2.0
+# A pull that the broker forgot (its account's token changed) shows only by three missing idle heartbeats.
+IDLE_S: Final = 1.0
 EXPIRES_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0
 RETRY_S: Final = 0.2
