@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import importlib
 import os
 import resource
@@ -47,6 +48,7 @@ BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
 _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
+PR_SET_PDEATHSIG: Final = 1
 # Only the first login lets these out; later ones are tried again for as long as it takes.
 _UNREACHABLE: Final = ("AUTHORITY_UNREACHABLE", "BROKER_LOGIN")
 
@@ -226,8 +228,17 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         return runner.run(serve())
 
 
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the supervisor is gone: nothing trades on unwatched.
+
+    prctl(2), PR_SET_PDEATHSIG: it counts the thread that started us, which is the supervisor's main one.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def from_command_line(arguments: list[str]) -> int:
-    """`DIR COMPONENT --secrets-fd N`."""
+    """`DIR COMPONENT --secrets-fd N`: the supervisor's way in."""
+    end_with_parent()
     if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
         sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
         return 2
