@@ -31,6 +31,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tallystick.components.runtime.metrics import Metrics
+from tallystick.components.runtime.tasks import end
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
@@ -40,6 +41,7 @@ RENEW_AT: Final = 0.6
 CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
+CLOSE_S: Final = 1.0
 # How often the client is asked whether it is closed.
 CHECK_S: Final = 0.5
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -150,7 +152,8 @@ class Connection:
             if not future.done():
                 future.cancel()
         try:
-            await self.client.close()
+            # TLS waits half a minute for a peer that does not answer its goodbye.
+            await asyncio.wait_for(self.client.close(), CLOSE_S)
         except (TimeoutError, nats.errors.Error, OSError):
             # The socket is gone either way, which is all that closing is for.
             return
@@ -236,9 +239,8 @@ class Link:
         """Close everything."""
         self._stopping = True
         tasks = [t for t in (self._task, *self._retiring) if t is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await end(*tasks)
         if self._current is not None:
             await self._current.close()
 
@@ -340,19 +342,24 @@ class Link:
             return
         self._switch(new)
         self._metrics.add("renewals")
-        task = asyncio.create_task(self._retire(old))
+        self._retire(old, GRACE_S)
+
+    def _retire(self, old: Connection, grace_s: float) -> None:
+        """Close a connection that is no longer the current one, beside whatever else is going on."""
+
+        async def close() -> None:
+            await asyncio.sleep(grace_s)
+            await old.close()
+
+        task = asyncio.create_task(close())
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
-
-    async def _retire(self, old: Connection) -> None:
-        await asyncio.sleep(GRACE_S)
-        await old.close()
 
     async def _replace(self) -> None:
         old, session = self._current, None
         if old is not None:
             session = old.session
-            await old.close()
+            self._retire(old, 0.0)
         refused = 0
         for attempt in itertools.count():
             delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
