@@ -256,6 +256,29 @@ def revoke(
     typer.echo(f"{component}: {ended} sessions revoked")
 
 
+@app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")
+def api_key(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
+    store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
+    pin_fd: _PinFd = None,
+) -> None:
+    """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
+    from tallystick.components.cli import operate
+    from tallystick.components.runtime.deployment import Deployment
+    from tallystick.components.runtime.keystore import Keystore, read_pin
+
+    if component not in ("custody", "portfolio"):
+        _fail(f"COMPONENT: {component!r} has no key at the venue; custody and portfolio have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    if store:
+        operate.set_api_key(keystore, component, read_pin("API key id: "))
+        typer.echo(f"kept; {component} uses it from its next start")
+        return
+    typer.echo(operate.public_key(deployment, keystore, component), nl=False)
+
+
 def _fail(text: str) -> NoReturn:
     typer.echo(f"tallystick: {text}", err=True)
     raise typer.Exit(2)

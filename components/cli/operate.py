@@ -16,13 +16,16 @@ from typing import Any, Final
 
 import aiohttp
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
 from tallystick.components.cli.supervisor import Supervisor
 from tallystick.components.runtime import deployment as layout
 from tallystick.components.runtime import pki
 from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.keystore import Keystore
+from tallystick.components.runtime.hsm import Token
+from tallystick.components.runtime.keystore import Keystore, Secret
 from tallystick.components.runtime.token_process import TokenProcess
 from tallystick.schemas.enrolment import Revocation
 from tallystick.schemas.errors import ConfigError
@@ -158,3 +161,19 @@ async def revoke(deployment: Deployment, keystore: Keystore, component: str, rea
     if response.status != HTTPStatus.OK:
         raise ConfigError(str(answer.get("code", "AUTHORITY")), str(answer.get("text", "the authority refused")))
     return int(answer["revoked"])
+
+
+def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
+    """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
+    with Token.open(deployment.token(component), component, keystore[layout.pin_name(component)]) as token:
+        raw = token.signer(layout.KEY_VENUE).public
+    pem = Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode("ascii")
+
+
+def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:
+    """Keep the id that the venue gave for that key; it takes effect at the component's next start."""
+    if not api_key.reveal().isascii() or not api_key.reveal().isalnum():
+        raise ConfigError("API_KEY", "a venue's API key id is letters and digits")
+    keystore.secrets[layout.api_key_name(component)] = api_key
+    keystore.save()

@@ -340,13 +340,12 @@ class Supervisor:
                     await asyncio.sleep(BROKER_RETRY_S)
             for name, managed in self._managed.items():
                 if managed.wanted and managed.process is not None and managed.process.poll() is not None:
-                    self._ended(name, managed)
+                    self._ended(name, managed, managed.process)
                 elif managed.state.state == "starting" and self._is_ready(name):
                     managed.state.state = "ready"
 
-    def _ended(self, name: str, managed: _Managed) -> None:
-        process, now = managed.process, time.monotonic()
-        assert process is not None  # noqa: S101 - checked by the caller
+    def _ended(self, name: str, managed: _Managed, process: subprocess.Popen[bytes]) -> None:
+        now = time.monotonic()
         code = managed.state.exit_code = process.returncode
         managed.ends.append(now)
         recent = [t for t in managed.ends if now - t < RESTART_WINDOW_S]

@@ -7,6 +7,7 @@ import signal
 import time
 
 from rich.console import Console as Screen
+from rich.console import RenderableType
 from rich.live import Live
 
 from tallystick.components.cli import view
@@ -38,7 +39,7 @@ async def _watch(setup: process.Setup, console: Console, screen: Screen) -> None
             if console.ctx is not None:
                 screen.print(view.lines(console.state, console.ctx.sessions, time.time_ns()), highlight=False)
 
-    def render() -> object:
+    def render() -> RenderableType:
         if console.ctx is None:
             return "logging in"
         return view.render(console.state, console.ctx.sessions, time.time_ns(), title, (), screen.size)
@@ -50,5 +51,5 @@ async def _watch(setup: process.Setup, console: Console, screen: Screen) -> None
         finally:
             printing.cancel()
         return
-    with Live(get_renderable=render, console=screen, refresh_per_second=4):  # type: ignore[arg-type]
+    with Live(get_renderable=render, console=screen, refresh_per_second=4):
         await running

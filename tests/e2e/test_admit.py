@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from tallystick.components.cli import operate
 from tallystick.components.cli.admit import admit
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.keystore import Keystore
+from tallystick.components.runtime.deployment import Deployment, api_key_name
+from tallystick.components.runtime.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import Notice
@@ -86,3 +91,18 @@ def test_a_running_deployment_is_not_admitted_to(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="RUNNING"):
         admit(deployment, keystore, time.time_ns(), lambda _: None)
     assert len(deployment.load_trust()) == 1
+
+
+def test_the_key_to_register_is_the_tokens_own_and_the_venues_id_for_it_is_kept_under_the_pin(tmp_path: Path) -> None:
+    deployment, keystore = make(tmp_path / "desk")
+    venue = json.loads(deployment.paper_exchange.read_text())
+    for component in ("custody", "portfolio"):
+        shown = load_pem_public_key(operate.public_key(deployment, keystore, component).encode())
+        assert isinstance(shown, Ed25519PublicKey)
+        registered = next(k for k in venue["keys"] if k["api_key"] == keystore[api_key_name(component)].reveal())
+        assert base64.b64encode(shown.public_bytes_raw()).decode() == registered["public_key"]
+    operate.set_api_key(keystore, "custody", Secret("vmPUZE6mv9SD5VNHk4HlWFsOr6aKE2zvsw0MuIgwCIPy6utIco14y7Ju91duEh8A"))
+    again = Keystore.open(deployment.keystore, PIN)
+    assert again[api_key_name("custody")].reveal().startswith("vmPUZE6m")
+    with pytest.raises(ConfigError, match="API_KEY"):
+        operate.set_api_key(keystore, "custody", Secret("two words"))
