@@ -15,7 +15,7 @@ import uvloop
 
 from benchmarks import peers
 from benchmarks.report import Row, say
-from tallystick.components.runtime.context import Context, Received
+from tallystick.runtime.bus.context import Context, Received
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Intent

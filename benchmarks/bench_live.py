@@ -22,13 +22,13 @@ import msgspec
 import uvloop
 
 from benchmarks.report import Row, Void, percentiles, say
-from tallystick.components.cli import operate
-from tallystick.components.cli.init import DEFAULT_TEMPLATE, init
-from tallystick.components.cli.supervisor import Supervisor
+from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment, StrategyConfig
-from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Decision, Intent, OrderEvent

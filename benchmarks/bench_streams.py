@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.report import Row, Void, percentiles, say
-from tallystick.components.runtime.context import Received
+from tallystick.runtime.bus.context import Received
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
 from tallystick.streams.detectors.burst import Rules

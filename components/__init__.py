@@ -3,9 +3,9 @@
 from tallystick.components import Component, Context, Received
 """
 
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.strategy import OpenOrder, Strategy, StrategyContext
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.strategy import OpenOrder, Strategy, StrategyContext
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.subjects import Subject, parse_subject, subject
 

@@ -15,12 +15,12 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
-from tallystick.components.runtime.link import Link
-from tallystick.components.runtime.metrics import Metrics
-from tallystick.components.runtime.reader import Delivery, StreamReader
 from tallystick.infra.nats.topology import Component
 from tallystick.replay.selection import ORDER, Selection
 from tallystick.replay.verify import Examined, Judge, Recorded
+from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.reader import Delivery, StreamReader
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.subjects import SECURITY
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tallystick.components.runtime.context import Context
 from tallystick.replay.zone import Replayer
+from tallystick.runtime.bus.context import Context
 from tallystick.schemas.errors import ConfigError
 
 

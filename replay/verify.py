@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tallystick.components.audit.chains import Sessions, StreamChains, open_message
-from tallystick.components.audit.rows import OK
+from tallystick.record.chains import Sessions, StreamChains, open_message
+from tallystick.record.rows import OK
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.seal import ReaderChains, Verified, Verifier
 from tallystick.schemas.subjects import SECURITY

@@ -19,12 +19,12 @@ from typing import Final
 
 import msgspec
 
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.publisher import MAX_FLUSH_MESSAGES, MAX_QUEUED, ChainPublisher, _Message
 from tallystick.infra.nats.topology import REPLAY, REPLAY_PREFIX
 from tallystick.replay.verify import Played
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.publisher import MAX_FLUSH_MESSAGES, MAX_QUEUED, ChainPublisher, _Message
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.seal import Payload
 

@@ -23,9 +23,9 @@ from typing import Final
 
 import msgspec
 
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.reader import Delivery
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.reader import Delivery
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.orders import Intent
 from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp

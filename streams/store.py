@@ -27,8 +27,8 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from tallystick.components.runtime.link import Connection, Link
-from tallystick.components.runtime.metrics import Metrics
+from tallystick.runtime.bus.link import Connection, Link
+from tallystick.runtime.bus.metrics import Metrics
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 
 # The server's limit on an atomic batch (ADR-50); the position is one of them.

@@ -24,12 +24,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tallystick.components.audit.archive import TRUST, Archive, ArchiveError
-from tallystick.components.audit.chains import Finding
 from tallystick.components.audit.projector import Projector, Stored
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.reader import Delivery
+from tallystick.record.archive import TRUST, Archive, ArchiveError
+from tallystick.record.chains import Finding
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.reader import Delivery
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.security import Checkpoint

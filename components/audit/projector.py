@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tallystick.components.audit.archive import ROW_GROUP, Archive, Entry
-from tallystick.components.audit.chains import Judgement, Log, open_message
-from tallystick.components.audit.rows import Rows
-from tallystick.components.audit.verify import ORDER
+from tallystick.record.archive import ROW_GROUP, Archive, Entry
+from tallystick.record.chains import Judgement, Log, open_message
+from tallystick.record.rows import Rows
+from tallystick.record.verify import ORDER
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
-from tallystick.components import Component, Context, Malformed, Received, TallystickError, Unverified, subject
+from tallystick.components import Context, Malformed, Received, TallystickError, Unverified, subject
 from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.components.authority.issuer import Issued, Issuer
-from tallystick.components.runtime import pki
-from tallystick.components.runtime.deployment import (
+from tallystick.infra.nats.claims import Accounts
+from tallystick.runtime.deployment.folder import (
     KEY_ACTIVATION,
     KEY_OPERATOR,
     KEY_SYSTEM_ROLE,
@@ -32,16 +32,17 @@ from tallystick.components.runtime.deployment import (
     pin_name,
     role_key_id,
 )
-from tallystick.components.runtime.hsm import Token
-from tallystick.components.runtime.token_process import TokenProcess
-from tallystick.infra.nats.claims import Accounts
+from tallystick.runtime.deployment.service import OwnSource
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
 if TYPE_CHECKING:
-    from tallystick.components.runtime.link import CredentialSource
-    from tallystick.components.runtime.process import Setup
+    from tallystick.runtime.bus.link import CredentialSource
+    from tallystick.runtime.deployment.service import Setup
 
 LIST_S: Final = 1.0
 MAX_REASON: Final = 400
@@ -68,7 +69,7 @@ class _OwnSessions:
         return await self._authority.own_session(boot, key.public, self._certificate)
 
 
-class Authority(Component):
+class Authority(OwnSource):
     """See the module docstring.  Owns the issuer, the tokens and the HTTPS server."""
 
     def __init__(self) -> None:

@@ -29,9 +29,9 @@ from tallystick.components.breaker.control import (
     Request,
 )
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.keystore import write_durably
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.keys.keystore import write_durably
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject

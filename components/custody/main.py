@@ -18,10 +18,10 @@ from tallystick.components.custody.permits import Permits
 from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, api_key_name, pin_name
-from tallystick.components.runtime.hsm import Token
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, pin_name
+from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import ConfigChanged, Notice
 from tallystick.schemas.subjects import subject

@@ -42,9 +42,9 @@ from tallystick.components.execution.orders import (
 )
 from tallystick.components.execution.signer import NotSigned, Signer
 from tallystick.components.execution.venue import Lost, Unsent, VenueClient
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError, CouldNotVerify, Unverified
 from tallystick.schemas.orders import Decision, OrderEvent

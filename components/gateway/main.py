@@ -26,7 +26,7 @@ from tallystick.components import Component, ConfigError, Context, Received
 from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk import LimitBook
-from tallystick.components.runtime.deployment import Deployment
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.errors import CouldNotVerify, Unverified
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
 from tallystick.schemas.subjects import Subject

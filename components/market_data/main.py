@@ -23,9 +23,9 @@ from tallystick.components.market_data.feed import Change
 from tallystick.components.market_data.live import LiveFeed, make_exchange
 from tallystick.components.market_data.player import Recording, open_tape, play
 from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.deployment import Deployment
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.subjects import MARKET, Subject, subject

@@ -7,8 +7,8 @@ The user's code is not trusted: it runs in an account that can read what observe
 from __future__ import annotations
 
 from tallystick.components import Component, ConfigError, Context
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.usercode import load_user_class
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.usercode import load_user_class
 
 
 class Observer(Component):

@@ -13,8 +13,8 @@ from typing import Final
 from tallystick.components import Component, ConfigError, Context, Received
 from tallystick.components.paper_exchange.access import parse_config
 from tallystick.components.paper_exchange.server import Exchange
-from tallystick.components.runtime import pki
-from tallystick.components.runtime.deployment import Deployment, passphrase_name
+from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.keys import pki
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.market import Trade
 

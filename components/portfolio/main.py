@@ -21,10 +21,10 @@ from typing import Final
 from tallystick.components.portfolio.binance import BalanceReport
 from tallystick.components.portfolio.book import Book, Output, Report
 from tallystick.components.portfolio.stream import Listener, UserStream
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
-from tallystick.components.runtime.hsm import Token
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
+from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError, CouldNotVerify
 from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import subject

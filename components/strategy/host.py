@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from tallystick.components.runtime.strategy import Number, OpenOrder, Strategy
+from tallystick.runtime.bus.strategy import Number, OpenOrder, Strategy
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import MAX_CAUSES, Event, check_decimal
 from tallystick.schemas.market import Quote, Trade

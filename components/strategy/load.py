@@ -7,8 +7,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from tallystick.components.runtime.strategy import Strategy
-from tallystick.components.runtime.usercode import load_user_class
+from tallystick.runtime.bus.strategy import Strategy
+from tallystick.runtime.deployment.usercode import load_user_class
 from tallystick.schemas.errors import ConfigError
 
 

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment, StrategyConfig
 from tallystick.components.strategy.host import Host, Output
 from tallystick.components.strategy.load import load_strategy, typed_params
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.subjects import subject
 

@@ -10,8 +10,8 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from tallystick.components.audit.archive import MANIFEST, Entry, Segment
-from tallystick.components.audit.verify import Problem, Report
+from tallystick.record.archive import MANIFEST, Entry, Segment
+from tallystick.record.verify import Problem, Report
 from tallystick.schemas.errors import Unverified
 from tests.support.archive import Session, Story, Streams, Vault
 from tests.support.world import key

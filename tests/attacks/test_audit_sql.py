@@ -10,9 +10,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tallystick.components.audit.archive import MANIFEST
-from tallystick.components.audit.query import Answer
-from tallystick.components.audit.sandbox import QueryRefused, check_query, connect
+from tallystick.record.archive import MANIFEST
+from tallystick.record.query import Answer
+from tallystick.record.sandbox import QueryRefused, check_query, connect
 from tests.support.archive import Story, Vault
 
 
@@ -94,14 +94,14 @@ def test_in_the_real_process_nothing_on_disk_changes(vault: Vault) -> None:
 # The gate is taken away: DuckDB's settings, the kernel and the limits must hold alone.
 UNGATED = """
 import sys
-from tallystick.components.audit import sandbox
+from tallystick.record import sandbox
 sandbox.check_query = lambda connection, sql: None
 sys.exit(sandbox.main())
 """
 RAW = """
 import os, socket, subprocess, sys
 from pathlib import Path
-from tallystick.components.audit import sandbox
+from tallystick.record import sandbox
 if not sandbox.restrict(Path(sys.argv[1]), 20):
     print("no landlock")
     sys.exit(0)

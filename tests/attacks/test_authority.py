@@ -13,12 +13,12 @@ import nats.errors
 import pytest
 from nats.aio.client import Client
 
-from tallystick.components.cli import operate
-from tallystick.components.cli.intruder import _StolenRoleKey
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment, pin_name, role_key_id
-from tallystick.components.runtime.keystore import Keystore
-from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.cli import operate
+from tallystick.cli.intruder import _StolenRoleKey
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import Deployment, pin_name, role_key_id
+from tallystick.runtime.keys.keystore import Keystore
+from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
 from tallystick.schemas.orders import Intent

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from tallystick.components.gateway.main import GatewayProcess
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment, parse_config
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import Deployment, parse_config
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Intent

@@ -14,8 +14,8 @@ import pytest
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.types import WrapMixin
 
-from tallystick.components.runtime import hsm, keystore
-from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.runtime.keys import hsm, keystore
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
 
 PIN = Secret("attacked-pin-51f0")

@@ -15,23 +15,24 @@ import msgspec
 import nats.errors
 import pytest
 
-from tallystick.components.cli.init import DEFAULT_TEMPLATE
-from tallystick.components.cli.replaying import _in_zone, make_zone, open_zone
-from tallystick.components.cli.supervisor import Supervisor
-from tallystick.components.runtime import process
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.keystore import Keystore, Secret
-from tallystick.components.runtime.link import Link
-from tallystick.components.runtime.metrics import Metrics
-from tallystick.components.runtime.reader import Delivery
-from tallystick.components.runtime.session import AuthorityClient
+from tallystick.cli.replay_run import _in_zone, make_zone, open_zone
 from tallystick.replay import player
 from tallystick.replay.bus import BusReader
 from tallystick.replay.player import from_archive, play
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Judge, Played
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.deployment import process
+from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.service import Setup
+from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas import signing
 from tallystick.schemas.credential import open_credential
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
@@ -69,12 +70,12 @@ class Zone:
 
         return self.runner.run(bounded())
 
-    def setup(self, component: str) -> process.Setup:
+    def setup(self, component: str) -> Setup:
         secrets = {name: self.keystore[name] for name in self.deployment.secret_names(component)}
         return process.load_setup(self.deployment.directory, component, secrets)
 
     @contextlib.asynccontextmanager
-    async def link(self, component: str) -> AsyncIterator[tuple[process.Setup, Link]]:
+    async def link(self, component: str) -> AsyncIterator[tuple[Setup, Link]]:
         setup = self.setup(component)
         config = self.deployment.config
         client = AuthorityClient(

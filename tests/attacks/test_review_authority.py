@@ -7,7 +7,7 @@ import os
 import pytest
 
 from tallystick.components.authority.issuer import BURST, MAX_LIVE, PER_SECOND, Issuer
-from tallystick.components.runtime.publisher import MAX_MESSAGE_BYTES
+from tallystick.runtime.bus.publisher import MAX_MESSAGE_BYTES
 from tallystick.schemas.enrolment import SessionRequest, proof_bytes
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds

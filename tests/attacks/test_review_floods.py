@@ -9,9 +9,9 @@ from typing import Any
 
 import structlog
 
-from tallystick.components.runtime.context import MAX_DEAD, Context
-from tallystick.components.runtime.metrics import Metrics
-from tallystick.components.runtime.reader import Delivery
+from tallystick.runtime.bus.context import MAX_DEAD, Context
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.reader import Delivery
 from tallystick.schemas.errors import Malformed
 from tests.support import world
 

@@ -18,8 +18,8 @@ from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.gateway.risk import LimitBook
 from tallystick.components.portfolio.main import Portfolio
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.link import SessionLost
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.link import SessionLost
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade

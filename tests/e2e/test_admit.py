@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from tallystick.components.cli import operate
-from tallystick.components.cli.admit import admit
-from tallystick.components.runtime.deployment import Deployment, api_key_name
-from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.cli import operate
+from tallystick.runtime.deployment.admission import admit
+from tallystick.runtime.deployment.folder import Deployment, api_key_name
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import Notice

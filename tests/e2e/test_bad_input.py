@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tallystick.components.cli.init import write_trust_root
-from tallystick.components.runtime import deployment as layout
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.hsm import Token
-from tallystick.components.runtime.keystore import Keystore
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.ceremony import write_trust_root
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.keystore import Keystore
 from tests.support.deployment import PIN
 
-COMMAND = (sys.executable, "-P", "-m", "tallystick.components.cli.main")
+COMMAND = (sys.executable, "-P", "-m", "tallystick.cli.main")
 ONE_LINE = re.compile(r"tallystick: (?:[a-z-]+: )?[A-Z][A-Z0-9_]+: [^\n]+\n")
 TOPOLOGY = Path(layout.__file__).parents[2] / "infra" / "nats" / "topology.toml"
 TRADES = "1,0.005,10,0.05,1570752000000,true,true\n2,0.005,10,0.05,1570752001000,true,true\n"
@@ -225,7 +225,7 @@ reader, writer = os.pipe()
 os.write(writer, sys.argv.pop().encode())
 os.close(writer)
 sys.argv = ["tallystick", "up", sys.argv[1], "--pin-fd", str(reader)]
-from tallystick.components.cli.main import main
+from tallystick.cli.main import main
 main()
 """
 

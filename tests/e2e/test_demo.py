@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-P", "-m", "tallystick.components.cli.main"]
+COMMAND = [sys.executable, "-P", "-m", "tallystick.cli.main"]
 
 
 def tallystick(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:

@@ -23,16 +23,16 @@ from typing import Any
 import pytest
 
 import tests
-from tallystick.components.cli import operate, supervisor
-from tallystick.components.cli.init import DEFAULT_TEMPLATE, init
-from tallystick.components.cli.supervisor import ProcessState, Supervisor
+from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.components.runtime import process
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import Deployment, StrategyConfig
-from tallystick.components.runtime.keystore import Keystore, Secret
-from tallystick.components.runtime.metrics import Metrics
-from tallystick.components.runtime.session import AuthorityClient
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.deployment import process, supervisor
+from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.supervisor import ProcessState, Supervisor
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.orders import Decision, Intent, OrderEvent
 from tallystick.schemas.security import DeadLetter, Notice

@@ -19,8 +19,8 @@ from tallystick.components.paper_exchange.main import PaperExchange
 from tallystick.components.paper_exchange.matching import Order
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
-from tallystick.components.runtime.deployment import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
-from tallystick.components.runtime.keystore import Secret
+from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter

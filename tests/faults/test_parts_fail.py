@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from tallystick.components.audit import verify as verifying
-from tallystick.components.cli import operate, supervisor
-from tallystick.components.cli.supervisor import Supervisor
-from tallystick.components.runtime.context import Context
+from tallystick.cli import operate
+from tallystick.record import verify as verifying
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment import supervisor
+from tallystick.runtime.deployment.supervisor import Supervisor
 from tests.faults.test_order_crash import STRATEGIES, Record, check, explain, make, reader
 
 pytestmark = pytest.mark.slow  # the chaos of a minute: `make slow`

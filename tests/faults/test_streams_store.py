@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.link import Connection
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.link import Connection
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.streams import store as module
 from tallystick.streams.store import MAX_CHANGES, Fenced, JetStream, Lease, StateStore, StoreRefused

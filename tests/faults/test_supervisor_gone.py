@@ -14,8 +14,8 @@ from tests.support.deployment import make
 SCRIPT = """
 import asyncio, sys
 from pathlib import Path
-from tallystick.components.runtime.deployment import Deployment
-from tallystick.components.runtime.keystore import Keystore
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.keys.keystore import Keystore
 from tests.support.deployment import PIN, running
 
 async def run():

@@ -1,10 +1,7 @@
-"""Rules on what may import what, as functions from source text to the lines that break them.
+"""Rules that import-linter does not hold, as functions from source text to the lines that break them.
 
 - Everybody imports `tallystick.…`: a bare `schemas` would be a second module with a second set of classes, and
   anything earlier on the path could stand in for it.
-- A component imports the wire, `tallystick.infra`, the SDK, the runtime and its own folder; never another component.
-  The command line, which starts them all, may import anything.
-- The SDK and the runtime import no component.
 - The wire is pure: no IO, no clock, no entropy.
 """
 
@@ -13,11 +10,9 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
-from tests.packaging.checkout import PACKAGES, ROOT
+from tests.packaging.checkout import PACKAGES
 
-_SHARED = ("runtime",)
 _WIRE_LIBRARIES = ("cryptography", "msgspec", "tallystick.schemas")
 # Of the standard library, what reaches out of the process, or reads its clock or its entropy.
 # fmt: off
@@ -52,28 +47,6 @@ def bare_imports(source: str) -> list[str]:
         for line, name in _imports(ast.parse(source))
         if name.startswith(".") or name.split(".", 1)[0] in PACKAGES
     ]
-
-
-def foreign_components(path: str, source: str) -> list[str]:
-    """Imports by the file `components/…` of a component that is not its own, or of what is no component's business."""
-    parts = PurePosixPath(path).parts
-    own = parts[1] if len(parts) > 2 else ""  # "" is the SDK itself, components/__init__.py
-    if own == "cli":
-        return []
-    broken = []
-    for line, name in _imports(ast.parse(source)):
-        parts = tuple(name.split("."))
-        if parts[0] != "tallystick":
-            continue
-        if parts[1:2] in (("streams",), ("replay",)):
-            broken.append(f"line {line}: import {name}")
-        elif parts[1:2] == ("components",) and len(parts) > 2:
-            # Anything else by that name is the SDK's own.
-            is_module = (ROOT / "components" / parts[2]).is_dir() or (ROOT / "components" / f"{parts[2]}.py").is_file()
-            allowed = _SHARED if own in ("", *_SHARED) else (own, *_SHARED)
-            if is_module and parts[2] not in allowed:
-                broken.append(f"line {line}: import {name}")
-    return broken
 
 
 def impurities(source: str) -> list[str]:

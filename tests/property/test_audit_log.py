@@ -9,11 +9,11 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.audit.archive import Manifest
-from tallystick.components.audit.chains import Log, open_message
 from tallystick.components.audit.projector import Stored
-from tallystick.components.audit.sandbox import ns_text
-from tallystick.components.audit.verify import _Seen
+from tallystick.record.archive import Manifest
+from tallystick.record.chains import Log, open_message
+from tallystick.record.sandbox import ns_text
+from tallystick.record.verify import _Seen
 from tallystick.schemas.seal import Verifier
 from tests.support.archive import Story, Streams, Vault
 from tests.support.world import trust_root

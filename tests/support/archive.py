@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tallystick.components.audit.archive import (
+from tallystick.components.audit.projector import Projector, Stored
+from tallystick.record.archive import (
     GENESIS,
     MANIFEST,
     Archive,
@@ -25,9 +26,8 @@ from tallystick.components.audit.archive import (
     encode_entry,
     line_hash,
 )
-from tallystick.components.audit.chains import Judgement
-from tallystick.components.audit.projector import Projector, Stored
-from tallystick.components.audit.verify import Place, Report, load_verifiers, verify
+from tallystick.record.chains import Judgement
+from tallystick.record.verify import Place, Report, load_verifiers, verify
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
-from tallystick.components.runtime import process
-from tallystick.components.runtime.component import Component
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.deployment import process
 
 
 def main(arguments: list[str]) -> int:

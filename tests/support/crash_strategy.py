@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
 
-from tallystick.components.runtime.strategy import Strategy, StrategyContext
+from tallystick.runtime.bus.strategy import Strategy, StrategyContext
 from tallystick.schemas.market import Trade
 
 

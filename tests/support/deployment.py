@@ -13,15 +13,16 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tallystick.components.cli.init import DEFAULT_TEMPLATE, init
-from tallystick.components.cli.supervisor import Supervisor
-from tallystick.components.runtime import process
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.deployment import Deployment, StrategyConfig
-from tallystick.components.runtime.keystore import Keystore, Secret
-from tallystick.components.runtime.link import CredentialSource, Link
-from tallystick.components.runtime.metrics import Metrics
-from tallystick.components.runtime.session import AuthorityClient
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.link import CredentialSource, Link
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.deployment import process
+from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.service import Setup
+from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.keys.keystore import Keystore, Secret
 
 PIN = Secret("a pin for tests")
 MOMENTUM = "tallystick.components.strategy.examples.momentum"
@@ -49,7 +50,7 @@ class Running:
         self.supervisor = supervisor
         self.contexts: list[Context] = []
 
-    def setup(self, component: str, certificate_of: str | None = None) -> process.Setup:
+    def setup(self, component: str, certificate_of: str | None = None) -> Setup:
         """What a process of `component` is made from; `certificate_of`: with another's certificate."""
         owner = certificate_of or component
         secrets = {name: self.keystore[name] for name in self.deployment.secret_names(owner)}
@@ -57,12 +58,12 @@ class Running:
         if owner == component:
             return made
         spec = self.deployment.bus().component(component)
-        return process.Setup(
+        return Setup(
             deployment=made.deployment, trust=made.trust, spec=spec, boot=made.boot, tls=made.tls,
             certificate=made.certificate, secrets=secrets, clock=made.clock, entropy=made.entropy, log=made.log,
         )  # fmt: skip
 
-    def authority(self, setup: process.Setup) -> AuthorityClient:
+    def authority(self, setup: Setup) -> AuthorityClient:
         """The client that `setup`'s process would use."""
         config = self.deployment.config
         return AuthorityClient(

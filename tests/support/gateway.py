@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from tallystick import infra
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk import LimitBook, Limits
@@ -24,7 +25,7 @@ from tallystick.schemas.subjects import Subject, parse_subject
 from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
 from tests.support import world
 
-POLICY = Path(decide.__file__).parent / "policy"
+POLICY = Path(infra.__file__).parent / "policies"
 NOW = world.NOW
 SECOND = 1_000_000_000
 MS = 1_000_000

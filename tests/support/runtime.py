@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 import structlog
 
-from tallystick.components.runtime.context import Context
-from tallystick.components.runtime.link import Link
-from tallystick.components.runtime.metrics import Metrics
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.metrics import Metrics
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
 from tallystick.schemas.trust import ComponentTrust, TrustRoot
 from tests.support import world

@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 import uvloop
 
-from tallystick.components.runtime.context import Context
 from tallystick.infra.nats.topology import load
+from tallystick.runtime.bus.context import Context
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject

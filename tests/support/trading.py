@@ -19,11 +19,11 @@ from tallystick.components.paper_exchange.access import Config, Key, Limits
 from tallystick.components.paper_exchange.journal import Entry, read_journal
 from tallystick.components.paper_exchange.matching import Instrument as PaperInstrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
-from tallystick.components.runtime.component import Component
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
-from tallystick.components.runtime.hsm import Token, create_token
-from tallystick.components.runtime.keystore import Secret
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
+from tallystick.runtime.keys.hsm import Token, create_token
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, Notice, Session, SessionList, Trip
 from tallystick.schemas.trust import ArmLease, Venue, sign_document

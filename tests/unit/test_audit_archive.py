@@ -15,7 +15,9 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from tallystick.components.audit.archive import (
+from tallystick.components.audit.main import Merge, _Queued, _Source
+from tallystick.components.audit.projector import Projector, Stored
+from tallystick.record.archive import (
     FAN_IN,
     MANIFEST,
     Archive,
@@ -28,10 +30,8 @@ from tallystick.components.audit.archive import (
     read_manifest,
     segment_name,
 )
-from tallystick.components.audit.chains import Log
-from tallystick.components.audit.main import Merge, _Queued, _Source
-from tallystick.components.audit.projector import Projector, Stored
-from tallystick.components.audit.verify import _Verification, load_verifiers
+from tallystick.record.chains import Log
+from tallystick.record.verify import _Verification, load_verifiers
 from tallystick.schemas.errors import Malformed
 from tests.support.archive import Story, Vault
 from tests.support.world import NOW
@@ -219,9 +219,9 @@ def test_a_full_disk_leaves_nothing_half_written(vault: Vault, story: Story, mon
 WRITER = """
 import pickle, sys
 from pathlib import Path
-from tallystick.components.audit.archive import Archive
+from tallystick.record.archive import Archive
 from tallystick.components.audit.projector import Projector
-from tallystick.components.audit.verify import Place, load_verifiers
+from tallystick.record.verify import Place, load_verifiers
 place = Place(Path(sys.argv[1]), Path(sys.argv[2]))
 projector = Projector(Archive(place.archive), load_verifiers(place))
 print("ready", flush=True)

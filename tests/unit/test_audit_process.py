@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.audit.archive import read_manifest
 from tallystick.components.audit.main import Audit
-from tallystick.components.audit.verify import Place, Report, verify
-from tallystick.components.runtime.context import Context
+from tallystick.record.archive import read_manifest
+from tallystick.record.verify import Place, Report, verify
+from tallystick.runtime.bus.context import Context
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.security import CredentialIssued, Notice

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tallystick.components.audit.query import Answer
-from tallystick.components.audit.sandbox import connect
-from tallystick.components.audit.trace import TraceError, trace
-from tallystick.components.audit.views import QUERIES, VIEWS
-from tallystick.components.cli.audit import app
+from tallystick.cli.audit import app
+from tallystick.record.query import Answer
+from tallystick.record.sandbox import connect
+from tallystick.record.trace import TraceError, trace
+from tallystick.record.views import QUERIES, VIEWS
 from tallystick.schemas.ids import id_text
 from tests.support.archive import Story, Vault
 

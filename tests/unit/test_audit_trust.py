@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tallystick.components.audit.archive import ArchiveError
-from tallystick.components.audit.chains import HANDOVER_NS, open_message
 from tallystick.components.audit.main import keep_trust_roots
-from tallystick.components.audit.verify import Place, load_verifiers, locate
+from tallystick.record.archive import ArchiveError
+from tallystick.record.chains import HANDOVER_NS, open_message
+from tallystick.record.verify import Place, load_verifiers, locate
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.seal import Verified, Verifier

@@ -16,7 +16,7 @@ import pytest
 
 from tallystick.components.breaker.control import ArmRequest, ControlSocket, Kill, RearmRequest, Request, Status, ask
 from tallystick.components.breaker.main import SECURITY_TAIL, Breaker
-from tallystick.components.runtime.context import Context, Received
+from tallystick.runtime.bus.context import Context, Received
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Fill
 from tallystick.schemas.security import (

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 import tests
-from tallystick.components.cli.main import app
+from tallystick.cli.main import app
 
 DOCUMENT = Path(tests.__path__[0]).parent / "docs" / "cli.md"
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tallystick.components.custody import request as request_module
 from tallystick.components.custody.request import Denied, RequestBuilder, SecretHandle, SignedRequest
-from tallystick.components.runtime.hsm import Token, create_token
-from tallystick.components.runtime.keystore import Secret
+from tallystick.runtime.keys.hsm import Token, create_token
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Venue
 from tests.support import world

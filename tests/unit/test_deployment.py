@@ -23,18 +23,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.cli import init as ceremony
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk import LimitBook
 from tallystick.components.paper_exchange.access import Keys, parse_config
-from tallystick.components.runtime import deployment as layout
-from tallystick.components.runtime import pki
-from tallystick.components.runtime.deployment import Deployment, StrategyConfig
-from tallystick.components.runtime.hsm import Token
-from tallystick.components.runtime.keystore import Keystore, Secret
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
+from tallystick.runtime.deployment import ceremony
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.credential import open_credential
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, decode_key, encode_jwt, encode_key, sign_nonce, user_claims
@@ -227,8 +227,8 @@ def test_an_interrupted_ceremony_leaves_nothing_and_can_be_repeated(tmp_path: Pa
 def test_a_killed_ceremony_leaves_no_deployment_and_can_be_repeated(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys, time\nfrom pathlib import Path\n"
-        "from tallystick.components.cli.init import init\n"
-        "from tallystick.components.runtime.keystore import Secret\n"
+        "from tallystick.runtime.deployment.ceremony import init\n"
+        "from tallystick.runtime.keys.keystore import Secret\n"
         "def progress(text):\n"
         "    if text.startswith('keystore'): os.kill(os.getpid(), signal.SIGKILL)\n"
         "init(Path(sys.argv[1]), 'lab', Secret('ceremony-master-pin'), time.time_ns, progress=progress)\n"

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tallystick.components.runtime import hsm
-from tallystick.components.runtime.keystore import Secret, hand_over
-from tallystick.components.runtime.token_process import TokenProcess
+from tallystick.runtime.keys import hsm
+from tallystick.runtime.keys.keystore import Secret, hand_over
+from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError
 
 PIN = Secret("unit-test-pin-29c1")
@@ -149,8 +149,8 @@ def test_a_child_process_opens_the_token_with_a_pin_from_a_descriptor(token: hsm
     fd = hand_over({"hsm.unit.pin": PIN})
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from tallystick.components.runtime.hsm import Token\n"
-        "from tallystick.components.runtime.keystore import take_over\n"
+        "from tallystick.runtime.keys.hsm import Token\n"
+        "from tallystick.runtime.keys.keystore import take_over\n"
         "secrets = take_over(int(sys.argv[2]))\n"
         "with Token.open(Path(sys.argv[1]), 'unit', secrets['hsm.unit.pin']) as token:\n"
         "    print(token.signer(b'child').sign(b'hello').hex())\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.runtime import keystore
-from tallystick.components.runtime.keystore import Keystore, Secret
+from tallystick.runtime.keys import keystore
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError, Unverified
 
 MASTER = Secret("a master pin, ünïcode")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.runtime.keystore import Secret
-from tallystick.components.runtime.logs import REDACTED, open_log
+from tallystick.runtime.deployment.logs import REDACTED, open_log
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tests.support.world import credential
 

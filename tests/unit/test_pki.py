@@ -26,8 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from tallystick.components.runtime import hsm, pki
-from tallystick.components.runtime.keystore import Secret
+from tallystick.runtime.keys import hsm, pki
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 
 PIN = Secret("pki-test-pin")

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tallystick.components.portfolio import binance
 from tallystick.components.portfolio.binance import BalanceReport, Ended, FillReport, OrderNamed, VenueError
 from tallystick.components.portfolio.main import venue_urls
-from tallystick.components.runtime.deployment import VenueConfig
+from tallystick.runtime.deployment.folder import VenueConfig
 from tallystick.schemas.errors import Malformed
 
 D = Decimal

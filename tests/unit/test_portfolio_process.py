@@ -16,9 +16,9 @@ import pytest
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.components.portfolio.stream import Listener, UserStream
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.hsm import Token, create_token
-from tallystick.components.runtime.keystore import Secret
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.keys.hsm import Token, create_token
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Balance, Decision, Fill, Permit, Position, VenueOrder
 from tallystick.schemas.security import Notice
 from tests.support import paper

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.cli import main
-from tallystick.components.runtime.deployment import Deployment
+from tallystick.cli import main
 from tallystick.replay.selection import time_text
+from tallystick.runtime.deployment.folder import Deployment
 from tests.support.archive import Story, Vault
 from tests.support.world import NOW
 

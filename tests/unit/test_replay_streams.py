@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.runtime.context import Context
 from tallystick.replay.bus import BusReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Examined, Failure, Judge, Played
+from tallystick.runtime.bus.context import Context
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier

@@ -10,8 +10,8 @@ from decimal import Decimal
 
 import pytest
 
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.publisher import MAX_QUEUED, Backpressure
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.publisher import MAX_QUEUED, Backpressure
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter, Heartbeat

@@ -13,8 +13,9 @@ import msgspec
 import pytest
 
 from tallystick.components.market_data.main import MarketData, synthetic_symbol
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.deployment import (
+from tallystick.components.strategy.main import StrategyProcess
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.folder import (
     Config,
     Deployment,
     Endpoint,
@@ -22,7 +23,6 @@ from tallystick.components.runtime.deployment import (
     StrategyConfig,
     VenueConfig,
 )
-from tallystick.components.strategy.main import StrategyProcess
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Intent, Position

@@ -17,8 +17,8 @@ import msgspec
 import pytest
 import uvloop
 
-from tallystick.components.runtime.context import Context, Received
-from tallystick.components.runtime.process import load_component
+from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.deployment.process import load_component
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert

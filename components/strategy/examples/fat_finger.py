@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from decimal import ROUND_CEILING, Decimal
 
-from tallystick.components.runtime.strategy import Strategy, StrategyContext
+from tallystick.runtime.bus.strategy import Strategy, StrategyContext
 from tallystick.schemas.market import Trade
 from tallystick.schemas.trust import Instrument
 

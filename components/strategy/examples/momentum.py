@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
 
-from tallystick.components.runtime.strategy import Strategy, StrategyContext
+from tallystick.runtime.bus.strategy import Strategy, StrategyContext
 from tallystick.schemas.market import Trade
 
 BPS = Decimal(10_000)

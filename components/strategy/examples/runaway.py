@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import ROUND_CEILING
 
-from tallystick.components.runtime.strategy import Strategy, StrategyContext
+from tallystick.runtime.bus.strategy import Strategy, StrategyContext
 from tallystick.schemas.market import Trade
 
 

@@ -1,0 +1,322 @@
+"""The command line: `tallystick`.
+
+Exit codes: 0 done and clean, 1 found something wrong, 2 could not run as asked.  Errors are one line that
+says what, where and what to do; a traceback is a defect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import sys
+import time
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from tallystick.schemas.errors import TallystickError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="A zero-trust trading system: every event signed, every order permitted, nothing changed unnoticed.",
+)
+
+_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.", show_default=False)]
+_PinFd = Annotated[
+    int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tallystick {version('tallystick')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """For the options that stand before a command."""
+
+
+def _say(text: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}")
+
+
+@app.command(epilog="Example: tallystick init ./desk --name my-desk")
+def init(
+    directory: _Dir,
+    name: Annotated[str, typer.Option(help="The deployment's id; default: the folder's name.")] = "",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Make a deployment: keys born in tokens, trust root, certificates, policy, configuration."""
+    from tallystick.runtime.deployment.ceremony import init as ceremony
+    from tallystick.runtime.keys.keystore import read_pin
+
+    pin = read_pin("New master PIN (8 characters or more): ", pin_fd)
+    if pin_fd is None and read_pin("Again: ") != pin:
+        _fail("PIN_INPUT: the two PINs differ; nothing was made")
+    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say)
+    typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
+    typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
+    typer.echo(f"Next: tallystick up {directory}")
+
+
+@app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
+def admit(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """Sign what deployment.toml says now: new strategies and observers, instruments, caps."""
+    from tallystick.runtime.deployment.admission import admit as sign
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    made = sign(deployment, keystore, time.time_ns(), _say)
+    typer.echo(f"trust root {made.number} is in force from the next start")
+    for what, names in (("new", made.added), ("removed", made.removed)):
+        if names:
+            typer.echo(f"{what}: {', '.join(names)}")
+
+
+@app.command(epilog="Example: tallystick up ./desk        stop with Ctrl-C")
+def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """Run everything of a deployment: the broker and one process a component, watched."""
+    from tallystick.cli import operate, preflight
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.supervisor import require_down
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    require_down(deployment)
+    preflight.check(deployment, time.time_ns())
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.supervise(deployment, keystore, _say))
+
+
+@app.command(epilog="Example: tallystick run ./desk gateway --secrets-fd 3 3<secrets")
+def run(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as gateway or strategy-momentum.")],
+    secrets_fd: Annotated[
+        int | None, typer.Option(help="A descriptor with the component's own secrets as a JSON object.")
+    ] = None,
+    pin_fd: _PinFd = None,
+) -> None:
+    """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
+    from tallystick.runtime.deployment import process
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin, take_over
+
+    deployment = Deployment.load(directory)
+    deployment.bus().component(component)
+    if secrets_fd is not None:
+        secrets = take_over(secrets_fd)
+    else:
+        keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+        secrets = {name: keystore[name] for name in deployment.secret_names(component)}
+    raise typer.Exit(process.main(directory, component, secrets, unreachable=2))
+
+
+@app.command(epilog="Example: tallystick status ./desk")
+def status(directory: _Dir) -> None:
+    """Which processes are ready, and which breakers are tripped."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+
+    deployment = Deployment.load(directory)
+    running = operate.processes(deployment)
+    for name, pid in running:
+        typer.echo(f"{name:24} ready   pid {pid}")
+    if not running:
+        _fail(f"NOT_UP: nothing of {directory} is running; start it with: tallystick up {directory}")
+    for trip in asyncio.run(operate.status(deployment))["tripped"]:
+        typer.echo(f"TRIPPED  {trip['scope']}: {trip['reason']} (by {trip['by']})")
+
+
+@app.command(epilog='Example: tallystick kill ./desk --reason "fat finger"     or: --scope strategy-momentum')
+def kill(
+    directory: _Dir,
+    scope: Annotated[str, typer.Option(help="all, strategy-NAME or venue-NAME.")] = "all",
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "killed by an operator",
+) -> None:
+    """Stop trading now: deny what comes, cancel what is open.  Needs no key."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+
+    answer = asyncio.run(operate.kill(Deployment.load(directory), scope, reason))
+    typer.echo(f"tripped: {', '.join(t['scope'] for t in answer['tripped'])}")
+
+
+@app.command(epilog="Example: tallystick rearm ./desk strategy-momentum")
+def rearm(
+    directory: _Dir,
+    scope: Annotated[str, typer.Argument(help="The tripped scope, as `tallystick status` shows it.")],
+    pin_fd: _PinFd = None,
+) -> None:
+    """Close a tripped breaker, signed by the operator's key for this very trip."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.rearm(deployment, keystore, scope))
+    typer.echo(f"{scope} is armed again")
+
+
+@app.command(epilog="Example: tallystick arm ./desk --hours 8")
+def arm(
+    directory: _Dir,
+    hours: Annotated[str, typer.Option(help="How long, at most 12.")] = "8",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Let execution trade for some hours, signed by the operator's key.  Without it every order is denied."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    try:
+        wanted = Decimal(hours)
+    except InvalidOperation:
+        _fail(f"ARM_HOURS: not a number of hours: {hours!r}")
+    operate.lease_ns(wanted)
+    deployment = Deployment.load(directory)
+    asyncio.run(operate.status(deployment))  # no PIN is asked for where nobody would take the lease
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    lease = asyncio.run(operate.arm(deployment, keystore, wanted))
+    typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
+
+
+@app.command(
+    epilog="Example: tallystick demo      or: tallystick demo --data XRPETH-aggTrades-2019-10-11.zip --speed 5000"
+)
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where the demo's deployment is made anew.")] = Path(
+        "var/demo"
+    ),
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", help="Exchange dumps to play (zip or csv); may be given several times."),
+    ] = None,
+    speed: Annotated[str, typer.Option(help="Times as fast as recorded; default: about 30 seconds in all.")] = "",
+) -> None:
+    """The whole system on the paper exchange, with an intruder inside, ending in a verified audit."""
+    from tallystick.cli.demo import demo as play
+
+    try:
+        wanted = Decimal(speed) if speed else None
+    except InvalidOperation:
+        _fail(f"SPEED: not a number: {speed!r}")
+    if wanted is not None and not (wanted.is_finite() and wanted > 0):
+        _fail(f"SPEED: must be above zero, got {speed}")
+    raise typer.Exit(play(directory, data or [], wanted))
+
+
+@app.command(epilog="Example: tallystick watch ./desk        leave with Ctrl-C")
+def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """The live view of a running deployment."""
+    from tallystick.cli.watch import watch as look
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)))
+
+
+@app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')
+def revoke(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: _PinFd = None,
+) -> None:
+    """End every session of a component now, at the broker and at every verifier.
+
+    Its own process, if it still is its own, starts again with new keys; what was stolen from it is dead.
+    """
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    ended = asyncio.run(operate.revoke(deployment, keystore, component, reason))
+    typer.echo(f"{component}: {ended} sessions revoked")
+
+
+@app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")
+def api_key(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
+    store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
+    pin_fd: _PinFd = None,
+) -> None:
+    """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    if component not in ("custody", "portfolio"):
+        _fail(f"COMPONENT: {component!r} has no key at the venue; custody and portfolio have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    if store:
+        operate.set_api_key(keystore, component, read_pin("API key id: "))
+        typer.echo(f"kept; {component} uses it from its next start")
+        return
+    typer.echo(operate.public_key(deployment, keystore, component), nl=False)
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"tallystick: {text}", err=True)
+    raise typer.Exit(2)
+
+
+def main() -> None:
+    """The entry point: every `TallystickError` becomes one line and exit code 2."""
+    # What a command writes is the operator's alone.
+    os.umask(0o077)
+    # The client library's TLS shutdown makes asyncio warn about nothing.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    try:
+        app()
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {exc}\n")
+        sys.exit(2)
+    except OSError as exc:
+        # Whatever no part has put into words of its own: a full disk, a folder without rights.
+        place = f"{exc.filename}: " if exc.filename else ""
+        advice = "; free some space and run it again" if exc.errno == errno.ENOSPC else ""
+        sys.stderr.write(f"tallystick: SYSTEM: {place}{exc.strerror or type(exc).__name__}{advice}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("tallystick: interrupted\n")
+        sys.exit(130)
+
+
+def _add_parts() -> None:
+    from tallystick.cli.audit import app as audit
+    from tallystick.cli.replay import EXAMPLES, replay
+    from tallystick.infra.nats.cli import app as topology
+
+    app.command(epilog=EXAMPLES)(replay)
+    app.add_typer(audit, name="audit")
+    app.add_typer(topology, name="topology")
+
+
+_add_parts()
+
+if __name__ == "__main__":
+    main()

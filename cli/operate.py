@@ -1,0 +1,179 @@
+"""What an operator does with a running deployment: up, status, kill, rearm, arm, revoke.
+
+The functions are what the commands of `main` call; they raise `TallystickError` and print nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from http import HTTPStatus
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.enrolment import Revocation
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
+
+HOUR_NS: Final = 3_600_000_000_000
+REVOKE_S: Final = 10.0
+
+
+async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> None:
+    """Run the deployment until SIGINT or SIGTERM.  Raises what kept it from starting."""
+    supervisor = Supervisor(deployment, keystore, report=report)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        starting = asyncio.ensure_future(supervisor.start())
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            await starting
+            folder = deployment.directory
+            report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
+            report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
+            await stopping
+        else:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        report("stopping")
+    finally:
+        await supervisor.stop()
+    report("stopped")
+
+
+async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:
+    answer = await ask(deployment.run / SOCKET_NAME, request)
+    if not answer.get("ok"):
+        raise ConfigError(str(answer.get("code", "BREAKER")), str(answer.get("text", "the breaker refused")))
+    return answer
+
+
+async def kill(deployment: Deployment, scope: str, reason: str) -> dict[str, Any]:
+    """Trip a breaker at once; no key is needed to stop."""
+    return await _breaker(deployment, Kill(scope=scope, reason=reason))
+
+
+async def status(deployment: Deployment) -> dict[str, Any]:
+    """The breaker's state."""
+    return await _breaker(deployment, Status())
+
+
+def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm) -> str:
+    """The document as a note of the operator's own key, which lies in the token that no process opens."""
+    token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
+    try:
+        return sign_document(document, (OPERATOR_KEY_NAME, token.signer(layout.KEY_PERSON)))
+    finally:
+        token.close()
+
+
+def lease_ns(hours: Decimal) -> int:
+    """A lease's length in nanoseconds.  Raises `ConfigError` for hours that none can have."""
+    if not (hours.is_finite() and 0 < hours <= Decimal(MAX_LEASE_NS) / HOUR_NS and int(hours * HOUR_NS) > 0):
+        raise ConfigError("ARM_HOURS", f"a lease lasts above 0 and at most 12 hours, got {hours}")
+    return int(hours * HOUR_NS)
+
+
+async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
+    """Let execution trade for `hours` from now (at most 12)."""
+    length = lease_ns(hours)
+    now = time.time_ns()
+    lease = ArmLease(
+        deployment=deployment.name,
+        component="execution",
+        venues=(deployment.config.venue.name,),
+        start=now,
+        until=now + length,
+    )
+    note = await asyncio.to_thread(_sign, deployment, keystore, lease)
+    await _breaker(deployment, ArmRequest(note=note))
+    return lease
+
+
+async def rearm(deployment: Deployment, keystore: Keystore, scope: str) -> None:
+    """Close a tripped breaker with the operator's signature, for this very trip."""
+    tripped = (await status(deployment))["tripped"]
+    trip = next((t for t in tripped if t["scope"] == scope), None)
+    if trip is None:
+        raise ConfigError(
+            "NOT_TRIPPED", f"{scope} is not tripped; tripped: {[t['scope'] for t in tripped] or 'nothing'}"
+        )
+    document = Rearm(deployment=deployment.name, scope=scope, since=trip["since"])
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    await _breaker(deployment, RearmRequest(note=note))
+
+
+def processes(deployment: Deployment) -> list[tuple[str, int]]:
+    """(component, pid) of what is ready."""
+    found = []
+    for path in sorted(deployment.run.glob("*.ready")):
+        try:
+            pid = int(path.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            continue
+        found.append((path.stem, pid))
+    return found
+
+
+async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:
+    """End every session of a component at the broker and at every verifier; how many there were.
+
+    An honest process of it starts again with new keys; what a thief holds is dead.
+    """
+    config = deployment.config
+    tls = pki.client_context(
+        deployment.ca,
+        deployment.certificate(layout.OPERATOR),
+        deployment.key(layout.OPERATOR),
+        keystore[layout.passphrase_name(layout.OPERATOR)],
+    )
+    url = f"https://{config.host}:{config.authority.port}/v1/revoke"
+    body = msgspec.json.encode(Revocation(component=component, reason=reason))
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
+            http.post(url, data=body, ssl=tls) as response,
+        ):
+            answer = await response.json(content_type=None)
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
+        raise ConfigError("AUTHORITY", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
+    if response.status != HTTPStatus.OK:
+        raise ConfigError(str(answer.get("code", "AUTHORITY")), str(answer.get("text", "the authority refused")))
+    return int(answer["revoked"])
+
+
+def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
+    """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
+    with Token.open(deployment.token(component), component, keystore[layout.pin_name(component)]) as token:
+        raw = token.signer(layout.KEY_VENUE).public
+    pem = Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode("ascii")
+
+
+def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:
+    """Keep the id that the venue gave for that key; it takes effect at the component's next start."""
+    if not api_key.reveal().isascii() or not api_key.reveal().isalnum():
+        raise ConfigError("API_KEY", "a venue's API key id is letters and digits")
+    keystore.secrets[layout.api_key_name(component)] = api_key
+    keystore.save()

@@ -1,0 +1,73 @@
+"""What can be known to be wrong with a deployment before a PIN is asked for and anything starts.
+
+- Nothing is written, no key is opened, and no user code runs: a strategy's file is only compiled, since this
+  process will hold the opened keystore; what fails when it is executed ends its own process.
+- Each process checks its input again when it starts; here it costs a second and no half-started deployment.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from tallystick.components.gateway.policy import Policy
+from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.market_data.main import open_recording
+from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
+from tallystick.runtime.deployment.usercode import check_user_file
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import TrustRoot, require_current
+
+
+def check(deployment: Deployment, now: int) -> None:
+    """Refuse a deployment that could not run at `now` (Unix ns).  Raises `TallystickError`."""
+    trust = deployment.load_trust()[-1]
+    require_current(trust, now)
+    deployment.load_bus_keys()
+    bus = deployment.bus()
+    missing = [name for name in bus.components if name not in trust.components]
+    if missing:
+        raise ConfigError(
+            "NOT_ADMITTED",
+            f"{deployment.directory / CONFIG_NAME} names {', '.join(missing)}, which the operator has not signed: "
+            f"run `tallystick admit {deployment.directory}`",
+        )
+    if "gateway" in bus.components:
+        Policy.load(deployment.policy, trust, deployment.listed)
+        try:
+            LimitBook.parse(deployment.config.limits)
+        except ConfigError as exc:
+            raise ConfigError(exc.code, f"{deployment.directory / CONFIG_NAME}: {exc.text}") from exc
+    modules = [s.module for s in deployment.config.strategies] + [o.module for o in deployment.config.observers]
+    for module in modules:
+        check_user_file(module, deployment.directory)
+    if "market-data" in bus.components:
+        _check_recording(deployment, trust, now)
+    _check_ports(deployment)
+
+
+def _check_recording(deployment: Deployment, trust: TrustRoot, now: int) -> None:
+    config = deployment.config.market_data
+    if config.source == "dump":
+        instruments = tuple(i for i in trust.instruments if i.venue == deployment.config.venue.name)
+        open_recording(deployment, instruments, now)
+
+
+def _check_ports(deployment: Deployment) -> None:
+    config = deployment.config
+    ports = [("broker", config.broker.port), ("authority", config.authority.port)]
+    if config.venue.kind == "paper" and "paper-exchange" in deployment.bus().components:
+        ports.append(("venue", config.venue.port()))
+    for name, port in ports:
+        if port == 0:
+            continue
+        with socket.socket() as probe:
+            # As servers bind: connections of an earlier run that linger are no reason to refuse.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((config.host, port))
+            except OSError as exc:
+                raise ConfigError(
+                    "PORT_TAKEN",
+                    f"port {port} on {config.host}, the {name}'s, cannot be used: {exc.strerror}; stop the other "
+                    f"program or change the port in {deployment.directory / CONFIG_NAME}",
+                ) from exc

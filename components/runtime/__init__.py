@@ -1,1 +1,0 @@
-"""What all components share: tokens, credentials, the bus, processes and logs."""

@@ -1,0 +1,1 @@
+"""The record: the archive's format, its chains and verification, traces through it, and SQL over it."""

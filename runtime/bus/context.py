@@ -1,0 +1,492 @@
+"""What a component sees of the system: publish, subscribe, time, log.
+
+- Every message that reaches a handler has passed `seal.Verifier.open` and `ReaderChains.accept`; its
+  session is not revoked, and where the component asks for it (`listed`), live messages come from
+  listed sessions only.
+- A message that fails goes to `dead.<component>` with code and bytes, and is counted; reading goes on.
+- A handler's `TallystickError` dead-letters its message too; any other exception is a defect and stops
+  the process before its position moves on, so nothing is skipped.
+- Nothing is learned from a message whose session is revoked when it is received, whatever time it claims, nor
+  a session list from one that is ahead of this clock.
+- History (what was stored before this process caught up) arrives with `live = False`: it builds state
+  and must cause nothing.  Stale messages have `live = False` as well, with `refusal` saying why.  Neither is
+  handled before SECURITY has been read, which says whose sessions were ever announced (`require_announced`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.publisher import ChainPublisher
+from tallystick.runtime.bus.reader import Delivery, StreamReader
+from tallystick.schemas.credential import Credential
+from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.event import At, Event
+from tallystick.schemas.ids import EventIds
+from tallystick.schemas.seal import ReaderChains, Statement, Verified, Verifier, require_live
+from tallystick.schemas.security import MAX_DEAD_PAYLOAD, DeadLetter, Head, Heartbeat, Notice
+from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.subjects import GUARD, KINDS, SECURITY, Subject, matches, overlaps, parse_subject, subject
+from tallystick.schemas.trust import TrustRoot
+
+E = TypeVar("E", bound=Event)
+
+HEARTBEAT_S: Final = 1.0
+# The newest messages of SECURITY that a component reads at start: the session list and the breaker's
+# heartbeat come several times a second, so this holds seconds to minutes of them.
+SECURITY_TAIL: Final = 64
+# Chains of sessions that nobody announced: a thief of a role key mints as many boots as he likes.
+MAX_STRANGERS: Final = 1024
+# Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
+MAX_DEAD: Final = 256
+# How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
+LISTING_S: Final = 0.5
+FRESH_NS: Final = 5_000_000_000
+# Kinds whose live messages move money or lift a guard: their sessions must be on the authority's list.
+LISTED_KINDS: Final = frozenset(
+    ("order.intent", "order.decision", "order.event", "fill", "position", "control.breaker", "control.arm", "alert")
+)
+
+
+class Received(msgspec.Struct, frozen=True):
+    """One verified message as a handler sees it.
+
+    `live` says that it arrived after the component caught up, is fresh and (where asked for) from a
+    listed session; otherwise it is history or late, and `refusal` holds the reason for the latter.
+    """
+
+    verified: Verified
+    stream_seq: int
+    stored: int
+    received: int
+    live: bool
+    refusal: TallystickError | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """The subject, parsed."""
+        return self.verified.subject
+
+    @property
+    def events(self) -> list[Event]:
+        """The events, in order."""
+        return self.verified.events
+
+    @property
+    def statement(self) -> Statement:
+        """The signed statement of the message's flush."""
+        return self.verified.statement
+
+    @property
+    def credential(self) -> Credential:
+        """The credential that sealed it."""
+        return self.verified.credential
+
+
+_ALWAYS: Final = asyncio.Event()
+_ALWAYS.set()
+
+Handler = Callable[[Received], Awaitable[None] | None]
+RawHandler = Callable[[Delivery], Awaitable[None] | None]
+Start = Literal["all", "new"] | int
+
+
+def stream_of(pattern: str) -> str:
+    """The stream whose kinds a pattern covers.  Raises `ConfigError` for none or several."""
+    streams = {kind.stream for kind in KINDS.values() if overlaps(pattern, kind.pattern)}
+    if len(streams) != 1:
+        raise ConfigError("SUBSCRIPTION", f"{pattern!r} must cover subjects of one stream, covers {sorted(streams)}")
+    return streams.pop()
+
+
+class _Subscription(msgspec.Struct):
+    patterns: tuple[str, ...]
+    handler: Handler
+    start: Start
+    after: int
+
+
+class Context:
+    """The runtime of one component.  Built by `process`; tests build it with their own link.
+
+    Owns the publishers, readers, chains and positions; handlers run one at a time per stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        component: str,
+        boot: bytes,
+        link: Link,
+        trust: TrustRoot,
+        clock: Callable[[], int],
+        entropy: Callable[[int], bytes],
+        metrics: Metrics,
+        log: Any,
+        reads: dict[str, tuple[str, ...]],
+        api: str,
+        listed: bool,
+        config: Any = None,
+        secrets: dict[str, Any] | None = None,
+    ) -> None:
+        """`reads` (stream -> filters of the durable) and `api` (prefix of JetStream's services) are the topology's.
+
+        `listed`: live messages of `LISTED_KINDS` must come from sessions on the authority's list.
+        """
+        self.component = component
+        self.boot = boot
+        self.link = link
+        self.trust = trust
+        self.clock = clock
+        self.entropy = entropy
+        self.metrics = metrics
+        self.log = log
+        self.sessions = SessionView()
+        self.config = config
+        self.secrets = secrets or {}
+        self.verifier = Verifier(trust)
+        self._ids = EventIds(entropy(8))
+        self._reads = reads
+        self._api = api
+        self._listed = listed
+        self._subscriptions: dict[str, list[_Subscription]] = {}
+        self._raw: dict[str, tuple[RawHandler, int]] = {}
+        self._chains: dict[str, ReaderChains] = {}
+        self._applied: dict[str, int] = {}
+        self._publishers: dict[str, ChainPublisher] = {}
+        self._readers: dict[str, StreamReader] = {}
+        self._caught_up: dict[str, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._dying = 0
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._guard = subject("guard", component=component)
+        self._dead = subject("dead", component=component)
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def new(self, kind: type[E], *, causes: Sequence[bytes] = (), **fields: Any) -> E:
+        """A new event of type `kind`, its id, time and input positions filled in."""
+        now = self.clock()
+        at = tuple(At(stream=s, seq=q) for s, q in sorted(self._applied.items()))
+        return kind(id=self._ids.next(now), ts=now, causes=tuple(causes), at=at, **fields)
+
+    def new_id(self) -> bytes:
+        """A fresh event id, for an event that is built elsewhere."""
+        return self._ids.next(self.clock())
+
+    @property
+    def at(self) -> tuple[At, ...]:
+        """The last applied position of each input."""
+        return tuple(At(stream=s, seq=q) for s, q in sorted(self._applied.items()))
+
+    # -- publishing -----------------------------------------------------------------------------
+
+    def publish(self, to: Subject | str, *events: Event) -> asyncio.Future[int]:
+        """Queue events on a subject; the future is the stream sequence once they are durable.
+
+        Raises `Malformed` for a wrong subject or event, `Unverified` for a subject that is not this
+        component's, `Backpressure` when the queue is full (`await room(stream)` first).
+        """
+        target = parse_subject(to) if isinstance(to, str) else to
+        self.trust.require_scope(self.component, target.text)
+        return self._publisher(target.stream).publish(target, events)
+
+    async def room(self, stream: str) -> None:
+        """Wait until the stream's queue has drained: for those who publish much."""
+        await self._publisher(stream).room()
+
+    def notice(self, code: str, text: str, evidence: bytes = b"") -> asyncio.Future[int]:
+        """Tell security people what this component saw, on `guard.<component>`."""
+        self.metrics.add("notices")
+        self.log.warning("notice", code=code, text=text)
+        return self.publish(self._guard, self.new(Notice, code=code, text=text, evidence=evidence[:MAX_DEAD_PAYLOAD]))
+
+    def dead_letter(self, delivery: Delivery, stream: str, error: TallystickError) -> asyncio.Future[int]:
+        """Put a message that cannot be processed on `dead.<component>`, with the reason and its bytes.
+
+        At most `MAX_DEAD` are under way; in a flood the others are counted only (`dead_letters_dropped`), so that
+        whoever sends rubbish fills neither our memory nor our log.
+        """
+        self.metrics.add("dead_letters")
+        if self._dying >= MAX_DEAD:
+            self.metrics.add("dead_letters_dropped")
+            dropped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            dropped.set_result(0)
+            return dropped
+        self.log.warning("dead letter", subject=delivery.subject[:255], stream=stream, code=error.code, text=error.text)
+        kept = delivery.payload if len(delivery.payload) <= MAX_DEAD_PAYLOAD else b""
+        letter = self.new(
+            DeadLetter,
+            subject=delivery.subject[:255],
+            stream=stream,
+            stream_seq=delivery.stream_seq,
+            code=error.code,
+            text=error.text[:1000],
+            digest=hashlib.sha256(delivery.payload).digest(),
+            payload=kept,
+        )
+        stored = self.publish(self._dead, letter)
+        self._dying += 1
+        stored.add_done_callback(self._buried)
+        return stored
+
+    def _buried(self, _: object) -> None:
+        self._dying -= 1
+
+    def _publisher(self, stream: str) -> ChainPublisher:
+        publisher = self._publishers.get(stream)
+        if publisher is None:
+            publisher = self._publishers[stream] = ChainPublisher(
+                stream,
+                self.link,
+                clock=self.clock,
+                entropy=self.entropy,
+                metrics=self.metrics,
+                log=self.log,
+            )
+            publisher.on_suppressed = lambda where, _: self._spawn(self._suppressed(where))
+            publisher.task.add_done_callback(self._ended)
+        return publisher
+
+    async def _suppressed(self, where: str) -> None:
+        await self.notice("MSG_ID_SUPPRESSED", f"an event on {where} met its own message id at the first attempt")
+
+    # -- subscribing ----------------------------------------------------------------------------
+
+    def subscribe(
+        self, patterns: str | Sequence[str], handler: Handler, start: Start = "new", after: int | None = None
+    ) -> None:
+        """Call `handler` with every verified message that matches; takes effect when `start` of the component returns.
+
+        `start`: "new" from now on; "all" from the beginning of the stream; a number: the newest so
+        many messages of the stream's durable first.  `after`, in its place: everything beyond this stream
+        sequence, for those who keep their own position.  Raises `ConfigError` for a pattern that the topology
+        does not let this component read.
+        """
+        wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        for pattern in wanted:
+            stream = stream_of(pattern)
+            if stream not in self._reads:
+                raise ConfigError(
+                    "READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)"
+                )
+            entry = _Subscription(
+                patterns=(pattern,), handler=handler, start=start if after is None else "all", after=after or 0
+            )
+            self._subscriptions.setdefault(stream, []).append(entry)
+
+    def subscribe_raw(self, stream: str, handler: RawHandler, after_seq: int = 0) -> None:
+        """Call `handler` with every delivery of a stream, unverified: for audit, which keeps the bad ones too."""
+        if stream not in self._reads:
+            raise ConfigError("READ_SCOPE", f"{self.component} reads nothing of {stream} (topology.toml)")
+        self._raw[stream] = (handler, after_seq)
+
+    async def caught_up(self, *streams: str) -> None:
+        """Wait until everything stored before now of the given streams (default: all read) was handled."""
+        for stream in streams or tuple(self._caught_up):
+            await self._caught_up[stream].wait()
+
+    def position(self, stream: str) -> int:
+        """The last applied sequence of a stream (0: none)."""
+        return self._applied.get(stream, 0)
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the readers for what was subscribed, and the heartbeat."""
+        if SECURITY in self._reads and SECURITY not in self._raw:
+            self._subscriptions.setdefault(SECURITY, [])
+        self._caught_up = {stream: asyncio.Event() for stream in (*self._subscriptions, *self._raw)}
+        for stream, subscriptions in self._subscriptions.items():
+            starts = [s.start for s in subscriptions]
+            first = 1 + min((s.after for s in subscriptions if s.start == "all"), default=-1)
+            tail = max([s for s in starts if isinstance(s, int)], default=0)
+            if stream == SECURITY:
+                tail = max(tail, SECURITY_TAIL)
+            self._chains[stream] = ReaderChains()
+            self._open_reader(stream, self._handler(stream), first or None, tail)
+        for stream, (handler, after) in self._raw.items():
+            self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
+        self._spawn(self._heartbeat())
+        if self.link.task is not None:
+            self.link.task.add_done_callback(self._ended)
+
+    def _open_reader(self, stream: str, handler: RawHandler, start: int | None, tail: int) -> None:
+        reader = StreamReader(
+            stream,
+            self.component,
+            self.link,
+            handler,
+            metrics=self.metrics,
+            log=self.log,
+            on_caught_up=self._caught_up[stream].set,
+            start=start,
+            tail=tail,
+            api=self._api,
+        )
+        reader.task.add_done_callback(self._ended)
+        self._readers[stream] = reader
+
+    async def close(self) -> None:
+        """Stop reading, send what is queued, close each chain, log out."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for reader in self._readers.values():
+            await reader.stop()
+        # GUARD last: the others may still have something to report.
+        for publisher in sorted(self._publishers.values(), key=lambda p: p.stream == GUARD):
+            await publisher.close()
+        await self.link.stop()
+
+    async def failed(self) -> None:
+        """Wait for the first failure of a reader, publisher or background task, and raise it."""
+        await asyncio.shield(self._failed)
+
+    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        """Run background work whose failure stops the component."""
+        return self._spawn(work)
+
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Future[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _heartbeat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self.publish(self._guard, self.new(Heartbeat, heads=self.heads()))
+
+    def heads(self) -> tuple[Head, ...]:
+        """The newest acknowledged statement of each chain of this boot."""
+        return tuple(p.head for _, p in sorted(self._publishers.items()) if p.head is not None)
+
+    # -- the way of a message -------------------------------------------------------------------
+
+    async def _require_listed(self, verified: Verified, stream: str) -> None:
+        """Sessions are listed on SECURITY, another stream: a message of a new one may be heard before its listing.
+
+        It waits up to `LISTING_S` for that, if its credential is that new; nothing else waits.
+        """
+        await self._await_listing(verified, stream, lambda now: self.sessions.require_listed(verified.credential, now))
+
+    async def require_announced(self, received: Received) -> None:
+        """Raise `Unverified` unless the authority announced the session: for what is late, or history."""
+        credential, when = received.credential, max(received.statement.time, received.stored)
+        await self._await_listing(
+            received.verified, received.subject.stream, lambda _: self.sessions.require_announced(credential, when)
+        )
+
+    async def require_listed(self, received: Received) -> None:
+        """Raise `Unverified` unless the session is on a fresh list; `CouldNotVerify` where there is none."""
+        await self._require_listed(received.verified, received.subject.stream)
+
+    async def _await_listing(self, verified: Verified, stream: str, require: Callable[[int], None]) -> None:
+        deadline = self.clock() + int(LISTING_S * 1e9)
+        while True:
+            now = self.clock()
+            try:
+                require(now)
+            except Unverified as exc:
+                fresh = now - verified.credential.issued_at < FRESH_NS
+                if exc.code != "SESSION_UNLISTED" or stream == SECURITY or not fresh or now > deadline:
+                    raise
+                await asyncio.sleep(0.005)
+            else:
+                return
+
+    def _announced(self, verified: Verified, delivery: Delivery) -> bool:
+        try:
+            self.sessions.require_announced(verified.credential, max(verified.statement.time, delivery.stored))
+        except Unverified:
+            return verified.subject.kind == "cred"
+        return True
+
+    def _counted(self, stream: str, handler: RawHandler) -> RawHandler:
+        async def handle(delivery: Delivery) -> None:
+            result = handler(delivery)
+            if result is not None:
+                await result
+            self._applied[stream] = delivery.stream_seq
+
+        return handle
+
+    def _handler(self, stream: str) -> RawHandler:
+        chains, strangers = self._chains[stream], ReaderChains()
+        subscriptions = self._subscriptions[stream]
+        caught_up = self._caught_up[stream]
+        first = self._caught_up.get(SECURITY) if stream != SECURITY else None
+        security = first or _ALWAYS
+
+        async def handle(delivery: Delivery) -> None:
+            while not security.is_set():
+                if self._closing:
+                    return
+                await asyncio.sleep(0.005)
+            now = self.clock()
+            try:
+                verified = self.verifier.open(delivery.subject, stream, delivery.payload)
+                live, refusal = caught_up.is_set(), None
+                if live:
+                    # Before it can count as merely old: a thief dates his messages as he likes.
+                    self.sessions.require_not_revoked(verified.credential)
+                try:
+                    require_live(verified, now)
+                    self.sessions.require_not_revoked(verified.credential)
+                    if live and self._listed and verified.subject.kind in LISTED_KINDS:
+                        await self._require_listed(verified, stream)
+                except Unverified as exc:
+                    # Old is history; everything else wrong with a message received now has no effect.
+                    if (live and exc.code != "STALE") or (exc.code == "FUTURE" and verified.subject.kind == "cred"):
+                        raise
+                    live, refusal = False, exc
+                # Only now is anything learned from it: positions that a refused message names are not used up.
+                # Who was never announced has chains apart: one that claims another's boot uses up nothing of it.
+                if self._announced(verified, delivery):
+                    chains.accept(verified)
+                else:
+                    if len(strangers) >= MAX_STRANGERS:
+                        strangers.forget(lambda *_: False)
+                    strangers.accept(verified)
+                self.sessions.apply(verified)
+                received = Received(
+                    verified=verified,
+                    stream_seq=delivery.stream_seq,
+                    stored=delivery.stored,
+                    received=now,
+                    live=live,
+                    refusal=refusal,
+                )
+                for entry in subscriptions:
+                    if not any(matches(p, delivery.subject) for p in entry.patterns):
+                        continue
+                    if (entry.start == "new" and not caught_up.is_set()) or delivery.stream_seq <= entry.after:
+                        continue
+                    result = entry.handler(received)
+                    if result is not None:
+                        await result
+                self.metrics.add("messages_received")
+                self.metrics.add("events_received", len(verified.events))
+            except TallystickError as exc:
+                self.dead_letter(delivery, stream, exc)
+            self._applied[stream] = delivery.stream_seq
+
+        return handle

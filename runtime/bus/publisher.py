@@ -1,0 +1,256 @@
+"""Publishing: sealed, durable, self-clocking.
+
+One `ChainPublisher` a stream, one flush in flight each: while a flush is unacknowledged the next one
+gathers, so a quiet chain has the latency of one message and a burst batches itself.
+
+- `publish` only queues; its future is done when JetStream has stored the message.
+- A flush is sealed once.  Its bytes and message ids are sent again, on whatever connection is current,
+  until every message is acknowledged: nothing is lost, and a repeat is dropped by the stream's
+  duplicate window, or by every reader (`REPLAY`).
+- No acknowledgement for `WATCHDOG_S`: the connection is abandoned and the flush sent again on a new
+  one; a client cut off from its cluster keeps a healthy socket, so only this moves it.
+- `duplicate` in answer to a first attempt means that somebody used our message id: the event would
+  vanish.  It is counted, reported and sent again under a fresh id.
+- A crash may leave one flush partly stored; whoever waits for its future never acted on it, and audit
+  records it as torn.
+
+Message ids are random: a guessed one suppresses the victim's event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import nats.errors
+
+from tallystick.runtime.bus.link import Connection, Link, PubAck, PublishRefused
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.event import Event
+from tallystick.schemas.registry import encode_events, join_events
+from tallystick.schemas.seal import ChainWriter
+from tallystick.schemas.security import Head
+from tallystick.schemas.subjects import Subject, parse_subject
+
+WATCHDOG_S: Final = 2.0
+RETRY_S: Final = 0.2
+# Limits of one flush: enough that signing costs nothing per event, little enough that it stays fresh.
+MAX_FLUSH_EVENTS: Final = 16_384
+MAX_FLUSH_MESSAGES: Final = 512
+MAX_MESSAGE_EVENTS: Final = 1_024
+MAX_MESSAGE_BYTES: Final = 262_144
+# Queued events above which `publish` refuses: the caller must wait for `room`.
+MAX_QUEUED: Final = 131_072
+LOW_WATER: Final = 32_768
+
+
+class Backpressure(TallystickError):
+    """The queue of a stream is full: the caller did not wait for `room`."""
+
+
+class _Message:
+    __slots__ = ("attempts", "count", "encoded", "futures", "id", "payload", "seq", "size", "subject")
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.encoded: list[tuple[int, bytes]] = []
+        self.count = 0
+        self.size = 0
+        self.futures: list[asyncio.Future[int]] = []
+        self.payload = b""
+        self.id = ""
+        self.attempts = 0
+        self.seq = 0
+
+
+class ChainPublisher:
+    """The chain of one stream.  Owns the chain writer; the link owns session and connection."""
+
+    def __init__(
+        self,
+        stream: str,
+        link: Link,
+        *,
+        clock: Callable[[], int],
+        entropy: Callable[[int], bytes],
+        metrics: Metrics,
+        log: Any,
+    ) -> None:
+        self.stream = stream
+        self.head: Head | None = None
+        self._link = link
+        self._clock = clock
+        self._entropy = entropy
+        self._metrics = metrics
+        self._log = log
+        self._session = link.session
+        self._writer = ChainWriter(self._session.credential, self._session.key, stream)
+        self._queue: deque[tuple[str, int, bytes, asyncio.Future[int]]] = deque()
+        self._queued = 0
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closing = False
+        self._last_subject = ""
+        self.on_suppressed: Callable[[str, str], object] | None = None
+        self._task = asyncio.create_task(self._run(), name=f"publish {stream}")
+
+    def publish(self, subject: Subject, events: tuple[Event, ...]) -> asyncio.Future[int]:
+        """Queue events for one message's worth of `subject`; the future is the stream sequence once stored.
+
+        Raises `Backpressure` when the queue is full, `Malformed` for events that may not stand there or
+        are too large for one message.
+        """
+        encoded = encode_events(subject.kind, events)
+        if len(encoded) > MAX_MESSAGE_BYTES:
+            raise Malformed("EVENTS_SIZE", f"{len(encoded)} bytes in one publish, limit {MAX_MESSAGE_BYTES}")
+        if self._queued + len(events) > MAX_QUEUED or self._closing:
+            why = "closing" if self._closing else f"{self._queued} events queued, limit {MAX_QUEUED}"
+            raise Backpressure("BACKPRESSURE", f"{self.stream}: {why}; await room() before publishing")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieve)
+        self._queue.append((subject.text, len(events), encoded, future))
+        self._queued += len(events)
+        if self._queued > LOW_WATER:
+            self._room.clear()
+        self._wake.set()
+        return future
+
+    async def room(self) -> None:
+        """Wait until the queue has drained below the low-water mark."""
+        await self._room.wait()
+
+    async def close(self) -> None:
+        """Send what is queued, then the closing statement, and stop.  Idempotent."""
+        self._closing = True
+        self._wake.set()
+        await self._task
+
+    def kill(self) -> None:
+        """Stop at once, as a crash would."""
+        self._task.cancel()
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """The task that flushes; it ends only by `close`, `kill` or a defect."""
+        return self._task
+
+    def _gather(self) -> list[_Message]:
+        messages: dict[str, _Message] = {}
+        full: list[_Message] = []
+        taken = 0
+        while self._queue and taken < MAX_FLUSH_EVENTS and len(messages) + len(full) < MAX_FLUSH_MESSAGES:
+            subject, count, encoded, future = self._queue.popleft()
+            message = messages.get(subject)
+            if message is not None and (
+                message.count + count > MAX_MESSAGE_EVENTS or message.size + len(encoded) > MAX_MESSAGE_BYTES
+            ):
+                full.append(messages.pop(subject))
+                message = None
+            if message is None:
+                message = messages[subject] = _Message(subject)
+            message.encoded.append((count, encoded))
+            message.count += count
+            message.size += len(encoded)
+            message.futures.append(future)
+            taken += count
+        self._queued -= taken
+        if self._queued <= LOW_WATER:
+            self._room.set()
+        return [*full, *messages.values()]
+
+    async def _run(self) -> None:
+        while True:
+            if not self._queue:
+                if self._closing:
+                    break
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            await self._flush(self._gather(), close=False)
+        if self._last_subject:
+            closing = _Message(self._last_subject)
+            closing.encoded.append((0, encode_events(parse_subject(closing.subject).kind, ())))
+            await self._flush([closing], close=True)
+
+    async def _flush(self, messages: list[_Message], *, close: bool) -> None:
+        connection = await self._link.connection()
+        if connection.session is not self._session:
+            self._session = connection.session
+            self._writer.renew(self._session.credential, self._session.key)
+        parts = [(message.subject, join_events(message.encoded)) for message in messages]
+        self._last_subject = parts[-1][0]
+        sealed = self._writer.seal(parts, self._clock(), close=close)
+        for message, (_, payload) in zip(messages, sealed, strict=True):
+            message.payload = payload
+            message.id = self._entropy(16).hex()
+        # Crash here or before the last acknowledgement: the flush may be stored in part.  Nobody acted
+        # on it; audit records it as torn when the boot ends.
+        await self._send(messages, connection)
+        self.head = Head(stream=self.stream, seq=self._writer.seq - 1, hash=self._writer.prev)
+        self._metrics.add("flushes")
+        self._metrics.add("messages_published", len(messages))
+        for message in messages:
+            self._metrics.add("events_published", message.count)
+            for future in message.futures:
+                if not future.done():
+                    future.set_result(message.seq)
+
+    async def _send(self, messages: list[_Message], connection: Connection) -> None:
+        waiting = messages
+        while waiting:
+            futures: list[tuple[_Message, asyncio.Future[PubAck]]] = []
+            try:
+                for message in waiting:
+                    message.attempts += 1
+                    futures.append((message, await connection.publish(message.subject, message.payload, message.id)))
+            except (TimeoutError, OSError, nats.errors.Error) as exc:
+                self._link.abandon(connection, f"publish: {type(exc).__name__}")
+            if futures:
+                lost = asyncio.ensure_future(connection.lost.wait())
+                acks = asyncio.gather(*(f for _, f in futures), return_exceptions=True)
+                await asyncio.wait((lost, acks), timeout=WATCHDOG_S, return_when=asyncio.FIRST_COMPLETED)
+                lost.cancel()
+                if not acks.done():
+                    acks.cancel()
+                    if connection.alive:
+                        self._metrics.add("watchdog")
+                        self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
+            waiting = [m for m in waiting if not self._stored(m, futures)]
+            if waiting:
+                self._metrics.add("messages_retried", len(waiting))
+                await asyncio.sleep(RETRY_S if connection.alive else 0)
+                connection = await self._link.connection()
+
+    def _stored(self, message: _Message, futures: list[tuple[_Message, asyncio.Future[PubAck]]]) -> bool:
+        future = next((f for m, f in futures if m is message), None)
+        if future is None or not future.done() or future.cancelled():
+            return False
+        error = future.exception()
+        if error is not None:
+            refusal = error if isinstance(error, PublishRefused) else PublishRefused("JS_ERROR", repr(error))
+            self._metrics.add("publishes_refused")
+            self._log.error(
+                "publish refused, trying again", subject=message.subject, code=refusal.code, text=refusal.text
+            )
+            return False
+        ack = future.result()
+        if ack.duplicate and message.attempts == 1:
+            self._metrics.add("suppressed")
+            self._log.error("message id was taken: sending again", subject=message.subject, stream_seq=ack.seq)
+            if self.on_suppressed is not None:
+                self.on_suppressed(message.subject, message.id)
+            message.id = self._entropy(16).hex()
+            message.attempts = 0
+            return False
+        message.seq = ack.seq
+        return True
+
+
+def _retrieve(future: asyncio.Future[int]) -> None:
+    # Whoever does not wait for durability does not see the failure either; it is logged where it arises.
+    if not future.cancelled():
+        future.exception()

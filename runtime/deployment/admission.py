@@ -1,0 +1,120 @@
+"""`tallystick admit`: what deployment.toml says becomes what the operator signed.
+
+New strategies and observers get keys, an account and a certificate; removed ones lose their place; changed
+instruments, caps and venues take effect: all of it is one new version of the trust root.  Processes read
+the trust root when they start: run it while the deployment is down.
+
+- Order of writing: keystore, certificates, the broker's keys, the trust root last.  Crash before the last
+  step: nothing is in force, and the next run takes up what is there; after it: all of it is.
+- Keys are made once: a component that was admitted before keeps its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tallystick.infra.nats.claims import BusKeys, ComponentKeys
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.ceremony import CERTIFICATE_VALIDITY, write_trust_root
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.supervisor import require_down
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.keystore import Keystore, Secret, write_durably
+from tallystick.runtime.keys.pki import CertificateAuthority
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.trust import TrustRoot
+
+_SIGNING: Final = "signing"
+_ROLES: Final = "roles"
+_OPERATOR: Final = "operator"
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """What the new trust root changed: its number, and components that are new and gone."""
+
+    number: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callable[[str], None]) -> Admitted:
+    """Sign the next trust root at `now` (Unix ns).  Raises `TallystickError`; then nothing new is in force."""
+    require_down(deployment)
+    root = deployment.load_trust()[-1]
+    keys = deployment.load_bus_keys()
+    bus = deployment.bus()
+    added = tuple(name for name in bus.components if name not in root.components)
+    removed = tuple(name for name in root.components if name not in bus.components)
+    made = dict(keys.components)
+    if added:
+        progress(f"keys of {', '.join(added)}")
+        accounts = _keys(deployment, keystore, _SIGNING, {n: layout.account_key_id(n) for n in added if n not in made})
+        roles = _keys(deployment, keystore, _ROLES, {n: layout.role_key_id(n) for n in added if n not in made})
+        made |= {name: ComponentKeys(account=accounts[name], role=roles[name]) for name in accounts}
+        for name in added:
+            keystore.secrets.setdefault(layout.passphrase_name(name), Secret.random())
+        keystore.save()
+    with _open(deployment, keystore, _OPERATOR) as token:
+        if added:
+            progress("certificates")
+            _certificates(deployment, keystore, token, added, now)
+        all_keys = msgspec.structs.replace(keys, components=made)
+        _write_keys(deployment, all_keys)
+        progress(f"trust root {root.number + 1}")
+        write_trust_root(
+            deployment,
+            deployment.config,
+            bus,
+            all_keys,
+            token.signer(layout.KEY_OPERATOR_ROOT),
+            bytes.fromhex(root.operator),
+            now,
+            number=root.number + 1,
+        )
+    _check(deployment, root)
+    return Admitted(number=root.number + 1, added=added, removed=removed)
+
+
+def _open(deployment: Deployment, keystore: Keystore, label: str, *, writable: bool = False) -> Token:
+    return Token.open(deployment.token(label), label, keystore[layout.pin_name(label)], writable=writable)
+
+
+def _keys(deployment: Deployment, keystore: Keystore, label: str, wanted: dict[str, bytes]) -> dict[str, bytes]:
+    """The raw public keys of `wanted` (component -> key id), made where an earlier run has not."""
+    found: dict[str, bytes] = {}
+    if not wanted:
+        return found
+    with _open(deployment, keystore, label, writable=True) as token:
+        for name, key_id in wanted.items():
+            try:
+                found[name] = token.signer(key_id).public
+            except ConfigError:
+                found[name] = token.generate_ed25519(key_id, key_id.decode())
+    return found
+
+
+def _certificates(deployment: Deployment, keystore: Keystore, token: Token, names: tuple[str, ...], now: int) -> None:
+    authority = CertificateAuthority(
+        deployment.name, token.p256_signer(layout.KEY_CA), pki.load_certificate(deployment.ca)
+    )
+    for name in names:
+        passphrase = keystore[layout.passphrase_name(name)]
+        certificate, key = authority.issue(name, passphrase, now, CERTIFICATE_VALIDITY)
+        write_durably(deployment.certificate(name), certificate, 0o600)
+        write_durably(deployment.key(name), key, 0o600)
+
+
+def _write_keys(deployment: Deployment, keys: BusKeys) -> None:
+    write_durably(deployment.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2), 0o600)
+
+
+def _check(deployment: Deployment, before: TrustRoot) -> None:
+    """What was written verifies from the pinned key, and is the next version."""
+    after = deployment.load_trust()[-1]
+    if after.number != before.number + 1:
+        raise ConfigError("ADMIT", f"trust root {after.number} is in force, expected {before.number + 1}")
+    deployment.load_bus_keys()

@@ -1,0 +1,432 @@
+"""`tallystick init`: the key ceremony, which makes a deployment folder with every key, certificate and document.
+
+- Every private key but those of TLS is born in a token; TLS keys are stored encrypted.  PINs and passphrases are
+  random and live in the keystore alone, under the master PIN.
+- The operator root signs trust root 1 and the broker's operator token here, and is not needed again until
+  something about keys, components, instruments or caps changes.
+- Everything is built in a hidden folder beside DIR and renamed at the end: DIR is there whole, or not at all.
+- A DIR that holds anything is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import json
+import os
+import secrets as entropy
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tallystick.infra.nats import topology
+from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Config, Deployment, StrategyConfig
+from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
+from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin, write_durably
+from tallystick.runtime.keys.pki import CertificateAuthority
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.nats_jwt import encode_key
+from tallystick.schemas.subjects import check_name
+from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, Venue, sign_document
+
+CA_VALIDITY: Final = timedelta(days=3650)
+CERTIFICATE_VALIDITY: Final = timedelta(days=90)
+TRUST_VALIDITY: Final = timedelta(days=365)
+DEFAULT_STRATEGIES: Final = (
+    StrategyConfig(
+        name="momentum",
+        module="tallystick.components.strategy.examples.momentum",
+        instruments=("XRP/ETH", "BTC/USDT"),
+    ),
+)
+# Below Linux's ephemeral ports (32768 on), so that no outgoing connection takes one between two starts.
+PORTS: Final = range(20_000, 32_000)
+_API_KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+_NS: Final = 1_000_000_000
+
+DEFAULT_TEMPLATE: Final = """\
+# What runs in this deployment.  Exact numbers are text.  Instruments, caps and venues count as the operator
+# signed them (trust/root-*.note): a change here takes effect with the next trust root.
+
+deployment = {deployment}
+host = "127.0.0.1"
+
+[broker]
+port = {broker}
+
+[authority]
+port = {authority}
+
+[venue]
+name = "paper"
+kind = "paper"
+host = "127.0.0.1:{venue}"
+account = "main"
+
+# market_price: what custody counts a market order at in its caps, well above any plausible price.
+[[instruments]]
+venue = "paper"
+symbol = "XRP/ETH"
+venue_symbol = "XRPETH"
+base = "XRP"
+quote = "ETH"
+tick = "0.00000001"
+step = "1"
+min_notional = "0.005"
+market_price = "0.01"
+
+[[instruments]]
+venue = "paper"
+symbol = "BTC/USDT"
+venue_symbol = "BTCUSDT"
+base = "BTC"
+quote = "USDT"
+tick = "0.01"
+step = "0.00001"
+min_notional = "10"
+market_price = "500000"
+
+# Per strategy and per quote asset; [limits.strategy.NAME] overrides single lines for one strategy.
+[limits]
+max_notional = "5000"
+max_qty = "10000"
+max_open_notional = "20000"
+max_position_notional = "20000"
+max_gross_notional = "50000"
+collar_bps = 200
+messages_per_second = 10
+burst = 20
+stale_ms = 5000
+
+# What custody never exceeds for the account, whatever the gateway permits.
+[[caps]]
+account = "main"
+quote = "ETH"
+max_order_notional = "10"
+max_hourly_notional = "500"
+
+[[caps]]
+account = "main"
+quote = "USDT"
+max_order_notional = "10000"
+max_hourly_notional = "500000"
+
+[market_data]
+source = "synthetic"
+seed = 1
+speed = "1"
+"""
+# What the paper exchange gives the account to play with.
+_BALANCES: Final = {"USDT": "100000", "BTC": "2", "ETH": "100", "XRP": "50000"}
+
+
+def init(
+    directory: Path,
+    deployment: str,
+    master_pin: Secret,
+    clock: Callable[[], int],
+    *,
+    strategies: Sequence[StrategyConfig] = DEFAULT_STRATEGIES,
+    template: str = DEFAULT_TEMPLATE,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Deployment:
+    """Make a paper-trading deployment in `directory` and return it.
+
+    `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
+    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
+    leaves nothing behind.
+    """
+    check_name(deployment, "deployment")
+    check_master_pin(master_pin)
+    directory = directory.absolute()
+    if len(os.fsencode(directory / "run")) > layout.MAX_RUN_PATH:
+        raise ConfigError(
+            "INIT_PATH", f"{directory} is too long a path for Unix sockets; at most {layout.MAX_RUN_PATH - 4} bytes"
+        )
+    _require_free(directory)
+    temporary = directory.with_name(f".{directory.name}.tmp-{entropy.token_hex(4)}")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700)
+    except OSError as exc:
+        raise ConfigError("INIT_PATH", f"cannot make {temporary}: {exc.strerror}; choose another place") from exc
+    try:
+        _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
+        _sync(temporary)
+        # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is whole.
+        try:
+            temporary.rename(directory)
+        except OSError as exc:
+            raise ConfigError("INIT_PATH", f"cannot rename to {directory}: {exc.strerror}") from exc
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(directory.parent)
+    return Deployment.load(directory)
+
+
+class _Ceremony:
+    """Builds the folder `temporary`; owns it until `init` renames it."""
+
+    def __init__(
+        self,
+        temporary: Path,
+        deployment: str,
+        strategies: Sequence[StrategyConfig],
+        template: str,
+        now: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        text = _render(template, deployment, strategies)
+        self.text = text
+        self.config = layout.parse_config(text, layout.CONFIG_NAME)
+        self.paths = Deployment(temporary, self.config)
+        self.bus = self.paths.bus()
+        self.now = now
+        self.progress = progress
+        self.secrets: dict[str, Secret] = {}
+
+    def run(self, master_pin: Secret) -> None:
+        """Every step, in an order in which each finds the public keys that it needs."""
+        paths = self.paths
+        for folder in (
+            paths.trust, paths.policy, paths.pki, paths.token("x").parent, paths.jetstream.parent, paths.jetstream,
+            paths.jwt, paths.run, paths.log("x").parent, paths.archive, paths.state("x").parent,
+        ):  # fmt: skip
+            folder.mkdir(mode=0o700)
+        names = list(self.bus.components)
+        self.progress("token signing: the operator's signing key and the broker's accounts")
+        accounts = [layout.account_key_id(name) for name in names]
+        own = [
+            layout.KEY_OPERATOR, layout.KEY_CORE_ACCOUNT, layout.KEY_ACTIVATION, layout.KEY_ADMIN,
+            layout.KEY_SYSTEM_ACCOUNT,
+        ]  # fmt: skip
+        signing = self._make_token("signing", [*own, *accounts])
+        self.progress("token roles: one role key a component")
+        roles = self._make_token("roles", [layout.KEY_SYSTEM_ROLE, *(layout.role_key_id(name) for name in names)])
+        # A replay zone has neither, so no key to any venue is ever made for it.
+        traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
+        if traders:
+            self.progress("tokens custody and portfolio: the API keys at the venue")
+        api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in traders}
+        self.progress("token audit: the checkpoint key")
+        self._make_token("audit", [layout.KEY_CHECKPOINT])
+        self.progress("token operator: the operator root and the certificate authority")
+        person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
+        with self._open("operator", writable=True) as token:
+            self._issue_certificates(token)
+            root = token.signer(layout.KEY_OPERATOR_ROOT)
+            keys = BusKeys(
+                operator=root.public,
+                operator_signing=signing[layout.KEY_OPERATOR],
+                system_account=signing[layout.KEY_SYSTEM_ACCOUNT],
+                system_role=roles[layout.KEY_SYSTEM_ROLE],
+                core_account=signing[layout.KEY_CORE_ACCOUNT],
+                activation=signing[layout.KEY_ACTIVATION],
+                admin=signing[layout.KEY_ADMIN],
+                components={
+                    name: ComponentKeys(
+                        account=signing[layout.account_key_id(name)], role=roles[layout.role_key_id(name)]
+                    )
+                    for name in names
+                },
+            )
+            write_trust_root(paths, self.config, self.bus, keys, root, person, self.now)
+            validity = Validity(issued_s=self.now // _NS, expires_s=0)
+            self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
+        self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
+        if "paper-exchange" in self.bus.components:
+            self._write_paper_exchange(api_keys)
+        self._copy_policy()
+        self._write(paths.directory / layout.CONFIG_NAME, self.text.encode())
+        self.progress("keystore")
+        self.secrets[layout.PIN_STORE_KEY] = Secret(entropy.token_hex(32))
+        self.secrets[layout.PIN_ARCHIVE_KEY] = Secret(entropy.token_hex(32))
+        Keystore.create(paths.keystore, master_pin, self.secrets)
+
+    def _make_token(self, label: str, key_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """A new token with its Ed25519 keys; their raw public keys by id."""
+        name = layout.pin_name(label)
+        self.secrets[name], self.secrets[f"{name}.so"] = Secret.random(), Secret.random()
+        create_token(self.paths.token(label), label, self.secrets[f"{name}.so"], self.secrets[name])
+        with self._open(label, writable=True) as token:
+            return {key_id: token.generate_ed25519(key_id, key_id.decode()) for key_id in key_ids}
+
+    def _open(self, label: str, *, writable: bool) -> Token:
+        return Token.open(self.paths.token(label), label, self.secrets[layout.pin_name(label)], writable=writable)
+
+    def _issue_certificates(self, token: Token) -> None:
+        token.generate_p256(layout.KEY_CA, "ca")
+        ca = CertificateAuthority.create(
+            self.config.deployment, token.p256_signer(layout.KEY_CA), self.now, CA_VALIDITY
+        )
+        self._write(self.paths.ca, ca.certificate.public_bytes(Encoding.PEM))
+        hosts = tuple(dict.fromkeys(("localhost", "127.0.0.1", self.config.host)))
+        for name in (*self.bus.components, layout.BROKER, layout.OPERATOR):
+            passphrase = self.secrets[layout.passphrase_name(name)] = Secret.random()
+            served = hosts if name in layout.SERVERS else ()
+            certificate, key = ca.issue(name, passphrase, self.now, CERTIFICATE_VALIDITY, served)
+            self._write(self.paths.certificate(name), certificate)
+            self._write(self.paths.key(name), key)
+
+    def _write_paper_exchange(self, public_keys: dict[str, bytes]) -> None:
+        """The venue's side: instruments, balances, and the two API keys with no more permissions than they need."""
+        keys = []
+        for component, public in public_keys.items():
+            api_key = "".join(entropy.choice(_API_KEY_ALPHABET) for _ in range(64))
+            self.secrets[layout.api_key_name(component)] = Secret(api_key)
+            keys.append(
+                {
+                    "api_key": api_key,
+                    "public_key": base64.b64encode(public).decode(),
+                    "account": self.config.venue.account,
+                    "permissions": _API_PERMISSIONS[component],
+                    "ips": ["127.0.0.1"],
+                }
+            )
+        instruments = [
+            {
+                "symbol": i.venue_symbol,
+                "name": i.symbol,
+                "base": i.base,
+                "quote": i.quote,
+                "tick": f"{i.tick:f}",
+                "step": f"{i.step:f}",
+                "min_notional": f"{i.min_notional:f}",
+            }
+            for i in self.config.instruments
+        ]
+        document = {
+            "instruments": instruments,
+            "accounts": {self.config.venue.account: _BALANCES},
+            "keys": keys,
+        }
+        self._write(self.paths.paper_exchange, json.dumps(document, indent=2).encode())
+
+    def _copy_policy(self) -> None:
+        source = importlib.resources.files("tallystick.infra") / "policies"
+        files: list[Traversable] = [f for f in source.iterdir() if f.name.endswith((".cedar", ".cedarschema"))]
+        if not files:
+            raise ConfigError("INIT_POLICY", f"no policies in {source}: the installation is incomplete")
+        for file in files:
+            self._write(self.paths.policy / file.name, file.read_bytes())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        write_durably(path, data, 0o600)
+
+
+# Queries of its own orders come under "read" at the venue; custody signs no other reading request.
+_API_PERMISSIONS: Final = {"custody": ["read", "trade"], "portfolio": ["read"]}
+
+
+def write_trust_root(
+    paths: Deployment,
+    config: Config,
+    bus: topology.Bus,
+    keys: BusKeys,
+    root: HsmSigner,
+    person: bytes,
+    now: int,
+    number: int = 1,
+) -> None:
+    """Version `number` of the trust root, signed by the operator root, and with the first the key to pin.
+
+    `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
+    """
+    venues = {config.venue.name: Venue(kind="binance-spot", account=config.venue.account, host=config.venue.host)}
+    trades = "custody" in bus.components
+    document = TrustRoot(
+        deployment=config.deployment,
+        number=number,
+        issued=now,
+        expires=now + int(TRUST_VALIDITY.total_seconds()) * _NS,
+        operator_root=root.public.hex(),
+        operator=person.hex(),
+        core_account=encode_key("A", keys.core_account),
+        components={
+            name: ComponentTrust(
+                role_key=encode_key("A", keys.components[name].role),
+                account=encode_key("A", keys.components[name].account),
+                publishes=component.publishes,
+                lifetime=component.lifetime_s,
+            )
+            for name, component in bus.components.items()
+        },
+        venues=venues if trades else {},
+        instruments=config.instruments,
+        caps=config.caps if trades else (),
+    )
+    note = sign_document(document, (ROOT_KEY_NAME, root))
+    write_durably(paths.trust / f"root-{number}.note", note.encode(), 0o600)
+    if number == 1:
+        write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
+
+
+def _render(template: str, deployment: str, strategies: Sequence[StrategyConfig]) -> str:
+    """`deployment.toml`; a JSON string is a TOML basic string."""
+    broker, authority, venue = _free_ports(3)
+    text = template.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
+    for strategy in strategies:
+        text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
+        text += f"instruments = {json.dumps(strategy.instruments)}\n"
+        if strategy.params:
+            text += "\n[strategies.params]\n"
+            text += "".join(f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in strategy.params.items())
+    return text
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    found: list[int] = []
+    while len(found) < count:
+        port = entropy.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+def _require_free(directory: Path) -> None:
+    try:
+        taken = any(directory.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ConfigError("INIT_PATH", f"{directory} cannot be used: {exc.strerror}") from exc
+    if taken:
+        raise ConfigError("INIT_EXISTS", f"{directory} is not empty; choose another folder, or remove it yourself")
+
+
+def _sync(folder: Path) -> None:
+    """Everything below `folder` onto the disk, before its name says that it is whole."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

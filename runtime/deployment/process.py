@@ -1,0 +1,237 @@
+"""One component as an operating-system process: from its folder, name and secrets to a clean end.
+
+    python -P -m tallystick.runtime.deployment.process DIR COMPONENT --secrets-fd N
+
+- The trust root is verified from the pinned key, and must be current.
+- The identity is the component's client certificate, whose key is decrypted in memory.
+- `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
+- SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
+  statement, the authority is told that the boot ended.
+- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given; authority or
+  broker not there at the start: 1 under the supervisor, which starts it again, 2 with `tallystick run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import uvloop
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tallystick.infra.nats import topology
+from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import Context
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.link import CredentialSource, Link
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.deployment.logs import open_log
+from tallystick.runtime.deployment.service import OwnSource, Setup
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.keystore import Secret, take_over
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
+from tallystick.schemas.trust import require_current
+
+BOOT_BYTES: Final = 16
+# Folders whose code lies beside `components/` in the tree.
+_PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
+METRICS_S: Final = 10.0
+PR_SET_PDEATHSIG: Final = 1
+# Only the first login lets these out; later ones are tried again for as long as it takes.
+_UNREACHABLE: Final = ("AUTHORITY_UNREACHABLE", "BROKER_LOGIN")
+
+
+def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> Setup:
+    """Everything that can be wrong before the bus is touched.  Raises `ConfigError` or `Unverified`."""
+    deployment = Deployment.load(directory)
+    spec = deployment.bus().component(component)
+    log = open_log(deployment.log(component), component)
+    trust = deployment.load_trust()[-1]
+    require_current(trust, time.time_ns())
+    trust.component(component)
+    passphrase = secrets.get(passphrase_name(component))
+    if passphrase is None:
+        raise ConfigError("SECRETS", f"no passphrase for the key of {component}: pass --secrets-fd or the master PIN")
+    certificate = deployment.certificate(component)
+    tls = pki.client_context(deployment.ca, certificate, deployment.key(component), passphrase)
+    return Setup(
+        deployment=deployment,
+        trust=trust,
+        spec=spec,
+        boot=os.urandom(BOOT_BYTES),
+        tls=tls,
+        certificate=pki.fingerprint(pki.load_certificate(certificate).public_bytes(Encoding.DER)),
+        secrets=secrets,
+        clock=time.time_ns,
+        entropy=os.urandom,
+        log=log,
+    )
+
+
+def load_component(spec: topology.Component) -> Component:
+    """The component's class from its folder's `main.COMPONENT`, instantiated."""
+    package = _PACKAGES.get(spec.folder, f"tallystick.components.{spec.folder}")
+    made = importlib.import_module(f"{package}.main").COMPONENT()
+    if not isinstance(made, Component):
+        raise ConfigError("COMPONENT", f"{package}.main.COMPONENT is no Component")
+    return made
+
+
+def make_link(setup: Setup, source: CredentialSource, metrics: Metrics) -> Link:
+    """The component's link to the deployment's broker."""
+    config = setup.deployment.config
+    return Link(
+        component=setup.spec.name,
+        boot=setup.boot,
+        url=f"tls://{config.host}:{config.broker.port}",
+        tls=setup.tls,
+        trust=setup.trust,
+        source=source,
+        clock=setup.clock,
+        entropy=setup.entropy,
+        metrics=metrics,
+        log=setup.log,
+    )
+
+
+async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
+    """Run `component` until `stop` is set.  Raises what stopped it otherwise."""
+    deployment, spec = setup.deployment, setup.spec
+    config = deployment.config
+    metrics = Metrics()
+    client = AuthorityClient(
+        f"https://{config.host}:{config.authority.port}",
+        setup.tls,
+        deployment=deployment.name,
+        component=spec.name,
+        certificate=setup.certificate,
+    )
+    source = component.credential_source(setup) if isinstance(component, OwnSource) else client
+    link = make_link(setup, source, metrics)
+    ready = deployment.run / f"{spec.name}.ready"
+    ready.unlink(missing_ok=True)
+    await link.start()
+    ctx = Context(
+        component=spec.name,
+        boot=setup.boot,
+        link=link,
+        trust=setup.trust,
+        clock=setup.clock,
+        entropy=setup.entropy,
+        metrics=metrics,
+        log=setup.log,
+        reads=spec.reads,
+        api=spec.api,
+        listed=component.listed,
+        config=deployment,
+        secrets=setup.secrets,
+    )
+    setup.log.info("started", boot=setup.boot.hex())
+    stopping: asyncio.Future[object] = asyncio.ensure_future(stop.wait())
+    failed: asyncio.Future[object] = asyncio.ensure_future(ctx.failed())
+
+    async def serve() -> None:
+        await component.start(ctx)
+        ctx.open()
+        await ctx.caught_up()
+        await component.ready()
+        ready.write_text(f"{os.getpid()}\n")
+        setup.log.info("ready")
+        while True:
+            await asyncio.sleep(METRICS_S)
+            setup.log.info("metrics", **metrics.snapshot())
+
+    serving = asyncio.create_task(serve(), name=spec.name)
+    try:
+        await asyncio.wait((stopping, failed, serving), return_when=asyncio.FIRST_COMPLETED)
+        for ended in (failed, serving):
+            if ended.done() and not ended.cancelled():
+                ended.result()
+    finally:
+        ready.unlink(missing_ok=True)
+        for task in (serving, stopping, failed):
+            task.cancel()
+        await asyncio.gather(serving, stopping, failed, return_exceptions=True)
+    await component.stop()
+    session = link.session
+    await ctx.close()
+    setup.log.info("stopped", **metrics.snapshot())
+    if source is client:
+        with contextlib.suppress(Unverified):  # the authority may have stopped before us; expiry ends the boot too
+            await client.end(session.key, setup.boot)
+
+
+def main(directory: Path, component: str, secrets: dict[str, Secret], unreachable: int = 1) -> int:
+    """Run one component in this process until it is told to stop; the exit code.
+
+    `unreachable` is the exit code where authority or broker are not there at the start: the supervisor, which
+    starts them, tries again; a person who named the wrong place is told so.
+    """
+    # A core file would hold session keys and passphrases.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        setup = load_setup(directory, component, secrets)
+        made = load_component(setup.spec)
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {component}: {exc}\n")
+        return 2
+
+    async def serve() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await run(setup, made, stop)
+        except TallystickError as exc:
+            setup.log.exception("failed", code=exc.code, text=exc.text)
+            sys.stderr.write(f"tallystick: {component}: {exc}\n")
+            if exc.code in _UNREACHABLE:
+                return unreachable
+            return 2 if isinstance(exc, ConfigError | Malformed) else 1
+        except Exception as exc:
+            setup.log.exception("failed", error=type(exc).__name__)
+            sys.stderr.write(
+                f"tallystick: {component} failed ({type(exc).__name__}); see {setup.deployment.log(component)}\n"
+            )
+            return 1
+        return 0
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve())
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the supervisor is gone: nothing trades on unwatched.
+
+    prctl(2), PR_SET_PDEATHSIG: it counts the thread that started us, which is the supervisor's main one.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def from_command_line(arguments: list[str]) -> int:
+    """`DIR COMPONENT --secrets-fd N`: the supervisor's way in."""
+    end_with_parent()
+    if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
+        sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
+        return 2
+    try:
+        secrets = take_over(int(arguments[3]))
+    except TallystickError as exc:
+        sys.stderr.write(f"tallystick: {exc}\n")
+        return 2
+    return main(Path(arguments[0]), arguments[1], secrets)
+
+
+if __name__ == "__main__":
+    sys.exit(from_command_line(sys.argv[1:]))

@@ -1,0 +1,416 @@
+"""`tallystick up`: the embedded broker and every process of a deployment, started, watched, stopped.
+
+- Order: broker, streams and durables (with a break-glass administrator's session that lives a minute and
+  is forgotten), authority, then everything else at once; each process gets only its own secrets, through
+  a descriptor in memory.
+- A process that ends by itself is started again after a growing pause; one that fails `MAX_RESTARTS`
+  times within `RESTART_WINDOW_S`, or ends with exit code 2 (cannot run as it is), stays down and is
+  reported.  The broker is started again likewise.
+- Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.
+
+The supervisor holds the opened keystore while it runs: whoever controls it controls the deployment.
+Where that is too much, run the processes apart with `tallystick run`, each with its own secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+
+from tallystick.infra.nats import topology
+from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
+from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped, provision, provision_state
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
+from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
+
+NS: Final = 1_000_000_000
+ACCOUNT_LIFETIME_S: Final = 86_400
+ADMIN_LIFETIME_S: Final = 60
+START_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 15.0
+# Without a broker nobody can do anything: nothing else is watched in this pause.
+BROKER_RETRY_S: Final = 2.0
+MAX_RESTARTS: Final = 10
+RESTART_WINDOW_S: Final = 60.0
+PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
+# Who reads what the money path writes yields to it where cores are scarce: a fifth off an order's way on two.
+_NICE: Final = {"audit": 15, "portfolio": 10, "streams": 10}
+# Who stops first: those who start things, before those who finish them.
+_STOP_ORDER: Final = (
+    ("strategy-", "market-data"),
+    ("gateway", "streams"),
+    ("execution", "portfolio"),
+    ("custody", "paper-exchange", "breaker"),
+    ("audit",),
+    ("authority",),
+)
+
+
+class ProcessState(msgspec.Struct):
+    """One supervised process as `up` shows it."""
+
+    name: str
+    pid: int = 0
+    restarts: int = 0
+    state: str = "stopped"
+    exit_code: int | None = None
+
+
+class _Managed:
+    def __init__(self, name: str) -> None:
+        self.state = ProcessState(name=name)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ends: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self.wanted = False
+        # Where in its .err file this start's words begin.
+        self.said_from = 0
+
+
+def require_down(deployment: Deployment) -> None:
+    """Refuse a deployment that another process has up.  Raises `ConfigError`."""
+    path = deployment.run / "supervisor.pid"
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        pid = int(path.read_text())
+        if pid != os.getpid() and Path(f"/proc/{pid}").exists():
+            raise ConfigError(
+                "RUNNING",
+                f"{deployment.directory} is up (pid {pid}): stop that first; if this pid is another program's, "
+                f"remove {path}",
+            )
+
+
+class Supervisor:
+    """Owns the broker and all processes from `start` to `stop`."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        keystore: Keystore,
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        before_market: Callable[[], Awaitable[None]] | None = None,
+        apart: frozenset[str] = frozenset(),
+    ) -> None:
+        """`report` is told each step in a sentence; `before_market` runs when all but market data is ready.
+
+        `apart` names components that somebody else runs.
+        """
+        self._before_market = before_market
+        # People start the console where they look (`tallystick watch`), and a replay when they want one.
+        self._apart = apart | {"console", topology.REPLAY}
+        self.deployment = deployment
+        self.bus = deployment.bus()
+        self._keystore = keystore
+        self._report = report
+        self._managed = {name: _Managed(name) for name in self._names()}
+        self._server: EmbeddedServer | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    def _names(self) -> Iterator[str]:
+        for name in self.bus.components:
+            if name in self._apart or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
+                continue
+            yield name
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.deployment.run / "supervisor.pid"
+
+    @property
+    def states(self) -> list[ProcessState]:
+        """The processes as they are now."""
+        return [m.state for m in self._managed.values()]
+
+    @property
+    def server(self) -> EmbeddedServer:
+        """The broker.  Raises `ConfigError` before `start`."""
+        if self._server is None:
+            raise ConfigError("SUPERVISOR", "the broker was not started")
+        return self._server
+
+    async def start(self) -> None:
+        """Start everything and wait until it is ready.  Raises `TallystickError`; the caller then calls `stop`."""
+        started = time.monotonic()
+        require_down(self.deployment)
+        self._pid_file.write_text(f"{os.getpid()}\n")
+        signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
+        try:
+            await asyncio.to_thread(self._start_server, signing)
+            self._report(f"broker on {self.server.url}")
+            await self._provision(signing)
+        finally:
+            signing.close()
+        self._launch("authority")
+        await self._ready(["authority"])
+        self._report("authority lists sessions")
+        # The market opens when everybody is there.
+        others = [name for name in self._managed if name not in ("authority", "market-data")]
+        for name in others:
+            self._launch(name)
+        await self._ready(others)
+        if self._before_market is not None:
+            await self._before_market()
+        if "market-data" in self._managed:
+            self._launch("market-data")
+            await self._ready(["market-data"])
+        self._watching = asyncio.create_task(self._watch(), name="supervisor")
+        self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
+
+    def _start_server(self, signing: TokenProcess) -> None:
+        paths, config = self.deployment, self.deployment.config
+        self._keys = keys = paths.load_bus_keys()
+        try:
+            operator = paths.operator_token.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError("OPERATOR_TOKEN", f"{paths.operator_token}: {exc}; `tallystick init` makes it") from exc
+        accounts = Accounts(self.bus, keys, signing.signer(layout.KEY_OPERATOR), signing.signer(layout.KEY_ACTIVATION))
+        passphrase = self._keystore[layout.passphrase_name(layout.BROKER)]
+        now = time.time_ns() // NS
+        self._server = EmbeddedServer(
+            ServerConfig(
+                name=paths.name,
+                operator=operator,
+                system_account=encode_key("A", keys.system_account),
+                accounts=accounts.all(Validity(issued_s=now, expires_s=now + ACCOUNT_LIFETIME_S)),
+                ca_file=paths.ca,
+                cert_file=paths.certificate(layout.BROKER),
+                key_pem=pki.decrypted_key(paths.key(layout.BROKER), passphrase),
+                store_key=bytes.fromhex(self._keystore[layout.PIN_STORE_KEY].reveal()),
+                jetstream_dir=paths.jetstream,
+                resolver_dir=paths.jwt,
+                run_dir=paths.run,
+                log_file=paths.log("nats").with_suffix(".log"),
+                host=config.host,
+                port=config.broker.port,
+            )
+        )
+        self._server.start()
+
+    async def _provision(self, signing: TokenProcess) -> None:
+        admin_key = signing.signer(layout.KEY_ADMIN)
+        client = await self._admin(admin_key, self._keys.core_account)
+        try:
+            made = await provision(client, self.bus)
+        finally:
+            await client.close()
+        for component in self.bus.components.values():
+            if component.state_bytes:
+                client = await self._admin(admin_key, self._keys.components[component.name].account)
+                try:
+                    await provision_state(client, component.state_bytes)
+                finally:
+                    await client.close()
+        self._report(f"streams and durables: {len(made.created)} made, {len(made.updated)} changed")
+
+    async def _admin(self, signer: Signer, account: bytes) -> Client:
+        key, now = SessionKey(os.urandom(32)), time.time_ns() // NS
+        boot, jti = os.urandom(16), os.urandom(16).hex()
+        claims = user_claims(ADMIN, boot, key.public, signer.public, account, now, now + ADMIN_LIFETIME_S, jti)
+        token = encode_jwt(signer, "A", claims)
+        paths = self.deployment
+        tls = pki.client_context(
+            paths.ca,
+            paths.certificate(layout.OPERATOR),
+            paths.key(layout.OPERATOR),
+            self._keystore[layout.passphrase_name(layout.OPERATOR)],
+        )
+        client = Client()
+        try:
+            await client.connect(
+                servers=[self.server.url],
+                name=ADMIN,
+                user_jwt_cb=token.encode,
+                signature_cb=lambda nonce: sign_nonce(key, nonce),
+                tls=tls,
+                tls_handshake_first=True,
+                allow_reconnect=False,
+                # Else the client tries a server that is not there for two minutes, in its own rhythm.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=5,
+                inbox_prefix=f"_INBOX_{ADMIN}".encode(),
+            )
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            raise ConfigError("BROKER_ADMIN", f"{self.server.url}: {type(exc).__name__}: {exc}") from exc
+        return client
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def _secrets(self, name: str) -> dict[str, Secret]:
+        return {n: self._keystore[n] for n in self.deployment.secret_names(name)}
+
+    def _launch(self, name: str) -> None:
+        managed = self._managed[name]
+        (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
+        fd = hand_over(self._secrets(name))
+        errors = self.deployment.log(name).with_suffix(".err")
+        try:
+            with errors.open("ab") as stderr:
+                managed.said_from = stderr.tell()
+                managed.process = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        "tallystick.runtime.deployment.process",
+                        str(self.deployment.directory),
+                        name,
+                        "--secrets-fd",
+                        str(fd),
+                    ],
+                    pass_fds=(fd,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=stderr,
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "0"},
+                )
+        finally:
+            os.close(fd)
+        managed.wanted = True
+        managed.state.pid = managed.process.pid
+        _yield_to_others(managed.process.pid, _NICE.get(name, 0))
+        managed.state.state = "starting"
+
+    async def _ready(self, names: list[str]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        waiting = set(names)
+        while waiting:
+            for name in sorted(waiting):
+                managed = self._managed[name]
+                if self._is_ready(name):
+                    managed.state.state = "ready"
+                    waiting.discard(name)
+                elif managed.process is not None and managed.process.poll() is not None:
+                    raise ConfigError(
+                        "START_FAILED", f"{name} ended with {managed.process.returncode}: {self._why(name)}"
+                    )
+            if waiting and time.monotonic() > deadline:
+                raise ConfigError(
+                    "START_TIMEOUT",
+                    f"not ready after {START_TIMEOUT_S:.0f} s: {', '.join(sorted(waiting))}; see {self.deployment.log('*').parent}",
+                )
+            await asyncio.sleep(0.02)
+
+    def _is_ready(self, name: str) -> bool:
+        managed = self._managed[name]
+        try:
+            return int((self.deployment.run / f"{name}.ready").read_text()) == managed.state.pid
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _why(self, name: str) -> str:
+        errors = self.deployment.log(name).with_suffix(".err")
+        said = errors.read_bytes()[self._managed[name].said_from :] if errors.exists() else b""
+        lines = said.decode("utf-8", "replace").strip().splitlines()
+        last = lines[-1].removeprefix("tallystick: ").removeprefix(f"{name}: ") if lines else ""
+        return last[:500] or f"see {self.deployment.log(name)}"
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            try:
+                self.server.check()
+            except ServerStopped as exc:
+                self._report(f"broker: {exc.text}; starting it again")
+                await asyncio.to_thread(self.server.stop)
+                try:
+                    await asyncio.to_thread(self.server.start)
+                except ConfigError as refused:
+                    # A disk that is still full, a port that was taken meanwhile: said each time, tried again.
+                    self._report(f"broker: {refused.text}")
+                    await asyncio.sleep(BROKER_RETRY_S)
+            for name, managed in self._managed.items():
+                if managed.wanted and managed.process is not None and managed.process.poll() is not None:
+                    self._ended(name, managed, managed.process)
+                elif managed.state.state == "starting" and self._is_ready(name):
+                    managed.state.state = "ready"
+
+    def _ended(self, name: str, managed: _Managed, process: subprocess.Popen[bytes]) -> None:
+        now = time.monotonic()
+        code = managed.state.exit_code = process.returncode
+        managed.ends.append(now)
+        recent = [t for t in managed.ends if now - t < RESTART_WINDOW_S]
+        if code == 2 or len(recent) >= MAX_RESTARTS:
+            managed.wanted = False
+            managed.state.state = "failed"
+            self._report(f"{name} ended with {code} and stays down: {self._why(name)}")
+            return
+        pause = PAUSES_S[min(len(recent) - 1, len(PAUSES_S) - 1)]
+        self._report(f"{name} ended with {code}; starting it again in {pause} s")
+        managed.process = None
+        managed.state.state = "restarting"
+        managed.state.restarts += 1
+        asyncio.get_running_loop().call_later(pause, self._restart, name)
+
+    def _restart(self, name: str) -> None:
+        if self._managed[name].wanted and self._managed[name].process is None:
+            self._launch(name)
+
+    async def stop(self) -> None:
+        """Stop everything in order; what does not stop in time is killed.  Idempotent."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
+        for group in _STOP_ORDER:
+            names = [n for n in self._managed if any(n == g or (g.endswith("-") and n.startswith(g)) for g in group)]
+            await asyncio.gather(*(self._stop(name) for name in names))
+        await asyncio.gather(*(self._stop(name) for name in self._managed))
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            # Where another one has the deployment up, the file is its.
+            if int(self._pid_file.read_text()) == os.getpid():
+                self._pid_file.unlink()
+
+    async def _stop(self, name: str) -> None:
+        managed = self._managed[name]
+        managed.wanted = False
+        process, managed.process = managed.process, None
+        managed.state.state = "stopped"
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            managed.state.exit_code = await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._report(f"{name} did not stop within {STOP_TIMEOUT_S:.0f} s: killed")
+            process.kill()
+            process.wait()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one process, as a crash would; the watch starts it again."""
+        process = self._managed[name].process
+        if process is None:
+            raise ConfigError("PROCESS", f"{name} is not running")
+        process.kill()
+
+
+def _yield_to_others(pid: int, nice: int) -> None:
+    """Lower the priority of a process that leads a session of its own.
+
+    Where the kernel schedules sessions as groups (`CONFIG_SCHED_AUTOGROUP`), only the group's niceness counts
+    between them.
+    """
+    os.setpriority(os.PRIO_PROCESS, pid, nice)
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # no such groups here, or not ours to set
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
