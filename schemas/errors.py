@@ -28,6 +28,26 @@ class Unverified(TallystickError):
     """A message, token or document that failed verification: it has no effect."""
 
 
+class NotListed(Unverified):
+    """A session that the authority never announced, or that its current list does not hold (any more, or yet)."""
+
+
+class Revoked(Unverified):
+    """A session that was revoked, or whose boot was or has ended."""
+
+
+class Stale(Unverified):
+    """A message stated longer ago than its kind may be, by the receiver's clock."""
+
+
+class Ahead(Unverified):
+    """A message stated further ahead of the receiver's clock than clocks differ."""
+
+
+class LeaseOver(Unverified):
+    """An operator's lease, genuine and for this component, that does not hold now."""
+
+
 class CouldNotVerify(Unverified):
     """Verification could not be carried out (missing or stale facts): treated as unverified."""
 

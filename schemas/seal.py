@@ -47,7 +47,7 @@ from cryptography.exceptions import InvalidSignature
 
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential, open_credential
-from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.errors import Ahead, Malformed, Stale, Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.merkle import HASH_BYTES, inclusion_path, leaf_hash, root_from_path, tree_levels
 from tallystick.schemas.nats_jwt import Signer
@@ -334,13 +334,13 @@ class Verifier:
 
 
 def require_live(verified: Verified, received: int) -> None:
-    """Raise `Unverified` unless the message is fresh at `received` (Unix ns, the receiver's clock)."""
+    """Raise `Stale` or `Ahead` unless the message is fresh at `received` (Unix ns, the receiver's clock)."""
     age = received - verified.statement.time
     limit = registry.MAX_AGE_NS[verified.subject.kind]
     if age > limit:
-        raise Unverified("STALE", f"{verified.subject.text} is {age / 1e9:.3f} s old, limit {limit / 1e9:.0f} s")
+        raise Stale("STALE", f"{verified.subject.text} is {age / 1e9:.3f} s old, limit {limit / 1e9:.0f} s")
     if age < -MAX_SKEW_NS:
-        raise Unverified("FUTURE", f"{verified.subject.text} is stated {-age / 1e9:.3f} s ahead of this clock")
+        raise Ahead("FUTURE", f"{verified.subject.text} is stated {-age / 1e9:.3f} s ahead of this clock")
 
 
 class _Chain:

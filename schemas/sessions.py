@@ -18,7 +18,7 @@ from collections import OrderedDict
 from typing import Final
 
 from tallystick.schemas.credential import Credential
-from tallystick.schemas.errors import CouldNotVerify, Unverified
+from tallystick.schemas.errors import CouldNotVerify, NotListed, Revoked, Unverified
 from tallystick.schemas.seal import MAX_SKEW_NS, Verified
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
@@ -74,13 +74,13 @@ class SessionView:
             self._announced.popitem(last=False)
 
     def require_announced(self, credential: Credential, when: int) -> None:
-        """Raise `Unverified` for a session that the authority never announced.
+        """Raise `NotListed` for a session that the authority never announced.
 
         `when` (Unix ns) is when the message was stated or stored, whichever is later; before the first list was
         heard nothing is known and nothing is refused.  For what is late or history: it need not live any more.
         """
         if self.since and when >= self.since and credential.digest not in self._announced:
-            raise Unverified(
+            raise NotListed(
                 "SESSION_UNLISTED", f"{credential.component}/{credential.boot.hex()[:8]} was never announced"
             )
 
@@ -94,10 +94,10 @@ class SessionView:
             raise CouldNotVerify("SESSIONS_FUTURE", f"session list: stated {-age / 1e9:.3f} s ahead of this clock")
 
     def require_not_revoked(self, credential: Credential) -> None:
-        """Raise `Unverified` if the credential's boot or session is known to be revoked."""
+        """Raise `Revoked` if the credential's boot or session is known to be revoked."""
         reason = self._dead_boots.get(credential.boot)
         if reason is not None or credential.digest in self._revoked:
-            raise Unverified(
+            raise Revoked(
                 "SESSION_REVOKED",
                 f"{credential.component}/{credential.boot.hex()[:8]}: {reason or 'revoked by the authority'}",
             )
@@ -108,7 +108,7 @@ class SessionView:
         self.require_not_revoked(credential)
         session = self._live.get(credential.digest)
         if session is None or session.boot != credential.boot or session.component != credential.component:
-            raise Unverified("SESSION_UNLISTED", f"{credential.component}/{credential.boot.hex()[:8]} is not listed")
+            raise NotListed("SESSION_UNLISTED", f"{credential.component}/{credential.boot.hex()[:8]} is not listed")
         if now > session.expires_at:
             raise Unverified("SESSION_EXPIRED", f"{credential.component} expired at {session.expires_at}, now {now}")
 

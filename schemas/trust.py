@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.errors import LeaseOver, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.note import NoteSigner, open_note, sign_note
 from tallystick.schemas.subjects import KINDS, check_name, matches
@@ -268,13 +268,16 @@ def require_current(root: TrustRoot, now: int) -> None:
 
 
 def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:
-    """The lease in `note` if an operator of `root` signed it for `component` and it holds at `now`."""
+    """The lease in `note` if an operator of `root` signed it for `component` and it holds at `now`.
+
+    Raises `Malformed` or `Unverified`; `LeaseOver` where all but the time is right.
+    """
     text, _ = open_note(note, root.operator_keys)
     lease = _decode(text, ArmLease)
     if lease.deployment != root.deployment or lease.component != component:
         raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
     if not lease.start <= now < lease.until:
-        raise Unverified("ARM_LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
+        raise LeaseOver("ARM_LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
     return lease
 
 
