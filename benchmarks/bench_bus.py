@@ -15,7 +15,8 @@ import uvloop
 
 from benchmarks import peers
 from benchmarks.report import Row, say
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Intent
@@ -47,14 +48,14 @@ WHAT = {
 }
 
 
-def trades(context: Context, count: int) -> tuple[Trade, ...]:
+def trades(context: ServiceContext, count: int) -> tuple[Trade, ...]:
     return tuple(
         context.new(Trade, trade_id=n, price=Decimal("0.00141342"), qty=Decimal("23.00"), time=n, buyer_is_maker=True)
         for n in range(count)
     )
 
 
-def intents(context: Context, count: int) -> tuple[Intent, ...]:
+def intents(context: ServiceContext, count: int) -> tuple[Intent, ...]:
     return tuple(
         context.new(Intent, side="buy", type="limit", qty=Decimal(10), price=Decimal("0.00141342"))
         for _ in range(count)
@@ -62,7 +63,10 @@ def intents(context: Context, count: int) -> tuple[Intent, ...]:
 
 
 async def publish(
-    context: Context, count: int, to: tuple[Subject, ...], make: Callable[[Context, int], tuple[Event, ...]]
+    context: ServiceContext,
+    count: int,
+    to: tuple[Subject, ...],
+    make: Callable[[ServiceContext, int], tuple[Event, ...]],
 ) -> float:
     """Events a second, made, encoded, sealed and acknowledged; the subjects in turn."""
     began = time.perf_counter()
@@ -76,7 +80,7 @@ async def publish(
     return count / (time.perf_counter() - began)
 
 
-async def publish_singles(context: Context, count: int) -> float:
+async def publish_singles(context: ServiceContext, count: int) -> float:
     """One event a message: as many subjects as a flush takes messages."""
     subjects = [subject("md.trade", venue="paper", symbol=f"S{n}/ETH") for n in range(512)]
     began = time.perf_counter()

@@ -24,9 +24,10 @@ import uvloop
 from benchmarks.report import Row, Void, percentiles, say
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.event import Event
@@ -101,7 +102,7 @@ WHAT |= {name: f"of that: {name}" for name in STEPS}
 class Trader:
     """The strategy of the measurement.  Owns the orders' times."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceContext) -> None:
         self.context = context
         self.orders: dict[bytes, Order] = {}
         self.last = Decimal(0)

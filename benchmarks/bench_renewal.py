@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.report import Row, Void, say
-from tallystick.runtime.bus.context import Received
+from tallystick.runtime.bus.received import Received
 from tallystick.schemas.market import Trade
 from tallystick.schemas.subjects import subject
 from tests.support.bus import TestBus, running_bus

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvloop
 
 from benchmarks.report import Row, Void, percentiles, say
-from tallystick.runtime.bus.context import Received
+from tallystick.runtime.bus.received import Received
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
 from tallystick.streams.detectors.burst import Rules
@@ -66,7 +66,7 @@ async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
     if counted != wanted:
         raise Void(f"{counted} intents counted, {wanted} sent")
     commits = context.metrics.snapshot()["state_commits"]
-    await worker.stop()
+    await context.release()
     return rate, commits
 
 
@@ -109,7 +109,8 @@ async def latencies(bus: TestBus) -> list[float]:
     reader.open()
     await reader.caught_up()
     sources = [(await desk.context(f"strategy-{name}"), intents_of(name)) for name in STRATEGIES]
-    worker = await begin(await desk.context("streams"), Streams(rules=Rules({"burst": 4, "messages_per_second": 1})))
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=Rules({"burst": 4, "messages_per_second": 1})))
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for number, (source, where) in enumerate(sources):
@@ -117,7 +118,7 @@ async def latencies(bus: TestBus) -> list[float]:
                 source.publish(where, intent(source))
             await asyncio.sleep(max(0.0, began + (number + 1) * 1.2 / len(sources) - time.perf_counter()))
     await asyncio.sleep(0.5)
-    await worker.stop()
+    await context.release()
     await desk.close()
     return [(at - stored[cause]) / 1e6 for cause, at in alerts.items()]
 

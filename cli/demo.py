@@ -30,7 +30,7 @@ from tallystick.cli.intruder import Attack, Intruder, outcome
 from tallystick.components.console.main import Console
 from tallystick.components.market_data.player import Tape, open_tape, speed_for
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.runtime.bus.context import Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig

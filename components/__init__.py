@@ -3,8 +3,8 @@
 from tallystick.components import Component, Context, Received
 """
 
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.component import Component, Context
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.strategy import OpenOrder, Strategy, StrategyContext
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.subjects import Subject, parse_subject, subject

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from tallystick.replay.zone import Replayer
-from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 
 
 class Alone(Replayer):
     """Says how a replay is started."""
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Raise `ConfigError`."""
-        raise ConfigError("REPLAY", f"nothing to play: tallystick replay DIR --into {ctx.config.directory}")
+        raise ConfigError("REPLAY", f"nothing to play: tallystick replay DIR --into {ctx.deployment.directory}")
 
 
-COMPONENT = Alone
+SERVICE = Alone

@@ -21,10 +21,9 @@ import msgspec
 
 from tallystick.infra.nats.topology import REPLAY, REPLAY_PREFIX
 from tallystick.replay.verify import Played
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.publisher import MAX_FLUSH_MESSAGES, MAX_QUEUED, ChainPublisher, _Message
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.seal import Payload
 
@@ -74,11 +73,11 @@ class _Recorder(ChainPublisher):
         return messages
 
 
-class Replayer(Component):
+class Replayer(Service):
     """The `replay` component of a zone: a sink for `player.play`.  Owns one chain for each stream."""
 
     def __init__(self) -> None:
-        self._ctx: Context | None = None
+        self._ctx: ServiceContext | None = None
         self._chains: dict[str, _Recorder] = {}
         self._last: asyncio.Future[int] | None = None
         self._stream = ""
@@ -86,10 +85,11 @@ class Replayer(Component):
         self.published = 0
         self.skipped = 0
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Nothing is read: what is to be published comes from `play`."""
-        require_zone(ctx.config)
+        require_zone(ctx.deployment)
         self._ctx = ctx
+        ctx.at_stop(self._finish)
 
     async def ready(self) -> None:
         """The session is there; playing may begin."""
@@ -127,7 +127,7 @@ class Replayer(Component):
         if self._last is not None:
             await self._last
 
-    async def stop(self) -> None:
+    async def _finish(self) -> None:
         """Send what is queued and close the chains."""
         for chain in self._chains.values():
             await chain.close()

@@ -23,9 +23,9 @@ from typing import Final
 
 import msgspec
 
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.orders import Intent
 from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp
@@ -54,7 +54,7 @@ class _Published(msgspec.Struct, frozen=True):
     key: Key
 
 
-class Streams(Component):
+class Streams(Service):
     """One worker.  Everything but the channel belongs to the agent; `_lock` makes commits one at a time."""
 
     def __init__(self, *, rules: Rules | None = None, commit_s: float = COMMIT_S, expires_s: int = EXPIRES_S) -> None:
@@ -62,13 +62,11 @@ class Streams(Component):
         self._rules_given = rules
         self._commit_s = commit_s
         self._expires_s = expires_s
-        self._started = False
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Take the lease and the state, and read on from there.  Raises `ConfigError` while another worker is live."""
         self._ctx = ctx
-        limits = ctx.config.config.limits if ctx.config is not None else {}
-        self._rules = self._rules_given or Rules(limits)
+        self._rules = self._rules_given or Rules(ctx.deployment.config.limits)
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._idle = asyncio.Event()
@@ -106,7 +104,7 @@ class Streams(Component):
         for work in (self._watch(), self._guarded(self._keep_committing()), self._guarded(self._lease.keep())):
             ctx.spawn(work)
         ctx.subscribe(PATTERNS, self._on_message, after=self._applied)
-        self._started = True
+        ctx.at_stop(self._finish)
 
     async def ready(self) -> None:
         """History is applied and committed; what is found from here on is news."""
@@ -116,10 +114,8 @@ class Streams(Component):
         self._rebuilding = False
         await self._commit()
 
-    async def stop(self) -> None:
+    async def _finish(self) -> None:
         """Commit what is applied and give the lease back; what is still queued is read again next time."""
-        if not self._started:
-            return  # told to stop while it waited for the lease or read its state: nothing of ours is out
         self._stopping = True
         await self._commit()
         # The agent drains the channel without effect; the reader must not be left waiting in it.
@@ -300,4 +296,4 @@ class Streams(Component):
         await asyncio.shield(self._failed)
 
 
-COMPONENT = Streams
+SERVICE = Streams

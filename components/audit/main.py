@@ -27,9 +27,8 @@ from typing import Final, NamedTuple
 from tallystick.components.audit.projector import Projector, Stored
 from tallystick.record.archive import TRUST, Archive, ArchiveError
 from tallystick.record.chains import Finding
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.security import Checkpoint
@@ -95,7 +94,7 @@ class Merge:
         return (source, 0.0) if age >= limit else (None, min(HOLD_S, limit - age))
 
 
-class Audit(Component):
+class Audit(Service):
     """See the module docstring."""
 
     def __init__(self, archive: Path | None = None, verifiers: list[Verifier] | None = None) -> None:
@@ -103,13 +102,13 @@ class Audit(Component):
         self._path = archive
         self._verifiers = verifiers
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Take up the archive where it ends.  Raises `ArchiveError` for one that is damaged."""
         self.ctx = ctx
-        path = self._path or ctx.config.archive
+        path = self._path or ctx.deployment.archive
         verifiers = self._verifiers
         if verifiers is None:
-            verifiers = keep_trust_roots(ctx.config.trust, ctx.config.pinned_key, path / TRUST)
+            verifiers = keep_trust_roots(ctx.deployment.trust, ctx.deployment.pinned_key, path / TRUST)
         # Off the loop: judging a long tail again must not keep the link from renewing its session.
         self.archive = await asyncio.to_thread(Archive, path)
         found = self.archive.recovered
@@ -135,8 +134,9 @@ class Audit(Component):
         ctx.spawn(self._log_messages())
         ctx.spawn(self._keep_archive())
         ctx.spawn(self._compact())
+        ctx.at_stop(self._finish)
 
-    async def stop(self) -> None:
+    async def _finish(self) -> None:
         """Log and archive what was read; what comes after is read at the next start."""
         self._stopping = True
         for source in self._sources.values():
@@ -299,4 +299,4 @@ def keep_trust_roots(source: Path, pinned: Path, target: Path) -> list[Verifier]
     return [Verifier(root) for root in roots]
 
 
-COMPONENT = Audit
+SERVICE = Audit

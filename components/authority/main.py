@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
-from tallystick.components import Context, Malformed, Received, TallystickError, Unverified, subject
 from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.components.authority.issuer import Issued, Issuer
 from tallystick.infra.nats.claims import Accounts
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import (
     KEY_ACTIVATION,
     KEY_OPERATOR,
@@ -32,13 +32,15 @@ from tallystick.runtime.deployment.folder import (
     pin_name,
     role_key_id,
 )
-from tallystick.runtime.deployment.service import OwnSource
+from tallystick.runtime.deployment.service import OwnSource, ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
+from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+from tallystick.schemas.subjects import subject
 
 if TYPE_CHECKING:
     from tallystick.runtime.bus.link import CredentialSource
@@ -73,7 +75,7 @@ class Authority(OwnSource):
     """See the module docstring.  Owns the issuer, the tokens and the HTTPS server."""
 
     def __init__(self) -> None:
-        self._ctx: Context | None = None
+        self._ctx: ServiceContext | None = None
         self._waiting: list[tuple[Issued, bytes]] = []
         self._number = 0
         self._lock = asyncio.Lock()
@@ -111,7 +113,7 @@ class Authority(OwnSource):
         )
         return _OwnSessions(self, setup.certificate)
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Read the newest list; everything else waits for `ready`."""
         self._ctx = ctx
         ctx.subscribe("cred.>", self._on_cred, start=HISTORY)
@@ -129,12 +131,7 @@ class Authority(OwnSource):
         ctx.spawn(self._refresh())
         ctx.spawn(self._watch_connections())
         ctx.spawn(self._watch_resolver())
-        await self._serve()
-
-    async def stop(self) -> None:
-        """Close the door, then the tokens."""
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._serve(ctx)
 
     # -- hand-out -------------------------------------------------------------------------------
 
@@ -298,7 +295,7 @@ class Authority(OwnSource):
 
     # -- the door -------------------------------------------------------------------------------
 
-    async def _serve(self) -> None:
+    async def _serve(self, ctx: ServiceContext) -> None:
         deployment: Deployment = self._setup.deployment
         config = deployment.config
         tls = pki.server_context(
@@ -313,6 +310,7 @@ class Authority(OwnSource):
         app.router.add_post("/v1/revoke", self._on_revoke)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
+        ctx.at_stop(self._runner.cleanup)
         try:
             await web.TCPSite(self._runner, config.host, config.authority.port, ssl_context=tls).start()
         except OSError as exc:
@@ -376,10 +374,10 @@ class Authority(OwnSource):
         body = msgspec.json.encode({"code": exc.code, "text": exc.text})
         return web.Response(status=403, body=body)
 
-    def _context(self) -> Context:
+    def _context(self) -> ServiceContext:
         if self._ctx is None:
             raise Unverified("AUTHORITY_STARTING", "the authority has no session yet")
         return self._ctx
 
 
-COMPONENT = Authority
+SERVICE = Authority

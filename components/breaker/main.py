@@ -29,8 +29,8 @@ from tallystick.components.breaker.control import (
     Request,
 )
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.keystore import write_durably
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
@@ -46,10 +46,10 @@ STORED_S: Final = 2.0
 EXECUTION: Final = "execution"
 
 
-class Breaker(Component):
+class Breaker(Service):
     """See the module docstring.
 
-    It does not ask for listed sessions (`listed`): without a fresh list from the authority, alerts would be refused
+    It does not ask who may act now (`admit`): without a fresh list from the authority, alerts would be refused
     just when something is wrong.  A session that is not revoked may halt trading; that is the safe direction.
     """
 
@@ -60,15 +60,15 @@ class Breaker(Component):
         self._armed = ""
         self._kept: tuple[Trip, ...] = ()
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Read the newest history; act from `ready` on."""
         self.ctx = ctx
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
         ctx.subscribe(("alert.>", "control.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
-        path = (self._run or ctx.config.run) / SOCKET_NAME
+        path = (self._run or ctx.deployment.run) / SOCKET_NAME
         self._socket = ControlSocket(path, self._on_request, ctx.log)
-        self._file = (self._run or ctx.config.state("breaker")) / "tripped.json"
+        self._file = (self._run or ctx.deployment.state("breaker")) / "tripped.json"
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
@@ -80,12 +80,9 @@ class Breaker(Component):
         # Sequences count from 1: a stream that never held more than the tail was read from its beginning.
         self._publish(self.breakers.resume(complete=self.ctx.position(SECURITY) <= self._tail))
         await self._socket.start()
+        self.ctx.at_stop(self._socket.stop)
         self.ctx.spawn(self._beat())
         self.ctx.spawn(self._repeat_arm())
-
-    async def stop(self) -> None:
-        """No more people; the last heartbeat was the last word."""
-        await self._socket.stop()
 
     def _on_message(self, received: Received) -> None:
         # Late alerts trip as well: what is dangerous does not become harmless by being slow.
@@ -163,4 +160,4 @@ class Breaker(Component):
         return {"tripped": [msgspec.structs.asdict(trip) for trip in self.breakers.tripped]}
 
 
-COMPONENT = Breaker
+SERVICE = Breaker

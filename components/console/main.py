@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tallystick.components import Component, Context, Received
 from tallystick.components.console.state import DeskState
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import Service, ServiceContext
 
 # What a view shows at once when it starts.
 ORDERS_TAIL = 200
@@ -15,15 +16,15 @@ READS = (
 )  # fmt: skip
 
 
-class Console(Component):
+class Console(Service):
     """Holds `state` for whoever draws it; `ctx` is there from `start` on, `seen` is called with each message."""
 
     def __init__(self, seen: Callable[[Received], None] = lambda _: None) -> None:
         self.state = DeskState()
         self._seen = seen
-        self.ctx: Context | None = None
+        self.ctx: ServiceContext | None = None
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Subscribe to everything."""
         self.ctx = ctx
         for pattern in READS:
@@ -34,4 +35,4 @@ class Console(Component):
         self._seen(received)
 
 
-COMPONENT = Console
+SERVICE = Console

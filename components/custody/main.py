@@ -18,9 +18,9 @@ from tallystick.components.custody.permits import Permits
 from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
-from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, pin_name
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import ConfigChanged, Notice
@@ -32,10 +32,8 @@ REPORT_S: Final = 1.0
 CONTROL_TAIL: Final = 8_192
 
 
-class Custody(Component):
+class Custody(Service):
     """The component; `allowed_uids` may connect (default: our own user alone), `checkpoint` is for tests (`server`)."""
-
-    listed = True
 
     def __init__(
         self, allowed_uids: frozenset[int] | None = None, checkpoint: Callable[[str], None] = lambda _: None
@@ -43,26 +41,28 @@ class Custody(Component):
         self._checkpoint = checkpoint
         self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({os.geteuid()})
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Open token, journal and socket; then read."""
-        deployment: Deployment = ctx.config
+        deployment = ctx.deployment
         self._ctx = ctx
         venue = deployment.config.venue.name
         record = ctx.trust.venues.get(venue)
         if record is None:
             raise ConfigError("VENUE", f"{venue} is not in trust root {ctx.trust.number}")
-        self._token = Token.open(deployment.token(NAME), NAME, ctx.secrets[pin_name(NAME)])
+        self._token = Token.open(deployment.token(NAME), NAME, ctx.secret(pin_name(NAME)))
+        ctx.at_stop(self._token.close)
         signer = self._token.signer(KEY_VENUE)
         # Half a second of imports, away from the loop that keeps the session alive.
         builder = await asyncio.to_thread(
             RequestBuilder,
             record,
             tuple(i for i in ctx.trust.instruments if i.venue == venue),
-            ctx.secrets[api_key_name(NAME)].reveal(),
+            ctx.secret(api_key_name(NAME)).reveal(),
             signer,
             ctx.clock,
         )
         self._journal = Journal(deployment.state(NAME), ctx.clock)
+        ctx.at_stop(self._journal.close)
         self._permits = Permits(ctx.trust, ctx.boot, ctx.sessions, self._journal.spent)
         self._server = SigningServer(
             self._permits,
@@ -73,13 +73,20 @@ class Custody(Component):
             self._allowed_uids,
             signer.public,
             self._checkpoint,
+            ctx.require_listed,
         )
+        ctx.at_stop(self._server.stop)
         await self._server.start(deployment.run / SOCKET)
-        ctx.subscribe("control.>", self._on_control, start=CONTROL_TAIL)
+        ctx.subscribe("control.breaker.>", self._on_breaker)
+        ctx.subscribe("control.arm.>", self._on_arm, start=CONTROL_TAIL)
         ctx.spawn(self._report(signer.public))
 
-    def _on_control(self, received: Received) -> None:
-        self._permits.apply(received.verified, received.received, live=received.live)
+    async def _on_breaker(self, received: Received) -> None:
+        standing = await self._ctx.admit(received)
+        self._permits.on_breaker(received.verified, standing, self._ctx.clock())
+
+    def _on_arm(self, received: Received) -> None:
+        self._permits.on_arm(received.verified, self._ctx.clock())
 
     async def _report(self, public: bytes) -> None:
         ctx, guard = self._ctx, subject("guard", component=NAME)
@@ -103,12 +110,5 @@ class Custody(Component):
                 self._server.refused.clear()
                 ctx.notice("SIGNING_REFUSED", f"{counts}; last: {self._server.last_refusal}")
 
-    async def stop(self) -> None:
-        """Close socket, journal and token."""
-        if hasattr(self, "_server"):
-            await self._server.stop()
-            self._journal.close()
-            self._token.close()
 
-
-COMPONENT = Custody
+SERVICE = Custody

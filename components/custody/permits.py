@@ -37,23 +37,23 @@ from typing import Final
 import msgspec
 
 from tallystick.components.custody.request import Denied, check_client_order_id
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.ids import id_text
+from tallystick.schemas.leases import EXECUTION, LeaseBook
 from tallystick.schemas.orders import Decision, VenueOrder
-from tallystick.schemas.seal import MAX_SKEW_NS, Verified, require_live
-from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
+from tallystick.schemas.seal import Verified, require_live
+from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
-from tallystick.schemas.trust import HOUR_NS, ArmLease, Cap, Instrument, TrustRoot, open_arm_lease, require_current
+from tallystick.schemas.standing import Standing
+from tallystick.schemas.trust import HOUR_NS, Cap, Instrument, TrustRoot, require_current
 
 GATEWAY: Final = "gateway"
-EXECUTION: Final = "execution"
 MAX_HEARTBEAT_AGE_NS: Final = 1_000_000_000
 # A permit lives for seconds: long enough for a queue, too short to be kept for a better moment.
 MAX_PERMIT_NS: Final = 10_000_000_000
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
-MAX_LEASES: Final = 16
 # Products and remainders of DECIMAL(38,18) are exact in this.
 _EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 # One form for each number: no sign, exponent, leading or trailing zero.
@@ -93,9 +93,8 @@ class Permits:
         self.trust = trust
         self.boot = boot
         self.sessions = sessions
-        self.heartbeat_at = 0
-        self._tripped: dict[str, int] = {}
-        self._leases: list[ArmLease] = []
+        self._breakers = BreakerView()
+        self._leases = LeaseBook(trust)
         self._used: dict[bytes, int] = {}
         self._used_names: dict[str, int] = {}
         self._spent: deque[Spent] = deque()
@@ -103,33 +102,15 @@ class Permits:
         for one in spent:
             self._spend(one)
 
-    def apply(self, verified: Verified, now: int, *, live: bool) -> None:
-        """Take in one verified message of `control.>`; others have no effect.
+    def on_breaker(self, verified: Verified, standing: Standing, now: int) -> None:
+        """The breaker's word."""
+        self._breakers.learn(verified, standing, now)
 
-        `live` is false for history, of which no heartbeat counts.  Raises `Unverified` or `Malformed` for an
-        arming lease that does not verify.
-        """
-        kind, stated = verified.subject.kind, verified.statement.time
+    def on_arm(self, verified: Verified, now: int) -> None:
+        """Operators' leases, which count by their signatures alone.  Raises `Unverified` or `Malformed` for others."""
         for event in verified.events:
-            if kind == "control.breaker":
-                if isinstance(event, BreakerHeartbeat) and live and stated > self.heartbeat_at:
-                    self.heartbeat_at = stated
-                    later = {scope: at for scope, at in self._tripped.items() if at > stated}
-                    self._tripped = {trip.scope: stated for trip in event.tripped} | later
-                elif isinstance(event, BreakerTripped):
-                    self._tripped[verified.subject.scope] = stated
-            elif isinstance(event, Arm) and verified.subject.component == EXECUTION:
-                self._arm(event.note, now)
-
-    def _arm(self, note: str, now: int) -> None:
-        try:
-            lease = open_arm_lease(note, self.trust, EXECUTION, now)
-        except TallystickError as exc:
-            if exc.code == "ARM_LEASE_EXPIRED":  # read from history: it was good once and arms nothing now
-                return
-            raise
-        self._leases = [known for known in self._leases if known.until > now and known != lease][-MAX_LEASES + 1 :]
-        self._leases.append(lease)
+            if isinstance(event, Arm):
+                self._leases.learn(verified.subject.component, event.note, now)
 
     @property
     def used(self) -> int:
@@ -138,7 +119,7 @@ class Permits:
 
     def tripped(self) -> tuple[str, ...]:
         """The tripped scopes that were heard of last, sorted."""
-        return tuple(sorted(self._tripped))
+        return self._breakers.tripped
 
     def authorize(self, verified: Verified, decision_id: bytes, now: int) -> Authorized:
         """The order that `decision_id` in the opened message permits; it is used from here on.
@@ -166,8 +147,8 @@ class Permits:
         if permit.expires_at > verified.statement.time + MAX_PERMIT_NS:
             lifetime = (permit.expires_at - verified.statement.time) / 1e9
             raise Denied("PERMIT_LIFETIME", f"{lifetime:.3f} s, limit {MAX_PERMIT_NS / 1e9:.0f} s")
-        self._require_breakers_closed(subject.strategy, subject.venue, now)
-        if not any(subject.venue in lease.venues and lease.start <= now < lease.until for lease in self._leases):
+        self._breakers.require_closed(subject.strategy, subject.venue, now, MAX_HEARTBEAT_AGE_NS)
+        if not self._leases.holds(subject.venue, now):
             raise Denied("NOT_ARMED", f"no operator's lease arms {EXECUTION} at {subject.venue} now")
         venue = self.trust.venues.get(subject.venue)
         if venue is None or permit.account != venue.account:
@@ -181,15 +162,6 @@ class Permits:
         self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
         self._spend(Spent(now, venue.account, record.quote, notional))
         return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, notional)
-
-    def _require_breakers_closed(self, strategy: str, venue: str, now: int) -> None:
-        age = now - self.heartbeat_at
-        if not -MAX_SKEW_NS <= age <= MAX_HEARTBEAT_AGE_NS:  # one from the future would be fresh for long
-            shown = "never heard" if self.heartbeat_at == 0 else f"{age / 1e9:.3f} s ago"
-            raise Denied("BREAKER_SILENT", f"heartbeat {shown}, limit {MAX_HEARTBEAT_AGE_NS / 1e9:.0f} s")
-        for scope in ("all", f"strategy-{strategy}", f"venue-{venue}"):
-            if scope in self._tripped:
-                raise Denied("BREAKER_TRIPPED", f"{scope} is tripped")
 
     def _require_within_caps(self, account: str, quote: str, notional: Decimal, now: int) -> None:
         cap = find_cap(self.trust, account, quote)

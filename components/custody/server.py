@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -27,7 +27,8 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
 from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
 from tallystick.schemas import signing
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
+from tallystick.schemas.credential import Credential
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.subjects import ORDERS
@@ -36,12 +37,10 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
 COMPONENT: Final = "custody"
-# Sessions are listed on the bus, permits come through the socket: how long a session issued within FRESH_NS is
-# waited for.  Each costs the requests behind it this much at most once.
-LISTING_NS: Final = 250_000_000
-FRESH_NS: Final = 5_000_000_000
-POLL_S: Final = 0.005
-MAX_WAITED: Final = 1024
+
+
+async def _no_waiting(_: Credential, __: str) -> None:
+    """For who lists sessions before it asks."""
 
 
 class SigningServer:
@@ -51,6 +50,7 @@ class SigningServer:
     - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`.
     - `checkpoint` is called with the name of each point at which a crash is tested: `permit`, `journalled`,
       `order-signed`.
+    - `listing` waits for the listing of a session that is new (`BusContext.require_listed`).
     - `refused`: refusals by code since it was last cleared; `last_refusal`: the text of the latest.
     """
 
@@ -64,6 +64,7 @@ class SigningServer:
         allowed_uids: frozenset[int],
         public_key: bytes,
         checkpoint: Callable[[str], None] = lambda _: None,
+        listing: Callable[[Credential, str], Awaitable[None]] = _no_waiting,
     ) -> None:
         self._permits = permits
         self._verifier = verifier
@@ -77,7 +78,7 @@ class SigningServer:
         self._connections: set[asyncio.StreamWriter] = set()
         self._syncing: asyncio.Task[None] | None = None
         self._unsynced = False
-        self._waited: set[bytes] = set()
+        self._listing = listing
         self._log = structlog.get_logger().bind(component=COMPONENT)
         self.refused: Counter[str] = Counter()
         self.last_refusal = ""
@@ -119,7 +120,7 @@ class SigningServer:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
                 request = signing.decode_request(await reader.readexactly(signing.frame_length(length)))
                 if isinstance(request, signing.SignOrder):
-                    await self._listing(request)
+                    await self._await_listing(request)
                 writer.write(signing.encode_frame(self.answer(request)))
                 await writer.drain()
         except Malformed as exc:
@@ -130,27 +131,16 @@ class SigningServer:
             self._connections.discard(writer)
             writer.close()
 
-    async def _listing(self, request: signing.SignOrder) -> None:
-        """Wait, once a session, for the listing of a gateway session so new that it may still be under way to us."""
+    async def _await_listing(self, request: signing.SignOrder) -> None:
+        """Let the listing of a gateway session that is new arrive: permits come by the socket, lists by the bus.
+
+        Opened here for its session alone; `answer` opens it again, whatever came of the wait, and says what is wrong.
+        """
         try:
             credential = self._verifier.open(request.subject, ORDERS, request.payload).credential
+            await self._listing(credential, ORDERS)
         except TallystickError:
-            return  # `answer` says what is wrong with it
-        until = self._clock() + LISTING_NS
-        if credential.digest in self._waited or until - credential.issued_at >= FRESH_NS:
             return
-        while self._clock() < until:
-            try:
-                self._permits.sessions.require_listed(credential, self._clock())
-            except Unverified as exc:
-                if exc.code != "SESSION_UNLISTED":
-                    return
-                await asyncio.sleep(POLL_S)
-            else:
-                return
-        if len(self._waited) >= MAX_WAITED:
-            self._waited.clear()
-        self._waited.add(credential.digest)
 
     def answer(self, request: signing.Request) -> signing.Reply:
         """The reply to one request; refusals are replies."""

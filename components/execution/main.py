@@ -42,34 +42,26 @@ from tallystick.components.execution.orders import (
 )
 from tallystick.components.execution.signer import NotSigned, Signer
 from tallystick.components.execution.venue import Lost, Unsent, VenueClient
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
-from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
-from tallystick.schemas.errors import ConfigError, CouldNotVerify, Unverified
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Decision, OrderEvent
-from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped
 from tallystick.schemas.subjects import subject
 
 SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0
-FRESH_NS: Final = 5_000_000_000
-LISTING_NS: Final = 500_000_000
-POLL_S: Final = 0.005
-HISTORY: Final = Unverified("PERMIT_EXPIRED", "stored before this execution was ready; not sent")
+SETTLE_S: Final = 2.0
 
 
 def _nothing(_: str) -> None:
     """No checkpoint: the deployed process has none."""
 
 
-class Execution(Component):
+class Execution(Service):
     """The component; `checkpoint` is called with the name of each point of the module docstring, for tests."""
-
-    # `_listing` asks for it, because a permit that is refused must still be accounted for.
-    listed = False
 
     def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
         self._checkpoint = checkpoint
@@ -77,9 +69,9 @@ class Execution(Component):
         # intent id -> subject and sealed message of a decision that custody has not signed yet
         self._permits: dict[bytes, tuple[str, bytes]] = {}
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
-        deployment: Deployment = ctx.config
+        deployment = ctx.deployment
         self._ctx = ctx
         self._name = name = deployment.config.venue.name
         venue = ctx.trust.venues.get(name)
@@ -92,7 +84,10 @@ class Execution(Component):
         tls.minimum_version = ssl.TLSVersion.TLSv1_3
         written = None if self._checkpoint is _nothing else lambda: self._checkpoint("written")
         self._venue = VenueClient(venue.host, tls, ctx.clock, written)
+        ctx.at_stop(self._venue.close)
         self._signer = Signer(deployment.run / SOCKET)
+        ctx.at_stop(self._signer.close)
+        ctx.at_stop(self._settled)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
         ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
         ctx.subscribe("control.breaker.>", self._on_breaker)
@@ -105,46 +100,19 @@ class Execution(Component):
         """All history was read."""
         self._do(self._orders.recover(self._ctx.clock()))
 
-    async def stop(self) -> None:
+    async def _settled(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""
-        if hasattr(self, "_venue"):
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=2.0)
-            await self._signer.close()
-            await self._venue.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SETTLE_S)
 
     # --- what is read ---------------------------------------------------------------------------------
-
-    async def _listing(self, received: Received) -> CouldNotVerify | None:
-        """None for a sender on the authority's list; what keeps that from being known.  Raises `Unverified`.
-
-        A session issued within `FRESH_NS` may be heard before its listing, which comes by another stream: its
-        message waits up to `LISTING_S`.
-        """
-        ctx, credential = self._ctx, received.credential
-        until = ctx.clock() + LISTING_NS
-        while True:
-            now = ctx.clock()
-            try:
-                ctx.sessions.require_listed(credential, now)
-            except CouldNotVerify as exc:
-                return exc
-            except Unverified as exc:
-                fresh = now - credential.issued_at < FRESH_NS
-                if exc.code != "SESSION_UNLISTED" or not fresh or now >= until:
-                    raise
-                await asyncio.sleep(POLL_S)
-            else:
-                return None
 
     async def _on_order(self, received: Received) -> None:
         if received.subject.venue != self._name:
             return
-        # What is unlisted has no effect; what cannot be known is not carried out, and accounted for.
-        refusal = await self._listing(received) if received.live else received.refusal or HISTORY
-        if refusal is not None:
-            await self._ctx.require_announced(received)
-        late = None if refusal is None else (refusal.code, refusal.text)
+        # What is unlisted has no effect; what may not act now is not carried out, and accounted for.
+        why = (await self._ctx.admit(received)).why
+        late = None if why is None else (why.code, why.text)
         now = self._ctx.clock()
         for event in received.events:
             if isinstance(event, Decision):
@@ -156,16 +124,8 @@ class Execution(Component):
                 self._do(self._orders.remembered(received.subject, event, now))
 
     async def _on_breaker(self, received: Received) -> None:
-        if not received.live:
-            return
-        unknown = await self._listing(received)
-        now, stated = self._ctx.clock(), received.statement.time
-        for event in received.events:
-            # A trip that cannot be verified stops all the same; a heartbeat that cannot opens nothing.
-            if isinstance(event, BreakerHeartbeat) and unknown is None:
-                self._do(self._orders.heartbeat([trip.scope for trip in event.tripped], stated, now))
-            elif isinstance(event, BreakerTripped):
-                self._do(self._orders.tripped(received.subject.scope, stated, now))
+        standing = await self._ctx.admit(received)
+        self._do(self._orders.on_breaker(received.verified, standing, self._ctx.clock()))
 
     async def _ticks(self) -> None:
         while True:
@@ -355,4 +315,4 @@ class Execution(Component):
             self._ctx.notice("VENUE_CLOCK", f"the venue's clock and ours disagree: {outcome.text}")
 
 
-COMPONENT = Execution
+SERVICE = Execution

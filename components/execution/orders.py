@@ -38,8 +38,12 @@ from typing import Final
 
 import msgspec
 
+from tallystick.schemas.breakers import BreakerView
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.orders import Decision, OrderEvent, OrderState
+from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import Signed
+from tallystick.schemas.standing import Standing
 from tallystick.schemas.subjects import Subject
 
 SECOND: Final = 1_000_000_000
@@ -236,9 +240,8 @@ class Orders:
         self._orders: dict[bytes, Order] = {}
         self._by_name: dict[str, Order] = {}
         self._recovered = False
-        self._heartbeat_at = 0
-        self._heard_at = started
-        self._tripped: dict[str, int] = {}
+        self._started = started
+        self._breakers = BreakerView()
         self._silent = False
         self._followed: dict[tuple[str, str], int] = {}
         self._cancelling: dict[tuple[str, str], int] = {}
@@ -323,24 +326,12 @@ class Orders:
                 effects += self._cancel(order, now)
         return effects + self.tick(now)
 
-    def heartbeat(self, tripped: Iterable[str], stated: int, now: int) -> list[Effect]:
-        """The breaker's heartbeat, stated at `stated` (Unix ns): all tripped scopes, whole."""
-        if stated <= self._heartbeat_at:
-            return []
-        # By its own time, not by when the broker let it through.
-        self._heartbeat_at, self._heard_at = stated, min(stated, now)
-        later = {scope: at for scope, at in self._tripped.items() if at > stated}
-        new = [scope for scope in tripped if scope not in self._tripped]
-        self._tripped = {scope: self._tripped.get(scope, stated) for scope in tripped} | later
-        self._silent = False
+    def on_breaker(self, verified: Verified, standing: Standing, now: int) -> list[Effect]:
+        """The breaker's word: what it trips anew is cancelled."""
+        new = self._breakers.learn(verified, standing, now)
+        if not self._quiet(now):
+            self._silent = False
         return [effect for scope in new for effect in self._cancel_scope(scope, now)]
-
-    def tripped(self, scope: str, stated: int, now: int) -> list[Effect]:
-        """A breaker opened."""
-        if scope in self._tripped:
-            return []
-        self._tripped[scope] = stated
-        return self._cancel_scope(scope, now)
 
     # --- what came of our own doing ---------------------------------------------------------------
 
@@ -451,7 +442,7 @@ class Orders:
         if not self._silent and self._quiet(now):
             self._silent = True
             effects.append(
-                Alarm("BREAKER_SILENT", f"no heartbeat for {(now - self._heard_at) / 1e9:.1f} s: cancelling all")
+                Alarm("BREAKER_SILENT", f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s: cancelling all")
             )
             effects += self._cancel_scope("all", now)
         for (venue, symbol), due in list(self._cancelling.items()):
@@ -512,24 +503,19 @@ class Orders:
 
     def _stopped(self, order: Order, now: int) -> tuple[str, str] | None:
         """Code and text of what keeps `order` from being placed."""
-        if self._heartbeat_at == 0:
-            return "BREAKER_SILENT", "no heartbeat of the breaker since the start"
-        return self._tripped_for(order, now)
-
-    def _quiet(self, now: int) -> bool:
-        """Whether the breaker is silent; a clock that was put back makes no old heartbeat young."""
-        return not -SKEW_NS <= now - self._heard_at <= SILENCE_NS
-
-    def _tripped_for(self, order: Order, now: int) -> tuple[str, str] | None:
-        if self._quiet(now):
-            return "BREAKER_SILENT", f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s"
-        for scope in ("all", f"strategy-{order.strategy}", f"venue-{order.venue}"):
-            if scope in self._tripped:
-                return "BREAKER_TRIPPED", f"{scope} is tripped"
+        try:
+            self._breakers.require_closed(order.strategy, order.venue, now, SILENCE_NS)
+        except Unverified as exc:
+            return exc.code, exc.text
         return None
 
+    def _quiet(self, now: int) -> bool:
+        """Whether the breaker is silent; until its first heartbeat the start counts as one."""
+        age = self._breakers.age(now) if self._breakers.heard else abs(now - self._started)
+        return age is None or age > SILENCE_NS
+
     def _must_cancel(self, order: Order, now: int) -> bool:
-        return order.cancel_wanted or self._tripped_for(order, now) is not None
+        return order.cancel_wanted or self._quiet(now) or bool(self._breakers.tripped_for(order.strategy, order.venue))
 
     def _reported(self, order: Order, report: Report, now: int) -> list[Effect]:
         order.venue_order_id = report.venue_order_id

@@ -55,8 +55,10 @@ from tallystick.components.gateway.risk import (
     notional,
     worst_price,
 )
+from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
+from tallystick.schemas.leases import LeaseBook
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import (
     CancelIntent,
@@ -71,18 +73,17 @@ from tallystick.schemas.orders import (
     VenueOrder,
 )
 from tallystick.schemas.seal import Verified
-from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
+from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import Subject
-from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, open_arm_lease, require_current
+from tallystick.schemas.trust import Instrument, TrustRoot, require_current
 
-EXECUTION: Final = "execution"
 CUSTODY: Final = "custody"
 # Long enough for execution's queue and custody, too short to be kept for a better moment.
 PERMIT_NS: Final = 2_000_000_000
 # Beyond the oldest and the newest id that could still be decided.
 REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_AHEAD_NS)
-MAX_LEASES: Final = 16
 
 
 class NewDecision(Protocol):
@@ -123,31 +124,30 @@ class Gateway:
         self._caps = {(c.account, c.quote): c.max_order_notional for c in trust.caps}
         self._markets: dict[tuple[str, str], _Market] = {}
         self._last: dict[tuple[str, str], Decimal] = {}
-        self._leases: list[ArmLease] = []
-        self._heartbeat_at: int | None = None
-        self._beaten: frozenset[str] = frozenset()  # what the last heartbeat says is tripped
-        self._trips: dict[str, int] = {}  # scopes tripped since that heartbeat, and when (ns)
+        self._leases = LeaseBook(trust)
+        self._breakers = BreakerView()
         self._throttles: dict[str, Throttle] = {}
         self._seen: OrderedDict[bytes, int] = OrderedDict()
         self._pending: dict[bytes, tuple[Verified, Intent | CancelIntent]] = {}
 
     # --- what is learned -----------------------------------------------------------------------------
 
-    def apply(self, verified: Verified, now: int) -> None:
+    def apply(self, verified: Verified, now: int, standing: Standing = LISTED) -> None:
         """Take in one verified message of any kind but `order.intent` and `cred`; others have no effect.
 
         `now` is Unix ns.  Raises `Unverified` or `Malformed` for an arming lease that does not verify.
         """
         subject = verified.subject
+        if subject.kind == "control.breaker":
+            self._breakers.learn(verified, standing, now)
+            return
         for event in verified.events:
             if isinstance(event, Trade):
                 self.on_market(subject, event, verified.statement.time)
             elif isinstance(event, FeedStatus):
                 self.on_feed(subject, event)
-            elif isinstance(event, BreakerHeartbeat | BreakerTripped):
-                self.on_breaker(subject, event, verified.statement.time)
             elif isinstance(event, Arm):
-                self.on_arm(subject, event, now)
+                self._leases.learn(subject.component, event.note, now)
             elif isinstance(event, Decision):
                 self.on_decision(subject, event)
             elif isinstance(event, OrderEvent):
@@ -173,28 +173,6 @@ class Gateway:
             market.price = None
         else:
             market.feed = status.state
-
-    def on_breaker(self, subject: Subject, event: BreakerHeartbeat | BreakerTripped, stated: int) -> None:
-        """The breaker's word, stated at `stated` (ns): a heartbeat replaces all trips that it is later than."""
-        if isinstance(event, BreakerTripped):
-            self._trips[subject.scope] = max(stated, self._trips.get(subject.scope, 0))
-        elif self._heartbeat_at is None or stated >= self._heartbeat_at:
-            self._heartbeat_at = stated
-            self._beaten = frozenset(trip.scope for trip in event.tripped)
-            self._trips = {scope: at for scope, at in self._trips.items() if at >= stated}
-
-    def on_arm(self, subject: Subject, event: Arm, now: int) -> None:
-        """An operator's lease for execution.  Raises `Unverified` or `Malformed` if it does not verify."""
-        if subject.component != EXECUTION:
-            return
-        try:
-            lease = open_arm_lease(event.note, self._trust, EXECUTION, now)
-        except Unverified as exc:
-            if exc.code == "ARM_LEASE_EXPIRED":  # read from history: it was good once and arms nothing now
-                return
-            raise
-        kept = [known for known in self._leases if known.until > now and known != lease]
-        self._leases = [*kept[-MAX_LEASES + 1 :], lease]
 
     def on_decision(self, subject: Subject, decision: Decision) -> None:
         """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
@@ -337,8 +315,7 @@ class Gateway:
         last = market.price if market is not None else None
         with decimal.localcontext(EXACT):
             money = self._money_facts(subject, instrument, intent, last, limits.collar_bps)
-        leases = [lease for lease in self._leases if subject.venue in lease.venues]
-        scopes = ("all", f"strategy-{subject.strategy}", f"venue-{subject.venue}")
+        lease = self._leases.newest(subject.venue)
         return Facts(
             **caller,
             **money,
@@ -349,11 +326,11 @@ class Gateway:
             price=intent.price,
             instrument=instrument,
             cap=self._caps.get((self._account(subject.venue), instrument.quote)),
-            lease=(leases[-1].start, leases[-1].until) if leases else None,
-            armed=any(lease.start <= now < lease.until for lease in leases),
+            lease=(lease.start, lease.until) if lease is not None else None,
+            armed=self._leases.holds(subject.venue, now),
             custody=self._custody(now),
-            heartbeat_age=None if self._heartbeat_at is None else _age(self._heartbeat_at, now),
-            tripped=tuple(scope for scope in scopes if scope in self._beaten or scope in self._trips),
+            heartbeat_age=self._breakers.age(now),
+            tripped=self._breakers.tripped_for(subject.strategy, subject.venue),
             feed=market.feed if market is not None else "",
             data_age=None if market is None or last is None else _age(market.stated, now),
             messages_left=self._throttle(subject.strategy).left(now),

@@ -23,9 +23,8 @@ from tallystick.components.market_data.feed import Change
 from tallystick.components.market_data.live import LiveFeed, make_exchange
 from tallystick.components.market_data.player import Recording, open_tape, play
 from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.subjects import MARKET, Subject, subject
@@ -81,13 +80,13 @@ def open_live(deployment: Deployment) -> Any:
     return make_exchange("binance", urls=paper_urls(venue.host), tls=tls)
 
 
-class MarketData(Component):
+class MarketData(Service):
     """See the module docstring."""
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Check the input."""
         self.ctx = ctx
-        deployment: Deployment = ctx.config
+        deployment = ctx.deployment
         config = deployment.config.market_data
         self._venue = deployment.config.venue.name
         instruments = tuple(
@@ -155,4 +154,4 @@ class MarketData(Component):
         )
 
 
-COMPONENT = MarketData
+SERVICE = MarketData

@@ -1,4 +1,4 @@
-"""The observer's process: loads the user's `Component` and is it.
+"""The observer's process: loads the user's `Component` and hosts it.
 
 The user's code is not trusted: it runs in an account that can read what observers may read and publish
 `guard` and `dead` of its own name alone, whatever it tries.
@@ -6,36 +6,32 @@ The user's code is not trusted: it runs in an account that can read what observe
 
 from __future__ import annotations
 
-from tallystick.components import Component, ConfigError, Context
-from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.bus.component import Component, Context
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.deployment.usercode import load_user_class
+from tallystick.schemas.errors import ConfigError
 
 
-class Observer(Component):
-    """Passes everything on to the user's component."""
+class Observer(Service):
+    """Hosts the user's component, which gets the narrow `Context`."""
 
     def __init__(self) -> None:
-        self._user: Component | None = None
+        self._user = Component()
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Load the code that deployment.toml names.  Raises `ConfigError`."""
-        deployment: Deployment = ctx.config
+        deployment = ctx.deployment
         config = next((o for o in deployment.config.observers if o.component == ctx.component), None)
         if config is None:
             raise ConfigError("OBSERVER", f"deployment.toml has no observer for {ctx.component}")
         self._user = load_user_class(config.module, deployment.directory, Component)
         ctx.log.info("observer loaded", module=config.module)
-        await self._user.start(ctx)
+        await self._user.start(Context(ctx))
+        ctx.at_stop(self._user.stop)
 
     async def ready(self) -> None:
         """The user's turn."""
-        if self._user is not None:
-            await self._user.ready()
-
-    async def stop(self) -> None:
-        """The user's turn."""
-        if self._user is not None:
-            await self._user.stop()
+        await self._user.ready()
 
 
-COMPONENT = Observer
+SERVICE = Observer

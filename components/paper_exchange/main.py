@@ -10,31 +10,27 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallystick.components import Component, ConfigError, Context, Received
 from tallystick.components.paper_exchange.access import parse_config
 from tallystick.components.paper_exchange.server import Exchange
-from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.folder import passphrase_name
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys import pki
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade
 
 NAME: Final = "paper-exchange"
 
 
-class PaperExchange(Component):
+class PaperExchange(Service):
     """See the module docstring; `exchange` is there after `start`."""
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Listen, and play what comes.  Raises `ConfigError` for a configuration that is missing or not right."""
-        deployment = ctx.config
-        if not isinstance(deployment, Deployment):
-            raise ConfigError("PAPER", "the paper exchange needs its deployment's folder")
+        deployment = ctx.deployment
         venue = deployment.config.venue
         if venue.kind != "paper":
             raise ConfigError("PAPER", f"venue {venue.name} is of kind {venue.kind}: there is nothing to serve")
-        passphrase = ctx.secrets.get(passphrase_name(NAME))
-        if passphrase is None:
-            raise ConfigError("SECRETS", f"no passphrase for the key of {NAME}: is it in the keystore?")
         try:
             config = parse_config(deployment.paper_exchange.read_bytes())
             folder = deployment.state(NAME)
@@ -42,7 +38,11 @@ class PaperExchange(Component):
         except OSError as exc:
             raise ConfigError("PAPER", f"{exc.filename}: {exc.strerror}; `tallystick init` makes it") from exc
         tls = pki.server_context(
-            deployment.ca, deployment.certificate(NAME), deployment.key(NAME), passphrase, mutual=False
+            deployment.ca,
+            deployment.certificate(NAME),
+            deployment.key(NAME),
+            ctx.secret(passphrase_name(NAME)),
+            mutual=False,
         )
         self.exchange = Exchange(
             config,
@@ -57,6 +57,7 @@ class PaperExchange(Component):
         self._venue = venue.name
         self._symbols = {i.name: i.symbol for i in config.instruments}
         ctx.subscribe("md.trade.>", self._on_trades)
+        ctx.at_stop(self.exchange.stop)
         try:
             await self.exchange.start()
         except OSError as exc:
@@ -64,11 +65,6 @@ class PaperExchange(Component):
             # No ConfigError: whoever holds the port may let it go, and the supervisor tries again.
             raise Unverified("PAPER_PORT", f"{where}: {exc.strerror}; stop the other program or change it") from exc
         ctx.log.info("listening", host=deployment.config.host, port=self.exchange.port)
-
-    async def stop(self) -> None:
-        """Cut all connections."""
-        if hasattr(self, "exchange"):
-            await self.exchange.stop()
 
     def _on_trades(self, received: Received) -> None:
         symbol = self._symbols.get(received.subject.symbol)
@@ -80,4 +76,4 @@ class PaperExchange(Component):
         self._ctx.metrics.add("trades_played", len(received.events))
 
 
-COMPONENT = PaperExchange
+SERVICE = PaperExchange

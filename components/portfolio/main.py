@@ -2,7 +2,7 @@
 
 - At start the book is rebuilt from ORDERS: permits from `order.decision`, order ids from `order.event`, our own fills
   and positions.  Only then is the venue asked for what came since, and followed.
-- A decision counts as a permit if its session is on the authority's list; late or from history, if it was announced.
+- A decision counts as a permit if its session is admitted (`admit`), in whatever standing.
 - A fill is published before its position, on one chain; see `book` for what a crash in between means.
 - It reads the account with a key that may do nothing but read, signed in its own hardware token.
 
@@ -21,11 +21,10 @@ from typing import Final
 from tallystick.components.portfolio.binance import BalanceReport
 from tallystick.components.portfolio.book import Book, Output, Report
 from tallystick.components.portfolio.stream import Listener, UserStream
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
-from tallystick.schemas.errors import ConfigError, CouldNotVerify
 from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import subject
 
@@ -33,7 +32,7 @@ TICK_S: Final = 0.25
 OWN: Final = "portfolio"
 ANNOUNCED_TAIL: Final = 4_096
 
-Connect = Callable[[Context, Listener], UserStream]
+Connect = Callable[[ServiceContext, Listener], UserStream]
 
 
 def venue_urls(venue: VenueConfig) -> tuple[str, str]:
@@ -55,14 +54,11 @@ def venue_tls(deployment: Deployment) -> ssl.SSLContext:
     return context
 
 
-def connect(ctx: Context, listener: Listener) -> UserStream:
+def connect(ctx: ServiceContext, listener: Listener) -> UserStream:
     """The user stream as the deployment says.  Raises `ConfigError`."""
-    deployment: Deployment = ctx.config
+    deployment = ctx.deployment
     venue = deployment.config.venue
-    try:
-        api_key, pin = ctx.secrets[api_key_name(OWN)], ctx.secrets[pin_name(OWN)]
-    except KeyError as exc:
-        raise ConfigError("SECRETS", f"portfolio needs the secret {exc.args[0]}: is it in the keystore?") from exc
+    api_key, pin = ctx.secret(api_key_name(OWN)), ctx.secret(pin_name(OWN))
     rest_url, socket_url = venue_urls(venue)
     return UserStream(
         venue=venue.name,
@@ -78,7 +74,7 @@ def connect(ctx: Context, listener: Listener) -> UserStream:
     )
 
 
-class Portfolio(Component):
+class Portfolio(Service):
     """See the module docstring.  It is the user stream's `Listener`."""
 
     def __init__(self, venue: str | None = None, connect: Connect = connect) -> None:
@@ -86,10 +82,10 @@ class Portfolio(Component):
         self._venue_name = venue
         self._connect = connect
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Read the whole history of orders; follow the venue from `ready` on."""
         self.ctx = ctx
-        self.venue = self._venue_name or ctx.config.config.venue.name
+        self.venue = self._venue_name or ctx.deployment.config.venue.name
         self.book = Book(ctx.new)
         self._balances: dict[str, tuple[Decimal, Decimal]] = {}
         self._started = ctx.clock()
@@ -112,15 +108,8 @@ class Portfolio(Component):
         self.ctx.spawn(self._tick())
 
     async def _on_orders(self, received: Received) -> None:
-        if received.live:
-            try:
-                await self.ctx.require_listed(received)
-            except CouldNotVerify:
-                # A permit given just before the authority went away is one; of a session never announced it is none.
-                await self.ctx.require_announced(received)
-        else:
-            await self.ctx.require_announced(received)
-        # Late messages count as well: a permit or an own fill is a fact, however old.
+        # Whatever its standing: a permit or an own fill is a fact, however old.
+        await self.ctx.admit(received)
         where = received.subject
         for event in received.events:
             if isinstance(event, Decision):
@@ -183,4 +172,4 @@ class Portfolio(Component):
             self.ctx.notice("USER_STREAM_DOWN" if code != "VENUE_CREDENTIAL" else code, text)
 
 
-COMPONENT = Portfolio
+SERVICE = Portfolio

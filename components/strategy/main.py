@@ -18,16 +18,16 @@ from typing import Final
 
 from tallystick.components.strategy.host import Host, Output
 from tallystick.components.strategy.load import load_strategy, typed_params
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.folder import StrategyConfig
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.subjects import subject
 
 PREFIX: Final = "strategy-"
 
 
-class StrategyProcess(Component):
+class StrategyProcess(Service):
     """See the module docstring."""
 
     def __init__(self, config: StrategyConfig | None = None, venue: str = "", folder: Path | None = None) -> None:
@@ -36,12 +36,12 @@ class StrategyProcess(Component):
         self._venue = venue
         self._folder = folder
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         """Load the strategy.  Raises `ConfigError`."""
         self.ctx = ctx
         config, venue, folder = self._given, self._venue, self._folder
         if config is None or folder is None:
-            deployment: Deployment = ctx.config
+            deployment = ctx.deployment
             venue, folder = deployment.config.venue.name, deployment.directory
             config = next((s for s in deployment.config.strategies if s.component == ctx.component), None)
             if config is None:
@@ -93,4 +93,4 @@ def _digest(strategy: object) -> str:
     return hashlib.sha256(Path(inspect.getfile(type(strategy))).read_bytes()).hexdigest()
 
 
-COMPONENT = StrategyProcess
+SERVICE = StrategyProcess

@@ -1,8 +1,7 @@
-"""What a component sees of the system: publish, subscribe, time, log.
+"""The bus as one component has it: publish, subscribe, time, log.
 
-- Every message that reaches a handler has passed `seal.Verifier.open` and `ReaderChains.accept`; its
-  session is not revoked, and where the component asks for it (`listed`), live messages come from
-  listed sessions only.
+- Every message that reaches a handler has passed `seal.Verifier.open` and `ReaderChains.accept`, and its session is
+  not revoked.  Whether that session may act now, `admit` says.
 - A message that fails goes to `dead.<component>` with code and bytes, and is counted; reading goes on.
 - A handler's `TallystickError` dead-letters its message too; any other exception is a defect and stops
   the process before its position moves on, so nothing is skipped.
@@ -10,7 +9,7 @@
   a session list from one that is ahead of this clock.
 - History (what was stored before this process caught up) arrives with `live = False`: it builds state
   and must cause nothing.  Stale messages have `live = False` as well, with `refusal` saying why.  Neither is
-  handled before SECURITY has been read, which says whose sessions were ever announced (`require_announced`).
+  handled before SECURITY has been read, which says whose sessions were ever announced.
 """
 
 from __future__ import annotations
@@ -18,22 +17,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-import msgspec
-
+from tallystick.runtime.bus.admission import Admission
 from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
+from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
 from tallystick.schemas.credential import Credential
-from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.errors import Ahead, ConfigError, Stale, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
 from tallystick.schemas.ids import EventIds
-from tallystick.schemas.seal import ReaderChains, Statement, Verified, Verifier, require_live
+from tallystick.schemas.seal import ReaderChains, Verified, Verifier, require_live
 from tallystick.schemas.security import MAX_DEAD_PAYLOAD, DeadLetter, Head, Heartbeat, Notice
 from tallystick.schemas.sessions import SessionView
-from tallystick.schemas.subjects import GUARD, KINDS, SECURITY, Subject, matches, overlaps, parse_subject, subject
+from tallystick.schemas.standing import Standing
+from tallystick.schemas.subjects import GUARD, SECURITY, Subject, matches, parse_subject, subject
 from tallystick.schemas.trust import TrustRoot
 
 E = TypeVar("E", bound=Event)
@@ -46,77 +47,16 @@ SECURITY_TAIL: Final = 64
 MAX_STRANGERS: Final = 1024
 # Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
 MAX_DEAD: Final = 256
-# How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
-LISTING_S: Final = 0.5
-FRESH_NS: Final = 5_000_000_000
-# Kinds whose live messages move money or lift a guard: their sessions must be on the authority's list.
-LISTED_KINDS: Final = frozenset(
-    ("order.intent", "order.decision", "order.event", "fill", "position", "control.breaker", "control.arm", "alert")
-)
-
-
-class Received(msgspec.Struct, frozen=True):
-    """One verified message as a handler sees it.
-
-    `live` says that it arrived after the component caught up, is fresh and (where asked for) from a
-    listed session; otherwise it is history or late, and `refusal` holds the reason for the latter.
-    """
-
-    verified: Verified
-    stream_seq: int
-    stored: int
-    received: int
-    live: bool
-    refusal: TallystickError | None = None
-
-    @property
-    def subject(self) -> Subject:
-        """The subject, parsed."""
-        return self.verified.subject
-
-    @property
-    def events(self) -> list[Event]:
-        """The events, in order."""
-        return self.verified.events
-
-    @property
-    def statement(self) -> Statement:
-        """The signed statement of the message's flush."""
-        return self.verified.statement
-
-    @property
-    def credential(self) -> Credential:
-        """The credential that sealed it."""
-        return self.verified.credential
-
 
 _ALWAYS: Final = asyncio.Event()
 _ALWAYS.set()
 
-Handler = Callable[[Received], Awaitable[None] | None]
-RawHandler = Callable[[Delivery], Awaitable[None] | None]
-Start = Literal["all", "new"] | int
 
+class BusContext:
+    """See the module docstring.  Built by `process`; tests build it with their own link.
 
-def stream_of(pattern: str) -> str:
-    """The stream whose kinds a pattern covers.  Raises `ConfigError` for none or several."""
-    streams = {kind.stream for kind in KINDS.values() if overlaps(pattern, kind.pattern)}
-    if len(streams) != 1:
-        raise ConfigError("SUBSCRIPTION", f"{pattern!r} must cover subjects of one stream, covers {sorted(streams)}")
-    return streams.pop()
-
-
-class _Subscription(msgspec.Struct):
-    patterns: tuple[str, ...]
-    handler: Handler
-    start: Start
-    after: int
-
-
-class Context:
-    """The runtime of one component.  Built by `process`; tests build it with their own link.
-
-    Owns the publishers, readers, chains and positions; handlers run one at a time per stream.
+    Owns the publishers, readers, chains and positions; handlers run one at a time per stream.  User code gets
+    `component.Context`, which hands on what it may use.
     """
 
     def __init__(
@@ -129,17 +69,11 @@ class Context:
         clock: Callable[[], int],
         entropy: Callable[[int], bytes],
         metrics: Metrics,
-        log: Any,
+        log: Log,
         reads: dict[str, tuple[str, ...]],
         api: str,
-        listed: bool,
-        config: Any = None,
-        secrets: dict[str, Any] | None = None,
     ) -> None:
-        """`reads` (stream -> filters of the durable) and `api` (prefix of JetStream's services) are the topology's.
-
-        `listed`: live messages of `LISTED_KINDS` must come from sessions on the authority's list.
-        """
+        """`reads` (stream -> filters of the durable) and `api` (prefix of JetStream's services) are the topology's."""
         self.component = component
         self.boot = boot
         self.link = link
@@ -148,15 +82,12 @@ class Context:
         self.entropy = entropy
         self.metrics = metrics
         self.log = log
-        self.sessions = SessionView()
-        self.config = config
-        self.secrets = secrets or {}
+        self._admission = Admission(clock)
         self.verifier = Verifier(trust)
         self._ids = EventIds(entropy(8))
         self._reads = reads
         self._api = api
-        self._listed = listed
-        self._subscriptions: dict[str, list[_Subscription]] = {}
+        self._subscriptions: dict[str, list[Subscription]] = {}
         self._raw: dict[str, tuple[RawHandler, int]] = {}
         self._chains: dict[str, ReaderChains] = {}
         self._applied: dict[str, int] = {}
@@ -278,8 +209,8 @@ class Context:
                 raise ConfigError(
                     "READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)"
                 )
-            entry = _Subscription(
-                patterns=(pattern,), handler=handler, start=start if after is None else "all", after=after or 0
+            entry = Subscription(
+                pattern=pattern, handler=handler, start=start if after is None else "all", after=after or 0
             )
             self._subscriptions.setdefault(stream, []).append(entry)
 
@@ -297,6 +228,24 @@ class Context:
     def position(self, stream: str) -> int:
         """The last applied sequence of a stream (0: none)."""
         return self._applied.get(stream, 0)
+
+    # -- who may act now ------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> SessionView:
+        """The sessions that the authority listed and announced."""
+        return self._admission.sessions
+
+    async def admit(self, received: Received) -> Standing:
+        """What the session that sealed the message may do now; see `admission`.
+
+        Raises `Unverified` for a session that is revoked, not listed or was never announced: no effect at all.
+        """
+        return await self._admission.standing(received)
+
+    async def require_listed(self, credential: Credential, stream: str) -> None:
+        """The same for what did not come by the bus: raise `Unverified` unless the session is listed now."""
+        await self._admission.require_listed(credential, stream)
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -381,38 +330,6 @@ class Context:
 
     # -- the way of a message -------------------------------------------------------------------
 
-    async def _require_listed(self, verified: Verified, stream: str) -> None:
-        """Sessions are listed on SECURITY, another stream: a message of a new one may be heard before its listing.
-
-        It waits up to `LISTING_S` for that, if its credential is that new; nothing else waits.
-        """
-        await self._await_listing(verified, stream, lambda now: self.sessions.require_listed(verified.credential, now))
-
-    async def require_announced(self, received: Received) -> None:
-        """Raise `Unverified` unless the authority announced the session: for what is late, or history."""
-        credential, when = received.credential, max(received.statement.time, received.stored)
-        await self._await_listing(
-            received.verified, received.subject.stream, lambda _: self.sessions.require_announced(credential, when)
-        )
-
-    async def require_listed(self, received: Received) -> None:
-        """Raise `Unverified` unless the session is on a fresh list; `CouldNotVerify` where there is none."""
-        await self._require_listed(received.verified, received.subject.stream)
-
-    async def _await_listing(self, verified: Verified, stream: str, require: Callable[[int], None]) -> None:
-        deadline = self.clock() + int(LISTING_S * 1e9)
-        while True:
-            now = self.clock()
-            try:
-                require(now)
-            except Unverified as exc:
-                fresh = now - verified.credential.issued_at < FRESH_NS
-                if exc.code != "SESSION_UNLISTED" or stream == SECURITY or not fresh or now > deadline:
-                    raise
-                await asyncio.sleep(0.005)
-            else:
-                return
-
     def _announced(self, verified: Verified, delivery: Delivery) -> bool:
         try:
             self.sessions.require_announced(verified.credential, max(verified.statement.time, delivery.stored))
@@ -445,17 +362,15 @@ class Context:
             try:
                 verified = self.verifier.open(delivery.subject, stream, delivery.payload)
                 live, refusal = caught_up.is_set(), None
-                if live:
+                try:
                     # Before it can count as merely old: a thief dates his messages as he likes.
                     self.sessions.require_not_revoked(verified.credential)
-                try:
                     require_live(verified, now)
-                    self.sessions.require_not_revoked(verified.credential)
-                    if live and self._listed and verified.subject.kind in LISTED_KINDS:
-                        await self._require_listed(verified, stream)
                 except Unverified as exc:
                     # Old is history; everything else wrong with a message received now has no effect.
-                    if (live and exc.code != "STALE") or (exc.code == "FUTURE" and verified.subject.kind == "cred"):
+                    if live and not isinstance(exc, Stale):
+                        raise
+                    if isinstance(exc, Ahead) and verified.subject.kind == "cred":
                         raise
                     live, refusal = False, exc
                 # Only now is anything learned from it: positions that a refused message names are not used up.
@@ -466,7 +381,7 @@ class Context:
                     if len(strangers) >= MAX_STRANGERS:
                         strangers.forget(lambda *_: False)
                     strangers.accept(verified)
-                self.sessions.apply(verified)
+                self._admission.learn(verified)
                 received = Received(
                     verified=verified,
                     stream_seq=delivery.stream_seq,
@@ -476,7 +391,7 @@ class Context:
                     refusal=refusal,
                 )
                 for entry in subscriptions:
-                    if not any(matches(p, delivery.subject) for p in entry.patterns):
+                    if not matches(entry.pattern, delivery.subject):
                         continue
                     if (entry.start == "new" and not caught_up.is_set()) or delivery.stream_seq <= entry.after:
                         continue

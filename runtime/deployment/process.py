@@ -29,14 +29,12 @@ import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import CredentialSource, Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
-from tallystick.runtime.deployment.service import OwnSource, Setup
+from tallystick.runtime.deployment.service import OwnSource, Service, ServiceContext, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
@@ -78,12 +76,12 @@ def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> S
     )
 
 
-def load_component(spec: topology.Component) -> Component:
-    """The component's class from its folder's `main.COMPONENT`, instantiated."""
+def load_service(spec: topology.Component) -> Service:
+    """The component's service from its folder's `main.SERVICE`, instantiated."""
     package = _PACKAGES.get(spec.folder, f"tallystick.components.{spec.folder}")
-    made = importlib.import_module(f"{package}.main").COMPONENT()
-    if not isinstance(made, Component):
-        raise ConfigError("COMPONENT", f"{package}.main.COMPONENT is no Component")
+    made = importlib.import_module(f"{package}.main").SERVICE()
+    if not isinstance(made, Service):
+        raise ConfigError("COMPONENT", f"{package}.main.SERVICE is no Service")
     return made
 
 
@@ -104,8 +102,8 @@ def make_link(setup: Setup, source: CredentialSource, metrics: Metrics) -> Link:
     )
 
 
-async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
-    """Run `component` until `stop` is set.  Raises what stopped it otherwise."""
+async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
+    """Run `service` until `stop` is set.  Raises what stopped it otherwise."""
     deployment, spec = setup.deployment, setup.spec
     config = deployment.config
     metrics = Metrics()
@@ -116,12 +114,12 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
         component=spec.name,
         certificate=setup.certificate,
     )
-    source = component.credential_source(setup) if isinstance(component, OwnSource) else client
+    source = service.credential_source(setup) if isinstance(service, OwnSource) else client
     link = make_link(setup, source, metrics)
     ready = deployment.run / f"{spec.name}.ready"
     ready.unlink(missing_ok=True)
     await link.start()
-    ctx = Context(
+    ctx = ServiceContext(
         component=spec.name,
         boot=setup.boot,
         link=link,
@@ -132,8 +130,7 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
         log=setup.log,
         reads=spec.reads,
         api=spec.api,
-        listed=component.listed,
-        config=deployment,
+        deployment=deployment,
         secrets=setup.secrets,
     )
     setup.log.info("started", boot=setup.boot.hex())
@@ -141,10 +138,10 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
     failed: asyncio.Future[object] = asyncio.ensure_future(ctx.failed())
 
     async def serve() -> None:
-        await component.start(ctx)
+        await service.start(ctx)
         ctx.open()
         await ctx.caught_up()
-        await component.ready()
+        await service.ready()
         ready.write_text(f"{os.getpid()}\n")
         setup.log.info("ready")
         while True:
@@ -162,7 +159,6 @@ async def run(setup: Setup, component: Component, stop: asyncio.Event) -> None:
         for task in (serving, stopping, failed):
             task.cancel()
         await asyncio.gather(serving, stopping, failed, return_exceptions=True)
-    await component.stop()
     session = link.session
     await ctx.close()
     setup.log.info("stopped", **metrics.snapshot())
@@ -181,7 +177,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         setup = load_setup(directory, component, secrets)
-        made = load_component(setup.spec)
+        made = load_service(setup.spec)
     except TallystickError as exc:
         sys.stderr.write(f"tallystick: {component}: {exc}\n")
         return 2

@@ -1,18 +1,24 @@
-"""What a component of the system gets besides the bus: the set-up of its process."""
+"""A component of the system: what its process is made from, and what it gets besides the bus.
+
+A `Service` is a process of the system itself; user code is a `Component` that the observer's service hosts.
+"""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from tallystick.infra.nats import topology
-from tallystick.runtime.bus.component import Component
+from tallystick.runtime.bus.context import BusContext
 from tallystick.runtime.bus.link import CredentialSource
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.keystore import Secret
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
 
 
@@ -28,12 +34,71 @@ class Setup(msgspec.Struct, frozen=True):
     secrets: dict[str, Secret]
     clock: Callable[[], int]
     entropy: Callable[[int], bytes]
-    log: Any
+    log: Log
 
 
-class OwnSource(Component):
-    """A component whose sessions do not come from the authority: the authority itself, and nobody else."""
+class ServiceContext(BusContext):
+    """The bus, and the deployment and secrets that this component was given.
 
+    What a service acquires it names with `at_stop` at once: so it is let go whatever became of the start.
+    """
+
+    def __init__(
+        self, *, deployment: Deployment | None = None, secrets: Mapping[str, Secret] | None = None, **bus: Any
+    ) -> None:
+        """`deployment`: None for a service that is given everything else it needs; `bus`: as `BusContext`."""
+        super().__init__(**bus)
+        self._deployment = deployment
+        self._secrets = dict(secrets or {})
+        self._at_stop: list[Callable[[], Awaitable[None] | None]] = []
+
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment's folder and configuration.  Raises `ConfigError` where the process was given none."""
+        if self._deployment is None:
+            raise ConfigError("DEPLOYMENT", f"{self.component} needs its deployment's folder")
+        return self._deployment
+
+    def secret(self, name: str) -> Secret:
+        """One of the secrets that this component was handed.  Raises `ConfigError` for one that it was not."""
+        try:
+            return self._secrets[name]
+        except KeyError:
+            raise ConfigError(
+                "SECRETS", f"{self.component} needs the secret {name}: is it in the keystore, and handed over?"
+            ) from None
+
+    def at_stop(self, release: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `release` before the readers stop and the chains are closed; the last one named first."""
+        self._at_stop.append(release)
+
+    async def release(self) -> None:
+        """Let go what was acquired."""
+        while self._at_stop:
+            released = self._at_stop.pop()()
+            if released is not None:
+                await released
+
+    async def close(self) -> None:
+        """Let go what was acquired, then as `BusContext`."""
+        await self.release()
+        await super().close()
+
+
+class Service(ABC):
+    """One process of the system."""
+
+    @abstractmethod
+    async def start(self, ctx: ServiceContext) -> None:
+        """Subscribe here.  Reading begins when this returns; background work goes into `ctx.spawn`."""
+
+    async def ready(self) -> None:  # noqa: B027 - most have nothing to do then
+        """Called once everything stored before the start was handled; the process then counts as ready."""
+
+
+class OwnSource(Service):
+    """A service whose sessions do not come from the authority: the authority itself, and nobody else."""
+
+    @abstractmethod
     def credential_source(self, setup: Setup) -> CredentialSource:
         """Where its sessions come from; called before there is a link."""
-        raise NotImplementedError

@@ -15,8 +15,9 @@ from nats.aio.client import Client
 
 from tallystick.cli import operate
 from tallystick.cli.intruder import _StolenRoleKey
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import Deployment, pin_name, role_key_id
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError, Unverified
@@ -27,6 +28,7 @@ from tallystick.schemas.seal import ChainWriter
 from tallystick.schemas.security import CredentialIssued, Notice, SessionRevoked
 from tallystick.schemas.subjects import ORDERS, subject
 from tests.support.deployment import Running, make, running, until
+from tests.support.runtime import from_listed
 
 INTENTS = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH")
 
@@ -50,27 +52,27 @@ def on(made: tuple[Deployment, Keystore], work: Callable[[Running], Awaitable[No
     asyncio.run(run())
 
 
-def intent(context: Context, *, ts: int | None = None) -> Intent:
+def intent(context: ServiceContext, *, ts: int | None = None) -> Intent:
     made_now = context.new(Intent, side="buy", type="market", qty=Decimal(1))
     return made_now if ts is None else Intent(id=made_now.id, ts=ts, side="buy", type="market", qty=Decimal(1))
 
 
-async def reader(desk: Running) -> tuple[Context, list[Received]]:
+async def reader(desk: Running) -> tuple[ServiceContext, list[Received]]:
     """A gateway that takes live intents from listed sessions only."""
-    gateway = await desk.context("gateway", listed=True)
+    gateway = await desk.context("gateway")
     got: list[Received] = []
-    gateway.subscribe("order.intent.>", got.append)
+    gateway.subscribe("order.intent.>", from_listed(gateway, got))
     gateway.open()
     await gateway.caught_up()
     return gateway, got
 
 
-async def publish_raw(context: Context, sealed: bytes) -> None:
+async def publish_raw(context: ServiceContext, sealed: bytes) -> None:
     connection = await context.link.connection()
     await asyncio.wait_for(await connection.publish(INTENTS.text, sealed, os.urandom(16).hex()), 3)
 
 
-def refusals(context: Context) -> int:
+def refusals(context: ServiceContext) -> int:
     return context.metrics.snapshot().get("dead_letters", 0)
 
 

@@ -12,8 +12,10 @@ import pytest
 from tallystick.components.custody import permits
 from tallystick.components.custody.journal import Journal
 from tallystick.schemas import signing
+from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds
+from tallystick.schemas.leases import LeaseBook
 from tallystick.schemas.orders import Denial, Intent
 from tallystick.schemas.security import BootEnded, BreakerHeartbeat, BreakerTripped, SessionRevoked
 from tallystick.schemas.trust import Cap
@@ -197,7 +199,7 @@ def test_without_a_heartbeat_nothing_is_signed(desk: Desk) -> None:
 
 def test_a_heartbeat_of_history_counts_for_nothing(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
-    desk.permits.heartbeat_at = 0
+    desk.permits._breakers = BreakerView()
     desk.tell("breaker", "control.breaker.all", desk.event(BreakerHeartbeat, number=1, tripped=()), live=False)
     assert code(desk.ask(desk.request())) == "BREAKER_SILENT"
 
@@ -233,7 +235,7 @@ def test_a_heartbeat_from_before_the_trip_does_not_close_it(desk: Desk) -> None:
 class TestArming:
     def unarmed(self, tmp_path: Path) -> Desk:
         desk = Desk(tmp_path)
-        desk.permits._leases.clear()
+        desk.permits._leases = LeaseBook(desk.trust)
         return desk
 
     def test_without_a_lease_nothing_is_signed(self, tmp_path: Path) -> None:
@@ -386,7 +388,7 @@ class TestKillSwitch:
     def test_cancels_and_queries_need_nobody(self, desk: Desk) -> None:
         # No list, no heartbeat, no lease, everything tripped.
         desk.heartbeat("all")
-        desk.permits._leases.clear()
+        desk.permits._leases = LeaseBook(desk.trust)
         desk.advance(1000)
         venue, symbol, name = "paper", "XRP/ETH", order().client_order_id
         wanted: dict[signing.Request, str] = {

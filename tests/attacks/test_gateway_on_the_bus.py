@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from tallystick.components.gateway.main import GatewayProcess
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import Deployment, parse_config
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
@@ -80,7 +81,7 @@ class Floor:
     def __init__(self, desk: Desk, deployment: Deployment) -> None:
         self.desk = desk
         self.deployment = deployment
-        self.listed: dict[str, Context] = {}
+        self.listed: dict[str, ServiceContext] = {}
         self.revoked: tuple[bytes, ...] = ()
         self.tripped: tuple[str, ...] = ()
         self.beating = self.listing = True
@@ -147,9 +148,9 @@ class Floor:
         )
         market.publish(f"md.trade.{XRP}", trade)
 
-    async def gateway(self) -> tuple[GatewayProcess, Context]:
+    async def gateway(self) -> tuple[GatewayProcess, ServiceContext]:
         """A gateway that is ready; an older one counts as gone."""
-        context = await self.desk.context("gateway", config=self.deployment)
+        context = await self.desk.context("gateway", deployment=self.deployment)
         self.listed["gateway"] = context
         process = GatewayProcess()
         await process.start(context)
@@ -173,7 +174,11 @@ class Floor:
         return self.listed[f"strategy-{strategy}"].new(Intent, **{**fields, **changes})
 
     async def ask(
-        self, intent: Intent | CancelIntent, strategy: str = "alpha", by: Context | None = None, timeout: float = 5.0
+        self,
+        intent: Intent | CancelIntent,
+        strategy: str = "alpha",
+        by: ServiceContext | None = None,
+        timeout: float = 5.0,
     ) -> Decision:
         """The recorded decision on an intent."""
         sender = by or self.listed[f"strategy-{strategy}"]
@@ -192,7 +197,7 @@ class Floor:
                 await self._beat
 
 
-def credential(context: Context) -> Any:
+def credential(context: ServiceContext) -> Any:
     session = context.link.session
     assert session is not None
     return session.credential
@@ -349,7 +354,7 @@ def test_gateway_does_not_start_with_a_policy_or_limits_that_are_not_right(
         deployment = Deployment(deployment.directory, parse_config(CONFIG.replace('max_qty = "1000"', ""), "x"))
 
     async def work(floor: Floor) -> None:
-        context = await floor.desk.context("gateway", config=deployment)
+        context = await floor.desk.context("gateway", deployment=deployment)
         with pytest.raises(ConfigError) as caught:
             await GatewayProcess().start(context)
         assert caught.value.code == {"policy": "POLICY_TYPE_CHECK", "limits": "LIMITS"}[broken]

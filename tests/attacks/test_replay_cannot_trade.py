@@ -22,15 +22,15 @@ from tallystick.replay.player import from_archive, play
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Judge, Played
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.service import Setup
+from tallystick.runtime.deployment.service import ServiceContext, Setup
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas import signing
@@ -143,7 +143,7 @@ def sealed_in_zone(zone: Zone) -> Played:
     return found[0]
 
 
-def refusals(context: Context) -> list[str]:
+def refusals(context: ServiceContext) -> list[str]:
     """The codes under which `context` dead-letters messages from now on."""
     codes: list[str] = []
     real = context.dead_letter

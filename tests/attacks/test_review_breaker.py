@@ -33,7 +33,7 @@ def tripped(folder: Path, bus_folder: Path, kill: str = "") -> list[str]:
             if kill:
                 await made._on_request(Kill(scope=kill, reason="drill"), "uid 0")
             scopes = [trip.scope for trip in made.breakers.tripped]
-            await made.stop()
+            await made.ctx.release()
         finally:
             await desk.close()
         return scopes

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.custody.journal import Journal
-from tallystick.components.custody.request import Denied
 from tallystick.components.execution import orders as o
+from tallystick.schemas.errors import Unverified
+from tallystick.schemas.standing import LISTED
 from tests.support import gateway as gateways
+from tests.support.breaker import heartbeat
 from tests.support.custody import Desk
 from tests.support.world import NOW
 
@@ -22,8 +24,8 @@ def test_custody_takes_no_heartbeat_from_the_future_for_a_fresh_one(tmp_path: Pa
     """A clock put back by an hour would otherwise keep the last heartbeat fresh for an hour of silence."""
     desk = Desk(tmp_path)
     desk.now -= HOUR
-    with pytest.raises(Denied, match="BREAKER_SILENT"):
-        desk.permits._require_breakers_closed("alpha", "paper", desk.now)
+    with pytest.raises(Unverified, match="BREAKER_SILENT"):
+        desk.permits._breakers.require_closed("alpha", "paper", desk.now, SECOND)
 
 
 def test_the_gateway_denies_on_facts_from_the_future() -> None:
@@ -37,8 +39,8 @@ def test_the_gateway_denies_on_facts_from_the_future() -> None:
 def test_execution_is_not_kept_waiting_by_heartbeats_that_come_late() -> None:
     """A broker that holds each heartbeat back for five seconds would hide the breaker's silence for as long."""
     orders = o.Orders([("paper", "XRP/ETH")], NOW)
-    orders.heartbeat((), NOW, NOW)
-    orders.heartbeat((), NOW + SECOND, NOW + 5 * SECOND)
+    orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
+    orders.on_breaker(heartbeat(stated=NOW + SECOND), LISTED, NOW + 5 * SECOND)
     effects = orders.tick(NOW + 5 * SECOND)
     assert [e.code for e in effects if isinstance(e, o.Alarm)] == ["BREAKER_SILENT"]
     assert any(isinstance(e, o.CancelAll) for e in effects)
@@ -47,9 +49,9 @@ def test_execution_is_not_kept_waiting_by_heartbeats_that_come_late() -> None:
 def test_execution_takes_a_clock_that_was_put_back_for_silence() -> None:
     """Heartbeats stated before the newest one are ignored: what they trip would be, too."""
     orders = o.Orders([("paper", "XRP/ETH")], NOW)
-    orders.heartbeat((), NOW, NOW)
+    orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     back = NOW - HOUR
-    assert orders.heartbeat(("all",), back, back) == []
+    assert orders.on_breaker(heartbeat("all", stated=back), LISTED, back) == []
     assert any(isinstance(e, o.CancelAll) for e in orders.tick(back))
 
 

@@ -9,18 +9,19 @@ from typing import Any
 
 import structlog
 
-from tallystick.runtime.bus.context import MAX_DEAD, Context
+from tallystick.runtime.bus.context import MAX_DEAD
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import Malformed
 from tests.support import world
 
 
-def context() -> Context:
-    return Context(
+def context() -> ServiceContext:
+    return ServiceContext(
         component="gateway",
         boot=os.urandom(16),
-        link=None,  # type: ignore[arg-type]  # nothing is sent here
+        link=None,  # nothing is sent here
         trust=world.trust_root(),
         clock=time.time_ns,
         entropy=os.urandom,
@@ -28,7 +29,6 @@ def context() -> Context:
         log=structlog.get_logger(),
         reads={},
         api="$JS.API",
-        listed=False,
     )
 
 

@@ -18,8 +18,9 @@ from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.gateway.risk import LimitBook
 from tallystick.components.portfolio.main import Portfolio
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.link import SessionLost
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
@@ -31,7 +32,7 @@ from tallystick.schemas.subjects import parse_subject
 from tests.support import gateway as gateways
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
-from tests.support.runtime import Desk
+from tests.support.runtime import Desk, from_listed
 
 SECOND = 1_000_000_000
 POSITION = "position.alpha.paper.XRP-ETH"
@@ -52,20 +53,20 @@ class Scene:
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
-        self.listed: list[Context] = []
+        self.listed: list[ServiceContext] = []
         self.number = 0
 
     async def start(self) -> None:
         self.authority = await self.desk.context("authority")
 
-    async def component(self, name: str, **kw: Any) -> Context:
+    async def component(self, name: str, **kw: Any) -> ServiceContext:
         """A context whose session is announced."""
         context = await self.desk.context(name, **kw)
         self.listed.append(context)
         await self.list_sessions()
         return context
 
-    def sessions(self, *contexts: Context) -> tuple[Session, ...]:
+    def sessions(self, *contexts: ServiceContext) -> tuple[Session, ...]:
         found = []
         for context in contexts:
             c = context.link.session.credential
@@ -79,18 +80,18 @@ class Scene:
         )
         await self.authority.publish("cred.authority", event)
 
-    async def revoke(self, context: Context) -> None:
+    async def revoke(self, context: ServiceContext) -> None:
         self.listed.remove(context)
         event = self.authority.new(SessionRevoked, boot=context.boot, reason="stolen")
         await self.authority.publish(f"cred.{context.component}", event)
         await self.list_sessions()
 
-    async def minted(self, component: str) -> Context:
+    async def minted(self, component: str) -> ServiceContext:
         """A session minted with a stolen role key: the broker lets it in, nobody announced it."""
         return await self.desk.context(component)
 
     @staticmethod
-    async def publish(thief: Context, where: str, *events: Event, age_ns: int = 0, seq: int = 0) -> None:
+    async def publish(thief: ServiceContext, where: str, *events: Event, age_ns: int = 0, seq: int = 0) -> None:
         """Seal and publish `events`, stated `age_ns` ago, at position `seq` of the thief's chain."""
         session, subject = thief.link.session, parse_subject(where)
         writer = ChainWriter(session.credential, session.key, subject.stream)
@@ -122,18 +123,18 @@ async def until(condition: Callable[[], Any], what: str, timeout: float = 5.0) -
     raise AssertionError(f"not within {timeout} s: {what}")
 
 
-def refused(context: Context) -> int:
+def refused(context: ServiceContext) -> int:
     return context.metrics.snapshot().get("dead_letters", 0)
 
 
-def position(context: Context) -> Position:
+def position(context: ServiceContext) -> Position:
     return context.new(Position, qty=Decimal(0), average_price=Decimal(0), realized=Decimal(0), fills=10**9)
 
 
 class _Gateway(GatewayProcess):
     """The gateway's process over a core that is built here: no policy folder is needed to learn from the bus."""
 
-    async def start(self, ctx: Context) -> None:
+    async def start(self, ctx: ServiceContext) -> None:
         self._ctx = ctx
         made = gateways.World(ready=False)
         self.gateway = decide.Gateway(
@@ -143,7 +144,7 @@ class _Gateway(GatewayProcess):
         ctx.subscribe(("fill.>", "position.>"), self._on_orders, "all")
 
 
-async def gateway_on(scene: Scene) -> tuple[Context, _Gateway]:
+async def gateway_on(scene: Scene) -> tuple[ServiceContext, _Gateway]:
     context = await scene.component("gateway")
     process = _Gateway()
     await process.start(context)
@@ -198,7 +199,7 @@ async def backdated(scene: Scene, component: str, age_s: int) -> Any:
     return dated_back(scene, thief, age_s) if age_s else thief
 
 
-def dated_back(scene: Scene, thief: Context, age_s: int) -> Any:
+def dated_back(scene: Scene, thief: ServiceContext, age_s: int) -> Any:
     """`thief` with another credential of its role key, boot and session key, issued before `age_s` ago."""
     credential, key = world.credential(
         thief.component,
@@ -214,7 +215,7 @@ def dated_back(scene: Scene, thief: Context, age_s: int) -> Any:
 
 def test_a_revoked_authority_lists_nobody_any_more(bus: TestBus) -> None:
     async def work(scene: Scene) -> None:
-        reader = await scene.component("gateway", listed=True)
+        reader = await scene.component("gateway")
         reader.open()
         await reader.caught_up()
         first, scene.authority = scene.authority, await scene.desk.context("authority")
@@ -235,7 +236,7 @@ def test_a_revoked_authority_lists_nobody_any_more(bus: TestBus) -> None:
 
 def test_a_list_ahead_of_the_clock_does_not_shut_out_the_lists_that_follow(bus: TestBus) -> None:
     async def work(scene: Scene) -> None:
-        reader = await scene.component("gateway", listed=True)
+        reader = await scene.component("gateway")
         reader.open()
         await reader.caught_up()
         event = scene.authority.new(SessionList, number=99, live=(), revoked=())
@@ -252,9 +253,9 @@ def test_a_thief_of_a_role_key_does_not_use_up_the_positions_of_the_live_chain(b
 
     async def work(scene: Scene) -> None:
         victim = await scene.component("streams")
-        reader = await scene.component("gateway" if listed else "breaker", listed=listed)
+        reader = await scene.component("gateway" if listed else "breaker")
         got: list[Received] = []
-        reader.subscribe("alert.>", got.append)
+        reader.subscribe("alert.>", from_listed(reader, got) if listed else got.append)
         reader.open()
         await reader.caught_up()
         thief = await scene.desk.context("streams", boot=victim.boot)
@@ -268,7 +269,7 @@ def test_a_thief_of_a_role_key_does_not_use_up_the_positions_of_the_live_chain(b
     on_scene(bus, work)
 
 
-def alert(context: Context) -> Alert:
+def alert(context: ServiceContext) -> Alert:
     return context.new(Alert, code="BURST", scope="all", text="40 in 1 s")
 
 
@@ -280,7 +281,7 @@ def test_market_data_of_a_session_that_is_not_listed_moves_no_price(bus: TestBus
         context, process = await gateway_on(scene)
         thief = await scene.minted("market-data")
 
-        def trade(of: Context, price: str) -> Trade:
+        def trade(of: ServiceContext, price: str) -> Trade:
             fields: dict[str, Any] = {"trade_id": 1, "qty": Decimal(1), "time": time.time_ns(), "buyer_is_maker": False}
             return of.new(Trade, price=Decimal(price), **fields)
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from tallystick.cli import operate
-from tallystick.runtime.deployment.admission import admit
 from tallystick.runtime.deployment.folder import Deployment, api_key_name
+from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade

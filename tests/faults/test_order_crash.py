@@ -25,12 +25,13 @@ import pytest
 import tests
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process, supervisor
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import ProcessState, Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.ids import id_text
@@ -122,7 +123,7 @@ class Record:
         return sum(e.state == "accepted" for e in self.events)
 
 
-async def reader(deployment: Deployment, keystore: Keystore, record: Record, name: str = "audit") -> Context:
+async def reader(deployment: Deployment, keystore: Keystore, record: Record, name: str = "audit") -> ServiceContext:
     """A context with audit's (or console's) own credential, which reads everything from the beginning."""
     secrets = {name: keystore[name] for name in deployment.secret_names(name)}
     setup = process.load_setup(deployment.directory, name, secrets)
@@ -137,7 +138,7 @@ async def reader(deployment: Deployment, keystore: Keystore, record: Record, nam
     metrics = Metrics()
     link = process.make_link(setup, client, metrics)
     await link.start()
-    context = Context(
+    context = ServiceContext(
         component=name,
         boot=setup.boot,
         link=link,
@@ -148,8 +149,7 @@ async def reader(deployment: Deployment, keystore: Keystore, record: Record, nam
         log=setup.log,
         reads=setup.spec.reads,
         api=setup.spec.api,
-        listed=False,
-        config=deployment,
+        deployment=deployment,
         secrets=secrets,
     )
     context.subscribe(("order.>",), record.note, start="all")
@@ -253,7 +253,7 @@ async def crash(folder: Path, kills: int, seed: int) -> str:
     plan = [*NAMED, *((rng.choice(VICTIMS), "") for _ in range(kills - len(NAMED)))][:kills]
     rng.shuffle(plan)
     stage = Stage(folder)
-    context: Context | None = None
+    context: ServiceContext | None = None
     try:
         await stage.supervisor.start()
         await operate.arm(stage.deployment, stage.keystore, Decimal(1))

@@ -252,7 +252,9 @@ def test_the_process_plays_the_market_of_its_own_venue_and_no_history(tls: Serve
                 await feed.publish(where, event)
 
             await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
-            context = await desk.context("paper-exchange", config=deployment(tmp_path / "dir", tls), secrets=SECRETS)
+            context = await desk.context(
+                "paper-exchange", deployment=deployment(tmp_path / "dir", tls), secrets=SECRETS
+            )
             await component.start(context)
             context.open()
             await context.caught_up()
@@ -295,7 +297,7 @@ def test_the_process_plays_the_market_of_its_own_venue_and_no_history(tls: Serve
             component._on_trades(heard[0])
             assert engine.touch("XRPETH") != touch
         finally:
-            await component.stop()
+            await context.release()
             await desk.close()
 
     with running_bus(tmp_path / "bus") as bus:
@@ -319,6 +321,6 @@ def test_a_process_that_lacks_something_says_so_and_does_not_start(tls: ServerTl
         component = PaperExchange()
         with pytest.raises(ConfigError):
             await component.start(context)
-        await component.stop()
+        await context.release()
 
     asyncio.run(run())

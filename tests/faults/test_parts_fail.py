@@ -21,8 +21,8 @@ import pytest
 
 from tallystick.cli import operate
 from tallystick.record import verify as verifying
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.deployment import supervisor
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tests.faults.test_order_crash import STRATEGIES, Record, check, explain, make, reader
 
@@ -41,7 +41,7 @@ class Floor:
         self.told: list[str] = []
         self.supervisor = Supervisor(self.deployment, self.keystore, report=self.told.append)
         self.record = Record()
-        self._reader: Context | None = None
+        self._reader: ServiceContext | None = None
 
     async def start(self) -> None:
         await self.supervisor.start()

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tallystick.runtime.bus.context import Received
+from tallystick.runtime.bus.received import Received
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
 from tallystick.streams.detectors.burst import EMPTY, NS, Bucket, Rules, alert_of, observe

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.link import Connection
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.streams import store as module
 from tallystick.streams.store import MAX_CHANGES, Fenced, JetStream, Lease, StateStore, StoreRefused
@@ -29,7 +29,7 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
 class Faulty(JetStream):
     """Loses a request before it is sent, or its answer after it took effect."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ServiceContext) -> None:
         super().__init__(context.link, context.metrics, context.log)
         self.before = 0
         self.after = 0

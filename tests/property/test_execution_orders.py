@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from tallystick.components.execution import orders as o
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
+from tallystick.schemas.standing import LISTED
 from tallystick.schemas.subjects import Subject, subject
+from tests.support.breaker import heartbeat
 
 START = 1_732_289_000_000_000_000
 PERMIT_NS = 3 * o.SECOND
@@ -181,7 +183,7 @@ class World:
                 assert code in {"BREAKER_SILENT", "PERMIT_REPEATED"}, (code, text)
 
     def heartbeat(self) -> None:
-        self.do(self.machine.heartbeat(self.tripped, self.now, self.now))
+        self.do(self.machine.on_breaker(heartbeat(*self.tripped, stated=self.now), LISTED, self.now))
 
     def finals(self) -> dict[str, list[str]]:
         """Client order id -> the final states that were published for it."""

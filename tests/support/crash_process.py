@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
-from tallystick.runtime.bus.component import Component
 from tallystick.runtime.deployment import process
+from tallystick.runtime.deployment.service import Service
 
 
 def main(arguments: list[str]) -> int:
@@ -28,11 +28,11 @@ def main(arguments: list[str]) -> int:
             order.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    made: dict[str, Component] = {
+    made: dict[str, Service] = {
         "execution": Execution(checkpoint=checkpoint),
         "custody": Custody(checkpoint=checkpoint),
     }
-    process.load_component = lambda spec: made[spec.name]
+    process.load_service = lambda spec: made[spec.name]
     return process.from_command_line(arguments)
 
 

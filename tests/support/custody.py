@@ -15,6 +15,7 @@ from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import SigningServer
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.nats_jwt import SessionKey
@@ -23,6 +24,7 @@ from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter, Verifier
 from tallystick.schemas.security import Arm, BreakerHeartbeat, Session, SessionList, Trip
 from tallystick.schemas.sessions import SessionView
+from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
 from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
 from tests.support import world
@@ -57,6 +59,9 @@ def shared_builder(key: Any = VENUE_KEY) -> RequestBuilder:
 
 
 shared_now = [world.NOW]
+
+
+PAST = Standing("past", Unverified("HISTORY", "test"))
 
 
 class Desk:
@@ -120,7 +125,10 @@ class Desk:
             subject, parse_subject(subject).stream, self.seal(component, subject, *events, **kw)
         )
         self.sessions.apply(verified)
-        self.permits.apply(verified, self.now, live=live)
+        if verified.subject.kind == "control.breaker":
+            self.permits.on_breaker(verified, LISTED if live else PAST, self.now)
+        else:
+            self.permits.on_arm(verified, self.now)
 
     def list_sessions(self, *components: str) -> None:
         self.number += 1

@@ -13,14 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import CredentialSource, Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
-from tallystick.runtime.deployment.service import Setup
+from tallystick.runtime.deployment.service import ServiceContext, Setup
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
@@ -48,7 +47,7 @@ class Running:
         self.deployment = deployment
         self.keystore = keystore
         self.supervisor = supervisor
-        self.contexts: list[Context] = []
+        self.contexts: list[ServiceContext] = []
 
     def setup(self, component: str, certificate_of: str | None = None) -> Setup:
         """What a process of `component` is made from; `certificate_of`: with another's certificate."""
@@ -75,8 +74,8 @@ class Running:
         )
 
     async def context(
-        self, component: str, *, listed: bool = False, source: CredentialSource | None = None, boot: bytes | None = None
-    ) -> Context:
+        self, component: str, *, source: CredentialSource | None = None, boot: bytes | None = None
+    ) -> ServiceContext:
         """A logged-in context; call `open()` after subscribing."""
         setup = self.setup(component)
         metrics = Metrics()
@@ -93,7 +92,7 @@ class Running:
             log=setup.log,
         )
         await link.start()
-        context = Context(
+        context = ServiceContext(
             component=component,
             boot=link.boot,
             link=link,
@@ -104,8 +103,7 @@ class Running:
             log=setup.log,
             reads=setup.spec.reads,
             api=setup.spec.api,
-            listed=listed,
-            config=self.deployment,
+            deployment=self.deployment,
             secrets=setup.secrets,
         )
         self.contexts.append(context)

@@ -1,6 +1,6 @@
 """Components in the test's own process on the real broker: contexts with software keys.
 
-`Desk` holds one broker and makes a `Context` per component; the credential source mints with the test's
+`Desk` holds one broker and makes a `ServiceContext` per component; the credential source mints with the test's
 role keys, as the authority would, without its certificate and proof checks.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import structlog
 
-from tallystick.runtime.bus.context import Context
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.received import Handler, Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
 from tallystick.schemas.trust import ComponentTrust, TrustRoot
 from tests.support import world
@@ -65,11 +66,11 @@ class Desk:
     def __init__(self, bus: TestBus) -> None:
         self.bus = bus
         self.trust = live_trust(bus)
-        self.contexts: list[Context] = []
+        self.contexts: list[ServiceContext] = []
 
     async def context(
-        self, component: str, *, lifetime_s: int = 120, listed: bool = False, boot: bytes | None = None, **kw: Any
-    ) -> Context:
+        self, component: str, *, lifetime_s: int = 120, boot: bytes | None = None, **kw: Any
+    ) -> ServiceContext:
         """A logged-in context; call `open()` after subscribing."""
         spec = self.bus.component(component)
         metrics = Metrics()
@@ -89,7 +90,7 @@ class Desk:
             log=log,
         )
         await link.start()
-        context = Context(
+        context = ServiceContext(
             component=component,
             boot=boot,
             link=link,
@@ -100,7 +101,6 @@ class Desk:
             log=log,
             reads=spec.reads,
             api=spec.api,
-            listed=listed,
             **kw,
         )
         self.contexts.append(context)
@@ -111,3 +111,14 @@ class Desk:
         for context in reversed(self.contexts):
             await context.close()
         self.contexts.clear()
+
+
+def from_listed(context: ServiceContext, got: list[Received]) -> Handler:
+    """A handler that keeps what may act now, and history."""
+
+    async def handle(received: Received) -> None:
+        if received.live:
+            (await context.admit(received)).require_listed()
+        got.append(received)
+
+    return handle

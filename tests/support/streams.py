@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 
 from tallystick.infra.nats.topology import load
-from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
@@ -37,12 +37,12 @@ def intents_of(strategy: str) -> Any:
     return subject("order.intent", strategy=strategy, venue="paper", symbol="XRP/ETH")
 
 
-def intent(context: Context) -> Intent:
+def intent(context: ServiceContext) -> Intent:
     """An order intent of the context's strategy."""
     return context.new(Intent, side="buy", type="limit", qty=Decimal(1), price=Decimal("0.001"))
 
 
-async def begin(context: Context, worker: Streams) -> Streams:
+async def begin(context: ServiceContext, worker: Streams) -> Streams:
     """What the process does with a component, up to ready."""
     await worker.start(context)
     context.open()

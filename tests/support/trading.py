@@ -19,9 +19,9 @@ from tallystick.components.paper_exchange.access import Config, Key, Limits
 from tallystick.components.paper_exchange.journal import Entry, read_journal
 from tallystick.components.paper_exchange.matching import Instrument as PaperInstrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
-from tallystick.runtime.bus.component import Component
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
+from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
@@ -76,13 +76,13 @@ class Floor:
         self.folder = folder
         self.desk = Desk(bus)
         self.faults: dict[str, Fault] = {}
-        self.people: dict[str, Context] = {}
+        self.people: dict[str, ServiceContext] = {}
         self.events: list[OrderEvent] = []
         self.notices: list[Notice | DeadLetter] = []
         self.tripped: tuple[str, ...] = ()
         self.beating = self.listing = True
         self.number = 0
-        self.running: dict[bytes, Component] = {}
+        self.running: dict[bytes, Service] = {}
         self._beat: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -148,8 +148,6 @@ class Floor:
         if self._beat is not None:
             self._beat.cancel()
             await asyncio.gather(self._beat, return_exceptions=True)
-        for component in reversed(self.running.values()):
-            await component.stop()
         await self.desk.close()
         await self._stack.aclose()
 
@@ -185,9 +183,9 @@ class Floor:
         self.tripped = scopes
         self.say()
 
-    async def custody(self) -> Context:
+    async def custody(self) -> ServiceContext:
         """A custody that is ready and armed."""
-        context = await self.desk.context("custody", listed=True, config=self.deployment, secrets=dict(self.secrets))
+        context = await self.desk.context("custody", deployment=self.deployment, secrets=dict(self.secrets))
         component = Custody()
         await component.start(context)
         context.open()
@@ -203,9 +201,9 @@ class Floor:
         await breaker.publish("control.arm.execution", breaker.new(Arm, note=note))
         return context
 
-    async def execution(self, checkpoint: Callable[[str], None] = lambda _: None) -> tuple[Execution, Context]:
+    async def execution(self, checkpoint: Callable[[str], None] = lambda _: None) -> tuple[Execution, ServiceContext]:
         """An execution that is ready and has heard the breaker."""
-        context = await self.desk.context("execution", listed=True, config=self.deployment)
+        context = await self.desk.context("execution", deployment=self.deployment)
         component = Execution(checkpoint)
         await component.start(context)
         context.open()
@@ -216,9 +214,9 @@ class Floor:
         await asyncio.sleep(0.3)
         return component, context
 
-    async def gone(self, context: Context) -> None:
+    async def gone(self, context: ServiceContext) -> None:
         """Stop a component, as it stops itself."""
-        await self.running.pop(context.boot).stop()
+        self.running.pop(context.boot)
         await context.close()
         self.desk.contexts.remove(context)
 

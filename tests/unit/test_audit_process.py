@@ -14,7 +14,7 @@ import pytest
 from tallystick.components.audit.main import Audit
 from tallystick.record.archive import read_manifest
 from tallystick.record.verify import Place, Report, verify
-from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.security import CredentialIssued, Notice
@@ -43,9 +43,9 @@ class Hall:
         root = directory / "operator-root.pub"
         root.write_text(key("operator-root").public.hex())
         self.place = Place(self.path, root)
-        self.authority: Context | None = None
+        self.authority: ServiceContext | None = None
 
-    async def issue(self, context: Context) -> None:
+    async def issue(self, context: ServiceContext) -> None:
         if self.authority is None:
             self.authority = await self.desk.context("authority")
             self.authority.open()
@@ -63,12 +63,12 @@ class Hall:
         )
         await self.authority.publish(f"cred.{context.component}", event)
 
-    async def component(self, name: str) -> Context:
+    async def component(self, name: str) -> ServiceContext:
         context = await self.desk.context(name)
         await self.issue(context)
         return context
 
-    async def start(self) -> tuple[Audit, Context]:
+    async def start(self) -> tuple[Audit, ServiceContext]:
         context = await self.component("audit")
         audit = Audit(self.path, [Verifier(self.desk.trust)])
         await audit.start(context)
@@ -91,7 +91,7 @@ def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: floa
     asyncio.run(run())
 
 
-def trades(context: Context, count: int) -> list[Trade]:
+def trades(context: ServiceContext, count: int) -> list[Trade]:
     return [
         context.new(Trade, trade_id=i + 1, price=Decimal("0.0014"), qty=Decimal(2), time=i, buyer_is_maker=True)
         for i in range(count)
@@ -118,7 +118,7 @@ def test_every_event_is_archived_within_two_seconds_and_verifies(bus: TestBus, t
         took = await until(lambda: read_manifest(hall.path).resume("MARKET") >= max(seq, 1), "archived", 4.0)
         assert took < 2.0
         await until(lambda: context.metrics.snapshot().get("messages_ok", 0) > 8, "heartbeats")
-        await audit.stop()
+        await audit.ctx.release()
         report = verify(hall.place)
         assert report.problems == []
         assert report.status["ok"] == report.messages
@@ -140,7 +140,7 @@ def test_unlisted_sessions_and_garbage_are_kept_as_evidence_and_noticed(bus: Tes
         connection = await thief.link.connection()
         await (await connection.publish("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
         await until(lambda: {"UNLISTED_SESSION", "PAYLOAD"} <= codes, "both notices")
-        await audit.stop()
+        await audit.ctx.release()
         report: Report = verify(hall.place)
         assert report.problems == []
         assert report.incidents["UNLISTED"] >= 1
@@ -172,7 +172,7 @@ def test_killed_without_warning_it_goes_on_where_the_archive_ends(bus: TestBus, 
             ),
             "caught up",
         )
-        await again.stop()
+        await again.ctx.release()
         report = verify(hall.place)
         assert report.problems == []
 

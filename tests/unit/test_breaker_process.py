@@ -16,7 +16,8 @@ import pytest
 
 from tallystick.components.breaker.control import ArmRequest, ControlSocket, Kill, RearmRequest, Request, Status, ask
 from tallystick.components.breaker.main import SECURITY_TAIL, Breaker
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Fill
 from tallystick.schemas.security import (
@@ -61,7 +62,7 @@ class Floor:
 
     async def start(self) -> Breaker:
         self.breaker = Breaker(self.folder, self.tail)
-        context = await self.desk.context("breaker", listed=Breaker.listed)
+        context = await self.desk.context("breaker")
         await self.breaker.start(context)
         context.open()
         await context.caught_up()
@@ -104,13 +105,13 @@ def on_floor(bus: TestBus, folder: Path, work: Callable[[Floor], Awaitable[None]
             await floor.open()
             await asyncio.wait_for(work(floor), 20)
         finally:
-            await floor.breaker.stop()
+            await floor.breaker.ctx.release()
             await desk.close()
 
     asyncio.run(run())
 
 
-def alert(context: Context, scope: str, code: str = "INTENT_RATE") -> Alert:
+def alert(context: ServiceContext, scope: str, code: str = "INTENT_RATE") -> Alert:
     return context.new(Alert, code=code, scope=scope, text="300 intents in 1 s")
 
 
@@ -176,7 +177,7 @@ def test_what_is_tripped_stays_so_through_a_restart(bus: TestBus, tmp_path: Path
         await floor.clear()
         await ask(floor.socket, Kill("venue-paper", "drill"))
         before = (await ask(floor.socket, Status()))["tripped"]
-        await floor.breaker.stop()
+        await floor.breaker.ctx.release()
         await floor.desk.contexts.pop().close()
         floor.heard.clear()
         await floor.start()
@@ -189,7 +190,7 @@ def test_what_is_tripped_stays_so_through_a_restart(bus: TestBus, tmp_path: Path
 def test_an_alert_raised_while_the_breaker_is_down_trips_at_its_start(bus: TestBus, tmp_path: Path) -> None:
     async def work(floor: Floor) -> None:
         await floor.clear()
-        await floor.breaker.stop()
+        await floor.breaker.ctx.release()
         await floor.desk.contexts.pop().close()
         await floor.streams.publish("alert.rate.critical", alert(floor.streams, "strategy-beta"))
         await floor.start()
@@ -201,7 +202,7 @@ def test_an_alert_raised_while_the_breaker_is_down_trips_at_its_start(bus: TestB
 def test_a_long_history_without_a_heartbeat_in_its_newest_part_trips_everything(bus: TestBus, tmp_path: Path) -> None:
     async def work(floor: Floor) -> None:
         await floor.clear()
-        await floor.breaker.stop()
+        await floor.breaker.ctx.release()
         await floor.desk.contexts.pop().close()
         for _ in range(80):
             await floor.streams.publish("alert.rate.info", alert(floor.streams, "all"))

@@ -10,7 +10,9 @@ import pytest
 from tallystick.components.execution import orders as o
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
+from tallystick.schemas.standing import LISTED
 from tallystick.schemas.subjects import Subject, subject
+from tests.support.breaker import heartbeat, trip
 
 NOW = 1_732_289_000_000_000_000
 WHERE = subject("order.decision", strategy="alpha", venue="paper", symbol="XRP/ETH")
@@ -55,7 +57,7 @@ def report(order: o.Order, status: str = "NEW") -> o.Report:
 
 def machine(*, recovered: bool = True) -> o.Orders:
     made = o.Orders([("paper", "XRP/ETH"), ("paper", "BTC/USDT")], NOW)
-    made.heartbeat((), NOW, NOW)
+    made.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     if recovered:
         made.recover(NOW)
     return made
@@ -101,7 +103,7 @@ def test_a_signature_that_waited_too_long_for_durability_is_not_sent() -> None:
     orders = machine()
     order = submit(orders)
     orders.signed(order, signed(), NOW)
-    orders.heartbeat((), NOW + 1, NOW + o.SECOND)
+    orders.on_breaker(heartbeat(stated=NOW + 1), LISTED, NOW + o.SECOND)
     assert codes(orders.durable(order, NOW + o.RECV_WINDOW_NS)) == ["SIGNATURE_STALE"]
 
 
@@ -118,7 +120,7 @@ def test_a_trip_between_signature_and_sending_stops_the_order() -> None:
     orders = machine()
     order = submit(orders)
     orders.signed(order, signed(), NOW)
-    orders.tripped("strategy-alpha", NOW + 1, NOW + 1)
+    orders.on_breaker(trip("strategy-alpha", NOW + 1), LISTED, NOW + 1)
     assert codes(orders.durable(order, NOW + 2)) == ["BREAKER_TRIPPED"]
     assert order.final
 
@@ -137,7 +139,7 @@ def test_what_is_accepted_after_the_trip_is_cancelled_as_soon_as_it_is_known() -
     order = submit(orders)
     orders.durable(order, NOW)
     orders.signed(order, signed(), NOW)
-    assert o.CancelAll("paper", "XRP/ETH") in orders.tripped("all", NOW + 1, NOW + 1)
+    assert o.CancelAll("paper", "XRP/ETH") in orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
     effects = orders.answered(order, report(order), NOW + 2)
     assert states(effects) == ["accepted"]
     assert o.Cancel(order) in effects
@@ -152,13 +154,13 @@ def test_a_trip_of_a_strategy_cancels_its_orders_and_nobody_elses() -> None:
     orders.durable(other, NOW)
     orders.signed(other, signed(), NOW)
     orders.answered(other, report(other), NOW)
-    assert orders.tripped("strategy-alpha", NOW + 1, NOW + 1) == [o.Cancel(mine)]
+    assert orders.on_breaker(trip("strategy-alpha", NOW + 1), LISTED, NOW + 1) == [o.Cancel(mine)]
 
 
 def test_cancelling_repeats_until_the_venue_has_answered() -> None:
     orders = machine()
     order = place(orders)
-    effects = orders.tripped("venue-paper", NOW + 1, NOW + 1)
+    effects = orders.on_breaker(trip("venue-paper", NOW + 1), LISTED, NOW + 1)
     assert effects == [o.CancelAll("paper", "XRP/ETH"), o.CancelAll("paper", "BTC/USDT")]
     orders.all_cancelled("paper", "XRP/ETH", o.NoAnswer("LOST", ""), NOW + 2)
     orders.all_cancelled("paper", "BTC/USDT", o.Rejected("-2011", ""), NOW + 2)
@@ -172,7 +174,7 @@ def test_cancelling_repeats_until_the_venue_has_answered() -> None:
 def test_a_cancel_that_the_venue_refuses_for_another_reason_is_repeated() -> None:
     orders = machine()
     place(orders)
-    orders.tripped("all", NOW + 1, NOW + 1)
+    orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
     orders.all_cancelled("paper", "XRP/ETH", o.Rejected("-1003", "too many requests"), NOW + 2)
     again = orders.tick(NOW + 1 + o.CANCEL_RETRY_NS)
     assert o.CancelAll("paper", "XRP/ETH") in again
@@ -195,7 +197,7 @@ def test_a_start_does_not_cancel_before_the_breaker_could_speak() -> None:
     orders.remembered(EVENT, event("submitting"), NOW)
     orders.remembered(EVENT, event("accepted"), NOW)
     assert not [e for e in orders.recover(NOW) if isinstance(e, o.Cancel | o.CancelAll)]
-    effects = orders.heartbeat(["strategy-alpha"], NOW + 1, NOW + 1)
+    effects = orders.on_breaker(heartbeat("strategy-alpha", stated=NOW + 1), LISTED, NOW + 1)
     assert [type(e) for e in effects] == [o.Cancel]
 
 
@@ -213,7 +215,7 @@ def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None
 
 def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
     orders = o.Orders([("paper", "XRP/ETH")], NOW)
-    orders.heartbeat((), NOW, NOW)
+    orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     orders.decided(WHERE, decision(), NOW, LATE)
     orders.remembered(EVENT, event("submitting"), NOW)
     effects = orders.recover(NOW)

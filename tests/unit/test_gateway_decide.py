@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import MAX_LEASES, PERMIT_NS, REMEMBER_NS, client_order_id, plain
+from tallystick.components.gateway.decide import PERMIT_NS, REMEMBER_NS, client_order_id, plain
 from tallystick.components.gateway.risk import FILLS_REMEMBERED, PERMIT_GRACE_NS, LimitBook, Limits
 from tallystick.schemas.errors import Unverified
+from tallystick.schemas.leases import MAX_LEASES
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent, OrderState, Position
 from tallystick.schemas.registry import decode_events, encode_events
@@ -455,7 +456,7 @@ def test_memory_is_flat() -> None:
     w = World()
     for n in range(40):
         w.arm(until=NOW + (n + 1) * SECOND)
-    assert len(w.gateway._leases) == MAX_LEASES
+    assert len(w.gateway._leases._leases) == MAX_LEASES
     for n in range(FILLS_REMEMBERED + 10):
         _fill(w, b"", "1", trade_id=n)
     assert len(w.gateway.exposure._trades["paper", "XRP/ETH"]) == FILLS_REMEMBERED

@@ -16,7 +16,8 @@ import pytest
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.components.portfolio.stream import Listener, UserStream
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Balance, Decision, Fill, Permit, Position, VenueOrder
@@ -48,13 +49,13 @@ class Scene:
     raw: Raw
     tls: ServerTls
     faults: dict[str, Fault]
-    gateway: Context
+    gateway: ServiceContext
     signer: Any = paper.SECRET
     reconcile_s: float = 30.0
     heard: list[tuple[str, Any]] = field(default_factory=list)
     portfolio: Portfolio = field(default_factory=Portfolio)
 
-    def connect(self, ctx: Context, listener: Listener) -> UserStream:
+    def connect(self, ctx: ServiceContext, listener: Listener) -> UserStream:
         return UserStream(
             venue="paper",
             rest_url=f"https://127.0.0.1:{self.exchange.port}",

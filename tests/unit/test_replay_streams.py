@@ -13,7 +13,7 @@ import pytest
 from tallystick.replay.bus import BusReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Examined, Failure, Judge, Played
-from tallystick.runtime.bus.context import Context
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier
@@ -42,7 +42,7 @@ def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]]) -> None:
     asyncio.run(run())
 
 
-async def issue(authority: Context, *contexts: Context) -> None:
+async def issue(authority: ServiceContext, *contexts: ServiceContext) -> None:
     """Publish that these sessions were issued, as the authority does before it hands them out."""
     for context in contexts:
         c = context.link.session.credential
@@ -59,7 +59,7 @@ async def issue(authority: Context, *contexts: Context) -> None:
         await authority.publish(f"cred.{context.component}", event)
 
 
-async def trade(market: Context, number: int) -> None:
+async def trade(market: ServiceContext, number: int) -> None:
     event = market.new(
         Trade, trade_id=number, price=Decimal("0.00141342"), qty=Decimal(23), time=number, buyer_is_maker=True
     )

@@ -10,8 +10,9 @@ from decimal import Decimal
 
 import pytest
 
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.publisher import MAX_QUEUED, Backpressure
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter, Heartbeat
@@ -39,7 +40,7 @@ def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: floa
     asyncio.run(run())
 
 
-def trade(context: Context, number: int) -> Trade:
+def trade(context: ServiceContext, number: int) -> Trade:
     return context.new(
         Trade, trade_id=number, price=Decimal("0.00141342"), qty=Decimal(23), time=number, buyer_is_maker=True
     )

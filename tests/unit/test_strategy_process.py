@@ -14,7 +14,7 @@ import pytest
 
 from tallystick.components.market_data.main import MarketData, synthetic_symbol
 from tallystick.components.strategy.main import StrategyProcess
-from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import (
     Config,
     Deployment,
@@ -23,6 +23,7 @@ from tallystick.runtime.deployment.folder import (
     StrategyConfig,
     VenueConfig,
 )
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Intent, Position
@@ -115,7 +116,7 @@ async def listener(desk: Desk) -> Ears:
     return ears
 
 
-async def begin(desk: Desk, component: Any, name: str, **kw: Any) -> Context:
+async def begin(desk: Desk, component: Any, name: str, **kw: Any) -> ServiceContext:
     context = await desk.context(name, **kw)
     await component.start(context)
     context.open()
@@ -218,7 +219,7 @@ def strategy(folder: Path, **params: str) -> StrategyProcess:
     return StrategyProcess(config, "paper", folder)
 
 
-def tick(context: Context, number: int) -> Trade:
+def tick(context: ServiceContext, number: int) -> Trade:
     return context.new(Trade, trade_id=number, price=D("0.0013"), qty=D(1), time=0, buyer_is_maker=True)
 
 

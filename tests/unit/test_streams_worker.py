@@ -17,8 +17,9 @@ import msgspec
 import pytest
 import uvloop
 
-from tallystick.runtime.bus.context import Context, Received
-from tallystick.runtime.deployment.process import load_component
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.process import load_service
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert
@@ -89,7 +90,7 @@ def same(alerts: list[Received]) -> dict[bytes, Alert]:
     return by_id
 
 
-async def crash(desk: Desk, context: Context) -> None:
+async def crash(desk: Desk, context: ServiceContext) -> None:
     """Stop as a crash would: nothing is committed, nothing is given back."""
     for task in list(context._tasks):
         task.cancel()
@@ -172,7 +173,7 @@ def test_a_worker_that_stops_and_starts_counts_each_intent_once(bus: TestBus) ->
                 await alpha.publish(ALPHA, intent(alpha))
             if round_ != 1:
                 await asyncio.sleep(0.1)
-            await worker.stop()
+            await worker._ctx.release()
             await context.close()
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=NEVER))
@@ -259,7 +260,7 @@ def test_what_is_found_while_the_worker_is_down_is_published_when_it_is_back(
         alerts = await alerts_at(desk)
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=LOW))
-        await worker.stop()
+        await worker._ctx.release()
         await context.close()
         alpha = await desk.context("strategy-alpha")
         for _ in range(20):
@@ -284,14 +285,14 @@ def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(bus: TestBus
             await asyncio.sleep(0.02)
         await until(lambda: worker._applied == last, "everything applied")
         await asyncio.sleep(0.3)
-        await worker.stop()
+        await worker._ctx.release()
         await context.close()
         online = await stored_windows(bus)
         await purge_state(bus)
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=LOW))
         await asyncio.sleep(0.4)
-        await worker.stop()
+        await worker._ctx.release()
         await context.close()
         assert await stored_windows(bus) == online
         assert {strategy for (strategy, _), bucket in online.items() if bucket.finding} == {"alpha", "beta"}
@@ -320,7 +321,7 @@ def test_windows_expire_by_stream_time_and_restored_ones_too(bus: TestBus) -> No
         worker = await begin(context, Streams(rules=NEVER, expires_s=1))
         await alpha.publish(ALPHA, intent(alpha))
         await until(lambda: worker._applied == 1, "the intent")
-        await worker.stop()
+        await worker._ctx.release()
         await context.close()
         assert len(await stored_windows(bus)) == 1
         await asyncio.sleep(2.1)
@@ -480,7 +481,7 @@ def test_state_that_cannot_be_read_is_reported_deleted_and_rebuilt(bus: TestBus)
             ("state.orders.position", b"\x01"),
             ("state.orders.position", b""),
         ):
-            await worker.stop()
+            await worker._ctx.release()
             await context.close()
             client = await bus.connect_as("streams")
             await client.publish(name, payload)
@@ -523,20 +524,20 @@ def test_told_to_stop_before_it_has_started_it_leaves_nothing_behind(bus: TestBu
         await asyncio.sleep(0.02)
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        await waiting.stop()
+        await waiting._ctx.release()
 
     on_desk(bus, work)
 
 
 def test_the_process_loads_it_by_its_folder_and_it_takes_the_deployments_limits(bus: TestBus) -> None:
-    worker = load_component(bus.component("streams"))
+    worker = load_service(bus.component("streams"))
     assert isinstance(worker, Streams)
 
     async def work(desk: Desk) -> None:
         limits = {"max_notional": "5", "burst": 3, "messages_per_second": 2, "strategy": {"beta": {"burst": 9}}}
         deployment = SimpleNamespace(config=SimpleNamespace(limits=limits))
         alerts = await alerts_at(desk)
-        await begin(await desk.context("streams", config=deployment), worker)
+        await begin(await desk.context("streams", deployment=deployment), worker)
         alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
         await alpha.publish(ALPHA, *(intent(alpha) for _ in range(6)))
         await beta.publish(BETA, *(intent(beta) for _ in range(11)))
@@ -573,7 +574,7 @@ def test_nothing_is_lost_or_counted_twice_through_renewals_and_a_kill_of_the_bro
         sending = False
         await producing
         await until(lambda: worker._applied == last, "all applied")
-        await worker.stop()
+        await worker._ctx.release()
         assert await counts(bus) == {"alpha": sent}
         snapshot = context.metrics.snapshot()
         assert snapshot["renewals"] >= 1
@@ -597,7 +598,7 @@ def test_faust_does_not_touch_print_signals_or_the_folder(
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=NEVER))
         assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)) == (out, err, handler)
-        await worker.stop()
+        await worker._ctx.release()
 
     on_desk(bus, work)
     assert list(here.iterdir()) == []

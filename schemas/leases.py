@@ -1,0 +1,45 @@
+"""The operators' leases that let execution trade: the pure book that gateway and custody share.
+
+- A lease counts by its signature alone: whoever brings it, listed or not, cannot make one.
+- Those that are over are dropped; of those that hold, the newest `MAX_LEASES` are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.schemas.errors import LeaseOver
+from tallystick.schemas.trust import ArmLease, TrustRoot, open_arm_lease
+
+EXECUTION: Final = "execution"
+MAX_LEASES: Final = 16
+
+
+class LeaseBook:
+    """The leases for execution under one trust root.  Times are Unix nanoseconds."""
+
+    def __init__(self, trust: TrustRoot) -> None:
+        self._trust = trust
+        self._leases: list[ArmLease] = []
+
+    def learn(self, component: str, note: str, now: int) -> None:
+        """Take in the note of an `Arm` event for `component`.
+
+        Raises `Unverified` or `Malformed` where it is no operator's word; a lease that is over has no effect.
+        """
+        if component != EXECUTION:
+            return
+        try:
+            lease = open_arm_lease(note, self._trust, EXECUTION, now)
+        except LeaseOver:  # read from history: it was good once and arms nothing now
+            return
+        kept = [known for known in self._leases if known.until > now and known != lease]
+        self._leases = [*kept[-MAX_LEASES + 1 :], lease]
+
+    def newest(self, venue: str) -> ArmLease | None:
+        """The newest lease that names `venue`, whether it holds now or not."""
+        return next((lease for lease in reversed(self._leases) if venue in lease.venues), None)
+
+    def holds(self, venue: str, now: int) -> bool:
+        """Whether a lease lets execution trade at `venue` now."""
+        return any(venue in lease.venues and lease.start <= now < lease.until for lease in self._leases)
