@@ -72,6 +72,7 @@ class Custody(Component):
             ctx.clock,
             self._allowed_uids,
             signer.public,
+            ctx.tasks,
             self._checkpoint,
         )
         await self._server.start(deployment.run / SOCKET)

@@ -44,6 +44,7 @@ from tallystick.components.execution.signer import NotSigned, Signer
 from tallystick.components.execution.venue import Lost, Unsent, VenueClient
 from tallystick.runtime.bus.component import Component
 from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError, CouldNotVerify, Unverified
@@ -73,7 +74,6 @@ class Execution(Component):
 
     def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
         self._checkpoint = checkpoint
-        self._tasks: set[asyncio.Task[None]] = set()
         # intent id -> subject and sealed message of a decision that custody has not signed yet
         self._permits: dict[bytes, tuple[str, bytes]] = {}
 
@@ -81,6 +81,7 @@ class Execution(Component):
         """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
         deployment: Deployment = ctx.config
         self._ctx = ctx
+        self._tasks = Tasks(ctx.tasks)
         self._name = name = deployment.config.venue.name
         venue = ctx.trust.venues.get(name)
         if venue is None:
@@ -92,7 +93,7 @@ class Execution(Component):
         tls.minimum_version = ssl.TLSVersion.TLSv1_3
         written = None if self._checkpoint is _nothing else lambda: self._checkpoint("written")
         self._venue = VenueClient(venue.host, tls, ctx.clock, written)
-        self._signer = Signer(deployment.run / SOCKET)
+        self._signer = Signer(deployment.run / SOCKET, ctx.tasks)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
         ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
         ctx.subscribe("control.breaker.>", self._on_breaker)
@@ -108,10 +109,10 @@ class Execution(Component):
     async def stop(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""
         if hasattr(self, "_venue"):
-            if self._tasks:
-                await asyncio.wait(self._tasks, timeout=2.0)
+            await self._tasks.settled(2.0)
             await self._signer.close()
             await self._venue.close()
+            await self._tasks.end()
 
     # --- what is read ---------------------------------------------------------------------------------
 
@@ -211,9 +212,7 @@ class Execution(Component):
                     assert_never(effect)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._ctx.spawn(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work)
 
     def _publish(self, effect: Publish) -> None:
         order, ctx = effect.order, self._ctx

@@ -25,26 +25,44 @@ class TaskCancelled(TallystickError):
     """A task was ended by a cancellation that was not meant for it."""
 
 
+class _Failure:
+    """What failed first, of everybody within the same tasks."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+
+    @property
+    def future(self) -> asyncio.Future[None]:
+        # Made where it is first needed: an owner may be built before there is a loop.
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        return self._future
+
+
 class Tasks:
     """The background tasks of one owner, who calls `end`.  One event loop."""
 
     def __init__(self, within: Tasks | None = None) -> None:
         self._running: set[asyncio.Task[Any]] = set()
-        self._root: Tasks = within._root if within is not None else self
-        self._failure: asyncio.Future[None] | None = None
+        self.failure: _Failure = _Failure() if within is None else within.failure
 
-    def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run `work` beside everything else.  Its result, if it has one, is the task's."""
-        task = asyncio.create_task(work, name=name)
+    def start(self, work: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
+        """Run `work` beside everything else, under its own name where none is given."""
+        task = asyncio.create_task(work, name=name or getattr(work, "__qualname__", None))
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     async def failed(self) -> None:
         """Wait for the first failure and raise it."""
-        await asyncio.shield(self._root._first_failure())
+        await asyncio.shield(self.failure.future)
 
-    async def settled(self, timeout: float) -> None:
+    def check(self) -> None:
+        """Raise the first failure, if there was one."""
+        if self.failure.future.done():
+            self.failure.future.result()
+
+    async def settled(self, timeout: float | None = None) -> None:
         """Wait until everything has ended by itself, for at most `timeout` seconds."""
         if self._running:
             await asyncio.wait(self._running, timeout=timeout)
@@ -53,12 +71,6 @@ class Tasks:
         """Cancel what runs and wait until it has ended.  Idempotent."""
         while self._running:
             await end(*self._running)
-
-    def _first_failure(self) -> asyncio.Future[None]:
-        # Made where it is first needed: an owner may be built before there is a loop.
-        if self._failure is None:
-            self._failure = asyncio.get_running_loop().create_future()
-        return self._failure
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -69,9 +81,8 @@ class Tasks:
                 return
             error = TaskCancelled("TASK_CANCELLED", f"{task.get_name()}: what it waited for was cancelled")
             error.__cause__ = exc
-        failure = self._root._first_failure()
-        if error is not None and not failure.done():
-            failure.set_exception(error)
+        if error is not None and not self.failure.future.done():
+            self.failure.future.set_exception(error)
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:

@@ -21,6 +21,7 @@ from tallystick.components.paper_exchange.matching import Instrument as PaperIns
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.runtime.bus.component import Component
 from tallystick.runtime.bus.context import Context, Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
@@ -123,6 +124,7 @@ class Floor:
             config,
             clock=time.time_ns,
             tls=make_server_tls(folder / "pki").server(),
+            within=Tasks(),
             journal=folder / "paper.jsonl",
             faults=self.faults,
         )

@@ -91,8 +91,7 @@ def same(alerts: list[Received]) -> dict[bytes, Alert]:
 
 async def crash(desk: Desk, context: Context) -> None:
     """Stop as a crash would: nothing is committed, nothing is given back."""
-    for task in list(context._tasks):
-        task.cancel()
+    await context.tasks.end()
     for reader in context._readers.values():
         await reader.stop()
     for publisher in context._publishers.values():
