@@ -34,6 +34,7 @@ class _Stream:
         self.stream = stream
         self._last = last
         self._ended = False
+        self._tasks = link.tasks
         self._queue: asyncio.Queue[Recorded | None] = asyncio.Queue(QUEUE)
         self._reader = StreamReader(
             stream,
@@ -72,8 +73,7 @@ class _Stream:
         while True:
             if self._ended and self._queue.empty():
                 return None
-            if self._reader.task.done():
-                await self._reader.task
+            self._tasks.check()
             try:
                 return await asyncio.wait_for(self._queue.get(), 0.05)
             except TimeoutError:

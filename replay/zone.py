@@ -117,7 +117,6 @@ class Replayer(Service):
             chain = self._chains[subject.stream] = _Recorder(
                 subject.stream, ctx.link, clock=ctx.clock, entropy=ctx.entropy, metrics=ctx.metrics, log=ctx.log
             )
-            ctx.spawn(_ended(chain.task))
         self._last = chain.add(subject.text, len(verified.events), _payloads.decode(verified.payload).events)
         self.published += 1
         await chain.room()
@@ -131,8 +130,3 @@ class Replayer(Service):
         """Send what is queued and close the chains."""
         for chain in self._chains.values():
             await chain.close()
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    """A chain that fails stops the component."""
-    await asyncio.shield(task)

@@ -72,6 +72,7 @@ class Custody(Service):
             ctx.clock,
             self._allowed_uids,
             signer.public,
+            ctx.tasks,
             self._checkpoint,
             ctx.require_listed,
         )

@@ -26,6 +26,7 @@ import structlog
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
 from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
@@ -47,7 +48,7 @@ class SigningServer:
     """Answers requests on a Unix socket; see the module docstring.
 
     - `permits`, `verifier`: the rules, under one trust root; `builders`: one for each venue.
-    - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`.
+    - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`; `within`: who hears of failures.
     - `checkpoint` is called with the name of each point at which a crash is tested: `permit`, `journalled`,
       `order-signed`.
     - `listing` waits for the listing of a session that is new (`BusContext.require_listed`).
@@ -63,6 +64,7 @@ class SigningServer:
         clock: Callable[[], int],
         allowed_uids: frozenset[int],
         public_key: bytes,
+        within: Tasks,
         checkpoint: Callable[[str], None] = lambda _: None,
         listing: Callable[[Credential, str], Awaitable[None]] = _no_waiting,
     ) -> None:
@@ -76,6 +78,7 @@ class SigningServer:
         self._checkpoint = checkpoint
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
+        self._tasks = Tasks(within)
         self._syncing: asyncio.Task[None] | None = None
         self._unsynced = False
         self._listing = listing
@@ -104,8 +107,7 @@ class SigningServer:
             writer.close()
         if self._server is not None:
             await self._server.wait_closed()
-        if self._syncing is not None:
-            await self._syncing
+        await self._tasks.settled()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer: socket.socket = writer.get_extra_info("socket")
@@ -232,7 +234,7 @@ class SigningServer:
         """One fsync at a time, off the order's way; what gathers meanwhile shares the next one."""
         self._unsynced = True
         if self._syncing is None or self._syncing.done():
-            self._syncing = asyncio.get_running_loop().create_task(self._sync())
+            self._syncing = self._tasks.start(self._sync(), "sync")
 
     async def _sync(self) -> None:
         while self._unsynced:

@@ -43,6 +43,7 @@ from tallystick.components.execution.orders import (
 from tallystick.components.execution.signer import NotSigned, Signer
 from tallystick.components.execution.venue import Lost, Unsent, VenueClient
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError
@@ -65,7 +66,6 @@ class Execution(Service):
 
     def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
         self._checkpoint = checkpoint
-        self._tasks: set[asyncio.Task[None]] = set()
         # intent id -> subject and sealed message of a decision that custody has not signed yet
         self._permits: dict[bytes, tuple[str, bytes]] = {}
 
@@ -73,6 +73,7 @@ class Execution(Service):
         """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
         deployment = ctx.deployment
         self._ctx = ctx
+        self._tasks = Tasks(ctx.tasks)
         self._name = name = deployment.config.venue.name
         venue = ctx.trust.venues.get(name)
         if venue is None:
@@ -85,7 +86,7 @@ class Execution(Service):
         written = None if self._checkpoint is _nothing else lambda: self._checkpoint("written")
         self._venue = VenueClient(venue.host, tls, ctx.clock, written)
         ctx.at_stop(self._venue.close)
-        self._signer = Signer(deployment.run / SOCKET)
+        self._signer = Signer(deployment.run / SOCKET, ctx.tasks)
         ctx.at_stop(self._signer.close)
         ctx.at_stop(self._settled)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
@@ -102,8 +103,8 @@ class Execution(Service):
 
     async def _settled(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=SETTLE_S)
+        await self._tasks.settled(SETTLE_S)
+        await self._tasks.end()
 
     # --- what is read ---------------------------------------------------------------------------------
 
@@ -171,9 +172,7 @@ class Execution(Service):
                     assert_never(effect)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._ctx.spawn(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work)
 
     def _publish(self, effect: Publish) -> None:
         order, ctx = effect.order, self._ctx

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas import signing
 from tallystick.schemas.errors import Malformed, TallystickError
 
@@ -28,20 +29,17 @@ class NotSigned(TallystickError):
 class Signer:
     """A client of custody's socket at `path`.  One event loop."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, within: Tasks) -> None:
         self._path = path
+        self._tasks = Tasks(within)
         self._lock = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[int, asyncio.Future[signing.Reply]]] = deque()
         self._next = 0
 
     async def close(self) -> None:
         """Close the connection; what waits fails."""
-        reading, self._reading = self._reading, None
-        if reading is not None:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+        await self._tasks.end()
 
     async def sign(self, make: Callable[[int], signing.Request]) -> signing.Signed:
         """The signed request for `make(id)`.  Raises `NotSigned`."""
@@ -78,7 +76,7 @@ class Signer:
                 reader, self._writer = await asyncio.open_unix_connection(
                     str(self._path), limit=signing.MAX_FRAME + signing.LENGTH.size
                 )
-                self._reading = asyncio.create_task(self._read(reader, self._writer))
+                self._tasks.start(self._read(reader, self._writer), "custody")
             return self._writer
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -27,6 +27,7 @@ from ccxt.base.errors import BaseError
 
 from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import Backoff, Change, Feed
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_positive
 
@@ -114,13 +115,15 @@ class LiveFeed:
 
     async def run(self) -> None:
         """Load the markets, then follow every symbol.  Raises `ConfigError` for a symbol that is not there."""
+        tasks = Tasks()
         try:
             await self._load()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._ticks())
-                for feed in self._feeds.values():
-                    group.create_task(self._follow(feed))
+            tasks.start(self._ticks(), "ticks")
+            for symbol, feed in self._feeds.items():
+                tasks.start(self._follow(feed), f"follow {symbol}")
+            await tasks.failed()
         finally:
+            await tasks.end()
             await self._exchange.close()
 
     async def _load(self) -> None:

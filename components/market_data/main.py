@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -108,7 +108,7 @@ class MarketData(Service):
                 on_change=self._on_change,
                 sleep=self._sleep,
             )
-            self._work: Callable[[], Awaitable[None]] = feed.run
+            self._work: Callable[[], Coroutine[Any, Any, None]] = feed.run
             return
         recording = await asyncio.to_thread(open_recording, deployment, instruments, ctx.clock())
         ctx.log.info("recording", symbols=list(recording.symbols), rows=recording.rows, seconds=recording.span_ns / 1e9)

@@ -48,6 +48,7 @@ class PaperExchange(Service):
             config,
             clock=ctx.clock,
             tls=tls,
+            within=ctx.tasks,
             journal=folder / "requests.jsonl",
             state=folder / "state.jsonl",
             host=deployment.config.host,

@@ -40,6 +40,7 @@ from tallystick.components.paper_exchange.access import (
 from tallystick.components.paper_exchange.journal import Entry, Journal
 from tallystick.components.paper_exchange.matching import Engine, Order, Refused, Report
 from tallystick.components.paper_exchange.state import Change, State
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import ConfigError
 
 # A signed order is about 400 bytes.
@@ -139,7 +140,11 @@ class _Socket:
 
     async def write(self) -> None:
         while True:
-            await self.ws.send_str((await self._queue.get()).decode())
+            text = (await self._queue.get()).decode()
+            try:
+                await self.ws.send_str(text)
+            except ConnectionError:
+                return  # the client is gone; its reader ends and cleans up
 
     def count(self) -> bool:
         """Count a message received; false if there are too many in this second."""
@@ -155,7 +160,7 @@ class Exchange:
 
     `clock` gives Unix nanoseconds; `tls` is a server context that allows nothing below TLS 1.3; `journal` is the path
     of the request journal, `state` where orders and balances outlive a restart (None: they do not); `port` 0 takes a
-    free one.  `faults` maps `"POST /api/v3/order"` to what goes wrong there.
+    free one.  `faults` maps `"POST /api/v3/order"` to what goes wrong there; `within` hears of its own failures.
     Raises `ConfigError` for a configuration or context that it does not run with.
     """
 
@@ -166,6 +171,7 @@ class Exchange:
         clock: Callable[[], int],
         tls: ssl.SSLContext,
         journal: Path,
+        within: Tasks,
         state: Path | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -190,6 +196,7 @@ class Exchange:
         if self._state is not None:
             self._restore(self._state)
         self._sockets: set[_Socket] = set()
+        self._tasks = Tasks(within)
         self._withdrawals = 0
         self._runner: web.AppRunner | None = None
 
@@ -548,7 +555,7 @@ class Exchange:
         if first is not None:
             socket.streams.add(first)
         self._sockets.add(socket)
-        writer = asyncio.create_task(socket.write())
+        writer = self._tasks.start(socket.write(), "socket")
         try:
             async for message in ws:
                 if message.type is not WSMsgType.TEXT or not socket.count():
@@ -556,8 +563,7 @@ class Exchange:
                 on_message(socket, message.data)
         finally:
             self._sockets.discard(socket)
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await end(writer)
             await ws.close()
         return ws
 

@@ -15,7 +15,7 @@ from depending on them; what keeps the dishonest away is the account, which may 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from tallystick.runtime.bus.context import BusContext
@@ -95,7 +95,7 @@ class Context:
         """The last applied sequence of a stream (0: none)."""
         return self._bus.position(stream)
 
-    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run background work whose failure stops the component."""
         return self._bus.spawn(work)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from tallystick.runtime.bus.admission import Admission
@@ -26,6 +26,7 @@ from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
 from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Ahead, ConfigError, Stale, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
@@ -55,8 +56,9 @@ _ALWAYS.set()
 class BusContext:
     """See the module docstring.  Built by `process`; tests build it with their own link.
 
-    Owns the publishers, readers, chains and positions; handlers run one at a time per stream.  User code gets
-    `component.Context`, which hands on what it may use.
+    Owns the publishers, readers, chains and positions; handlers run one at a time per stream.  A failure among
+    `tasks`, or those that are made within them, stops the component.  User code gets `component.Context`, which hands
+    on what it may use.
     """
 
     def __init__(
@@ -94,10 +96,9 @@ class BusContext:
         self._publishers: dict[str, ChainPublisher] = {}
         self._readers: dict[str, StreamReader] = {}
         self._caught_up: dict[str, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.tasks = Tasks(link.tasks)
         self._closing = False
         self._dying = 0
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._guard = subject("guard", component=component)
         self._dead = subject("dead", component=component)
 
@@ -183,8 +184,7 @@ class BusContext:
                 metrics=self.metrics,
                 log=self.log,
             )
-            publisher.on_suppressed = lambda where, _: self._spawn(self._suppressed(where))
-            publisher.task.add_done_callback(self._ended)
+            publisher.on_suppressed = lambda where, _: self.spawn(self._suppressed(where))
         return publisher
 
     async def _suppressed(self, where: str) -> None:
@@ -264,12 +264,10 @@ class BusContext:
             self._open_reader(stream, self._handler(stream), first or None, tail)
         for stream, (handler, after) in self._raw.items():
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
-        self._spawn(self._heartbeat())
-        if self.link.task is not None:
-            self.link.task.add_done_callback(self._ended)
+        self.spawn(self._heartbeat())
 
     def _open_reader(self, stream: str, handler: RawHandler, start: int | None, tail: int) -> None:
-        reader = StreamReader(
+        self._readers[stream] = StreamReader(
             stream,
             self.component,
             self.link,
@@ -281,15 +279,11 @@ class BusContext:
             tail=tail,
             api=self._api,
         )
-        reader.task.add_done_callback(self._ended)
-        self._readers[stream] = reader
 
     async def close(self) -> None:
         """Stop reading, send what is queued, close each chain, log out."""
         self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.tasks.end()
         for reader in self._readers.values():
             await reader.stop()
         # GUARD last: the others may still have something to report.
@@ -298,26 +292,12 @@ class BusContext:
         await self.link.stop()
 
     async def failed(self) -> None:
-        """Wait for the first failure of a reader, publisher or background task, and raise it."""
-        await asyncio.shield(self._failed)
+        """Wait for the first failure of link, reader, publisher or background task, and raise it."""
+        await self.tasks.failed()
 
-    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run background work whose failure stops the component."""
-        return self._spawn(work)
-
-    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Future[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None and not self._failed.done():
-            self._failed.set_exception(error)
+        return self.tasks.start(work)
 
     async def _heartbeat(self) -> None:
         while True:

@@ -31,7 +31,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.bus.tasks import end
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
@@ -163,7 +163,8 @@ class Link:
     """The component's one current connection; see the module docstring.
 
     Owns `session`: readers of it see a credential and the key that fits it, always together.  `refusals` counts
-    what the broker refused or failed at on any of its connections.
+    what the broker refused or failed at on any of its connections.  `tasks` keep the connection; whoever works on
+    the link has his own within them, so that `tasks.failed` tells of all.
     """
 
     def __init__(
@@ -192,16 +193,9 @@ class Link:
         self._log = log
         self._current: Connection | None = None
         self._available = asyncio.Event()
-        self._stopping = False
         self.refusals = 0
         self._logins = 0
-        self._task: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
-
-    @property
-    def task(self) -> asyncio.Task[None] | None:
-        """What keeps the connection; it ends only by `stop`, or with what nobody can go on after."""
-        return self._task
+        self.tasks = Tasks()
 
     @property
     def session(self) -> Session:
@@ -213,7 +207,7 @@ class Link:
     async def start(self) -> None:
         """Log in.  Raises what the first attempt raises, so that a wrong set-up is seen at once."""
         self._switch(await self._login(await self._obtain()))
-        self._task = asyncio.create_task(self._keep(), name="link")
+        self.tasks.start(self._keep(), "link")
 
     @property
     def connected(self) -> bool:
@@ -237,10 +231,7 @@ class Link:
 
     async def stop(self) -> None:
         """Close everything."""
-        self._stopping = True
-        tasks = [t for t in (self._task, *self._retiring) if t is not None]
-        if tasks:
-            await end(*tasks)
+        await self.tasks.end()
         if self._current is not None:
             await self._current.close()
 
@@ -312,7 +303,7 @@ class Link:
         return connection
 
     async def _keep(self) -> None:
-        while not self._stopping:
+        while True:
             current = self._current
             if current is not None and current.alive:
                 credential = current.session.credential
@@ -351,9 +342,7 @@ class Link:
             await asyncio.sleep(grace_s)
             await old.close()
 
-        task = asyncio.create_task(close())
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self.tasks.start(close(), "retire")
 
     async def _replace(self) -> None:
         old, session = self._current, None

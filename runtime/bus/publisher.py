@@ -28,6 +28,7 @@ import nats.errors
 
 from tallystick.runtime.bus.link import Connection, Link, PubAck, PublishRefused
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.event import Event
 from tallystick.schemas.registry import encode_events, join_events
@@ -67,7 +68,10 @@ class _Message:
 
 
 class ChainPublisher:
-    """The chain of one stream.  Owns the chain writer; the link owns session and connection."""
+    """The chain of one stream.  Owns the chain writer; the link owns session and connection.
+
+    Its task ends by `close`, `kill` or a defect, which fails the link's tasks.
+    """
 
     def __init__(
         self,
@@ -96,7 +100,7 @@ class ChainPublisher:
         self._closing = False
         self._last_subject = ""
         self.on_suppressed: Callable[[str, str], object] | None = None
-        self._task = asyncio.create_task(self._run(), name=f"publish {stream}")
+        self._task = Tasks(link.tasks).start(self._run(), f"publish {stream}")
 
     def publish(self, subject: Subject, events: tuple[Event, ...]) -> asyncio.Future[int]:
         """Queue events for one message's worth of `subject`; the future is the stream sequence once stored.
@@ -132,11 +136,6 @@ class ChainPublisher:
     def kill(self) -> None:
         """Stop at once, as a crash would."""
         self._task.cancel()
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        """The task that flushes; it ends only by `close`, `kill` or a defect."""
-        return self._task
 
     def _gather(self) -> list[_Message]:
         messages: dict[str, _Message] = {}

@@ -25,7 +25,7 @@ from nats.aio.msg import Msg
 
 from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.bus.tasks import end
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
@@ -57,7 +57,10 @@ class ReadRefused(TallystickError):
 
 
 class StreamReader:
-    """Reads one durable.  `handler` sees every message once, in stream order, one at a time."""
+    """Reads one durable.  `handler` sees every message once, in stream order, one at a time.
+
+    What the handler raises fails the link's tasks.
+    """
 
     def __init__(
         self,
@@ -91,20 +94,14 @@ class StreamReader:
         self._breathed = 0.0
         self.lock = asyncio.Lock()
         self.generation = 0
-        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._run(), name=f"read {stream}")
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        """The reading task: it ends only by `stop` or with the exception of the handler."""
-        return self._task
+        self._tasks = Tasks(link.tasks)
+        self._tasks.start(self._run(), f"read {stream}")
 
     async def stop(self) -> None:
         """Stop after the message that is being handled.  Idempotent."""
         self.generation += 1
         async with self.lock:
-            self._task.cancel()
-        await end(self._task)
+            await self._tasks.end()
 
     async def _run(self) -> None:
         while True:

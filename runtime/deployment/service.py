@@ -80,8 +80,9 @@ class ServiceContext(BusContext):
                 await released
 
     async def close(self) -> None:
-        """Let go what was acquired, then as `BusContext`."""
-        await self.release()
+        """Let go what was acquired, then as `BusContext`; what failed is let go by its process's end alone."""
+        if not self.tasks.failure.future.done():
+            await self.release()
         await super().close()
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tallystick.components.paper_exchange.access import Config, Key, Keys, Limits, parse_config
 from tallystick.components.paper_exchange.journal import Journal, read_journal
 from tallystick.components.paper_exchange.server import MAX_BODY, Exchange
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import ConfigError
 from tests.support.paper import SECRET, SPKI, Raw, config, key, raw, sign, trade, venue
 from tests.support.tls import ServerTls, make_server_tls
@@ -460,7 +461,7 @@ def test_the_venue_does_not_start_below_tls_1_3(tls: ServerTls, tmp_path: Path) 
     context = tls.server()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ConfigError):
-        Exchange(config(), clock=time.time_ns, tls=context, journal=tmp_path / "journal.jsonl")
+        Exchange(config(), clock=time.time_ns, tls=context, within=Tasks(), journal=tmp_path / "journal.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -491,7 +492,11 @@ def test_the_documented_configuration_is_one(tls: ServerTls, tmp_path: Path) -> 
     example = text.partition("```json\n")[2].partition("```")[0]
     example = example.replace("base64 of an Ed25519 key, raw or SubjectPublicKeyInfo", SPKI)
     exchange = Exchange(
-        parse_config(example.encode()), clock=time.time_ns, tls=tls.server(), journal=tmp_path / "journal.jsonl"
+        parse_config(example.encode()),
+        clock=time.time_ns,
+        tls=tls.server(),
+        within=Tasks(),
+        journal=tmp_path / "journal.jsonl",
     )
     assert exchange.engine.accounts["main"]["ETH"].free == Decimal(100)
     # What it shows as optional has the default values.

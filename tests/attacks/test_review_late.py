@@ -370,8 +370,9 @@ def test_a_boot_that_has_ended_stops_instead_of_asking_in_vain(bus: TestBus) -> 
         with pytest.raises(SessionLost):
             await asyncio.wait_for(context.failed(), 5)
         scene.desk.contexts.remove(context)
-        for task in [*context._tasks, *(r.task for r in context._readers.values())]:
-            task.cancel()
+        await context.tasks.end()
+        for reader in context._readers.values():
+            await reader.stop()
         await context.link.stop()
 
     on_scene(bus, work)

@@ -19,6 +19,7 @@ from tallystick.components.paper_exchange.main import PaperExchange
 from tallystick.components.paper_exchange.matching import Order
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
@@ -44,6 +45,7 @@ def exchange(tls: ServerTls, folder: Path) -> Exchange:
         config(),
         clock=time.time_ns,
         tls=tls.server(),
+        within=Tasks(),
         journal=folder / "requests.jsonl",
         state=folder / "state.jsonl",
     )

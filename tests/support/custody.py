@@ -13,6 +13,7 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
 from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import SigningServer
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Unverified
@@ -84,6 +85,7 @@ class Desk:
             lambda: self.now,
             frozenset({UID}),
             VENUE_KEY.public,
+            Tasks(),
         )
         self.server._sync_soon = self.journal.sync  # type: ignore[method-assign] # without an event loop
         self.number = 0

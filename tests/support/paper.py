@@ -21,6 +21,7 @@ from yarl import URL
 from tallystick.components.paper_exchange.access import Config, Key, Limits
 from tallystick.components.paper_exchange.matching import Instrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
+from tallystick.runtime.bus.tasks import Tasks
 from tests.support.tls import ServerTls
 
 XRPETH = Instrument(
@@ -98,7 +99,9 @@ async def venue(
     limits: Limits | None = None,
 ) -> AsyncIterator[Exchange]:
     """A running exchange whose journal is `path/journal.jsonl`, with a market of 1,000 at 0.0013 and 0.0013002."""
-    exchange = Exchange(config(limits), clock=clock, tls=tls.server(), journal=path / "journal.jsonl", faults=faults)
+    exchange = Exchange(
+        config(limits), clock=clock, tls=tls.server(), within=Tasks(), journal=path / "journal.jsonl", faults=faults
+    )
     await exchange.start()
     trade(exchange, "0.0013", buyer_is_maker=True)
     trade(exchange, "0.0013002", buyer_is_maker=False)

@@ -20,6 +20,7 @@ from tallystick.components.paper_exchange.journal import Entry, read_journal
 from tallystick.components.paper_exchange.matching import Instrument as PaperInstrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
@@ -123,6 +124,7 @@ class Floor:
             config,
             clock=time.time_ns,
             tls=make_server_tls(folder / "pki").server(),
+            within=Tasks(),
             journal=folder / "paper.jsonl",
             faults=self.faults,
         )

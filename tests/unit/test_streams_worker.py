@@ -92,8 +92,7 @@ def same(alerts: list[Received]) -> dict[bytes, Alert]:
 
 async def crash(desk: Desk, context: ServiceContext) -> None:
     """Stop as a crash would: nothing is committed, nothing is given back."""
-    for task in list(context._tasks):
-        task.cancel()
+    await context.tasks.end()
     for reader in context._readers.values():
         await reader.stop()
     for publisher in context._publishers.values():
