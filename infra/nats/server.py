@@ -4,6 +4,7 @@
   memory files (`/proc/self/fd/N`), never through a file or the environment.
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
+- It ends when whoever started it was killed.
 - Every write of a stream that is not `async` is on disk before it is acknowledged (`sync_interval: always`).
 
 The store is not trusted: an attacker who controls it can withhold or destroy messages, which chains, heartbeats
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tallystick.infra.nats import child
 from tallystick.infra.nats.topology import LEASE_BUCKET, STATE_STREAM, Bus, stream_subjects
 from tallystick.schemas.errors import ConfigError, TallystickError
 
@@ -168,6 +170,7 @@ class EmbeddedServer:
     def start(self, *, accounts: Mapping[str, str] | None = None) -> None:
         """Start it and wait until it takes connections; `accounts` replaces the configured tokens.
 
+        It ends with the thread that calls this: one that lives as long as the process, or as its event loop.
         Raises `ConfigError` for a full disk, a taken port or a configuration that the server refuses.
         """
         _check_space(self._config.jetstream_dir)
@@ -193,7 +196,7 @@ class EmbeddedServer:
             self._log_start = self._log_checked = os.fstat(log_fd).st_size
             self._store_lost = ""
             self._process = subprocess.Popen(
-                [find_server(), "-c", f"/proc/self/fd/{config_fd}"],
+                [*_with_us(), find_server(), "-c", f"/proc/self/fd/{config_fd}"],
                 pass_fds=(config_fd, key_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
@@ -279,6 +282,11 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def _with_us() -> tuple[str, ...]:
+    """What runs a command so that it ends when this process was killed, and frees port and store for the next one."""
+    return (sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), str(int(signal.SIGTERM)))
 
 
 def _memory_file(name: str, data: bytes) -> int:
