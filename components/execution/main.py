@@ -109,7 +109,7 @@ class Execution(Component):
     async def stop(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""
         if hasattr(self, "_venue"):
-            await self._tasks.settled(2.0)
+            await self._tasks.settled(1.0)
             await self._signer.close()
             await self._venue.close()
             await self._tasks.end()

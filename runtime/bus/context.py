@@ -26,7 +26,7 @@ from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
-from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
@@ -50,10 +50,20 @@ MAX_DEAD: Final = 256
 # How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
 LISTING_S: Final = 0.5
 FRESH_NS: Final = 5_000_000_000
+# A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
+# was busy itself may miss the answer to one.
+ASK_S: Final = 0.3
+MAX_UNANSWERED: Final = 2
+# In all, for a broker that answers but does not take what is queued, and a component that does not come to its end.
+LONGEST_STOP_S: Final = 10.0
 # Kinds whose live messages move money or lift a guard: their sessions must be on the authority's list.
 LISTED_KINDS: Final = frozenset(
     ("order.intent", "order.decision", "order.event", "fill", "position", "control.breaker", "control.arm", "alert")
 )
+
+
+class Unpublished(TallystickError):
+    """A component had to end before all that it published was known to be stored."""
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -331,16 +341,55 @@ class Context:
             api=self._api,
         )
 
-    async def close(self) -> None:
-        """Stop reading, send what is queued, close each chain, log out."""
+    async def close(self, before: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Do `before`, stop reading, send what is queued, close each chain, log out.
+
+        Raises `Unpublished`, when all is closed, where the broker did not take what was queued: it was silent, or the
+        whole took `LONGEST_STOP_S`.
+        """
         self._closing = True
+        finishing = asyncio.create_task(self._finish(before), name="finish")
+        cut = await self._cut(finishing)
+        if cut:
+            await end(finishing)
+            await self.tasks.end()
+            for reader in self._readers.values():
+                await reader.kill()
+            for publisher in self._publishers.values():
+                publisher.kill()
+        await self.link.stop()
+        left = {stream: p.unstored for stream, p in sorted(self._publishers.items()) if p.unstored}
+        if left:
+            counts = ", ".join(f"{stream} {count}" for stream, count in left.items())
+            raise Unpublished("UNPUBLISHED", f"{sum(left.values())} events are not known to be stored ({counts}): {cut}")
+        if cut:
+            self.log.warning("stopped short", text=cut)
+        else:
+            finishing.result()
+
+    async def _finish(self, before: Callable[[], Awaitable[None]] | None) -> None:
+        if before is not None:
+            await before()
         await self.tasks.end()
         for reader in self._readers.values():
             await reader.stop()
         # GUARD last: the others may still have something to report.
         for publisher in sorted(self._publishers.values(), key=lambda p: p.stream == GUARD):
             await publisher.close()
-        await self.link.stop()
+
+    async def _cut(self, finishing: asyncio.Task[None]) -> str:
+        """Wait for `finishing`, as long as there is a broker; why it has to be given up, if so."""
+        loop = asyncio.get_running_loop()
+        started, unanswered = loop.time(), 0
+        while not (await asyncio.wait((finishing,), timeout=ASK_S))[0]:
+            unanswered = 0 if await self.link.answers(ASK_S) else unanswered + 1
+            if finishing.done():
+                break
+            if unanswered == MAX_UNANSWERED:
+                return f"the broker is silent since {loop.time() - started:.1f} s"
+            if loop.time() - started > LONGEST_STOP_S:
+                return f"not done within {LONGEST_STOP_S:.0f} s"
+        return ""
 
     async def failed(self) -> None:
         """Wait for the first failure of link, reader, publisher or background task, and raise it."""
