@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,6 +151,8 @@ class EmbeddedServer:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+        # One start or stop at a time: a start whose caller went away is finished before the process is ended.
+        self._lock = threading.RLock()
         self._log_start = 0
         self._log_checked = 0
         self._store_lost = ""
@@ -173,6 +176,10 @@ class EmbeddedServer:
         It ends with the thread that calls this: one that lives as long as the process, or as its event loop.
         Raises `ConfigError` for a full disk, a taken port or a configuration that the server refuses.
         """
+        with self._lock:
+            self._start(accounts)
+
+    def _start(self, accounts: Mapping[str, str] | None) -> None:
         _check_space(self._config.jetstream_dir)
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
@@ -264,17 +271,21 @@ class EmbeddedServer:
 
     def stop(self, timeout: float = 15.0) -> None:
         """End it by its process id: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
-        process = self._process
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
-                process.kill()
-                process.wait()
+        with self._lock:
+            process = self._process
+            if process is None:
+                return
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
+                    process.kill()
+                    process.wait()
+            self._forget(process)
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
 
     def kill(self) -> None:
@@ -282,6 +293,7 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._forget(self._process)
 
 
 def _with_us() -> tuple[str, ...]:

@@ -361,7 +361,9 @@ class Context:
         left = {stream: p.unstored for stream, p in sorted(self._publishers.items()) if p.unstored}
         if left:
             counts = ", ".join(f"{stream} {count}" for stream, count in left.items())
-            raise Unpublished("UNPUBLISHED", f"{sum(left.values())} events are not known to be stored ({counts}): {cut}")
+            raise Unpublished(
+                "UNPUBLISHED", f"{sum(left.values())} events are not known to be stored ({counts}): {cut}"
+            )
         if cut:
             self.log.warning("stopped short", text=cut)
         else:
