@@ -8,14 +8,13 @@ archive or an exit code.  The exit code is 0 only if every promise of the summar
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -27,10 +26,12 @@ from rich.table import Table
 
 from tallystick.cli import operate, view
 from tallystick.cli.intruder import Attack, Intruder, outcome
+from tallystick.cli.stopping import INTERRUPTED, Stopped, signals, unless
 from tallystick.components.console.main import Console
 from tallystick.components.market_data.player import Tape, open_tape, speed_for
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
@@ -48,6 +49,7 @@ SESSION_S: Final = 20
 SETTLE_S: Final = 3.0
 INTRUDER: Final = "mallory"
 LINE_S: Final = 2.0
+REFRESH_S: Final = 0.25
 EXAMPLES: Final = "tallystick.components.strategy.examples"
 QUERIES: Final = (
     ("every order with its permit and its fills", "orders"),
@@ -268,13 +270,13 @@ class Demo:
 
     async def run(self, deployment: Deployment, keystore: Keystore) -> None:
         """Everything between start and stop."""
-        stop_console = asyncio.Event()
+        tasks, stop_console = Tasks(), asyncio.Event()
         consoles: list[asyncio.Task[None]] = []
 
         async def before_market() -> None:
             secrets = {name: keystore[name] for name in deployment.secret_names("console")}
             setup = process.load_setup(deployment.directory, "console", secrets)
-            consoles.append(asyncio.create_task(process.run(setup, self._console, stop_console)))
+            consoles.append(tasks.start(process.run(setup, self._console, stop_console), "console"))
             await operate.arm(deployment, keystore, Decimal(1))
             self._say("execution is armed for an hour by the operator's key; the market opens")
 
@@ -285,36 +287,43 @@ class Demo:
             before_market=before_market,
             apart=frozenset((f"strategy-{INTRUDER}",)),
         )
-        started = time.monotonic()
-        try:
-            await supervisor.start()
-            self._checks.append(
-                Check(
-                    "everything starts",
-                    True,
-                    f"{len(supervisor.states)} processes in {time.monotonic() - started:.1f} s",
+        with signals() as stop:
+            stop.at_once = supervisor.end_at_once
+            try:
+                started = time.monotonic()
+                await unless(stop, supervisor.start(), tasks.failed())
+                seen = f"{len(supervisor.states)} processes in {time.monotonic() - started:.1f} s"
+                self._promise("everything starts", True, seen)
+                await unless(
+                    stop, self._live(deployment, keystore, Tasks(within=tasks)), supervisor.failed(), tasks.failed()
                 )
-            )
-            attacking = asyncio.create_task(self._attack(deployment, keystore))
-            with self._shown():
-                await self._play(consoles[0])
-                await attacking
-                await asyncio.sleep(SETTLE_S)
-            self._judge(supervisor)
-            self._venue_agrees(deployment)
-        finally:
-            stop_console.set()
-            await asyncio.gather(*consoles, return_exceptions=True)
-            self._say("stopping: every chain gets its closing statement")
-            await supervisor.stop()
+                self._judge(supervisor)
+                self._venue_agrees(deployment)
+            finally:
+                self._say("stopping: every chain gets its closing statement")
+                stop_console.set()
+                for ended in await asyncio.gather(*consoles, return_exceptions=True):
+                    if isinstance(ended, TallystickError):
+                        self._say(f"console: {ended}")
+                await supervisor.stop()
 
-    @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
+    async def _live(self, deployment: Deployment, keystore: Keystore, tasks: Tasks) -> None:
+        attacking = tasks.start(self._attack(deployment, keystore), "attack")
+        tasks.start(self._show(), "view")
+        try:
+            await self._play()
+            await attacking
+            await asyncio.sleep(SETTLE_S)
+        finally:
+            await tasks.end()
+
+    async def _show(self) -> None:
         if not self._screen.is_terminal:
-            yield
             return
-        with Live(get_renderable=self._render, console=self._screen, refresh_per_second=4, screen=False):
-            yield
+        with Live(get_renderable=self._render, console=self._screen, auto_refresh=False) as live:
+            while True:
+                live.refresh()
+                await asyncio.sleep(REFRESH_S)
 
     def _render(self) -> Any:
         ctx = self._console.ctx
@@ -324,14 +333,12 @@ class Demo:
             self._console.state, ctx.sessions, time.time_ns(), "Tallystick demo", self._notes, self._screen.size
         )
 
-    async def _play(self, console: asyncio.Task[None]) -> None:
+    async def _play(self) -> None:
         """Until the market has ended, or it clearly will not."""
         state = self._console.state
         deadline = time.monotonic() + (PLAY_S * 2 if self._speed is None else 100)
         shown = 0.0
         while not state.ended and time.monotonic() < deadline:
-            if console.done():
-                await console
             if not self._screen.is_terminal and time.monotonic() - shown > LINE_S and self._console.ctx is not None:
                 shown = time.monotonic()
                 self._say(view.lines(state, self._console.ctx.sessions, time.time_ns()))
@@ -476,6 +483,9 @@ def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     screen = Screen(soft_wrap=True)
     run = Demo(directory.absolute(), data or recorded_data(), speed, screen)
     deployment, keystore = run.prepare()
-    asyncio.run(run.run(deployment, keystore))
+    try:
+        asyncio.run(run.run(deployment, keystore))
+    except Stopped:
+        return INTERRUPTED
     run.audit()
     return run.summary()

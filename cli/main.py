@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tallystick.cli.stopping import INTERRUPTED, interrupt_on_sigterm
 from tallystick.schemas.errors import TallystickError
 
 app = typer.Typer(
@@ -102,7 +103,7 @@ def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     require_down(deployment)
     preflight.check(deployment, time.time_ns())
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    asyncio.run(operate.supervise(deployment, keystore, _say))
+    raise typer.Exit(asyncio.run(operate.supervise(deployment, keystore, _say)))
 
 
 @app.command(epilog="Example: tallystick run ./desk gateway --secrets-fd 3 3<secrets")
@@ -232,7 +233,7 @@ def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)
-    look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)))
+    raise typer.Exit(look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))))
 
 
 @app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')
@@ -286,6 +287,7 @@ def _fail(text: str) -> NoReturn:
 
 def main() -> None:
     """The entry point: every `TallystickError` becomes one line and exit code 2."""
+    interrupt_on_sigterm()
     # What a command writes is the operator's alone.
     os.umask(0o077)
     # The client library's TLS shutdown makes asyncio warn about nothing.
@@ -303,7 +305,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("tallystick: interrupted\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _add_parts() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -19,10 +18,11 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -35,30 +35,26 @@ HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
 
 
-async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> None:
-    """Run the deployment until SIGINT or SIGTERM.  Raises what kept it from starting."""
+async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> int:
+    """Run the deployment until SIGINT or SIGTERM; the exit code.  Raises what kept it from starting."""
     supervisor = Supervisor(deployment, keystore, report=report)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    try:
-        starting = asyncio.ensure_future(supervisor.start())
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            await starting
+    with signals() as stop:
+        stop.at_once = supervisor.end_at_once
+        try:
+            await unless(stop, supervisor.start())
             folder = deployment.directory
             report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
             report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
-            await stopping
-        else:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
-        report("stopping")
-    finally:
-        await supervisor.stop()
+            await unless(stop, supervisor.failed())
+        except Stopped:
+            report("stopping")
+        except SupervisorFailed as exc:
+            report(f"stopping, since nothing is watched any more: {exc}")
+            return 1
+        finally:
+            await supervisor.stop()
     report("stopped")
+    return 1 if supervisor.unclean else 0
 
 
 async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import os
-import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import Final, Literal, TextIO
 
 from tallystick.cli import operate
+from tallystick.cli.stopping import INTERRUPTED, Stop, Stopped, signals, unless
 from tallystick.infra.nats.topology import REPLAY, REPLAY_PREFIX
 from tallystick.replay import player, show
 from tallystick.replay.selection import Selection, parse_sequences, parse_time, time_text
@@ -21,6 +21,7 @@ from tallystick.replay.verify import Examined, Failure, Judge, Played, Tally
 from tallystick.replay.zone import Replayer, require_zone
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment
@@ -125,39 +126,41 @@ class Session:
         self._run = run
         self._form: Literal["text", "json"] = form
         self._stay = stay
-        self._stop = asyncio.Event()
+        self._stop: Stop
         self._read = 0
         self._held = ""
         self._tally = Tally()
 
     async def replay(self) -> int:
         """Play; the exit code."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop.set)
+        with signals() as self._stop:
+            try:
+                return await self._replay()
+            except Stopped:
+                return INTERRUPTED
+
+    async def _replay(self) -> int:
+        stop, tasks = self._stop, Tasks()
         async with contextlib.AsyncExitStack() as stack:
             examined, self._tally = await self._source(stack)
             sink: player.Sink = _Printer(self._form, sys.stdout)
-            replayer, running = None, None
+            replayer = None
             if self._zone is not None:
-                replayer, running = await stack.enter_async_context(_in_zone(*self._zone, self._run))
+                replayer = await stack.enter_async_context(_in_zone(*self._zone, self._run, stop, tasks))
                 sink = replayer
-            telling = asyncio.create_task(self._tell())
+            tasks.start(self._tell(), "progress")
+            stack.push_async_callback(tasks.end)
             started = time.monotonic()
             try:
-                await _unless_ended(self._play(examined, sink, replayer), running)
+                await unless(stop, self._play(examined, sink, replayer), tasks.failed())
             except player.ReplayFailed as exc:
                 sys.stderr.write(f"tallystick: {exc.text}\n")
                 _note("stopped there; --keep-going passes over what does not verify")
             finally:
-                telling.cancel()
                 self._summary(time.monotonic() - started, replayer)
-            stopped = self._stop.is_set()
-            if self._stay and not stopped:
+            if self._stay:
                 _note("the zone stays up; Ctrl-C ends it")
-                await self._stop.wait()
-        if stopped:
-            return 130
+                await unless(stop, tasks.failed())
         return 1 if self._tally.failed else 0
 
     async def _play(self, examined: AsyncIterator[Examined], sink: player.Sink, replayer: Replayer | None) -> None:
@@ -176,7 +179,7 @@ class Session:
             sleep=asyncio.sleep,
             keep_going=options.keep_going,
             limit=options.limit,
-            stopped=self._stop.is_set,
+            stopped=self._stop.asked.is_set,
             on_failure=told,
         )
         if replayer is not None:
@@ -209,8 +212,8 @@ class Session:
             certificate=setup.certificate,
         )
         link = process.make_link(setup, client, Metrics())
-        await link.start()
         stack.push_async_callback(link.stop)
+        await unless(self._stop, link.start())
         reader = BusReader(setup.spec, link, judge, selection, setup.log)
         examined = reader.__aiter__()
         stack.push_async_callback(examined.aclose)
@@ -254,26 +257,14 @@ async def _breathing(items: Iterator[Examined]) -> AsyncIterator[Examined]:
         yield item
 
 
-async def _unless_ended(work: Coroutine[Any, Any, None], running: asyncio.Task[None] | None) -> None:
-    """`work`, given up with the reason when the replay's own component ends before it."""
-    playing = asyncio.create_task(work)
-    try:
-        await asyncio.wait(
-            [playing, running] if running is not None else [playing], return_when=asyncio.FIRST_COMPLETED
-        )
-        if not playing.done() and running is not None:
-            await running
-            raise Unverified("REPLAY", "the replay's component ended before the last message")
-        await playing
-    finally:
-        playing.cancel()
-
-
 @contextlib.asynccontextmanager
 async def _in_zone(
-    zone: Deployment, keystore: Keystore, run: list[str]
-) -> AsyncIterator[tuple[Replayer, asyncio.Task[None]]]:
-    """A replayer and its running component, with a session in a running zone; broker, authority and `run` are started unless the zone is up."""
+    zone: Deployment, keystore: Keystore, run: list[str], stop: Stop, tasks: Tasks
+) -> AsyncIterator[Replayer]:
+    """A replayer with a session in a running zone; broker, authority and `run` are started unless the zone is up.
+
+    What ends it too early fails in `tasks`.
+    """
     supervisor = None
     if not any(name == "authority" for name, _ in operate.processes(zone)):
         supervisor = Supervisor(zone, keystore, report=_note)
@@ -289,20 +280,28 @@ async def _in_zone(
         raise ConfigError("RUNNING", f"{zone.directory} is up: what runs there is up to its `tallystick up`")
     try:
         if supervisor is not None:
-            await supervisor.start()
+            stop.at_once = supervisor.end_at_once
+            await unless(stop, supervisor.start())
+            tasks.start(supervisor.failed(), "zone")
         secrets = {name: keystore[name] for name in zone.secret_names(REPLAY)}
-        replayer, stop = Replayer(), asyncio.Event()
-        running = asyncio.create_task(process.run(process.load_setup(zone.directory, REPLAY, secrets), replayer, stop))
-        started = asyncio.create_task(replayer.started.wait())
-        await asyncio.wait((running, started), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            await running
-            raise Unverified("REPLAY", f"the replay ended before it began; see {zone.log(REPLAY)}")
+        setup = process.load_setup(zone.directory, REPLAY, secrets)
+        replayer, leaving = Replayer(), asyncio.Event()
+
+        async def run_component() -> None:
+            await process.run(setup, replayer, leaving)
+            if not leaving.is_set():
+                raise Unverified(
+                    "REPLAY", f"the replay's component ended before the last message; see {zone.log(REPLAY)}"
+                )
+
+        running = tasks.start(run_component(), "replay")
         try:
-            yield replayer, running
+            await unless(stop, replayer.started.wait(), tasks.failed())
+            yield replayer
         finally:
-            stop.set()
-            await running
+            leaving.set()
+            await asyncio.wait((running,))
+        running.result()
     finally:
         if supervisor is not None:
             await supervisor.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -35,6 +36,9 @@ class Answer:
             env={"PATH": os.defpath, "PYTHONSAFEPATH": "1", "HOME": "/nonexistent"},
         )
         self._timer = threading.Timer(seconds + 5, self._process.kill)
+        # Whoever interrupts us waits for no timer, nor does the query outlive us.
+        self._timer.daemon = True
+        atexit.register(self._process.kill)
         self._timer.start()
         stdin = self._process.stdin
         if stdin is None:
@@ -72,6 +76,7 @@ class Answer:
 
     def _end(self) -> int:
         self._timer.cancel()
+        atexit.unregister(self._process.kill)
         if self._process.stdout is not None:
             self._process.stdout.close()
         return self._process.wait()

@@ -54,7 +54,7 @@ SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0
-SETTLE_S: Final = 2.0
+SETTLE_S: Final = 1.0
 
 
 def _nothing(_: str) -> None:

@@ -4,6 +4,7 @@
   memory files (`/proc/self/fd/N`), never through a file or the environment.
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
+- It ends when whoever started it was killed.
 - Every write of a stream that is not `async` is on disk before it is acknowledged (`sync_interval: always`).
 
 The store is not trusted: an attacker who controls it can withhold or destroy messages, which chains, heartbeats
@@ -20,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tallystick.infra.nats import child
 from tallystick.infra.nats.topology import LEASE_BUCKET, STATE_STREAM, Bus, stream_subjects
 from tallystick.schemas.errors import ConfigError, TallystickError
 
@@ -148,6 +151,8 @@ class EmbeddedServer:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
+        # One start or stop at a time: a start whose caller went away is finished before the process is ended.
+        self._lock = threading.RLock()
         self._log_start = 0
         self._log_checked = 0
         self._store_lost = ""
@@ -168,8 +173,13 @@ class EmbeddedServer:
     def start(self, *, accounts: Mapping[str, str] | None = None) -> None:
         """Start it and wait until it takes connections; `accounts` replaces the configured tokens.
 
+        It ends with the thread that calls this: one that lives as long as the process, or as its event loop.
         Raises `ConfigError` for a full disk, a taken port or a configuration that the server refuses.
         """
+        with self._lock:
+            self._start(accounts)
+
+    def _start(self, accounts: Mapping[str, str] | None) -> None:
         _check_space(self._config.jetstream_dir)
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
@@ -193,7 +203,7 @@ class EmbeddedServer:
             self._log_start = self._log_checked = os.fstat(log_fd).st_size
             self._store_lost = ""
             self._process = subprocess.Popen(
-                [find_server(), "-c", f"/proc/self/fd/{config_fd}"],
+                [*_with_us(), find_server(), "-c", f"/proc/self/fd/{config_fd}"],
                 pass_fds=(config_fd, key_fd),
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
@@ -261,17 +271,21 @@ class EmbeddedServer:
 
     def stop(self, timeout: float = 15.0) -> None:
         """End it by its process id: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
-        process = self._process
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
-                process.kill()
-                process.wait()
+        with self._lock:
+            process = self._process
+            if process is None:
+                return
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(timeout)
+                except subprocess.TimeoutExpired:
+                    # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
+                    process.kill()
+                    process.wait()
+            self._forget(process)
+
+    def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
 
     def kill(self) -> None:
@@ -279,6 +293,12 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            self._forget(self._process)
+
+
+def _with_us() -> tuple[str, ...]:
+    """What runs a command so that it ends when this process was killed, and frees port and store for the next one."""
+    return (sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), str(int(signal.SIGTERM)))
 
 
 def _memory_file(name: str, data: bytes) -> int:

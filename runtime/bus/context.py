@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from tallystick.runtime.bus.admission import Admission
@@ -26,7 +26,7 @@ from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
 from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
-from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Ahead, ConfigError, Stale, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
@@ -48,6 +48,17 @@ SECURITY_TAIL: Final = 64
 MAX_STRANGERS: Final = 1024
 # Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
 MAX_DEAD: Final = 256
+# A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
+# was busy itself may miss the answer to one.
+ASK_S: Final = 0.3
+MAX_UNANSWERED: Final = 2
+# In all, for a broker that answers but does not take what is queued, and a component that does not come to its end.
+LONGEST_STOP_S: Final = 10.0
+
+
+class Unpublished(TallystickError):
+    """A component had to end before all that it published was known to be stored."""
+
 
 _ALWAYS: Final = asyncio.Event()
 _ALWAYS.set()
@@ -97,6 +108,7 @@ class BusContext:
         self._readers: dict[str, StreamReader] = {}
         self._caught_up: dict[str, asyncio.Event] = {}
         self.tasks = Tasks(link.tasks)
+        self._at_stop: list[Callable[[], Awaitable[None] | None]] = []
         self._closing = False
         self._dying = 0
         self._guard = subject("guard", component=component)
@@ -280,16 +292,71 @@ class BusContext:
             api=self._api,
         )
 
+    def at_stop(self, release: Callable[[], Awaitable[None] | None]) -> None:
+        """Call `release` before the readers stop and the chains are closed; the last one named first.
+
+        Named at once where something is acquired, so that it is let go whatever became of the start.
+        """
+        self._at_stop.append(release)
+
+    async def release(self) -> None:
+        """Let go what was acquired."""
+        while self._at_stop:
+            released = self._at_stop.pop()()
+            if released is not None:
+                await released
+
     async def close(self) -> None:
-        """Stop reading, send what is queued, close each chain, log out."""
+        """Let go what was acquired, stop reading, send what is queued, close each chain, log out.
+
+        Raises `Unpublished`, when all is closed, where the broker did not take what was queued: it was silent, or the
+        whole took `LONGEST_STOP_S`.
+        """
         self._closing = True
+        finishing = asyncio.create_task(self._finish(), name="finish")
+        cut = await self._cut(finishing)
+        if cut:
+            await end(finishing)
+            await self.tasks.end()
+            for reader in self._readers.values():
+                await reader.kill()
+            for publisher in self._publishers.values():
+                publisher.kill()
+        await self.link.stop()
+        left = {stream: p.unstored for stream, p in sorted(self._publishers.items()) if p.unstored}
+        if left:
+            counts = ", ".join(f"{stream} {count}" for stream, count in left.items())
+            raise Unpublished(
+                "UNPUBLISHED", f"{sum(left.values())} events are not known to be stored ({counts}): {cut}"
+            )
+        if cut:
+            self.log.warning("stopped short", text=cut)
+        else:
+            finishing.result()
+
+    async def _finish(self) -> None:
+        if not self.tasks.failure.future.done():  # what failed is let go by the end of its process alone
+            await self.release()
         await self.tasks.end()
         for reader in self._readers.values():
             await reader.stop()
         # GUARD last: the others may still have something to report.
         for publisher in sorted(self._publishers.values(), key=lambda p: p.stream == GUARD):
             await publisher.close()
-        await self.link.stop()
+
+    async def _cut(self, finishing: asyncio.Task[None]) -> str:
+        """Wait for `finishing`, as long as there is a broker; why it has to be given up, if so."""
+        loop = asyncio.get_running_loop()
+        started, unanswered = loop.time(), 0
+        while not (await asyncio.wait((finishing,), timeout=ASK_S))[0]:
+            unanswered = 0 if await self.link.answers(ASK_S) else unanswered + 1
+            if finishing.done():
+                break
+            if unanswered == MAX_UNANSWERED:
+                return f"the broker is silent since {loop.time() - started:.1f} s"
+            if loop.time() - started > LONGEST_STOP_S:
+                return f"not done within {LONGEST_STOP_S:.0f} s"
+        return ""
 
     async def failed(self) -> None:
         """Wait for the first failure of link, reader, publisher or background task, and raise it."""

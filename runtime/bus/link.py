@@ -41,7 +41,7 @@ RENEW_AT: Final = 0.6
 CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
-CLOSE_S: Final = 1.0
+CLOSE_S: Final = 0.3
 # How often the client is asked whether it is closed.
 CHECK_S: Final = 0.5
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
@@ -222,6 +222,16 @@ class Link:
                 return current
             self._available.clear()
             await self._available.wait()
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether the broker answers within so many seconds, on the current connection or the next one."""
+        try:
+            async with asyncio.timeout(seconds):
+                connection = await self.connection()
+                await connection.client.flush()
+        except (TimeoutError, nats.errors.Error, OSError):
+            return False
+        return True
 
     def abandon(self, connection: Connection, why: str) -> None:
         """The watchdog of a publisher or reader found `connection` useless: replace it."""

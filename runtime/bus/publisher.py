@@ -94,6 +94,7 @@ class ChainPublisher:
         self._writer = ChainWriter(self._session.credential, self._session.key, stream)
         self._queue: deque[tuple[str, int, bytes, asyncio.Future[int]]] = deque()
         self._queued = 0
+        self._sending: list[_Message] = []
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -132,6 +133,11 @@ class ChainPublisher:
         self._closing = True
         self._wake.set()
         await self._task
+
+    @property
+    def unstored(self) -> int:
+        """How many events were published and are not known to be stored."""
+        return self._queued + sum(message.count for message in self._sending if not message.seq)
 
     def kill(self) -> None:
         """Stop at once, as a crash would."""
@@ -176,6 +182,7 @@ class ChainPublisher:
             await self._flush([closing], close=True)
 
     async def _flush(self, messages: list[_Message], *, close: bool) -> None:
+        self._sending = messages
         connection = await self._link.connection()
         if connection.session is not self._session:
             self._session = connection.session
@@ -197,6 +204,7 @@ class ChainPublisher:
             for future in message.futures:
                 if not future.done():
                     future.set_result(message.seq)
+        self._sending = []
 
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
         waiting = messages

@@ -103,6 +103,11 @@ class StreamReader:
         async with self.lock:
             await self._tasks.end()
 
+    async def kill(self) -> None:
+        """Stop at once, as a crash would, whatever the handler is waiting for."""
+        self.generation += 1
+        await self._tasks.end()
+
     async def _run(self) -> None:
         while True:
             connection = await self._link.connection()

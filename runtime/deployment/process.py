@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import importlib
 import os
 import resource
@@ -29,9 +28,11 @@ import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
+from tallystick.infra.nats.child import end_with_parent
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import CredentialSource, Link
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.service import OwnSource, Service, ServiceContext, Setup
@@ -44,7 +45,8 @@ BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
 _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
-PR_SET_PDEATHSIG: Final = 1
+# How long a stop waits for the authority to hear that the boot ended.
+GOODBYE_S: Final = 0.5
 # Only the first login lets these out; later ones are tried again for as long as it takes.
 _UNREACHABLE: Final = ("AUTHORITY_UNREACHABLE", "BROKER_LOGIN")
 
@@ -118,7 +120,13 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
     link = make_link(setup, source, metrics)
     ready = deployment.run / f"{spec.name}.ready"
     ready.unlink(missing_ok=True)
-    await link.start()
+    stopping: asyncio.Task[object] = asyncio.create_task(stop.wait(), name="stop")
+    starting = asyncio.create_task(link.start(), name="login")
+    await asyncio.wait((stopping, starting), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        await end(starting)
+        return
+    starting.result()
     ctx = ServiceContext(
         component=spec.name,
         boot=setup.boot,
@@ -134,8 +142,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
         secrets=setup.secrets,
     )
     setup.log.info("started", boot=setup.boot.hex())
-    stopping: asyncio.Future[object] = asyncio.ensure_future(stop.wait())
-    failed: asyncio.Future[object] = asyncio.ensure_future(ctx.failed())
+    failed = asyncio.create_task(ctx.failed(), name="failed")
 
     async def serve() -> None:
         await service.start(ctx)
@@ -156,15 +163,17 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
                 ended.result()
     finally:
         ready.unlink(missing_ok=True)
-        for task in (serving, stopping, failed):
-            task.cancel()
-        await asyncio.gather(serving, stopping, failed, return_exceptions=True)
+        await end(serving, stopping, failed)
     session = link.session
-    await ctx.close()
-    setup.log.info("stopped", **metrics.snapshot())
-    if source is client:
-        with contextlib.suppress(Unverified):  # the authority may have stopped before us; expiry ends the boot too
-            await client.end(session.key, setup.boot)
+    try:
+        await ctx.close()
+        setup.log.info("stopped", **metrics.snapshot())
+    finally:
+        if source is client:
+            # The authority may have stopped before us, or be silent; expiry ends the boot too.
+            with contextlib.suppress(Unverified, TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await client.end(session.key, setup.boot)
 
 
 def main(directory: Path, component: str, secrets: dict[str, Secret], unreachable: int = 1) -> int:
@@ -207,17 +216,10 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         return runner.run(serve())
 
 
-def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the supervisor is gone: nothing trades on unwatched.
-
-    prctl(2), PR_SET_PDEATHSIG: it counts the thread that started us, which is the supervisor's main one.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def from_command_line(arguments: list[str]) -> int:
     """`DIR COMPONENT --secrets-fd N`: the supervisor's way in."""
-    end_with_parent()
+    # Nothing trades on unwatched.
+    end_with_parent(signal.SIGTERM)
     if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
         sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
         return 2

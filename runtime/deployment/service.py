@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -38,10 +38,7 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class ServiceContext(BusContext):
-    """The bus, and the deployment and secrets that this component was given.
-
-    What a service acquires it names with `at_stop` at once: so it is let go whatever became of the start.
-    """
+    """The bus, and the deployment and secrets that this component was given."""
 
     def __init__(
         self, *, deployment: Deployment | None = None, secrets: Mapping[str, Secret] | None = None, **bus: Any
@@ -50,7 +47,6 @@ class ServiceContext(BusContext):
         super().__init__(**bus)
         self._deployment = deployment
         self._secrets = dict(secrets or {})
-        self._at_stop: list[Callable[[], Awaitable[None] | None]] = []
 
     @property
     def deployment(self) -> Deployment:
@@ -67,23 +63,6 @@ class ServiceContext(BusContext):
             raise ConfigError(
                 "SECRETS", f"{self.component} needs the secret {name}: is it in the keystore, and handed over?"
             ) from None
-
-    def at_stop(self, release: Callable[[], Awaitable[None] | None]) -> None:
-        """Call `release` before the readers stop and the chains are closed; the last one named first."""
-        self._at_stop.append(release)
-
-    async def release(self) -> None:
-        """Let go what was acquired."""
-        while self._at_stop:
-            released = self._at_stop.pop()()
-            if released is not None:
-                await released
-
-    async def close(self) -> None:
-        """Let go what was acquired, then as `BusContext`; what failed is let go by its process's end alone."""
-        if not self.tasks.failure.future.done():
-            await self.release()
-        await super().close()
 
 
 class Service(ABC):

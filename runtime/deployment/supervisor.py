@@ -6,7 +6,9 @@
 - A process that ends by itself is started again after a growing pause; one that fails `MAX_RESTARTS`
   times within `RESTART_WINDOW_S`, or ends with exit code 2 (cannot run as it is), stays down and is
   reported.  The broker is started again likewise.
-- Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.
+- Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
+  has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
+- A watch that fails ends `up`: what nobody watches does not trade.
 
 The supervisor holds the opened keystore while it runs: whoever controls it controls the deployment.
 Where that is too much, run the processes apart with `tallystick run`, each with its own secrets.
@@ -16,15 +18,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import nats.errors
@@ -33,12 +36,14 @@ from nats.aio.client import Client
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped, provision, provision_state
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
 
 NS: Final = 1_000_000_000
@@ -46,6 +51,11 @@ ACCOUNT_LIFETIME_S: Final = 86_400
 ADMIN_LIFETIME_S: Final = 60
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
+PATIENCE_S: Final = 2.0
+POLL_S: Final = 0.02
+# The kernel takes one change of a group's niceness in a tenth of a second from whoever is not root.
+YIELD_RETRY_S: Final = 0.15
+YIELD_ATTEMPTS: Final = 40
 # Without a broker nobody can do anything: nothing else is watched in this pause.
 BROKER_RETRY_S: Final = 2.0
 MAX_RESTARTS: Final = 10
@@ -62,6 +72,10 @@ _STOP_ORDER: Final = (
     ("audit",),
     ("authority",),
 )
+
+
+class SupervisorFailed(TallystickError):
+    """The supervisor itself failed: its processes run on unwatched."""
 
 
 class ProcessState(msgspec.Struct):
@@ -122,7 +136,10 @@ class Supervisor:
         self._report = report
         self._managed = {name: _Managed(name) for name in self._names()}
         self._server: EmbeddedServer | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        self._yields = True
+        # What ended with an error of its own while it was stopped, or had to be killed.
+        self.unclean: list[str] = []
 
     def _names(self) -> Iterator[str]:
         for name in self.bus.components:
@@ -147,7 +164,10 @@ class Supervisor:
         return self._server
 
     async def start(self) -> None:
-        """Start everything and wait until it is ready.  Raises `TallystickError`; the caller then calls `stop`."""
+        """Start everything and wait until it is ready.  Raises `TallystickError`; the caller then calls `stop`.
+
+        From then on the caller waits for `failed` as well.
+        """
         started = time.monotonic()
         require_down(self.deployment)
         self._pid_file.write_text(f"{os.getpid()}\n")
@@ -171,7 +191,7 @@ class Supervisor:
         if "market-data" in self._managed:
             self._launch("market-data")
             await self._ready(["market-data"])
-        self._watching = asyncio.create_task(self._watch(), name="supervisor")
+        self._tasks.start(self._watch(), "supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
 
     def _start_server(self, signing: TokenProcess) -> None:
@@ -287,8 +307,9 @@ class Supervisor:
             os.close(fd)
         managed.wanted = True
         managed.state.pid = managed.process.pid
-        _yield_to_others(managed.process.pid, _NICE.get(name, 0))
         managed.state.state = "starting"
+        if nice := _NICE.get(name):
+            self._tasks.start(self._yield_to_others(managed.process, nice), f"yield {name}")
 
     async def _ready(self, names: list[str]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -359,58 +380,118 @@ class Supervisor:
         managed.process = None
         managed.state.state = "restarting"
         managed.state.restarts += 1
-        asyncio.get_running_loop().call_later(pause, self._restart, name)
+        self._tasks.start(self._restart(name, pause), f"restart {name}")
 
-    def _restart(self, name: str) -> None:
+    async def _restart(self, name: str, pause: float) -> None:
+        await asyncio.sleep(pause)
         if self._managed[name].wanted and self._managed[name].process is None:
             self._launch(name)
 
+    async def failed(self) -> None:
+        """Wait until the supervisor itself fails, and raise `SupervisorFailed`: there is no watch any more."""
+        try:
+            await self._tasks.failed()
+        except Exception as exc:
+            path = self.deployment.log("supervisor")
+            open_log(path, "supervisor").exception("failed", error=type(exc).__name__)
+            raise SupervisorFailed("SUPERVISOR", f"{type(exc).__name__}: {exc}; see {path}") from exc
+
+    async def _yield_to_others(self, process: subprocess.Popen[bytes], nice: int) -> None:
+        """Lower the priority of a process that leads a session of its own.  A kindness: failing at it fails nothing.
+
+        Where the kernel schedules sessions as groups (`CONFIG_SCHED_AUTOGROUP`), only the group's niceness counts
+        between them.
+        """
+        try:
+            os.setpriority(os.PRIO_PROCESS, process.pid, max(nice, os.getpriority(os.PRIO_PROCESS, process.pid)))
+            for _ in range(YIELD_ATTEMPTS):
+                try:
+                    Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
+                    return
+                except FileNotFoundError:  # no such groups here
+                    return
+                except BlockingIOError:
+                    await asyncio.sleep(YIELD_RETRY_S)
+                if process.poll() is not None:
+                    return
+            raise BlockingIOError(errno.EAGAIN, f"refused {YIELD_ATTEMPTS} times")
+        except OSError as exc:
+            if self._yields and process.poll() is None:
+                self._yields = False
+                self._report(f"orders may be slower: no lower priority for those who read along ({exc.strerror})")
+
     async def stop(self) -> None:
         """Stop everything in order; what does not stop in time is killed.  Idempotent."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-            self._watching = None
+        await self._tasks.end()
         for group in _STOP_ORDER:
             names = [n for n in self._managed if any(n == g or (g.endswith("-") and n.startswith(g)) for g in group)]
             await asyncio.gather(*(self._stop(name) for name in names))
         await asyncio.gather(*(self._stop(name) for name in self._managed))
         if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
+            await self._patiently("the broker", asyncio.to_thread(self._server.stop, STOP_TIMEOUT_S))
+        self._drop_pid_file()
+
+    def _drop_pid_file(self) -> None:
         with contextlib.suppress(FileNotFoundError, ValueError):
             # Where another one has the deployment up, the file is its.
             if int(self._pid_file.read_text()) == os.getpid():
                 self._pid_file.unlink()
 
+    async def _patiently(self, name: str, ending: Coroutine[Any, Any, None]) -> None:
+        """Wait for `ending`, which is bounded, and say so if that takes a while."""
+        task = asyncio.ensure_future(ending)
+        await asyncio.wait((task,), timeout=PATIENCE_S)
+        if not task.done():
+            self._report(
+                f"waiting for {name}, {STOP_TIMEOUT_S:.0f} s at most; Ctrl-C once more ends everything at once"
+            )
+        await task
+
     async def _stop(self, name: str) -> None:
         managed = self._managed[name]
         managed.wanted = False
-        process, managed.process = managed.process, None
         managed.state.state = "stopped"
+        process = managed.process
         if process is None or process.poll() is not None:
             return
         process.send_signal(signal.SIGTERM)
-        try:
-            managed.state.exit_code = await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._report(f"{name} did not stop within {STOP_TIMEOUT_S:.0f} s: killed")
+        await self._patiently(name, _gone(process, STOP_TIMEOUT_S))
+        if process.poll() is None:
             process.kill()
             process.wait()
+            self._unclean(f"{name} did not stop within {STOP_TIMEOUT_S:.0f} s: killed")
+        elif process.returncode > 0:
+            self._unclean(f"{name} ended with {process.returncode}: {self._why(name)}")
+        managed.state.exit_code = process.returncode
+
+    def _unclean(self, text: str) -> None:
+        self.unclean.append(text)
+        self._report(text)
+
+    def end_at_once(self) -> None:
+        """SIGKILL for all that this started.  What was acknowledged is on disk: the next start recovers as after a crash."""
+        processes = [m.process for m in self._managed.values() if m.process is not None]
+        for process in processes:
+            process.kill()
+        if self._server is not None:
+            self._server.kill()
+        for process in processes:
+            process.wait()
+        for name in self._managed:
+            (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
+        self._drop_pid_file()
 
     def kill(self, name: str) -> None:
         """SIGKILL one process, as a crash would; the watch starts it again."""
         process = self._managed[name].process
-        if process is None:
+        if process is None or process.poll() is not None:
             raise ConfigError("PROCESS", f"{name} is not running")
         process.kill()
 
 
-def _yield_to_others(pid: int, nice: int) -> None:
-    """Lower the priority of a process that leads a session of its own.
-
-    Where the kernel schedules sessions as groups (`CONFIG_SCHED_AUTOGROUP`), only the group's niceness counts
-    between them.
-    """
-    os.setpriority(os.PRIO_PROCESS, pid, nice)
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # no such groups here, or not ours to set
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+async def _gone(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until the process has ended, for at most so many seconds."""
+    for _ in range(int(seconds / POLL_S)):
+        if process.poll() is not None:
+            return
+        await asyncio.sleep(POLL_S)

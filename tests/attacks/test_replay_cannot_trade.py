@@ -16,6 +16,7 @@ import nats.errors
 import pytest
 
 from tallystick.cli.replay_run import _in_zone, make_zone, open_zone
+from tallystick.cli.stopping import Stop
 from tallystick.replay import player
 from tallystick.replay.bus import BusReader
 from tallystick.replay.player import from_archive, play
@@ -27,6 +28,7 @@ from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.folder import Deployment
@@ -94,7 +96,7 @@ class Zone:
 
     async def play(self) -> None:
         reader = ArchiveReader(self.vault.place, Selection())
-        async with _in_zone(self.deployment, self.keystore, []) as (replayer, _):
+        async with _in_zone(self.deployment, self.keystore, [], Stop(), Tasks()) as replayer:
             await play(
                 from_archive(iter(reader)),
                 replayer,

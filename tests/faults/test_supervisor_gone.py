@@ -1,4 +1,4 @@
-"""The supervisor dies without a word: what it started stops, it does not trade on unwatched."""
+"""The supervisor dies without a word: what it started stops, it does not trade on unwatched, and the broker frees its port."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_processes_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
+def test_processes_and_broker_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
     deployment, _ = make(tmp_path / "desk")
     root = Path(__file__).parents[2]
     supervisor = subprocess.Popen(
@@ -53,11 +53,10 @@ def test_processes_end_when_their_supervisor_was_killed(tmp_path: Path) -> None:
         assert all(alive(pid) for pid in pids)
         supervisor.kill()
         supervisor.wait()
-        *processes, _ = pids
         deadline = time.monotonic() + 20
-        while any(alive(pid) for pid in processes) and time.monotonic() < deadline:
+        while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert not any(alive(pid) for pid in processes)
+        assert not any(alive(pid) for pid in pids)
     finally:
         supervisor.kill()
         supervisor.stdout.close()

@@ -25,10 +25,6 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 # Who may, and why.
 EXCEPTIONS = {
     "runtime/bus/tasks.py": "the one place",
-    "runtime/deployment/supervisor.py": "restarts a process later",
-    "cli/demo.py": "its console runs beside the market",
-    "cli/replay_run.py": "tells where it is while it plays",
-    "cli/watch.py": "prints lines beside the console",
 }
 
 
