@@ -37,23 +37,20 @@ from typing import Final
 import msgspec
 
 from tallystick.components.custody.request import Denied, check_client_order_id
+from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_LEASES, MAX_PERMIT_NS, MAX_SKEW_NS
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.orders import Decision, VenueOrder
-from tallystick.schemas.seal import MAX_SKEW_NS, Verified, require_live
+from tallystick.schemas.seal import Verified, require_live
 from tallystick.schemas.security import Arm, BreakerHeartbeat, BreakerTripped
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.trust import HOUR_NS, ArmLease, Cap, Instrument, TrustRoot, open_arm_lease, require_current
 
 GATEWAY: Final = "gateway"
 EXECUTION: Final = "execution"
-MAX_HEARTBEAT_AGE_NS: Final = 1_000_000_000
-# A permit lives for seconds: long enough for a queue, too short to be kept for a better moment.
-MAX_PERMIT_NS: Final = 10_000_000_000
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
-MAX_LEASES: Final = 16
 # Products and remainders of DECIMAL(38,18) are exact in this.
 _EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 # One form for each number: no sign, exponent, leading or trailing zero.

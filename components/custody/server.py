@@ -27,6 +27,7 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
 from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
 from tallystick.schemas import signing
+from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_POLL_S, LISTING_QUEUED_NS
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verifier
@@ -36,11 +37,7 @@ _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
 COMPONENT: Final = "custody"
-# Sessions are listed on the bus, permits come through the socket: how long a session issued within FRESH_NS is
-# waited for.  Each costs the requests behind it this much at most once.
-LISTING_NS: Final = 250_000_000
-FRESH_NS: Final = 5_000_000_000
-POLL_S: Final = 0.005
+# Sessions waited for are remembered: each costs the requests behind it `LISTING_QUEUED_NS` at most once.
 MAX_WAITED: Final = 1024
 
 
@@ -136,8 +133,8 @@ class SigningServer:
             credential = self._verifier.open(request.subject, ORDERS, request.payload).credential
         except TallystickError:
             return  # `answer` says what is wrong with it
-        until = self._clock() + LISTING_NS
-        if credential.digest in self._waited or until - credential.issued_at >= FRESH_NS:
+        until = self._clock() + LISTING_QUEUED_NS
+        if credential.digest in self._waited or until - credential.issued_at >= FRESH_SESSION_NS:
             return
         while self._clock() < until:
             try:
@@ -145,7 +142,7 @@ class SigningServer:
             except Unverified as exc:
                 if exc.code != "SESSION_UNLISTED":
                     return
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(LISTING_POLL_S)
             else:
                 return
         if len(self._waited) >= MAX_WAITED:

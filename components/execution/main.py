@@ -46,6 +46,7 @@ from tallystick.runtime.bus.component import Component
 from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas import signing
+from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_NS, LISTING_POLL_S
 from tallystick.schemas.errors import ConfigError, CouldNotVerify, Unverified
 from tallystick.schemas.orders import Decision, OrderEvent
 from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped
@@ -55,9 +56,6 @@ SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0
-FRESH_NS: Final = 5_000_000_000
-LISTING_NS: Final = 500_000_000
-POLL_S: Final = 0.005
 HISTORY: Final = Unverified("PERMIT_EXPIRED", "stored before this execution was ready; not sent")
 
 
@@ -118,8 +116,8 @@ class Execution(Component):
     async def _listing(self, received: Received) -> CouldNotVerify | None:
         """None for a sender on the authority's list; what keeps that from being known.  Raises `Unverified`.
 
-        A session issued within `FRESH_NS` may be heard before its listing, which comes by another stream: its
-        message waits up to `LISTING_S`.
+        A session issued within `FRESH_SESSION_NS` may be heard before its listing, which comes by another stream: its
+        message waits up to `LISTING_NS`.
         """
         ctx, credential = self._ctx, received.credential
         until = ctx.clock() + LISTING_NS
@@ -130,10 +128,10 @@ class Execution(Component):
             except CouldNotVerify as exc:
                 return exc
             except Unverified as exc:
-                fresh = now - credential.issued_at < FRESH_NS
+                fresh = now - credential.issued_at < FRESH_SESSION_NS
                 if exc.code != "SESSION_UNLISTED" or not fresh or now >= until:
                     raise
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(LISTING_POLL_S)
             else:
                 return None
 

@@ -41,8 +41,6 @@ import msgspec
 from tallystick.components.gateway.policy import Policy, PolicyVerdict
 from tallystick.components.gateway.risk import (
     EXACT,
-    MAX_AHEAD_NS,
-    MAX_INTENT_AGE_NS,
     ZERO,
     Exposure,
     Facts,
@@ -55,6 +53,7 @@ from tallystick.components.gateway.risk import (
     notional,
     worst_price,
 )
+from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, MAX_LEASES, MAX_SKEW_NS, PERMIT_NS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
 from tallystick.schemas.market import FeedStatus, Trade
@@ -78,11 +77,8 @@ from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, open_arm_l
 
 EXECUTION: Final = "execution"
 CUSTODY: Final = "custody"
-# Long enough for execution's queue and custody, too short to be kept for a better moment.
-PERMIT_NS: Final = 2_000_000_000
 # Beyond the oldest and the newest id that could still be decided.
-REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_AHEAD_NS)
-MAX_LEASES: Final = 16
+REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_SKEW_NS)
 
 
 class NewDecision(Protocol):
@@ -321,7 +317,7 @@ class Gateway:
             "ready": self.ready,
             "caller_error": error,
             "list_age": max(0, now - self.sessions.listed_at) if self.sessions.listed_at else None,
-            "intent_age": -ahead if ahead > MAX_AHEAD_NS else now - min(times),
+            "intent_age": -ahead if ahead > MAX_SKEW_NS else now - min(times),
             "duplicate": seen,
         }
 
@@ -443,7 +439,7 @@ class Gateway:
 
 def _age(stated: int, now: int) -> int | None:
     """How old a statement is; None, which denies, where the clock has been put back behind it."""
-    return None if stated > now + MAX_AHEAD_NS else max(0, now - stated)
+    return None if stated > now + MAX_SKEW_NS else max(0, now - stated)
 
 
 def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expires_at: int) -> OpenOrder:

@@ -9,7 +9,7 @@
   what was filled stays filled); the breaker's word then counts for nothing, which denies.
 - What is late, and what stands in history, counts from announced sessions only: a thief of a role key dates
   his messages as he likes.  Market data counts from listed sessions: it is what prices are measured against.
-- A session that was issued in the last `FRESH_NS` may be heard before its listing, which comes by another
+- A session that was issued in the last `FRESH_SESSION_NS` may be heard before its listing, which comes by another
   stream: its message waits up to `LISTING_S` for it.
 - Nobody waits for the acknowledgement of a decision: who reads it reads what is stored.  A decision that
   was not stored when the process ended is a denial after the restart.
@@ -27,6 +27,7 @@ from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk import LimitBook
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_POLL_S, LISTING_QUEUED_NS, SECOND
 from tallystick.schemas.errors import CouldNotVerify, Unverified
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
 from tallystick.schemas.subjects import Subject
@@ -37,9 +38,6 @@ MARKET_TAIL: Final = 256
 # Newest messages of SECURITY read at start, heartbeats and lists among them: about an hour.  An arming
 # lease is found if it was stated or repeated since then; otherwise nothing is armed.
 SECURITY_TAIL: Final = 20_000
-FRESH_NS: Final = 5_000_000_000
-LISTING_S: Final = 0.25
-POLL_S: Final = 0.005
 # Unlisted sessions remembered: one notice and one wait each, so that a flood of intents is neither.
 MAX_UNLISTED: Final = 1024
 # Intents of one message decided before everything else gets its turn: a few milliseconds.
@@ -128,16 +126,16 @@ class GatewayProcess(Component):
     async def _listing(self, received: Received) -> None:
         """Wait, once a session, for the listing of one so new that its announcement may still be under way."""
         ctx, credential = self._ctx, received.credential
-        if ctx.clock() - credential.issued_at >= FRESH_NS or credential.digest in self._unlisted:
+        if ctx.clock() - credential.issued_at >= FRESH_SESSION_NS or credential.digest in self._unlisted:
             return
-        until = asyncio.get_running_loop().time() + LISTING_S
+        until = asyncio.get_running_loop().time() + LISTING_QUEUED_NS / SECOND
         while asyncio.get_running_loop().time() < until:
             try:
                 ctx.sessions.require_listed(credential, ctx.clock())
             except Unverified as exc:
                 if exc.code != "SESSION_UNLISTED":
                     return
-                await asyncio.sleep(POLL_S)
+                await asyncio.sleep(LISTING_POLL_S)
             else:
                 return
         _remember(self._unlisted, credential.digest)

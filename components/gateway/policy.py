@@ -28,11 +28,11 @@ import cedarpy
 import msgspec
 
 from tallystick.components.gateway.risk import EXACT, Facts, Limits
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
 
 MAX_LONG: Final = 2**63 - 1
-NS_PER_MS: Final = 1_000_000
 # A policy text beyond this is a mistake, not a policy; it bounds what start-up parses.
 MAX_TEXT: Final = 1_000_000
 

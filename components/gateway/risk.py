@@ -28,16 +28,23 @@ from typing import Any, Final
 
 import msgspec
 
+from tallystick.schemas.bounds import (
+    MAX_HEARTBEAT_AGE_NS,
+    MAX_INTENT_AGE_NS,
+    MAX_LIST_AGE_NS,
+    MAX_MESSAGES,
+    MAX_SKEW_NS,
+    MESSAGE_BURST,
+    MESSAGES_PER_SECOND,
+    NS_PER_MS,
+    SECOND,
+)
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.orders import Denial, Fill, OrderEvent, Position, Side
-from tallystick.schemas.registry import MAX_AGE_NS
-from tallystick.schemas.sessions import MAX_LIST_AGE_NS
 from tallystick.schemas.subjects import Subject, check_name
 from tallystick.schemas.trust import Instrument
 
-SECOND: Final = 1_000_000_000
-NS_PER_MS: Final = 1_000_000
 # 38 digits times 38 digits, with room for sums: no product of wire decimals is ever rounded.
 EXACT: Final = decimal.Context(
     prec=120,
@@ -48,10 +55,6 @@ ZERO: Final = Decimal(0)
 UNIT: Final = Decimal("1e-8")
 BPS: Final = 10_000
 
-MAX_INTENT_AGE_NS: Final = MAX_AGE_NS["order.intent"]
-# Clocks of one site agree to well below this.
-MAX_AHEAD_NS: Final = SECOND
-MAX_HEARTBEAT_AGE_NS: Final = SECOND
 # Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
 PERMIT_GRACE_NS: Final = 10 * SECOND
 # Fills remembered per instrument against a second publication of the same trade.
@@ -104,8 +107,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_position_notional: Decimal
     max_gross_notional: Decimal
     collar_bps: int = 200
-    messages_per_second: int = 10
-    burst: int = 20
+    messages_per_second: int = MESSAGES_PER_SECOND
+    burst: int = MESSAGE_BURST
     stale_ms: int = 5_000
 
     def __post_init__(self) -> None:
@@ -116,8 +119,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 raise Malformed("LIMIT", f"{name} must be a multiple of {UNIT:f}, got {value}")
         for name, most in (
             ("collar_bps", BPS),
-            ("messages_per_second", 10_000),
-            ("burst", 10_000),
+            ("messages_per_second", MAX_MESSAGES),
+            ("burst", MAX_MESSAGES),
             ("stale_ms", 86_400_000),
         ):
             number: int = getattr(self, name)
@@ -224,8 +227,8 @@ def check_caller(facts: Facts) -> list[Denial]:
         out.append(facts.caller_error)
     if not facts.ready:
         out.append(_denial("STALE_INTENT", "sent before the gateway had applied the history, limit=after it"))
-    elif not -MAX_AHEAD_NS <= facts.intent_age <= MAX_INTENT_AGE_NS:
-        bounds = f"{_age(-MAX_AHEAD_NS)} to {_age(MAX_INTENT_AGE_NS)}"
+    elif not -MAX_SKEW_NS <= facts.intent_age <= MAX_INTENT_AGE_NS:
+        bounds = f"{_age(-MAX_SKEW_NS)} to {_age(MAX_INTENT_AGE_NS)}"
         out.append(_denial("STALE_INTENT", f"age={_age(facts.intent_age)}, limit={bounds}"))
     if facts.duplicate:
         out.append(_denial("DUPLICATE_INTENT", "id was decided before, limit=one decision an id"))

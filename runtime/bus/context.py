@@ -26,6 +26,7 @@ from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
+from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_NS, LISTING_POLL_S
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
@@ -46,9 +47,6 @@ SECURITY_TAIL: Final = 64
 MAX_STRANGERS: Final = 1024
 # Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
 MAX_DEAD: Final = 256
-# How long a message of a session issued within FRESH_NS waits for its listing, which comes by SECURITY.
-LISTING_S: Final = 0.5
-FRESH_NS: Final = 5_000_000_000
 # Kinds whose live messages move money or lift a guard: their sessions must be on the authority's list.
 LISTED_KINDS: Final = frozenset(
     ("order.intent", "order.decision", "order.event", "fill", "position", "control.breaker", "control.arm", "alert")
@@ -400,16 +398,16 @@ class Context:
         await self._require_listed(received.verified, received.subject.stream)
 
     async def _await_listing(self, verified: Verified, stream: str, require: Callable[[int], None]) -> None:
-        deadline = self.clock() + int(LISTING_S * 1e9)
+        deadline = self.clock() + LISTING_NS
         while True:
             now = self.clock()
             try:
                 require(now)
             except Unverified as exc:
-                fresh = now - verified.credential.issued_at < FRESH_NS
+                fresh = now - verified.credential.issued_at < FRESH_SESSION_NS
                 if exc.code != "SESSION_UNLISTED" or stream == SECURITY or not fresh or now > deadline:
                     raise
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(LISTING_POLL_S)
             else:
                 return
 
@@ -440,7 +438,7 @@ class Context:
             while not security.is_set():
                 if self._closing:
                     return
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(LISTING_POLL_S)
             now = self.clock()
             try:
                 verified = self.verifier.open(delivery.subject, stream, delivery.payload)

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import MAX_LEASES, PERMIT_NS, REMEMBER_NS, client_order_id, plain
+from tallystick.components.gateway.decide import REMEMBER_NS, client_order_id, plain
 from tallystick.components.gateway.risk import FILLS_REMEMBERED, PERMIT_GRACE_NS, LimitBook, Limits
+from tallystick.schemas.bounds import MAX_LEASES, PERMIT_NS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent, OrderState, Position
