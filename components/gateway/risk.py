@@ -51,8 +51,6 @@ EXACT: Final = decimal.Context(
     traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow],
 )
 ZERO: Final = Decimal(0)
-# Limits are multiples of this, so that they are exact as policy facts too.
-UNIT: Final = Decimal("1e-8")
 BPS: Final = 10_000
 
 # Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
@@ -113,10 +111,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         for name in ("max_notional", "max_qty", "max_open_notional", "max_position_notional", "max_gross_notional"):
-            value: Decimal = getattr(self, name)
-            check_positive(value, name)
-            if EXACT.remainder(value, UNIT):
-                raise Malformed("LIMIT", f"{name} must be a multiple of {UNIT:f}, got {value}")
+            check_positive(getattr(self, name), name)
         for name, most in (
             ("collar_bps", BPS),
             ("messages_per_second", MAX_MESSAGES),

@@ -18,8 +18,7 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.orders import Denial, OrderEvent
 from tallystick.schemas.registry import encode_events
-from tests.support.gateway import LIMITS, LISTED, MS, NOW, POLICY, SECOND, XRP, World, trust_root
-from tests.unit.test_gateway_policy import facts
+from tests.support.gateway import LIMITS, LISTED, MS, NOW, POLICY, SECOND, XRP, World, facts, trust_root
 
 SHIPPED = Policy.load(POLICY, trust_root(), LISTED)
 WIDE = LimitBook(msgspec.structs.replace(LIMITS, burst=10_000, messages_per_second=10_000))

@@ -539,7 +539,7 @@ def test_cancel_of_anothers_or_of_no_order_is_denied() -> None:
         assert decision.denials[0].code == "UNKNOWN_ORDER"
         assert decision.intent_id == cancel.id
     _event(w, intent.id, "void")
-    assert w.codes(CancelIntent(**w.base(), intent_id=intent.id)) == ["UNKNOWN_ORDER"]
+    assert w.codes(CancelIntent(**w.base(), intent_id=intent.id)) == ["UNKNOWN_ORDER", "POLICY_DENIED"]
 
 
 def test_breaker_lease_stale_data_and_throttle_never_keep_an_order_alive() -> None:
