@@ -352,7 +352,7 @@ class Gateway:
             tripped=tuple(scope for scope in scopes if scope in self._beaten or scope in self._trips),
             feed=market.feed if market is not None else "",
             data_age=None if market is None or last is None else _age(market.stated, now),
-            messages_left=self._throttle(subject.strategy).left(now),
+            messages_left=self._throttle(subject.strategy, now).left(now),
         )
 
     def _money_facts(
@@ -389,11 +389,11 @@ class Gateway:
         boots = {session.boot for session in self.sessions.live(CUSTODY, now)}
         return boots.pop() if len(boots) == 1 else None
 
-    def _throttle(self, strategy: str) -> Throttle:
+    def _throttle(self, strategy: str, now: int) -> Throttle:
         known = self._throttles.get(strategy)
         if known is None:
             limits = self._limits.of(strategy)
-            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst)
+            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst, now)
         return known
 
     def _account(self, venue: str) -> str:

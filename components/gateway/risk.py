@@ -353,24 +353,27 @@ def deviation_bps(price: Decimal, last: Decimal) -> int:
 
 
 class Throttle:
-    """A token bucket: `rate` messages a second, at most `burst` at once; integers only, clock given."""
+    """A token bucket: `rate` messages a second, at most `burst` at once; full at `now` (ns).
 
-    __slots__ = ("_burst", "_credit", "_last", "_rate")
+    Credit is earned when the clock passes the latest time that was ever shown, birth included: in any stretch of
+    calls at most `burst` and `rate` times what that latest time gained.  A clock that steps back earns nothing,
+    neither on its way back nor on the way forth again.  Integers only: nothing is rounded, a part of a message is kept.
+    """
 
-    def __init__(self, rate: int, burst: int) -> None:
+    __slots__ = ("_burst", "_credit", "_latest", "_rate")
+
+    def __init__(self, rate: int, burst: int, now: int) -> None:
         self._rate = rate
         self._burst = burst
         # One message costs SECOND; a nanosecond earns `rate`.
         self._credit = burst * SECOND
-        self._last: int | None = None
+        self._latest = now
 
     def left(self, now: int) -> int:
-        """How many messages may be sent at `now` (ns).  A clock that steps back earns nothing."""
-        if self._last is None:
-            self._last = now
-        elapsed = max(0, now - self._last)
-        self._last = max(now, self._last)
-        self._credit = min(self._burst * SECOND, self._credit + elapsed * self._rate)
+        """How many messages may be sent at `now` (ns)."""
+        latest = max(now, self._latest)
+        self._credit = min(self._burst * SECOND, self._credit + (latest - self._latest) * self._rate)
+        self._latest = latest
         return self._credit // SECOND
 
     def take(self) -> None:
