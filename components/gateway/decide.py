@@ -7,15 +7,13 @@ What is learned before the first decision, and after it:
 - An intent of history that has no decision is denied then (STALE_INTENT); one that has is done.
 - Sessions, breakers and leases follow the rules of custody (`SessionView`, heartbeat, lease): what is
   not known, or known too long ago, denies.
-- A trade makes its feed live, as at its source; a gap forgets the last trade, so that the next one
-  decides; any other state lasts until the next trade.
 
 How an intent is decided:
 
 1. An id that was seen in the last `REMEMBER_NS` is a duplicate.  Older ids need no memory: the time in
    the id itself is too old then.
-2. All facts are gathered, then Cedar decides (`policy`), then every control (`risk`); one objection
-   denies, and the decision names all of them.  The specific controls are named first, the policy last.
+2. All facts are gathered.  The risk engine (`risk`) decides what is limited and what must be fresh, Cedar (`policy`)
+   the house rules; one objection denies, and the decision names all of them, the policy's last.
 3. A permit holds the exact order in the venue's own strings, the hash of the instrument's record,
    custody's boot as audience, and lives `PERMIT_NS`.  It is reserved at once.
 4. A cancellation passes (`cancel`) if it names an open order of the same strategy and instrument.  It
@@ -31,28 +29,21 @@ operator's instruments while armed, to the caps that custody enforces.
 
 from __future__ import annotations
 
-import decimal
 from collections import OrderedDict
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from tallystick.components.gateway.policy import Policy, PolicyVerdict
-from tallystick.components.gateway.risk import (
-    EXACT,
-    ZERO,
-    Exposure,
-    Facts,
-    LimitBook,
-    OpenOrder,
-    Throttle,
-    check,
-    check_caller,
-    deviation_bps,
-    notional,
-    worst_price,
-)
+from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
+from tallystick.components.gateway.risk.amounts import EXACT, ZERO
+from tallystick.components.gateway.risk.controls import check, check_caller
+from tallystick.components.gateway.risk.exposure import Exposure, OpenOrder
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.markets import Markets
+from tallystick.components.gateway.risk.throttle import Throttle
+from tallystick.components.gateway.risk.valuation import value_order
 from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, MAX_LEASES, MAX_SKEW_NS, PERMIT_NS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
@@ -89,14 +80,6 @@ class NewDecision(Protocol):
         ...
 
 
-class _Market(msgspec.Struct):
-    """What is known of one instrument's market: the last trade, when it was stated (ns), the feed's state."""
-
-    price: Decimal | None = None
-    stated: int = 0
-    feed: str = ""
-
-
 class Gateway:
     """See the module docstring.  Owns all state that decisions rest on; not for use from several threads.
 
@@ -110,6 +93,7 @@ class Gateway:
     ) -> None:
         self.sessions = sessions
         self.exposure = Exposure()
+        self.markets = Markets()
         self.ready = False
         self._trust = trust
         self._policy = policy
@@ -117,8 +101,6 @@ class Gateway:
         self._new = new
         self._instruments = {(i.venue, i.symbol): (i, i.digest) for i in trust.instruments}
         self._caps = {(c.account, c.quote): c.max_order_notional for c in trust.caps}
-        self._markets: dict[tuple[str, str], _Market] = {}
-        self._last: dict[tuple[str, str], Decimal] = {}
         self._leases: list[ArmLease] = []
         self._heartbeat_at: int | None = None
         self._beaten: frozenset[str] = frozenset()  # what the last heartbeat says is tripped
@@ -137,9 +119,9 @@ class Gateway:
         subject = verified.subject
         for event in verified.events:
             if isinstance(event, Trade):
-                self.on_market(subject, event, verified.statement.time)
+                self.markets.on_trade(subject, event, verified.statement.time)
             elif isinstance(event, FeedStatus):
-                self.on_feed(subject, event)
+                self.markets.on_feed(subject, event)
             elif isinstance(event, BreakerHeartbeat | BreakerTripped):
                 self.on_breaker(subject, event, verified.statement.time)
             elif isinstance(event, Arm):
@@ -152,23 +134,6 @@ class Gateway:
                 self.exposure.apply_fill(subject, self._quote(subject), event)
             elif isinstance(event, Position):
                 self.exposure.apply_position(subject, self._quote(subject), event)
-
-    def on_market(self, subject: Subject, trade: Trade, sealed: int) -> None:
-        """A trade, sealed at `sealed` (ns): the price that orders are measured against."""
-        key = (subject.venue, subject.symbol)
-        market = self._markets.get(key)
-        if market is None:
-            market = self._markets[key] = _Market()
-        market.price, market.stated, market.feed = trade.price, min(trade.ts, sealed), "live"
-        self._last[key] = trade.price
-
-    def on_feed(self, subject: Subject, status: FeedStatus) -> None:
-        """The state of a feed, from market data."""
-        market = self._markets.setdefault((subject.venue, status.symbol), _Market())
-        if status.state == "gap":
-            market.price = None
-        else:
-            market.feed = status.state
 
     def on_breaker(self, subject: Subject, event: BreakerHeartbeat | BreakerTripped, stated: int) -> None:
         """The breaker's word, stated at `stated` (ns): a heartbeat replaces all trips that it is later than."""
@@ -236,10 +201,10 @@ class Gateway:
         facts = self._order_facts(verified, intent, seen, now)
         record = self._instruments.get((subject.venue, subject.symbol))
         denials = check(facts)
-        verdict = PolicyVerdict(allow=False, policies=())
+        verdict = NOT_ASKED
         if record is not None:
             verdict = self._policy.place(facts)
-            denials += _policy_denials(verdict, subject)
+            denials += verdict.denials(subject.strategy)
         if facts.messages_left and not seen:
             self._throttles[subject.strategy].take()
         permit = None
@@ -258,10 +223,10 @@ class Gateway:
             denials.append(
                 Denial(code="UNKNOWN_ORDER", text="no such open order, limit=own open orders of this instrument")
             )
-        verdict = PolicyVerdict(allow=False, policies=())
+        verdict = NOT_ASKED
         if (subject.venue, subject.symbol) in self._instruments:
             verdict = self._policy.cancel(facts, own)
-        denials += _policy_denials(verdict, subject)
+        denials += verdict.denials(subject.strategy)
         answered = intent.id if denials else intent.intent_id
         return self._answer(verified, intent.id, answered, denials, verdict, None)
 
@@ -324,20 +289,17 @@ class Gateway:
     def _order_facts(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Facts:
         caller = self._caller_facts(verified, intent, seen, now)
         subject = verified.subject
-        key = (subject.venue, subject.symbol)
-        record = self._instruments.get(key)
+        record = self._instruments.get((subject.venue, subject.symbol))
         if record is None:
             return Facts(**caller)
         instrument, limits = record[0], caller["limits"]
-        market = self._markets.get(key)
-        last = market.price if market is not None else None
-        with decimal.localcontext(EXACT):
-            money = self._money_facts(subject, instrument, intent, last, limits.collar_bps)
+        market = self.markets.of(subject.venue, subject.symbol)
+        worth = value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure)
         leases = [lease for lease in self._leases if subject.venue in lease.venues]
         scopes = ("all", f"strategy-{subject.strategy}", f"venue-{subject.venue}")
         return Facts(
             **caller,
-            **money,
+            **msgspec.structs.asdict(worth),
             side=intent.side,
             type=intent.type,
             tif=intent.tif,
@@ -350,40 +312,10 @@ class Gateway:
             custody=self._custody(now),
             heartbeat_age=None if self._heartbeat_at is None else _age(self._heartbeat_at, now),
             tripped=tuple(scope for scope in scopes if scope in self._beaten or scope in self._trips),
-            feed=market.feed if market is not None else "",
-            data_age=None if market is None or last is None else _age(market.stated, now),
+            feed=market.feed,
+            data_age=None if market.price is None else _age(market.stated, now),
             messages_left=self._throttle(subject.strategy, now).left(now),
         )
-
-    def _money_facts(
-        self, subject: Subject, instrument: Instrument, intent: Intent, last: Decimal | None, collar: int
-    ) -> dict[str, Any]:
-        strategy, quote = subject.strategy, instrument.quote
-        deviation: int | None = None
-        price = intent.price
-        cap_price = instrument.market_price if price is None else price
-        if last is not None:
-            deviation = 0 if price is None else deviation_bps(price, last)
-            price = worst_price(last, collar) if price is None else price
-        worth = opened = position = gross = None
-        held = self.exposure.position(strategy, subject.venue, subject.symbol)
-        pending = self.exposure.open_qty(strategy, subject.venue, subject.symbol, intent.side) + intent.qty
-        signed = held if intent.side == "buy" else -held
-        if price is not None:
-            worth = notional(price, intent.qty)
-            opened = self.exposure.open_notional(strategy, quote) + worth
-            position = max(ZERO, signed + pending) * max(price, last or price)
-            positions = self.exposure.positions_notional(strategy, quote, self._last)
-            gross = None if positions is None else positions + opened
-        return {
-            "notional": worth,
-            "cap_notional": notional(cap_price, intent.qty),
-            "deviation_bps": deviation,
-            "open_notional": opened,
-            "position_notional": position,
-            "gross_notional": gross,
-            "reducing": signed + pending <= 0,
-        }
 
     def _custody(self, now: int) -> bytes | None:
         boots = {session.boot for session in self.sessions.live(CUSTODY, now)}
@@ -456,15 +388,6 @@ def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expi
         whole=worth,
         expires_at=expires_at,
     )
-
-
-def _policy_denials(verdict: PolicyVerdict, subject: Subject) -> list[Denial]:
-    if verdict.errors:
-        return [Denial(code="POLICY_ERROR", text=f"{'; '.join(verdict.errors)[:500]}, limit=none")]
-    if not verdict.allow:
-        cause = f"forbidden by {', '.join(verdict.policies)}" if verdict.policies else "no policy permits it"
-        return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {subject.strategy}, limit=what policies permit")]
-    return []
 
 
 def venue_order(instrument: Instrument, intent: Intent) -> VenueOrder:

@@ -25,7 +25,7 @@ from typing import Final
 from tallystick.components import Component, ConfigError, Context, Received
 from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_POLL_S, LISTING_QUEUED_NS, SECOND
 from tallystick.schemas.errors import CouldNotVerify, Unverified

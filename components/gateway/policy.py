@@ -28,8 +28,11 @@ from typing import Any, Final, Literal
 import cedarpy
 import msgspec
 
-from tallystick.components.gateway.risk import EXACT, Facts, Limits
+from tallystick.components.gateway.risk.amounts import EXACT
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import Limits
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import TrustRoot
 
 MAX_LONG: Final = 2**63 - 1
@@ -46,6 +49,19 @@ class PolicyVerdict(msgspec.Struct, frozen=True):
     allow: bool
     policies: tuple[str, ...]
     errors: tuple[str, ...] = ()
+
+    def denials(self, strategy: str) -> list[Denial]:
+        """What a decision about `strategy` says of this verdict; empty where the policy allows it."""
+        if self.errors:
+            return [Denial(code="POLICY_ERROR", text=f"{'; '.join(self.errors)[:500]}, limit=none")]
+        if not self.allow:
+            cause = f"forbidden by {', '.join(self.policies)}" if self.policies else "no policy permits it"
+            return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {strategy}, limit=what policies permit")]
+        return []
+
+
+# Cedar knows the trust root's instruments only, and is not asked about others.
+NOT_ASKED: Final = PolicyVerdict(allow=False, policies=())
 
 
 class Policy:

@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook, Throttle, check
+from tallystick.components.gateway.risk.controls import check
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.orders import Denial, OrderEvent

@@ -12,7 +12,8 @@ import msgspec
 from tallystick import infra
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import Facts, LimitBook, Limits
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import LimitBook, Limits
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tallystick.components.gateway.policy import MAX_LONG, Policy, _order_context, units
-from tallystick.components.gateway.risk import check
+from tallystick.components.gateway.risk.controls import check
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
 from tests.support.gateway import LIMITS, LISTED, POLICY, World, facts, trust_root

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.gateway.risk import Limits
+from tallystick.components.gateway.risk.limits import Limits
 from tallystick.schemas.bounds import MESSAGE_BURST, MESSAGES_PER_SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.ids import id_time_ns
