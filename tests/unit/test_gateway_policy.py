@@ -112,12 +112,32 @@ def test_erring_forbid_denies_although_cedar_would_skip_it(folder: Path) -> None
     assert not verdict.allow
 
 
-def test_operator_can_restrict_an_instrument(folder: Path) -> None:
-    example = re.search(r"^@id\(\"restricted-xrp-eth\"\)\n.*?;$", DOC.read_text(), re.MULTILINE | re.DOTALL)
-    assert example is not None, "docs/policy.md shows how"
-    _add(folder, example.group())
-    verdict = _load(folder).place(facts())
-    assert (verdict.allow, verdict.policies) == (False, ("restricted-xrp-eth",))
+EXAMPLES = re.findall(r"^```cedar\n(.*?)^```$", DOC.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_operator_can_forbid_what_the_documentation_shows(folder: Path) -> None:
+    _add(folder, "\n".join(EXAMPLES))
+    policy = _load(folder)
+    one = {"symbol": "BTC/USDT", "notional": Decimal("0.1"), "reducing": True}
+    assert policy.place(facts(**one)).allow
+    assert policy.place(facts(**{**one, "reducing": False})).policies == ("reduce-only-at-paper",)
+    assert policy.place(facts(**{**one, "notional": Decimal("0.100000001")})).policies == ("small-orders-at-paper",)
+    assert policy.place(facts(**{**one, "notional": None})).policies == ("small-orders-at-paper",)
+    assert policy.place(facts(**{**one, "symbol": "XRP/ETH"})).policies == ("restricted-xrp-eth",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"), [({"side": "sell"}, True), ({}, False), ({"side": "sell", "type": "market"}, False)]
+)
+def test_strategy_can_be_kept_to_one_kind_of_order(folder: Path, changes: dict[str, Any], allowed: bool) -> None:
+    (example,) = (text for text in EXAMPLES if "unwind" in text)
+    _add(folder, example.replace("unwind", "alpha"))
+    assert _load(folder).place(facts(**changes)).allow is allowed
+
+
+def test_documentation_names_every_fact_of_an_order() -> None:
+    (row,) = re.findall(r"^\| `context` of PlaceOrder \| (.*) \|$", DOC.read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == set(_order_context(facts()))
 
 
 @pytest.mark.parametrize(
