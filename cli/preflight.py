@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.market_data.main import open_recording
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
 from tallystick.runtime.deployment.usercode import check_user_file

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tallystick.components.console.state import DeskState, seconds_to_live
+from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS
 from tallystick.schemas.sessions import SessionView
 
 SHOWN_REFUSALS = 3
 SHOWN_NOTES = 5
 # So many columns show credentials side by side.
 WIDE = 110
-BREAKER_SILENT_NS = 1_000_000_000
 # Headings and the lines between the parts.
 _FRAME = 6
 
@@ -64,7 +64,7 @@ def _plain(value: Decimal) -> str:
 
 
 def _breaker(state: DeskState, now: int) -> Text:
-    if now - state.breaker_at > BREAKER_SILENT_NS:
+    if now - state.breaker_at > MAX_HEARTBEAT_AGE_NS:
         return Text("no heartbeat: everything counts as tripped", style="bold red")
     if not state.tripped:
         return Text("all closed", style="green")
@@ -140,7 +140,7 @@ def lines(state: DeskState, sessions: SessionView, now: int) -> str:
     rates = sum(state.rates.values())
     verdicts = ", ".join(f"{n} {v}" for v, n in sorted(state.verdicts.items())) or "no decision yet"
     tripped = ", ".join(t.scope for t in state.tripped) or "none tripped"
-    if now - state.breaker_at > BREAKER_SILENT_NS:
+    if now - state.breaker_at > MAX_HEARTBEAT_AGE_NS:
         tripped = "no heartbeat"
     left = [seconds for _, seconds in seconds_to_live(sessions, now)]
     return (

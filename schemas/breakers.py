@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from tallystick.schemas.bounds import MAX_SKEW_NS
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.seal import MAX_SKEW_NS, Verified
+from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped
 from tallystick.schemas.standing import Standing
 

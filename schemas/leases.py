@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from tallystick.schemas.bounds import MAX_LEASES
 from tallystick.schemas.errors import LeaseOver
 from tallystick.schemas.trust import ArmLease, TrustRoot, open_arm_lease
 
 EXECUTION: Final = "execution"
-MAX_LEASES: Final = 16
 
 
 class LeaseBook:

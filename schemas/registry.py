@@ -14,11 +14,10 @@ from typing import Final
 import msgspec
 
 from tallystick.schemas import market, orders, security
+from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, SECOND
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event
 from tallystick.schemas.subjects import KINDS
-
-SECOND: Final = 1_000_000_000
 
 # kind of subject -> event types that may stand on it
 EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
@@ -50,7 +49,7 @@ MAX_AGE_NS: Final[dict[str, int]] = {
     "md.quote": 10 * SECOND,
     "ref.market": 30 * SECOND,
     "signal": 10 * SECOND,
-    "order.intent": 3 * SECOND,
+    "order.intent": MAX_INTENT_AGE_NS,
     "order.decision": 5 * SECOND,
     "order.event": 60 * SECOND,
     "fill": 60 * SECOND,

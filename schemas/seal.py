@@ -46,6 +46,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 
 from tallystick.schemas import registry
+from tallystick.schemas.bounds import MAX_SKEW_NS
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import Ahead, Malformed, Stale, Unverified
 from tallystick.schemas.event import Event
@@ -60,8 +61,6 @@ GENESIS: Final = bytes(HASH_BYTES)
 FLAG_CLOSE: Final = 1
 # 2^12 messages keep every path below 13 hashes and one signature check below its share of a flush.
 MAX_FLUSH: Final = 4096
-# Clocks of one site agree to well below this; a statement further ahead is refused.
-MAX_SKEW_NS: Final = 1_000_000_000
 # Below NATS's max_payload of 1 MiB with room for the header.
 MAX_PAYLOAD: Final = 1_000_000
 MAX_STATEMENT: Final = 1024

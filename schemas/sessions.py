@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
+from tallystick.schemas.bounds import MAX_LIST_AGE_NS, MAX_SKEW_NS
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, NotListed, Revoked, Unverified
-from tallystick.schemas.seal import MAX_SKEW_NS, Verified
+from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
 
-MAX_LIST_AGE_NS: Final = 3_000_000_000
 # Announced sessions remembered: days of renewals, far beyond any late message.
 MAX_ANNOUNCED: Final = 65_536
 

@@ -37,6 +37,7 @@ from typing import Final
 import msgspec
 
 from tallystick.components.custody.request import Denied, check_client_order_id
+from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_PERMIT_NS
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.ids import id_text
@@ -49,9 +50,6 @@ from tallystick.schemas.standing import Standing
 from tallystick.schemas.trust import HOUR_NS, Cap, Instrument, TrustRoot, require_current
 
 GATEWAY: Final = "gateway"
-MAX_HEARTBEAT_AGE_NS: Final = 1_000_000_000
-# A permit lives for seconds: long enough for a queue, too short to be kept for a better moment.
-MAX_PERMIT_NS: Final = 10_000_000_000
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
 # Products and remainders of DECIMAL(38,18) are exact in this.

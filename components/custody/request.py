@@ -28,14 +28,13 @@ from urllib.parse import quote
 
 import msgspec
 
+from tallystick.schemas.bounds import NS_PER_MS, RECV_WINDOW_NS
 from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.note import NoteSigner
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
 
-NS_PER_MS: Final = 1_000_000
-# The venue takes a request for this long after its timestamp: a captured one is soon worthless.
-RECV_WINDOW_MS: Final = 1000
+RECV_WINDOW_MS: Final = RECV_WINDOW_NS // NS_PER_MS
 # Enough to state the order's fate, without the fills, which are portfolio's.
 RESPONSE_TYPE: Final = "RESULT"
 # Binance allows 1 to 36 of `.A-Z:/a-z0-9_-`; ours are a subset, and `x-` marks broker ids.

@@ -38,6 +38,7 @@ from typing import Final
 
 import msgspec
 
+from tallystick.schemas.bounds import MAX_PERMIT_NS, RECV_WINDOW_NS, SECOND
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.orders import Decision, OrderEvent, OrderState
@@ -46,13 +47,9 @@ from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import Standing
 from tallystick.schemas.subjects import Subject
 
-SECOND: Final = 1_000_000_000
-# What custody signs is accepted by the venue for one second after its timestamp (`RECV_WINDOW_MS` there) …
-RECV_WINDOW_NS: Final = SECOND
-# … by the venue's clock, which may stand at most this far from ours: Binance refuses what is further ahead.
+# What custody signs is accepted for `RECV_WINDOW_NS` by the venue's clock, which may stand at most this far from
+# ours: Binance refuses what is further ahead.
 SKEW_NS: Final = SECOND
-# Custody refuses permits that live longer; a permit that we do not know is taken to have lived this long.
-MAX_PERMIT_NS: Final = 10 * SECOND
 # Silence of the breaker beyond this means that everything is tripped.
 SILENCE_NS: Final = 3 * SECOND
 FOLLOW_NS: Final = 2 * SECOND

@@ -7,15 +7,13 @@ What is learned before the first decision, and after it:
 - An intent of history that has no decision is denied then (STALE_INTENT); one that has is done.
 - Sessions, breakers and leases follow the rules of custody (`SessionView`, heartbeat, lease): what is
   not known, or known too long ago, denies.
-- A trade makes its feed live, as at its source; a gap forgets the last trade, so that the next one
-  decides; any other state lasts until the next trade.
 
 How an intent is decided:
 
 1. An id that was seen in the last `REMEMBER_NS` is a duplicate.  Older ids need no memory: the time in
    the id itself is too old then.
-2. All facts are gathered, then Cedar decides (`policy`), then every control (`risk`); one objection
-   denies, and the decision names all of them.  The specific controls are named first, the policy last.
+2. All facts are gathered.  The risk engine (`risk`) decides what is limited and what must be fresh, Cedar (`policy`)
+   the house rules; one objection denies, and the decision names all of them, the policy's last.
 3. A permit holds the exact order in the venue's own strings, the hash of the instrument's record,
    custody's boot as audience, and lives `PERMIT_NS`.  It is reserved at once.
 4. A cancellation passes (`cancel`) if it names an open order of the same strategy and instrument.  It
@@ -31,30 +29,22 @@ operator's instruments while armed, to the caps that custody enforces.
 
 from __future__ import annotations
 
-import decimal
 from collections import OrderedDict
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import msgspec
 
-from tallystick.components.gateway.policy import Policy, PolicyVerdict
-from tallystick.components.gateway.risk import (
-    EXACT,
-    MAX_AHEAD_NS,
-    MAX_INTENT_AGE_NS,
-    ZERO,
-    Exposure,
-    Facts,
-    LimitBook,
-    OpenOrder,
-    Throttle,
-    check,
-    check_caller,
-    deviation_bps,
-    notional,
-    worst_price,
-)
+from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
+from tallystick.components.gateway.risk.amounts import EXACT, ZERO
+from tallystick.components.gateway.risk.controls import check, check_caller
+from tallystick.components.gateway.risk.exposure import Exposure, OpenOrder
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.markets import Markets
+from tallystick.components.gateway.risk.throttle import Throttle
+from tallystick.components.gateway.risk.valuation import value_order
+from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, MAX_SKEW_NS, PERMIT_NS
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
@@ -80,10 +70,8 @@ from tallystick.schemas.subjects import Subject
 from tallystick.schemas.trust import Instrument, TrustRoot, require_current
 
 CUSTODY: Final = "custody"
-# Long enough for execution's queue and custody, too short to be kept for a better moment.
-PERMIT_NS: Final = 2_000_000_000
 # Beyond the oldest and the newest id that could still be decided.
-REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_AHEAD_NS)
+REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_SKEW_NS)
 
 
 class NewDecision(Protocol):
@@ -92,14 +80,6 @@ class NewDecision(Protocol):
     def __call__(self, *, causes: tuple[bytes, ...], **fields: Any) -> Decision:
         """The event with `causes` and the decision's own `fields`."""
         ...
-
-
-class _Market(msgspec.Struct):
-    """What is known of one instrument's market: the last trade, when it was stated (ns), the feed's state."""
-
-    price: Decimal | None = None
-    stated: int = 0
-    feed: str = ""
 
 
 class Gateway:
@@ -115,6 +95,7 @@ class Gateway:
     ) -> None:
         self.sessions = sessions
         self.exposure = Exposure()
+        self.markets = Markets()
         self.ready = False
         self._trust = trust
         self._policy = policy
@@ -122,8 +103,6 @@ class Gateway:
         self._new = new
         self._instruments = {(i.venue, i.symbol): (i, i.digest) for i in trust.instruments}
         self._caps = {(c.account, c.quote): c.max_order_notional for c in trust.caps}
-        self._markets: dict[tuple[str, str], _Market] = {}
-        self._last: dict[tuple[str, str], Decimal] = {}
         self._leases = LeaseBook(trust)
         self._breakers = BreakerView()
         self._throttles: dict[str, Throttle] = {}
@@ -143,9 +122,9 @@ class Gateway:
             return
         for event in verified.events:
             if isinstance(event, Trade):
-                self.on_market(subject, event, verified.statement.time)
+                self.markets.on_trade(subject, event, verified.statement.time)
             elif isinstance(event, FeedStatus):
-                self.on_feed(subject, event)
+                self.markets.on_feed(subject, event)
             elif isinstance(event, Arm):
                 self._leases.learn(subject.component, event.note, now)
             elif isinstance(event, Decision):
@@ -156,23 +135,6 @@ class Gateway:
                 self.exposure.apply_fill(subject, self._quote(subject), event)
             elif isinstance(event, Position):
                 self.exposure.apply_position(subject, self._quote(subject), event)
-
-    def on_market(self, subject: Subject, trade: Trade, sealed: int) -> None:
-        """A trade, sealed at `sealed` (ns): the price that orders are measured against."""
-        key = (subject.venue, subject.symbol)
-        market = self._markets.get(key)
-        if market is None:
-            market = self._markets[key] = _Market()
-        market.price, market.stated, market.feed = trade.price, min(trade.ts, sealed), "live"
-        self._last[key] = trade.price
-
-    def on_feed(self, subject: Subject, status: FeedStatus) -> None:
-        """The state of a feed, from market data."""
-        market = self._markets.setdefault((subject.venue, status.symbol), _Market())
-        if status.state == "gap":
-            market.price = None
-        else:
-            market.feed = status.state
 
     def on_decision(self, subject: Subject, decision: Decision) -> None:
         """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
@@ -218,10 +180,10 @@ class Gateway:
         facts = self._order_facts(verified, intent, seen, now)
         record = self._instruments.get((subject.venue, subject.symbol))
         denials = check(facts)
-        verdict = PolicyVerdict(allow=False, policies=())
+        verdict = NOT_ASKED
         if record is not None:
             verdict = self._policy.place(facts)
-            denials += _policy_denials(verdict, subject)
+            denials += verdict.denials(subject.strategy)
         if facts.messages_left and not seen:
             self._throttles[subject.strategy].take()
         permit = None
@@ -240,10 +202,10 @@ class Gateway:
             denials.append(
                 Denial(code="UNKNOWN_ORDER", text="no such open order, limit=own open orders of this instrument")
             )
-        verdict = PolicyVerdict(allow=False, policies=())
+        verdict = NOT_ASKED
         if (subject.venue, subject.symbol) in self._instruments:
             verdict = self._policy.cancel(facts, own)
-        denials += _policy_denials(verdict, subject)
+        denials += verdict.denials(subject.strategy)
         answered = intent.id if denials else intent.intent_id
         return self._answer(verified, intent.id, answered, denials, verdict, None)
 
@@ -299,26 +261,23 @@ class Gateway:
             "ready": self.ready,
             "caller_error": error,
             "list_age": max(0, now - self.sessions.listed_at) if self.sessions.listed_at else None,
-            "intent_age": -ahead if ahead > MAX_AHEAD_NS else now - min(times),
+            "intent_age": -ahead if ahead > MAX_SKEW_NS else now - min(times),
             "duplicate": seen,
         }
 
     def _order_facts(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Facts:
         caller = self._caller_facts(verified, intent, seen, now)
         subject = verified.subject
-        key = (subject.venue, subject.symbol)
-        record = self._instruments.get(key)
+        record = self._instruments.get((subject.venue, subject.symbol))
         if record is None:
             return Facts(**caller)
         instrument, limits = record[0], caller["limits"]
-        market = self._markets.get(key)
-        last = market.price if market is not None else None
-        with decimal.localcontext(EXACT):
-            money = self._money_facts(subject, instrument, intent, last, limits.collar_bps)
+        market = self.markets.of(subject.venue, subject.symbol)
+        worth = value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure)
         lease = self._leases.newest(subject.venue)
         return Facts(
             **caller,
-            **money,
+            **msgspec.structs.asdict(worth),
             side=intent.side,
             type=intent.type,
             tif=intent.tif,
@@ -331,50 +290,20 @@ class Gateway:
             custody=self._custody(now),
             heartbeat_age=self._breakers.age(now),
             tripped=self._breakers.tripped_for(subject.strategy, subject.venue),
-            feed=market.feed if market is not None else "",
-            data_age=None if market is None or last is None else _age(market.stated, now),
-            messages_left=self._throttle(subject.strategy).left(now),
+            feed=market.feed,
+            data_age=None if market.price is None else _age(market.stated, now),
+            messages_left=self._throttle(subject.strategy, now).left(now),
         )
-
-    def _money_facts(
-        self, subject: Subject, instrument: Instrument, intent: Intent, last: Decimal | None, collar: int
-    ) -> dict[str, Any]:
-        strategy, quote = subject.strategy, instrument.quote
-        deviation: int | None = None
-        price = intent.price
-        cap_price = instrument.market_price if price is None else price
-        if last is not None:
-            deviation = 0 if price is None else deviation_bps(price, last)
-            price = worst_price(last, collar) if price is None else price
-        worth = opened = position = gross = None
-        held = self.exposure.position(strategy, subject.venue, subject.symbol)
-        pending = self.exposure.open_qty(strategy, subject.venue, subject.symbol, intent.side) + intent.qty
-        signed = held if intent.side == "buy" else -held
-        if price is not None:
-            worth = notional(price, intent.qty)
-            opened = self.exposure.open_notional(strategy, quote) + worth
-            position = max(ZERO, signed + pending) * max(price, last or price)
-            positions = self.exposure.positions_notional(strategy, quote, self._last)
-            gross = None if positions is None else positions + opened
-        return {
-            "notional": worth,
-            "cap_notional": notional(cap_price, intent.qty),
-            "deviation_bps": deviation,
-            "open_notional": opened,
-            "position_notional": position,
-            "gross_notional": gross,
-            "reducing": signed + pending <= 0,
-        }
 
     def _custody(self, now: int) -> bytes | None:
         boots = {session.boot for session in self.sessions.live(CUSTODY, now)}
         return boots.pop() if len(boots) == 1 else None
 
-    def _throttle(self, strategy: str) -> Throttle:
+    def _throttle(self, strategy: str, now: int) -> Throttle:
         known = self._throttles.get(strategy)
         if known is None:
             limits = self._limits.of(strategy)
-            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst)
+            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst, now)
         return known
 
     def _account(self, venue: str) -> str:
@@ -420,7 +349,7 @@ class Gateway:
 
 def _age(stated: int, now: int) -> int | None:
     """How old a statement is; None, which denies, where the clock has been put back behind it."""
-    return None if stated > now + MAX_AHEAD_NS else max(0, now - stated)
+    return None if stated > now + MAX_SKEW_NS else max(0, now - stated)
 
 
 def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expires_at: int) -> OpenOrder:
@@ -437,15 +366,6 @@ def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expi
         whole=worth,
         expires_at=expires_at,
     )
-
-
-def _policy_denials(verdict: PolicyVerdict, subject: Subject) -> list[Denial]:
-    if verdict.errors:
-        return [Denial(code="POLICY_ERROR", text=f"{'; '.join(verdict.errors)[:500]}, limit=none")]
-    if not verdict.allow:
-        cause = f"forbidden by {', '.join(verdict.policies)}" if verdict.policies else "no policy permits it"
-        return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {subject.strategy}, limit=what policies permit")]
-    return []
 
 
 def venue_order(instrument: Instrument, intent: Intent) -> VenueOrder:

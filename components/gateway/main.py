@@ -19,7 +19,7 @@ from typing import Final
 
 from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import Unverified

@@ -1,5 +1,7 @@
-"""Cedar policies: parsed and type-checked once, asked for every intent, default deny.
+"""House rules in Cedar: parsed and type-checked once, asked for every intent, default deny.
 
+- Policies say who may place or cancel what, and what else an operator wants to forbid.  Limits and freshness are
+  no facts here: the risk engine (`risk`) decides them, alone.
 - A policy folder holds `*.cedar` files and exactly one `*.cedarschema`.  All policies must type-check
   against the schema, and each needs a unique `@id`; anything else is a `ConfigError` at start that
   names file and cause.
@@ -16,23 +18,24 @@ Source: the Cedar policy language, https://docs.cedarpolicy.com.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import cedarpy
 import msgspec
 
-from tallystick.components.gateway.risk import EXACT, Facts, Limits
+from tallystick.components.gateway.risk.amounts import EXACT
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import Limits
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import TrustRoot
 
 MAX_LONG: Final = 2**63 - 1
-NS_PER_MS: Final = 1_000_000
 # A policy text beyond this is a mistake, not a policy; it bounds what start-up parses.
 MAX_TEXT: Final = 1_000_000
 
@@ -46,6 +49,19 @@ class PolicyVerdict(msgspec.Struct, frozen=True):
     allow: bool
     policies: tuple[str, ...]
     errors: tuple[str, ...] = ()
+
+    def denials(self, strategy: str) -> list[Denial]:
+        """What a decision about `strategy` says of this verdict; empty where the policy allows it."""
+        if self.errors:
+            return [Denial(code="POLICY_ERROR", text=f"{'; '.join(self.errors)[:500]}, limit=none")]
+        if not self.allow:
+            cause = f"forbidden by {', '.join(self.policies)}" if self.policies else "no policy permits it"
+            return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {strategy}, limit=what policies permit")]
+        return []
+
+
+# Cedar knows the trust root's instruments only, and is not asked about others.
+NOT_ASKED: Final = PolicyVerdict(allow=False, policies=())
 
 
 class Policy:
@@ -101,7 +117,7 @@ class Policy:
 
     def cancel(self, facts: Facts, own_order: bool) -> PolicyVerdict:
         """Decide CancelOrder; `own_order`: the named intent is an open order of this strategy and instrument."""
-        return self._decide("CancelOrder", facts, _cancel_context(facts, own_order=own_order))
+        return self._decide("CancelOrder", facts, {"ownOrder": own_order})
 
     def _decide(self, action: Action, facts: Facts, context: dict[str, Any]) -> PolicyVerdict:
         result = self._ask(action, facts, context, None)
@@ -130,7 +146,7 @@ class Policy:
         for facts in (_SPARSE, _FULL):
             requests: tuple[tuple[Action, dict[str, Any]], ...] = (
                 ("PlaceOrder", _order_context(facts)),
-                ("CancelOrder", _cancel_context(facts, own_order=False)),
+                ("CancelOrder", {"ownOrder": False}),
             )
             for action, context in requests:
                 result = self._ask(action, facts, context, schema)
@@ -141,68 +157,29 @@ class Policy:
                     )
 
 
-def units(amount: Decimal | None, rounding: str = ROUND_CEILING) -> int | None:
-    """An amount in 1e-8 units as a Cedar Long, rounded as told and clamped; None stays None."""
+def units(amount: Decimal | None) -> int | None:
+    """An amount in 1e-8 units as a Cedar Long, rounded up and clamped; None stays None."""
     if amount is None:
         return None
-    return _clamp(int(EXACT.scaleb(amount, 8).to_integral_value(rounding, EXACT)))
+    return _clamp(int(EXACT.scaleb(amount, 8).to_integral_value(ROUND_CEILING, EXACT)))
 
 
 def _clamp(value: int) -> int:
     return max(-MAX_LONG, min(MAX_LONG, value))
 
 
-def _ms(age: int | None) -> int | None:
-    return None if age is None else _clamp(-(-age // NS_PER_MS))
-
-
-def _caller(facts: Facts) -> dict[str, Any]:
-    caller = {
-        "sessionListed": facts.caller_error is None,
-        "sessionListAgeMs": _ms(facts.list_age),
-        "intentAgeMs": _ms(facts.intent_age),
-    }
-    return {k: v for k, v in caller.items() if v is not None}
-
-
 def _order_context(facts: Facts) -> dict[str, Any]:
     return {
-        **_limits_context(facts.limits),
-        "caller": _caller(facts),
         "side": facts.side,
         "orderType": facts.type,
         "timeInForce": facts.tif,
         "quantity": units(facts.qty),
         "notional": units(facts.notional),
         "deviationBps": None if facts.deviation_bps is None else _clamp(facts.deviation_bps),
-        "dataAgeMs": _ms(facts.data_age),
-        "feedLive": facts.feed == "live",
-        "heartbeatAgeMs": _ms(facts.heartbeat_age),
-        "breakerTripped": bool(facts.tripped),
-        "armed": facts.armed,
-        "custodyKnown": facts.custody is not None,
-        "messagesLeft": facts.messages_left,
         "openNotional": units(facts.open_notional),
         "positionNotional": units(facts.position_notional),
         "grossNotional": units(facts.gross_notional),
         "reducing": facts.reducing,
-    }
-
-
-def _cancel_context(facts: Facts, *, own_order: bool) -> dict[str, Any]:
-    return {"caller": _caller(facts), "ownOrder": own_order}
-
-
-@functools.lru_cache(maxsize=1024)
-def _limits_context(limits: Limits) -> dict[str, int | None]:
-    return {
-        "maxQuantity": units(limits.max_qty, ROUND_FLOOR),
-        "maxNotional": units(limits.max_notional, ROUND_FLOOR),
-        "collarBps": limits.collar_bps,
-        "maxDataAgeMs": limits.stale_ms,
-        "maxOpenNotional": units(limits.max_open_notional, ROUND_FLOOR),
-        "maxPositionNotional": units(limits.max_position_notional, ROUND_FLOOR),
-        "maxGrossNotional": units(limits.max_gross_notional, ROUND_FLOOR),
     }
 
 
@@ -293,11 +270,8 @@ _SPARSE: Final = Facts(
 )
 _FULL: Final = msgspec.structs.replace(
     _SPARSE,
-    list_age=0,
     notional=_ONE,
     deviation_bps=0,
-    data_age=0,
-    heartbeat_age=0,
     open_notional=_ONE,
     position_notional=_ONE,
     gross_notional=_ONE,

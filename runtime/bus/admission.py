@@ -2,9 +2,9 @@
 
 - The rules are `SessionView`'s, the answer is a `Standing`.
 - Sessions are announced and listed on SECURITY, another stream than most: a message of a new session may be heard
-  before its listing.  If the session was issued within `FRESH_NS`, its message waits up to `LISTING_S` for that; for
+  before its listing.  If the session was issued within `FRESH_SESSION_NS`, its message waits up to `LISTING_NS` for that; for
   messages on SECURITY itself nothing can be under way.
-- A session is waited for once, and after `MAX_FUTILE` sessions that never came in `FRESH_NS` nobody is waited for:
+- A session is waited for once, and after `MAX_FUTILE` sessions that never came in `FRESH_SESSION_NS` nobody is waited for:
   whoever mints sessions with a stolen role key holds up no reader.
 - Waiting is measured by the event loop, so that a clock that steps makes it neither longer nor shorter.
 """
@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Final
 
 from tallystick.runtime.bus.received import Received
+from tallystick.schemas.bounds import FRESH_SESSION_NS, LISTING_NS, SECOND
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, NotListed, Unverified
 from tallystick.schemas.seal import Verified
@@ -25,9 +26,7 @@ from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import SECURITY
 
-LISTING_S: Final = 0.5
-FRESH_NS: Final = 5_000_000_000
-# Sessions that were waited for in vain: remembered, and as many at most in `FRESH_NS`.
+# Sessions that were waited for in vain: remembered, and as many at most in `FRESH_SESSION_NS`.
 MAX_WAITED: Final = 1024
 MAX_FUTILE: Final = 4
 _HISTORY: Final = Unverified("HISTORY", "it was stored before this process had read what came before it")
@@ -73,7 +72,7 @@ class Admission:
         await self._require(lambda: self.sessions.require_listed(credential, self._clock()), credential, stream)
 
     async def _require(self, require: Callable[[], None], credential: Credential, stream: str) -> None:
-        deadline = asyncio.get_running_loop().time() + LISTING_S
+        deadline = asyncio.get_running_loop().time() + LISTING_NS / SECOND
         while True:
             learned = self._learned
             try:
@@ -90,9 +89,9 @@ class Admission:
 
     def _may_wait(self, credential: Credential, left: float) -> bool:
         now = self._clock()
-        if credential.digest in self._waited or abs(now - credential.issued_at) >= FRESH_NS:
+        if credential.digest in self._waited or abs(now - credential.issued_at) >= FRESH_SESSION_NS:
             return False
-        if len(self._futile) == MAX_FUTILE and abs(now - self._futile[0]) < FRESH_NS:
+        if len(self._futile) == MAX_FUTILE and abs(now - self._futile[0]) < FRESH_SESSION_NS:
             return False
         if left > 0:
             return True

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tallystick.schemas.bounds import MAX_MESSAGES, MESSAGE_BURST, MESSAGES_PER_SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import Subject, subject
@@ -32,10 +33,6 @@ SEVERITY: Final = "high"
 # Long enough that the broker's own pauses do not look like bursts, short enough to stop one early.
 WINDOW_S: Final = 1
 NS: Final = 1_000_000_000
-# The gateway's throttle where the deployment's `[limits]` say nothing; a test keeps both equal.
-MESSAGES_PER_SECOND: Final = 10
-BURST: Final = 20
-MAX_RATE: Final = 10_000
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -139,10 +136,10 @@ class Rules:
 
 def _rule(where: str, keys: Mapping[str, Any], window_s: int) -> Rule:
     rate = _number(where, "messages_per_second", keys.get("messages_per_second", MESSAGES_PER_SECOND))
-    return Rule(_number(where, "burst", keys.get("burst", BURST)) + rate * window_s, window_s)
+    return Rule(_number(where, "burst", keys.get("burst", MESSAGE_BURST)) + rate * window_s, window_s)
 
 
 def _number(where: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_RATE:
-        raise ConfigError("LIMITS", f"{where}.{name} must be a whole number from 1 to {MAX_RATE}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_MESSAGES:
+        raise ConfigError("LIMITS", f"{where}.{name} must be a whole number from 1 to {MAX_MESSAGES}, got {value!r}")
     return value

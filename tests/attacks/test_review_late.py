@@ -16,7 +16,7 @@ from tallystick.components.execution import orders
 from tallystick.components.execution.main import Execution
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
-from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.runtime.bus.link import SessionLost
 from tallystick.runtime.bus.received import Received
@@ -287,10 +287,10 @@ def test_market_data_of_a_session_that_is_not_listed_moves_no_price(bus: TestBus
 
         await scene.list_sessions()
         await feed.publish(TRADE, trade(feed, "0.001"))
-        await until(lambda: process.gateway._last, "the market's price")
+        await until(lambda: process.gateway.markets.last, "the market's price")
         await thief.publish(TRADE, trade(thief, "0.9"))
         await until(lambda: refused(context) == 1, "the refusal")
-        assert set(process.gateway._last.values()) == {Decimal("0.001")}
+        assert set(process.gateway.markets.last.values()) == {Decimal("0.001")}
 
     on_scene(bus, work)
 

@@ -7,14 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from tallystick.schemas.bounds import MAX_LIST_AGE_NS, MAX_SKEW_NS
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.registry import MAX_AGE_NS
-from tallystick.schemas.seal import MAX_SKEW_NS, ReaderChains, Verified, Verifier, require_live
+from tallystick.schemas.seal import ReaderChains, Verified, Verifier, require_live
 from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
-from tallystick.schemas.sessions import MAX_LIST_AGE_NS, SessionView
+from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import KINDS, parse_subject
 from tests.support.forge import base, credential, encoded, samples, sealed, writer
 from tests.support.world import NOW, seed, trust_root

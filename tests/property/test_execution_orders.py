@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.execution import orders as o
+from tallystick.schemas.bounds import RECV_WINDOW_NS, SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import LISTED
@@ -20,7 +21,7 @@ from tallystick.schemas.subjects import Subject, subject
 from tests.support.breaker import heartbeat
 
 START = 1_732_289_000_000_000_000
-PERMIT_NS = 3 * o.SECOND
+PERMIT_NS = 3 * SECOND
 MS = 1_000_000
 LATE = ("PERMIT_EXPIRED", "read too late")
 
@@ -120,7 +121,7 @@ class World:
         """A request on the wire reaches the venue, which takes it only within its window."""
         request, order, boot = self.network.pop(index)
         outcome: o.Outcome
-        if self.now + self.skew >= request.signed_at + o.RECV_WINDOW_NS:
+        if self.now + self.skew >= request.signed_at + RECV_WINDOW_NS:
             outcome = o.Rejected("-1021", "")
         else:
             self.placed.append(order.client_order_id)
@@ -206,7 +207,7 @@ def check(world: World) -> None:
 def run(seed: int) -> None:
     """One world, driven at random from `seed` and then left to settle."""
     rng = random.Random(seed)
-    world = World(skew=rng.choice([-o.SECOND, 0, o.SECOND, rng.randint(-o.SECOND, o.SECOND)]))
+    world = World(skew=rng.choice([-SECOND, 0, SECOND, rng.randint(-SECOND, SECOND)]))
     world.restart()
     world.heartbeat()
     number = 0

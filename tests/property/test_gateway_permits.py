@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook, Throttle, check
+from tallystick.components.gateway.risk.controls import check
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.orders import Denial, OrderEvent
 from tallystick.schemas.registry import encode_events
-from tests.support.gateway import LIMITS, LISTED, MS, NOW, POLICY, SECOND, XRP, World, trust_root
-from tests.unit.test_gateway_policy import facts
+from tests.support.gateway import LIMITS, LISTED, MS, NOW, POLICY, SECOND, XRP, World, facts, trust_root
 
 SHIPPED = Policy.load(POLICY, trust_root(), LISTED)
 WIDE = LimitBook(msgspec.structs.replace(LIMITS, burst=10_000, messages_per_second=10_000))
@@ -172,17 +173,27 @@ def test_permits_in_any_history_rest_on_fresh_facts(steps: list[tuple[str, Any]]
         assert Fraction(reserved) == sum(open_orders.values(), Fraction(0))
 
 
-@given(st.integers(1, 50), st.integers(1, 50), st.lists(st.integers(-SECOND, SECOND), max_size=200))
-def test_throttle_holds_for_any_clock(rate: int, burst: int, steps: list[int]) -> None:
-    bucket, now, first, latest, taken = Throttle(rate, burst), NOW, NOW, NOW, 0
+@given(st.integers(1, 50), st.integers(1, 50), st.lists(st.integers(-SECOND, SECOND), max_size=100), st.integers(1, 60))
+@example(3, 2, [-333333334, 0, 333333334, 333333333], 1)
+@example(3, 2, [-333333334, 0, 333333334, 333333333], 60)
+@example(1, 1, [SECOND, -SECOND, SECOND, -SECOND, SECOND], 60)
+@example(7, 1, [SECOND // 7, 1, -1, SECOND // 7, 1], 60)
+def test_throttle_holds_for_any_clock(rate: int, burst: int, steps: list[int], wanted: int) -> None:
+    bucket, now = Throttle(rate, burst, NOW), NOW
+    latest, taken = [NOW], [0]  # after each call: the latest time so far, and what was taken in all
     for step in steps:
         now += step
-        latest = max(latest, now)
-        if bucket.left(now):
+        tries = min(wanted, bucket.left(now))
+        for _ in range(tries):
             bucket.take()
-            taken += 1
-    assert taken <= burst + rate * (latest - first) // SECOND + 1
-    assert taken <= len(steps)
+        latest.append(max(latest[-1], now))
+        taken.append(taken[-1] + tries)
+    # From any call on: the burst, and what the clock has gained on the latest time that it ever showed.
+    for first in range(1, len(latest)):
+        for last in range(first, len(latest)):
+            gained = rate * (latest[last] - latest[first]) // SECOND
+            assert taken[last] - taken[first - 1] <= burst + gained
+    assert taken[-1] <= burst + rate * (latest[-1] - NOW) // SECOND
 
 
 @given(st.dictionaries(st.text(max_size=20), st.one_of(st.text(max_size=20), st.integers(), st.floats()), max_size=8))

@@ -12,7 +12,8 @@ import msgspec
 from tallystick import infra
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook, Limits
+from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.limits import LimitBook, Limits
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds
@@ -61,6 +62,42 @@ def trust_root() -> TrustRoot:
         market_price=Decimal("0.01"),
     )
     return msgspec.structs.replace(root, instruments=(xrp, *root.instruments[1:]))
+
+
+def facts(**changes: Any) -> Facts:
+    """Facts to which neither a control nor the shipped policy objects, with `changes`."""
+    fields: dict[str, Any] = {
+        "strategy": "alpha",
+        "venue": "paper",
+        "symbol": "XRP/ETH",
+        "limits": LIMITS,
+        "ready": True,
+        "caller_error": None,
+        "list_age": 0,
+        "intent_age": 0,
+        "duplicate": False,
+        "side": "buy",
+        "type": "limit",
+        "tif": "GTC",
+        "qty": Decimal(100),
+        "price": Decimal("0.001"),
+        "instrument": trust_root().instruments[0],
+        "notional": Decimal("0.1"),
+        "cap": Decimal(5),
+        "cap_notional": Decimal("0.1"),
+        "lease": (0, 1),
+        "armed": True,
+        "custody": bytes(16),
+        "heartbeat_age": 0,
+        "feed": "live",
+        "data_age": 0,
+        "deviation_bps": 0,
+        "messages_left": 1,
+        "open_notional": Decimal("0.1"),
+        "position_notional": Decimal("0.1"),
+        "gross_notional": Decimal("0.1"),
+    }
+    return Facts(**{**fields, **changes})
 
 
 class World:
@@ -188,6 +225,6 @@ class World:
         return decision
 
     def codes(self, intent: Intent | CancelIntent, strategy: str = "alpha", **more: Any) -> list[str]:
-        """The codes of the denials of an intent, without the policy's; [] for a permit."""
+        """The codes of the denials of an intent; [] for a permit."""
         decision = self.ask(intent, strategy, **more)
-        return [d.code for d in decision.denials if d.code != "POLICY_DENIED"]
+        return [d.code for d in decision.denials]

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk import LimitBook
+from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.paper_exchange.access import Keys, parse_config
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tallystick.components.execution import orders as o
+from tallystick.schemas.bounds import RECV_WINDOW_NS, SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import LISTED
@@ -29,7 +30,7 @@ def decision(number: int = 1, name: str = "", **changes: Any) -> Decision:
         "verdict": "permit",
         "intent_id": intent,
         "intent_hash": b"",
-        "permit": Permit("main", order, b"", b"", NOW + 3 * o.SECOND),
+        "permit": Permit("main", order, b"", b"", NOW + 3 * SECOND),
     }
     return Decision(**{**fields, **changes})
 
@@ -103,8 +104,8 @@ def test_a_signature_that_waited_too_long_for_durability_is_not_sent() -> None:
     orders = machine()
     order = submit(orders)
     orders.signed(order, signed(), NOW)
-    orders.on_breaker(heartbeat(stated=NOW + 1), LISTED, NOW + o.SECOND)
-    assert codes(orders.durable(order, NOW + o.RECV_WINDOW_NS)) == ["SIGNATURE_STALE"]
+    orders.on_breaker(heartbeat(stated=NOW + 1), LISTED, NOW + SECOND)
+    assert codes(orders.durable(order, NOW + RECV_WINDOW_NS)) == ["SIGNATURE_STALE"]
 
 
 def test_a_permit_before_the_first_heartbeat_or_after_silence_is_void() -> None:
@@ -112,7 +113,7 @@ def test_a_permit_before_the_first_heartbeat_or_after_silence_is_void() -> None:
     fresh.recover(NOW)
     assert codes(fresh.decided(WHERE, decision(), NOW)) == ["BREAKER_SILENT"]
     orders = machine()
-    late = decision(permit=Permit("main", decision().permit.order, b"", b"", NOW + 9 * o.SECOND))  # type: ignore[union-attr]
+    late = decision(permit=Permit("main", decision().permit.order, b"", b"", NOW + 9 * SECOND))  # type: ignore[union-attr]
     assert codes(orders.decided(WHERE, late, NOW + o.SILENCE_NS + 1)) == ["BREAKER_SILENT"]
 
 
@@ -207,7 +208,7 @@ def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None
     orders.durable(order, NOW)
     orders.signed(order, signed(), NOW)
     assert o.Query(order) in orders.answered(order, o.NoAnswer("LOST", ""), NOW)
-    deadline = NOW + o.RECV_WINDOW_NS + o.SKEW_NS
+    deadline = NOW + RECV_WINDOW_NS + o.SKEW_NS
     assert orders.queried(order, o.NotFound(), deadline - 1, deadline + 5) == []
     assert order.state == "unknown"
     assert codes(orders.queried(order, o.NotFound(), deadline, deadline + 5)) == ["NOT_AT_VENUE"]
@@ -221,7 +222,7 @@ def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
     effects = orders.recover(NOW)
     assert states(effects) == ["unknown"]
     (order,) = orders.orders().values()
-    deadline = NOW + 3 * o.SECOND + o.RECV_WINDOW_NS + o.SKEW_NS
+    deadline = NOW + 3 * SECOND + RECV_WINDOW_NS + o.SKEW_NS
     assert orders.queried(order, o.NotFound(), deadline - 1, deadline) == []
     assert codes(orders.queried(order, o.NotFound(), deadline, deadline)) == ["NOT_AT_VENUE"]
 
@@ -235,7 +236,7 @@ def test_a_permit_that_nobody_carried_out_is_void_after_a_restart() -> None:
 def test_a_permit_read_too_late_is_void() -> None:
     orders = machine()
     assert codes(orders.decided(WHERE, decision(), NOW, LATE)) == ["PERMIT_EXPIRED"]
-    assert codes(orders.decided(WHERE, decision(2), NOW + 3 * o.SECOND)) == ["PERMIT_EXPIRED"]
+    assert codes(orders.decided(WHERE, decision(2), NOW + 3 * SECOND)) == ["PERMIT_EXPIRED"]
 
 
 def test_what_ended_before_the_crash_stays_ended() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import PERMIT_NS, REMEMBER_NS, client_order_id, plain
-from tallystick.components.gateway.risk import FILLS_REMEMBERED, PERMIT_GRACE_NS, LimitBook, Limits
+from tallystick.components.gateway.decide import REMEMBER_NS, client_order_id, plain
+from tallystick.components.gateway.risk.exposure import FILLS_REMEMBERED, PERMIT_GRACE_NS
+from tallystick.components.gateway.risk.limits import LimitBook, Limits
+from tallystick.schemas.bounds import MAX_LEASES, PERMIT_NS
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.leases import MAX_LEASES
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent, OrderState, Position
 from tallystick.schemas.registry import decode_events, encode_events
@@ -443,11 +444,11 @@ def test_positions_of_another_quote_are_not_added() -> None:
 
 def test_position_without_any_known_price_denies() -> None:
     w = World(_wide())
-    w.gateway._last.clear()
+    w.gateway.markets.last.clear()
     for average, qty, expected in ((0, 5, ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]), (1, 5, [])):
         position = Position(**w.base(), qty=Decimal(qty), average_price=Decimal(average), realized=Decimal(0), fills=0)
         w.apply("portfolio", f"position.alpha.{XRP}", position)
-        market = w.gateway._markets["paper", "XRP/ETH"]
+        market = w.gateway.markets.of("paper", "XRP/ETH")
         assert market.price is not None
         assert w.codes(w.intent()) == expected
 
@@ -539,7 +540,7 @@ def test_cancel_of_anothers_or_of_no_order_is_denied() -> None:
         assert decision.denials[0].code == "UNKNOWN_ORDER"
         assert decision.intent_id == cancel.id
     _event(w, intent.id, "void")
-    assert w.codes(CancelIntent(**w.base(), intent_id=intent.id)) == ["UNKNOWN_ORDER"]
+    assert w.codes(CancelIntent(**w.base(), intent_id=intent.id)) == ["UNKNOWN_ORDER", "POLICY_DENIED"]
 
 
 def test_breaker_lease_stale_data_and_throttle_never_keep_an_order_alive() -> None:

@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from tallystick.components.gateway.policy import MAX_LONG, Policy, _order_context, units
-from tallystick.components.gateway.risk import Facts
+from tallystick.components.gateway.risk.controls import check
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
-from tests.support.gateway import LIMITS, LISTED, POLICY, World, trust_root
+from tests.support.gateway import LIMITS, LISTED, POLICY, World, facts, trust_root
 
+PLACE = '(principal, action == Action::"PlaceOrder", resource)'
 DOC = Path(__file__).parents[2] / "docs" / "policy.md"
 
 
@@ -33,80 +34,43 @@ def _add(folder: Path, text: str) -> None:
     (folder / "own.cedar").write_text(text)
 
 
-def facts(**changes: Any) -> Facts:
-    """Facts to which no policy objects."""
-    fields: dict[str, Any] = {
-        "strategy": "alpha",
-        "venue": "paper",
-        "symbol": "XRP/ETH",
-        "limits": LIMITS,
-        "ready": True,
-        "caller_error": None,
-        "list_age": 0,
-        "intent_age": 0,
-        "duplicate": False,
-        "side": "buy",
-        "type": "limit",
-        "tif": "GTC",
-        "qty": Decimal(100),
-        "price": Decimal("0.001"),
-        "instrument": trust_root().instruments[0],
-        "notional": Decimal("0.1"),
-        "cap": Decimal(5),
-        "cap_notional": Decimal("0.1"),
-        "lease": (0, 1),
-        "armed": True,
-        "custody": bytes(16),
-        "heartbeat_age": 0,
-        "feed": "live",
-        "data_age": 0,
-        "deviation_bps": 0,
-        "messages_left": 1,
-        "open_notional": Decimal("0.1"),
-        "position_notional": Decimal("0.1"),
-        "gross_notional": Decimal("0.1"),
-    }
-    return Facts(**{**fields, **changes})
-
-
 def test_shipped_policy_permits_what_nothing_speaks_against() -> None:
     verdict = _load(POLICY).place(facts())
     assert (verdict.allow, verdict.policies, verdict.errors) == (True, ("listed-strategy-places",), ())
 
 
 @pytest.mark.parametrize(
-    ("changes", "policy"),
+    "changes",
     [
-        ({"caller_error": Denial("X", "y")}, "session-unlisted"),
-        ({"list_age": None}, "session-unlisted"),
-        ({"list_age": 3_000_000_001}, "session-unlisted"),
-        ({"intent_age": 3_000_000_001}, "intent-stale"),
-        ({"armed": False}, "not-armed"),
-        ({"heartbeat_age": None}, "breaker"),
-        ({"heartbeat_age": 1_000_000_001}, "breaker"),
-        ({"tripped": ("all",)}, "breaker"),
-        ({"custody": None}, "custody-unknown"),
-        ({"feed": "stale"}, "market-data"),
-        ({"data_age": None}, "market-data"),
-        ({"data_age": 2_000_000_001}, "market-data"),
-        ({"deviation_bps": None}, "price-collar"),
-        ({"deviation_bps": 101}, "price-collar"),
-        ({"qty": Decimal("600.000000001")}, "order-size"),
-        ({"notional": None}, "order-size"),
-        ({"notional": Decimal("0.500000001")}, "order-size"),
-        ({"messages_left": 0}, "message-rate"),
-        ({"open_notional": None}, "exposure"),
-        ({"open_notional": Decimal("1.000000001")}, "exposure"),
-        ({"position_notional": None}, "exposure"),
-        ({"position_notional": Decimal("0.800000001")}, "exposure"),
-        ({"gross_notional": None}, "exposure"),
-        ({"gross_notional": Decimal("1.500000001")}, "exposure"),
+        {"caller_error": Denial("X", "y"), "list_age": None, "intent_age": 10**18, "ready": False, "duplicate": True},
+        {"armed": False, "lease": None, "custody": None, "heartbeat_age": None, "tripped": ("all",)},
+        {"feed": "stale", "data_age": None, "deviation_bps": None, "messages_left": 0},
+        {"qty": Decimal(10) ** 20, "notional": None, "cap": None, "cap_notional": None},
+        {"open_notional": None, "position_notional": None, "gross_notional": None},
+        {"limits": msgspec.structs.replace(LIMITS, max_qty=Decimal(1), max_notional=Decimal("0.01"))},
     ],
 )
-def test_policy_forbids_by_itself_what_the_controls_forbid_too(changes: dict[str, Any], policy: str) -> None:
-    verdict = _load(POLICY).place(facts(**changes))
-    assert not verdict.allow
-    assert verdict.policies == (policy,)
+def test_limits_and_freshness_are_no_matter_of_the_policy(changes: dict[str, Any]) -> None:
+    wrong = facts(**changes)
+    assert check(wrong), "the risk engine decides them"
+    assert _load(POLICY).place(wrong).allow
+
+
+def test_policy_sees_facts_of_the_order_and_no_limit() -> None:
+    assert set(_order_context(facts())) == {
+        "side",
+        "orderType",
+        "timeInForce",
+        "quantity",
+        "notional",
+        "deviationBps",
+        "openNotional",
+        "positionNotional",
+        "grossNotional",
+        "reducing",
+    }
+    other = msgspec.structs.replace(LIMITS, max_qty=Decimal(1), max_notional=Decimal(1), collar_bps=1, stale_ms=1)
+    assert _order_context(facts(limits=other)) == _order_context(facts())
 
 
 def test_unlisted_strategy_and_foreign_instrument_are_denied_by_default() -> None:
@@ -122,9 +86,10 @@ def test_strategy_name_cannot_smuggle_policy_syntax() -> None:
     assert not verdict.allow
 
 
-def test_huge_amounts_are_clamped_and_denied(folder: Path) -> None:
+def test_huge_amounts_are_clamped_to_the_largest_number(folder: Path) -> None:
+    _add(folder, f'@id("huge") forbid {PLACE} when {{ context.quantity == {MAX_LONG} && context has notional }};')
     verdict = _load(folder).place(facts(qty=Decimal(10) ** 20 - 1, notional=Decimal(10) ** 38))
-    assert verdict.policies == ("order-size",)
+    assert (verdict.policies, verdict.errors) == (("huge",), ())
     assert units(Decimal(10) ** 38) == MAX_LONG
     assert units(-(Decimal(10) ** 38)) == -MAX_LONG
     assert units(Decimal("0.000000001")) == 1, "rounded up"
@@ -140,19 +105,39 @@ def test_erring_forbid_denies_although_cedar_would_skip_it(folder: Path) -> None
     _add(
         folder,
         '@id("overflows") forbid (principal, action == Action::"PlaceOrder", resource) '
-        "when { context.maxQuantity + 9223372036854775807 < 0 };",
+        "when { context.quantity + 9223372036854775807 < 0 };",
     )
     verdict = _load(folder).place(facts())
     assert verdict.errors
     assert not verdict.allow
 
 
-def test_operator_can_restrict_an_instrument(folder: Path) -> None:
-    example = re.search(r"^@id\(\"restricted-xrp-eth\"\)\n.*?;$", DOC.read_text(), re.MULTILINE | re.DOTALL)
-    assert example is not None, "docs/policy.md shows how"
-    _add(folder, example.group())
-    verdict = _load(folder).place(facts())
-    assert (verdict.allow, verdict.policies) == (False, ("restricted-xrp-eth",))
+EXAMPLES = re.findall(r"^```cedar\n(.*?)^```$", DOC.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_operator_can_forbid_what_the_documentation_shows(folder: Path) -> None:
+    _add(folder, "\n".join(EXAMPLES))
+    policy = _load(folder)
+    one = {"symbol": "BTC/USDT", "notional": Decimal("0.1"), "reducing": True}
+    assert policy.place(facts(**one)).allow
+    assert policy.place(facts(**{**one, "reducing": False})).policies == ("reduce-only-at-paper",)
+    assert policy.place(facts(**{**one, "notional": Decimal("0.100000001")})).policies == ("small-orders-at-paper",)
+    assert policy.place(facts(**{**one, "notional": None})).policies == ("small-orders-at-paper",)
+    assert policy.place(facts(**{**one, "symbol": "XRP/ETH"})).policies == ("restricted-xrp-eth",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"), [({"side": "sell"}, True), ({}, False), ({"side": "sell", "type": "market"}, False)]
+)
+def test_strategy_can_be_kept_to_one_kind_of_order(folder: Path, changes: dict[str, Any], allowed: bool) -> None:
+    (example,) = (text for text in EXAMPLES if "unwind" in text)
+    _add(folder, example.replace("unwind", "alpha"))
+    assert _load(folder).place(facts(**changes)).allow is allowed
+
+
+def test_documentation_names_every_fact_of_an_order() -> None:
+    (row,) = re.findall(r"^\| `context` of PlaceOrder \| (.*) \|$", DOC.read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == set(_order_context(facts()))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +146,9 @@ def test_operator_can_restrict_an_instrument(folder: Path) -> None:
         ("quantity: Long,", "quantity: Long,\n    person: String,"),  # a fact that the gateway does not give
         ("quantity: Long,", "quantity: String,"),
         ("    side: String,", ""),
-        ("maxOpenNotional: Long,", "maxOpenNotional: Bool,"),
+        ("reducing: Bool,", "reducing: Long,"),
         ("notional?: Long,", "notional: Long,"),  # it may be missing
-        ("heartbeatAgeMs?: Long,", "heartbeatAgeMs?: String,"),
+        ("openNotional?: Long,", "openNotional?: String,"),
         ("ownOrder: Bool,", "ownOrder: Bool, why: String,"),
     ],
 )
@@ -181,8 +166,6 @@ def test_schema_that_does_not_take_the_gateways_facts_stops_the_start(folder: Pa
 
 # --- what is refused at start, by name of the defect ------------------------------------------------------
 
-PLACE = '(principal, action == Action::"PlaceOrder", resource)'
-
 
 @pytest.mark.parametrize(
     ("text", "code", "says"),
@@ -194,7 +177,7 @@ PLACE = '(principal, action == Action::"PlaceOrder", resource)'
         (f'@id("x") permit {PLACE} when {{ 1 }};', "POLICY_TYPE_CHECK", "Bool"),
         ("permit (", "POLICY_TYPE_CHECK", "own.cedar"),
         (f"forbid {PLACE};", "POLICY_ID", "missing"),
-        (f'@id("breaker") forbid {PLACE};', "POLICY_ID", "breaker"),
+        (f'@id("listed-strategy-places") forbid {PLACE};', "POLICY_ID", "listed-strategy-places"),
         ('@id("t") permit (principal == ?principal, action == Action::"PlaceOrder", resource);', "POLICY_TEMPLATE", ""),
     ],
 )
@@ -260,12 +243,6 @@ def test_decision_names_the_policy_that_it_was_made_by(folder: Path) -> None:
 def test_every_fact_of_the_schema_is_given() -> None:
     """An optional attribute that the code never fills would make a rule that can never allow."""
     declared = set(re.findall(r"^ +(\w+)\?: Long", (POLICY / "gateway.cedarschema").read_text(), re.MULTILINE))
-    context = _order_context(facts())
-    given = {k for part in (context, context["caller"]) for k, v in part.items() if v is not None}
+    given = {name for name, value in _order_context(facts()).items() if value is not None}
     assert declared
     assert declared <= given
-
-
-def test_limits_are_the_strategys_own(folder: Path) -> None:
-    small = msgspec.structs.replace(LIMITS, max_qty=Decimal(1))
-    assert _load(folder).place(facts(limits=small)).policies == ("order-size",)

@@ -7,11 +7,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from tallystick.components.gateway import decide, risk
-from tallystick.components.gateway.risk import CODES, EXACT, LimitBook, Throttle, deviation_bps, notional, worst_price
+from tallystick.components import gateway
+from tallystick.components.gateway.risk.amounts import EXACT, deviation_bps, notional, worst_price
+from tallystick.components.gateway.risk.codes import CODES
+from tallystick.components.gateway.risk.controls import check
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.orders import Denial
+from tests.support.gateway import LIMITS, facts
 
 DOC = Path(__file__).parents[2] / "docs" / "denial-codes.md"
 SECOND = 1_000_000_000
@@ -31,12 +38,94 @@ def test_every_denial_code_is_documented_and_no_other() -> None:
 
 def test_every_code_that_the_gateway_gives_is_on_the_list() -> None:
     used = set[str]()
-    for module in (risk, decide):
-        assert module.__file__ is not None
-        text = Path(module.__file__).read_text()
-        used |= set(re.findall(r'(?:_denial\(|Denial\(code=|^ {8}\()\s*"([A-Z_]+)"', text, re.MULTILINE))
+    for file in Path(gateway.__file__ or "").parent.rglob("*.py"):
+        used |= set(re.findall(r'(?:_denial\(|_at_most\(|Denial\(code=)\s*"([A-Z_]+)"', file.read_text()))
     from_session_view = {"SESSION_UNLISTED", "SESSION_EXPIRED", "SESSION_REVOKED", "TRUST_ROOT_EXPIRED"}
     assert used | from_session_view == set(CODES)
+
+
+# Each control that measures something: what it still allows, and the least that it denies.
+MEASURED: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = [
+    ("SESSIONS_STALE", [{"list_age": 0}, {"list_age": 3 * SECOND}], [{"list_age": 3 * SECOND + 1}, {"list_age": None}]),
+    (
+        "STALE_INTENT",
+        [{"intent_age": -SECOND}, {"intent_age": 0}, {"intent_age": 3 * SECOND}],
+        [{"intent_age": -SECOND - 1}, {"intent_age": 3 * SECOND + 1}, {"ready": False}],
+    ),
+    ("X", [{"caller_error": None}], [{"caller_error": Denial("X", "the session list objects")}]),
+    ("DUPLICATE_INTENT", [{"duplicate": False}], [{"duplicate": True}]),
+    ("NOT_ARMED", [{"armed": True, "lease": None}], [{"armed": False, "lease": None}]),
+    ("LEASE_EXPIRED", [{"armed": True, "lease": (0, 1)}], [{"armed": False, "lease": (0, 1)}]),
+    ("CUSTODY_UNKNOWN", [{"custody": bytes(16)}], [{"custody": None}]),
+    (
+        "BREAKER_HEARTBEAT_MISSING",
+        [{"heartbeat_age": 0}, {"heartbeat_age": SECOND}],
+        [{"heartbeat_age": SECOND + 1}, {"heartbeat_age": None}],
+    ),
+    ("BREAKER_TRIPPED", [{"tripped": ()}], [{"tripped": ("all",)}, {"tripped": ("venue-paper", "strategy-alpha")}]),
+    ("FEED_NOT_LIVE", [{"feed": "live"}], [{"feed": "stale"}, {"feed": "ended"}, {"feed": ""}]),
+    (
+        "MARKET_DATA_STALE",
+        [{"data_age": 0}, {"data_age": 2_000_000_000}],
+        [{"data_age": 2_000_000_001}, {"data_age": None}],
+    ),
+    (
+        "PRICE_OUTSIDE_COLLAR",
+        [{"deviation_bps": 0}, {"deviation_bps": 100}],
+        [{"deviation_bps": 101}, {"deviation_bps": None}],
+    ),
+    ("QUANTITY_EXCEEDS_LIMIT", [{"qty": Decimal(599)}, {"qty": Decimal(600)}], [{"qty": Decimal(601)}]),
+    (
+        "NOTIONAL_EXCEEDS_LIMIT",
+        [{"notional": Decimal("0.499999999")}, {"notional": Decimal("0.5")}],
+        [{"notional": Decimal("0.500000000000000001")}],
+    ),
+    (
+        "NOTIONAL_EXCEEDS_CAP",
+        [{"cap_notional": Decimal("4.9")}, {"cap_notional": Decimal(5)}],
+        [{"cap_notional": Decimal("5.000000000000000001")}, {"cap_notional": None}, {"cap": None}],
+    ),
+    ("MESSAGE_RATE_EXCEEDED", [{"messages_left": 2}, {"messages_left": 1}], [{"messages_left": 0}]),
+    (
+        "OPEN_NOTIONAL_EXCEEDS_LIMIT",
+        [{"open_notional": Decimal("0.999999999")}, {"open_notional": Decimal(1)}],
+        [{"open_notional": Decimal("1.000000000000000001")}, {"open_notional": None}],
+    ),
+    (
+        "POSITION_EXCEEDS_LIMIT",
+        [{"position_notional": Decimal("0.799999999")}, {"position_notional": Decimal("0.8")}],
+        [{"position_notional": Decimal("0.800000000000000001")}, {"position_notional": None}],
+    ),
+    (
+        "GROSS_EXPOSURE_EXCEEDS_LIMIT",
+        [
+            {"gross_notional": Decimal("1.499999999")},
+            {"gross_notional": Decimal("1.5")},
+            {"gross_notional": None, "reducing": True},
+        ],
+        [{"gross_notional": Decimal("1.500000000000000001")}, {"gross_notional": None}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "allowed", "denied"), MEASURED, ids=[code for code, _, _ in MEASURED])
+def test_control_allows_to_its_limit_and_denies_the_least_beyond(
+    code: str, allowed: list[dict[str, Any]], denied: list[dict[str, Any]]
+) -> None:
+    for changes in allowed:
+        assert check(facts(**changes)) == []
+    for changes in denied:
+        assert [d.code for d in check(facts(**changes))] == [code]
+
+
+def test_unknown_notional_denies_whatever_is_measured_with_it() -> None:
+    codes = [d.code for d in check(facts(notional=None))]
+    assert codes == ["NOTIONAL_BELOW_MINIMUM", "NOTIONAL_EXCEEDS_LIMIT"]
+
+
+def test_limits_are_the_strategys_own() -> None:
+    small = msgspec.structs.replace(LIMITS, max_qty=Decimal(1))
+    assert [d.code for d in check(facts(limits=small))] == ["QUANTITY_EXCEEDS_LIMIT"]
 
 
 def test_strategy_table_overrides_the_common_limits() -> None:
@@ -53,7 +142,7 @@ def test_strategy_table_overrides_the_common_limits() -> None:
         ({"max_notional": "Infinity"}, "max_notional"),
         ({"max_notional": "-1"}, "max_notional"),
         ({"max_notional": "0"}, "max_notional"),
-        ({"max_notional": "0.000000001"}, "max_notional"),
+        ({"max_notional": "0.0000000000000000001"}, "max_notional"),
         ({"max_notional": "1e30"}, "max_notional"),
         ({"max_notional": True}, "limits.max_notional"),
         ({"max_notionl": "1"}, "max_notionl"),
@@ -79,7 +168,7 @@ def test_money_limits_have_no_default(missing: str) -> None:
 
 
 def test_throttle_never_gives_more_than_burst_plus_rate() -> None:
-    bucket = Throttle(rate=3, burst=4)
+    bucket = Throttle(rate=3, burst=4, now=0)
     given, now = 0, 0
     for _ in range(10_000):
         now += SECOND // 100
@@ -90,7 +179,7 @@ def test_throttle_never_gives_more_than_burst_plus_rate() -> None:
 
 
 def test_clock_that_steps_back_earns_nothing() -> None:
-    bucket = Throttle(rate=1, burst=1)
+    bucket = Throttle(rate=1, burst=1, now=10 * SECOND)
     assert bucket.left(10 * SECOND) == 1
     bucket.take()
     assert bucket.left(0) == 0

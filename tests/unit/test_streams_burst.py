@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.gateway.risk import Limits
+from tallystick.components.gateway.risk.limits import Limits
+from tallystick.schemas.bounds import MESSAGE_BURST, MESSAGES_PER_SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.ids import id_time_ns
 from tallystick.schemas.registry import encode_events
-from tallystick.streams.detectors import burst
 from tallystick.streams.detectors.alerts import alert_id
 from tallystick.streams.detectors.burst import EMPTY, NS, Bucket, Finding, Rule, Rules, alert_of, observe
 
@@ -143,8 +143,8 @@ def test_alert_ids_are_uuid_version_7_of_stream_time(at: int, seq: int) -> None:
 
 def test_the_limit_is_what_the_gateways_throttle_passes_at_most() -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Limits)}
-    assert defaults["messages_per_second"] == burst.MESSAGES_PER_SECOND
-    assert defaults["burst"] == burst.BURST
+    assert defaults["messages_per_second"] == MESSAGES_PER_SECOND
+    assert defaults["burst"] == MESSAGE_BURST
     rules = Rules({"max_notional": "5", "burst": 7, "strategy": {"beta": {"messages_per_second": 100}}})
     assert rules.of("alpha").limit == 17
     assert rules.of("beta").limit == 107

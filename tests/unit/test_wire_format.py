@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from tallystick.schemas import event, nats_jwt, note, registry, seal, security, sessions, subjects
+from tallystick.schemas import bounds, event, nats_jwt, note, registry, seal, security, subjects
 from tests.support.forge import samples
 from tests.vectors import make, tables
 
@@ -43,8 +43,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert note.MAX_NOTE == 1 << 20
     assert f"at most {subjects.MAX_TOKEN} characters" in words
     assert f"at most {subjects.MAX_SUBJECT} characters" in words
-    assert f"at most {sessions.MAX_LIST_AGE_NS // 10**9} s old" in words
-    assert seal.MAX_SKEW_NS == 10**9
+    assert f"at most {bounds.MAX_LIST_AGE_NS // 10**9} s old" in words
+    assert bounds.MAX_SKEW_NS == 10**9
     assert "`info`, `warning`, `high` or `critical`" in words
     assert subjects.SEVERITIES == (
         "info",

@@ -1,0 +1,205 @@
+"""What each strategy has open and holds, and what of it is reserved; all state explicit, the clock an argument.
+
+- An order is reserved in full when its permit is made.  Fills move it from reservation to position;
+  it is released by a final order event (after the fills that this event reports), or when its permit
+  expired `PERMIT_GRACE_NS` ago and no submission of it was ever stored: execution sends nothing before
+  its `submitting` event is durable.
+- A position is the sum of fills; the portfolio's own statement replaces it once it counts at least as
+  many fills.
+- Amounts are kept per strategy and *per quote asset*; amounts of different assets are never added.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from tallystick.components.gateway.risk.amounts import EXACT, ZERO
+from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.orders import Fill, OrderEvent, Position, Side
+from tallystick.schemas.subjects import Subject
+
+# Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
+PERMIT_GRACE_NS: Final = 10 * SECOND
+# Fills remembered per instrument against a second publication of the same trade.
+FILLS_REMEMBERED: Final = 4096
+
+
+class OpenOrder(msgspec.Struct, kw_only=True):
+    """A permitted order until it is final; owned and changed by `Exposure` alone.
+
+    `price` is what a unit is reserved at; None (a market order found in history) reserves `whole`.
+    """
+
+    intent_id: bytes
+    strategy: str
+    venue: str
+    symbol: str
+    quote: str
+    side: Side
+    qty: Decimal
+    price: Decimal | None
+    whole: Decimal
+    expires_at: int
+    filled: Decimal = ZERO
+    executed: Decimal | None = None  # once final: what the venue executed; released when the fills reach it
+
+    @property
+    def remaining(self) -> Decimal:
+        """Base quantity that may still become a position."""
+        goal = self.qty if self.executed is None else self.executed
+        return max(ZERO, EXACT.subtract(goal, self.filled))
+
+    @property
+    def notional(self) -> Decimal:
+        """Quote amount that is still reserved."""
+        return self.whole if self.price is None else EXACT.multiply(self.price, self.remaining)
+
+
+class _Holding:
+    """A position: signed base quantity, the number of fills in it, and the last price seen for it."""
+
+    __slots__ = ("fills", "mark", "qty")
+
+    def __init__(self) -> None:
+        self.qty = ZERO
+        self.fills = 0
+        self.mark: Decimal | None = None
+
+
+class Exposure:
+    """Open orders and positions of every strategy, from decisions, order events, fills and positions.
+
+    Totals are kept as orders change, so that a decision costs the same however many are open.
+    """
+
+    __slots__ = ("_holdings", "_notionals", "_orders", "_quantities", "_trades", "_unsubmitted")
+
+    def __init__(self) -> None:
+        self._orders: dict[tuple[str, bytes], OpenOrder] = {}
+        self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
+        self._notionals: dict[tuple[str, str], Decimal] = {}
+        self._quantities: dict[tuple[str, str, str, str], Decimal] = {}
+        self._holdings: dict[str, dict[tuple[str, str], tuple[str, _Holding]]] = {}
+        self._trades: dict[tuple[str, str], OrderedDict[int, None]] = {}
+
+    def reserve(self, order: OpenOrder) -> None:
+        """Count a permitted order; one that is known already is left as it is."""
+        key = (order.strategy, order.intent_id)
+        if key not in self._orders:
+            self._orders[key] = self._unsubmitted[key] = order
+            self._count(order, EXACT.add)
+
+    def order(self, strategy: str, intent_id: bytes) -> OpenOrder | None:
+        """The open order of `strategy` with this intent id; not to be changed."""
+        return self._orders.get((strategy, intent_id))
+
+    def apply_event(self, strategy: str, event: OrderEvent) -> None:
+        """Apply what execution says about an order."""
+        order = self.order(strategy, event.intent_id)
+        if order is None:
+            return
+        if event.state in {"rejected", "void"}:
+            self._count(order, EXACT.subtract)
+            self._drop(order)
+        elif event.state == "closed":
+            # Unknown executed quantity: all of it may still come as fills.
+            executed = order.qty if event.executed is None else min(event.executed, order.qty)
+            self._change(order, executed=executed)
+        else:
+            self._change(order)
+
+    def apply_fill(self, subject: Subject, quote: str, fill: Fill) -> None:
+        """Move a fill from reservation to position; a trade that was seen before has no effect."""
+        trades = self._trades.setdefault((subject.venue, subject.symbol), OrderedDict())
+        if fill.trade_id in trades:
+            return
+        trades[fill.trade_id] = None
+        if len(trades) > FILLS_REMEMBERED:
+            trades.popitem(last=False)
+        holding = self._holding(subject, quote)
+        holding.qty = (EXACT.add if fill.side == "buy" else EXACT.subtract)(holding.qty, fill.qty)
+        holding.fills += 1
+        holding.mark = fill.price
+        order = self.order(subject.strategy, fill.intent_id)
+        if order is not None:
+            self._change(order, filled=EXACT.add(order.filled, fill.qty))
+
+    def apply_position(self, subject: Subject, quote: str, position: Position) -> None:
+        """Adopt the portfolio's statement unless it counts fewer fills than were seen here."""
+        holding = self._holding(subject, quote)
+        if position.fills >= holding.fills:
+            holding.qty = position.qty
+            holding.fills = position.fills
+            if holding.mark is None and position.average_price > 0:
+                holding.mark = position.average_price
+
+    def expire(self, now: int) -> None:
+        """Release permits that expired without a stored submission (see the module docstring)."""
+        while self._unsubmitted:
+            order = next(iter(self._unsubmitted.values()))
+            if now <= order.expires_at + PERMIT_GRACE_NS:
+                return
+            self._count(order, EXACT.subtract)
+            self._drop(order)
+
+    def open_notional(self, strategy: str, quote: str) -> Decimal:
+        """What the open orders of `strategy` in `quote` still reserve."""
+        return self._notionals.get((strategy, quote), ZERO)
+
+    def open_qty(self, strategy: str, venue: str, symbol: str, side: str) -> Decimal:
+        """Base quantity of the strategy's open orders on one side of an instrument."""
+        return self._quantities.get((strategy, venue, symbol, side), ZERO)
+
+    def position(self, strategy: str, venue: str, symbol: str) -> Decimal:
+        """Signed base quantity."""
+        found = self._holdings.get(strategy, {}).get((venue, symbol))
+        return ZERO if found is None else found[1].qty
+
+    def positions_notional(self, strategy: str, quote: str, last: Mapping[tuple[str, str], Decimal]) -> Decimal | None:
+        """Sum of absolute positions in `quote` at the last trades; None where one has no known price."""
+        total = ZERO
+        for key, (asset, holding) in self._holdings.get(strategy, {}).items():
+            if asset == quote and holding.qty:
+                price = last.get(key, holding.mark)
+                if price is None:
+                    return None
+                total = EXACT.add(total, EXACT.multiply(EXACT.abs(holding.qty), price))
+        return total
+
+    def _holding(self, subject: Subject, quote: str) -> _Holding:
+        own = self._holdings.setdefault(subject.strategy, {})
+        return own.setdefault((subject.venue, subject.symbol), (quote, _Holding()))[1]
+
+    def _change(self, order: OpenOrder, filled: Decimal | None = None, executed: Decimal | None = None) -> None:
+        """Change an order that was submitted, as now is known; it is dropped once nothing of it remains."""
+        self._count(order, EXACT.subtract)
+        self._unsubmitted.pop((order.strategy, order.intent_id), None)
+        if filled is not None:
+            order.filled = filled
+        if executed is not None:
+            order.executed = executed
+        if order.remaining == 0:
+            self._drop(order)
+        else:
+            self._count(order, EXACT.add)
+
+    def _drop(self, order: OpenOrder) -> None:
+        key = (order.strategy, order.intent_id)
+        self._orders.pop(key, None)
+        self._unsubmitted.pop(key, None)
+
+    def _count(self, order: OpenOrder, how: Callable[[Decimal, Decimal], Decimal]) -> None:
+        """Add an order to the totals of its strategy, or subtract it; totals of zero take no memory."""
+        quote = (order.strategy, order.quote)
+        side = (order.strategy, order.venue, order.symbol, order.side)
+        self._notionals[quote] = how(self._notionals.get(quote, ZERO), order.notional)
+        self._quantities[side] = how(self._quantities.get(side, ZERO), order.remaining)
+        if not self._notionals[quote]:
+            del self._notionals[quote]
+        if not self._quantities[side]:
+            del self._quantities[side]
