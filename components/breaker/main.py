@@ -31,7 +31,7 @@ from tallystick.components.breaker.control import (
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
-from tallystick.runtime.keys.keystore import write_durably
+from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
