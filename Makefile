@@ -11,7 +11,7 @@ export PYTHON DATA SPEED
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: venv ## Start everything, trade on the paper exchange, verify the audit; DATA=dump.zip SPEED=factor
+demo: venv ## Start everything, trade on the paper exchange, verify the audit; DATA=dump.zip (or a folder; default ./data) SPEED=factor
 	@.venv/bin/tallystick demo $${DATA:+--data "$$DATA"} $${SPEED:+--speed "$$SPEED"}
 
 test: venv-dev ## Every test but the slow ones; ARGS="-k name" goes to pytest

@@ -68,9 +68,10 @@ def _shown(value: Any) -> str:
 def verify(directory: _Dir, root: _Root = None) -> None:
     """Verify every seal, chain, row, file and manifest line, from the pinned key alone."""
     from tallystick.record import verify as verifying
-    from tallystick.record.archive import read_manifest
+    from tallystick.record.manifest import read_manifest
+    from tallystick.record.place import locate
 
-    place = verifying.locate(directory, root)
+    place = locate(directory, root)
     total = read_manifest(place.archive).rows
     if not total and not any(place.archive.iterdir()):
         # Nobody who emptied the folder is told that all is well.
@@ -120,8 +121,8 @@ def sql(
     seconds: Annotated[int, typer.Option(min=1, max=3600, help="Give up after so much processor time.")] = 60,
 ) -> None:
     """Ask the archive in SQL.  Tables: events, orders, fills, decisions and more (`show tables`, `describe orders`)."""
+    from tallystick.record.place import locate_archive
     from tallystick.record.query import Answer
-    from tallystick.record.verify import locate_archive
     from tallystick.record.views import QUERIES
 
     if bool(text) == bool(query):
@@ -164,7 +165,7 @@ def trace(
 ) -> None:
     """The whole causal chain of an order, from the ticks to the fills, each step verified."""
     from tallystick.record import trace as tracing
-    from tallystick.record.verify import locate
+    from tallystick.record.place import locate
 
     steps = tracing.trace(locate(directory, root), order)
     known = {step.event_id: step for step in steps}

@@ -28,6 +28,7 @@ from tallystick.cli import operate, view
 from tallystick.cli.intruder import Attack, Intruder, outcome
 from tallystick.cli.stopping import INTERRUPTED, Stopped, signals, unless
 from tallystick.components.console.main import Console
+from tallystick.components.market_data.dumps import find_dumps
 from tallystick.components.market_data.player import Tape, open_tape, speed_for
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
@@ -42,6 +43,8 @@ from tallystick.schemas.subjects import Subject
 
 NAME: Final = "demo"
 MARK: Final = ".tallystick-demo"
+# Where recordings are looked for when none is named: nowhere else.
+DATA: Final = Path("data")
 PLAY_S: Final = 30
 NS: Final = 1_000_000_000
 # Short, so that renewal and expiry are there to be seen.
@@ -123,12 +126,6 @@ class Check(msgspec.Struct, frozen=True):
     promise: str
     held: bool
     seen: str
-
-
-def recorded_data() -> list[Path]:
-    """The recordings beside the project, where there are any."""
-    folder = Path.cwd().parent / "shared" / "data"
-    return sorted(p for p in folder.glob("*.zip") if "rades" in p.name) if folder.is_dir() else []
 
 
 def _instrument(tape: Tape, symbol: str) -> Instrument:
@@ -223,7 +220,7 @@ class Demo:
 
     def _market(self) -> tuple[list[Instrument], str]:
         if not self._data:
-            self._say("no recording given or found: a seeded synthetic market plays")
+            self._say(f"no recording given, and no folder ./{DATA}: a seeded synthetic market plays")
             instruments = [
                 Instrument("XRP/ETH", "XRP", "ETH", Decimal("0.00000001"), Decimal(1), Decimal("0.01"), Decimal("0.006"), Decimal(100)),
                 Instrument("BTC/USDT", "BTC", "USDT", Decimal("0.01"), Decimal("0.00001"), Decimal(10), Decimal(160000), Decimal("0.001")),
@@ -481,7 +478,7 @@ def _strategies(instruments: list[Instrument]) -> list[StrategyConfig]:
 def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     """Run the demo; the exit code.  Raises `TallystickError` for what cannot be used."""
     screen = Screen(soft_wrap=True)
-    run = Demo(directory.absolute(), data or recorded_data(), speed, screen)
+    run = Demo(directory.absolute(), find_dumps(data or ([DATA] if DATA.is_dir() else [])), speed, screen)
     deployment, keystore = run.prepare()
     try:
         asyncio.run(run.run(deployment, keystore))

@@ -209,7 +209,10 @@ def demo(
     ),
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help="Exchange dumps to play (zip or csv); may be given several times."),
+        typer.Option(
+            "--data",
+            help="Dumps to play (zip or csv), or folders of them; may be given several times. Without: ./data, else a synthetic market.",
+        ),
     ] = None,
     speed: Annotated[str, typer.Option(help="Times as fast as recorded; default: about 30 seconds in all.")] = "",
 ) -> None:

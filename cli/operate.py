@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -19,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tallystick.cli.stopping import Stopped, signals, unless
-from tallystick.components.breaker.control import SOCKET_NAME, ArmRequest, Kill, RearmRequest, Request, Status, ask
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
@@ -27,12 +27,23 @@ from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.control import (
+    MAX_ANSWER,
+    SOCKET,
+    ArmRequest,
+    Kill,
+    RearmRequest,
+    Request,
+    Status,
+    encode_line,
+)
 from tallystick.schemas.enrolment import Revocation
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 
 HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
+BREAKER_S: Final = 10.0
 
 
 async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> int:
@@ -57,8 +68,28 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
     return 1 if supervisor.unclean else 0
 
 
+async def ask(path: Path, request: Request, timeout: float = BREAKER_S) -> dict[str, Any]:
+    """The answer of the breaker at `path`.  Raises `ConfigError` if it is not there, `Malformed` for nonsense."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_ANSWER)
+    except OSError as exc:
+        raise ConfigError(
+            "BREAKER_SOCKET", f"no breaker at {path}: {exc.strerror}; is the deployment up (`tallystick up`)?"
+        ) from exc
+    try:
+        writer.write(encode_line(request))
+        await writer.drain()
+        line = await asyncio.wait_for(reader.readline(), timeout)
+        answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+    except (OSError, TimeoutError, ValueError, msgspec.DecodeError) as exc:
+        raise Malformed("BREAKER_ANSWER", f"{path}: {type(exc).__name__}: {exc}") from exc
+    finally:
+        writer.close()
+    return answer
+
+
 async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:
-    answer = await ask(deployment.run / SOCKET_NAME, request)
+    answer = await ask(deployment.run / SOCKET, request)
     if not answer.get("ok"):
         raise ConfigError(str(answer.get("code", "BREAKER")), str(answer.get("text", "the breaker refused")))
     return answer

@@ -188,7 +188,7 @@ class Session:
     async def _source(self, stack: contextlib.AsyncExitStack) -> tuple[AsyncIterator[Examined], Tally]:
         selection = self._options.selection
         if self._source_keys is None:
-            from tallystick.record.verify import locate
+            from tallystick.record.place import locate
             from tallystick.replay.reader import ArchiveReader
 
             archive = ArchiveReader(locate(self._directory, self._root), selection, self._progress)

@@ -5,8 +5,7 @@
     DIR/trust/root-1.note …                               the trust roots under which it verifies
     DIR/state                                             the log's state at a manifest line (a cache)
 
-A manifest line is canonical JSON (`Entry`), its `prev` the SHA-256 of the line before (without newline,
-64 zeros for the first).  `day` is the UTC day on which the broker stored a message: it rises with the
+`day` is the UTC day on which the broker stored a message: it rises with the
 stream, so the segments of a day are one range of it; a statement's own time is only a claim.
 
 Rules:
@@ -27,12 +26,10 @@ modes (0444) guard against accidents, not attackers.
 
 from __future__ import annotations
 
-import datetime
 import fcntl
 import hashlib
 import itertools
 import os
-import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -43,16 +40,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tallystick.record.manifest import (
+    MANIFEST,
+    TEMPORARY,
+    ArchiveError,
+    Entry,
+    Segment,
+    encode_entry,
+    files,
+    read_manifest,
+    segment_name,
+    unfinished,
+)
 from tallystick.record.rows import SCHEMA
-from tallystick.schemas.errors import Malformed, TallystickError
-from tallystick.schemas.subjects import STREAMS
+from tallystick.runtime.durable import append_durably, sync
 
-MANIFEST: Final = "manifest.jsonl"
 STATE: Final = "state"
-TRUST: Final = "trust"
 LOCK: Final = ".lock"
-TEMPORARY: Final = ".tmp"
-GENESIS: Final = "0" * 64
 # Measured (docs/audit.md): row groups of this size with bloom filters answer a trace fastest.
 ROW_GROUP: Final = 122_880
 # Compaction: so many neighbours of one level become one of the next, unless it would be larger than this.
@@ -62,193 +66,8 @@ MAX_MERGED_ROWS: Final = 4 * ROW_GROUP
 GRACE_NS: Final = 60_000_000_000
 NS_PER_DAY: Final = 86_400_000_000_000
 
-_NAME = re.compile(r"stream=([A-Z]+)/day=(\d{4}-\d\d-\d\d)/(\d{16,19})-(\d{16,19})-(\d{1,2})\.parquet")
 _BLOOM: Final = ("event_id", "order_id")
 _PLAIN: Final = ("event_id", "payload", "data", "ts", "log_index", "stream_seq", "pos", "causes.list.element")
-
-
-class ArchiveError(TallystickError):
-    """An archive that cannot be used as it is."""
-
-
-class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One Parquet file as the manifest names it; times are Unix ns of storage by the broker, `sha256` is hex."""
-
-    file: str
-    sha256: str
-    size: int
-    stream: str
-    level: int
-    rows: int
-    messages: int
-    first_seq: int
-    last_seq: int
-    first_log: int
-    last_log: int
-    first_time: int
-    last_time: int
-
-    def __post_init__(self) -> None:
-        match = _NAME.fullmatch(self.file)
-        if match is None or match.groups()[2:] != _numbers(self.first_seq, self.last_seq, self.level):
-            raise Malformed("SEGMENT_NAME", f"{self.file[:128]!r} does not fit its sequences and level")
-        if match.group(1) != self.stream or self.stream not in STREAMS:
-            raise Malformed("SEGMENT_STREAM", f"{self.file[:128]!r} is not of stream {self.stream[:32]!r}")
-        if not 1 <= self.messages <= self.rows or self.first_seq > self.last_seq:
-            raise Malformed("SEGMENT", f"{self.file}: {self.messages} messages in {self.rows} rows")
-
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One manifest line: `{"n":…,"prev":…,"replaces":[…],"segments":[…]}`, keys sorted, no spaces."""
-
-    n: int
-    prev: str
-    segments: tuple[Segment, ...]
-    replaces: tuple[str, ...] = ()
-
-
-_entries = msgspec.json.Decoder(Entry)
-
-
-def encode_entry(entry: Entry) -> bytes:
-    """The line, without its newline."""
-    return msgspec.json.encode(entry, order="sorted")
-
-
-def decode_entry(line: bytes) -> Entry:
-    """The entry of one line (without newline).  Raises `Malformed`."""
-    try:
-        entry = _entries.decode(line)
-    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
-        raise Malformed("MANIFEST_LINE", str(exc)) from exc
-    if encode_entry(entry) != line:
-        raise Malformed("MANIFEST_LINE", "does not re-encode to the same bytes")
-    return entry
-
-
-def line_hash(line: bytes) -> str:
-    """SHA-256 (hex) of a manifest line without its newline."""
-    return hashlib.sha256(line).hexdigest()
-
-
-class Defect(msgspec.Struct, frozen=True):
-    """What is wrong with a manifest, at which line (from 1)."""
-
-    line: int
-    code: str
-    text: str
-
-
-class Manifest:
-    """A manifest as read: entries, the hash of each line, and what is wrong with it.  Pure.
-
-    `torn` holds the bytes after the last newline: a line whose writer crashed.  Nothing refers to it.
-    """
-
-    def __init__(self, data: bytes = b"") -> None:
-        *lines, self.torn = data.split(b"\n")
-        self.entries: list[Entry] = []
-        self.hashes: list[str] = []
-        self.defects: list[Defect] = []
-        self.live: dict[str, Segment] = {}
-        self.replaced: set[str] = set()
-        for line in lines:
-            self._add_line(line)
-
-    @property
-    def head(self) -> str:
-        """The hash that the next line names as `prev`."""
-        return self.hashes[-1] if self.hashes else GENESIS
-
-    def _add_line(self, line: bytes) -> None:
-        number = len(self.hashes) + 1
-        try:
-            entry = decode_entry(line)
-        except Malformed as exc:
-            self.defects.append(Defect(number, exc.code, exc.text))
-            self.hashes.append(line_hash(line))
-            return
-        if entry.n != number:
-            self.defects.append(Defect(number, "MANIFEST_NUMBER", f"says it is entry {entry.n}"))
-        if entry.prev != self.head:
-            text = f"names {entry.prev[:16]}… as the line before, which is {self.head[:16]}…: edited, cut or reordered"
-            self.defects.append(Defect(number, "MANIFEST_LINK", text))
-        for code, text in self._apply(entry):
-            self.defects.append(Defect(number, code, text))
-        self.entries.append(entry)
-        self.hashes.append(line_hash(line))
-
-    def _apply(self, entry: Entry) -> Iterator[tuple[str, str]]:
-        """Bring `live` up to `entry`, yielding (code, text) for what it may not say."""
-        old = [self.live.pop(name) for name in entry.replaces if name in self.live]
-        if len(old) != len(entry.replaces):
-            yield "MANIFEST_REPLACES", "replaces a segment that is not live"
-        self.replaced.update(entry.replaces)
-        if entry.replaces and (len(entry.segments) != 1 or not old or not _covers(entry.segments[0], old)):
-            yield "MANIFEST_REPLACES", f"{len(entry.segments)} segments do not hold what {len(old)} held"
-        for segment in entry.segments:
-            if segment.file in self.live or segment.file in self.replaced:
-                yield "MANIFEST_FILE", f"{segment.file} is named twice"
-            self.live[segment.file] = segment
-
-    def append(self, entry: Entry, line: bytes) -> None:
-        """Take in the writer's own next entry."""
-        for code, text in self._apply(entry):
-            raise ArchiveError(code, text)
-        self.entries.append(entry)
-        self.hashes.append(line_hash(line))
-
-    def segments(self, stream: str) -> list[Segment]:
-        """Live segments of a stream in its order."""
-        return sorted((s for s in self.live.values() if s.stream == stream), key=lambda s: s.first_seq)
-
-    def resume(self, stream: str) -> int:
-        """The last sequence of `stream` that is archived; 0 before the first."""
-        return max((s.last_seq for s in self.live.values() if s.stream == stream), default=0)
-
-    @property
-    def rows(self) -> int:
-        """Rows in all live segments."""
-        return sum(s.rows for s in self.live.values())
-
-    @property
-    def next_log(self) -> int:
-        """The log index that follows the last archived message."""
-        return max((s.last_log + 1 for s in self.live.values()), default=0)
-
-
-def _covers(new: Segment, old: Sequence[Segment]) -> bool:
-    return (
-        {s.stream for s in old} == {new.stream}
-        and sum(s.rows for s in old) == new.rows
-        and sum(s.messages for s in old) == new.messages
-        and min(s.first_seq for s in old) == new.first_seq
-        and max(s.last_seq for s in old) == new.last_seq
-        and min(s.first_log for s in old) == new.first_log
-        and max(s.last_log for s in old) == new.last_log
-    )
-
-
-def _numbers(first: int, last: int, level: int) -> tuple[str, str, str]:
-    return f"{first:016d}", f"{last:016d}", str(level)
-
-
-def segment_name(stream: str, time: int, first: int, last: int, level: int) -> str:
-    """The path of a segment below the archive; `time` is Unix ns of its first message's storage."""
-    day = datetime.datetime.fromtimestamp(time // 1_000_000_000, datetime.UTC).date().isoformat()
-    return f"stream={stream}/day={day}/{'-'.join(_numbers(first, last, level))}.parquet"
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an archive, empty if there is none yet.  Raises `ArchiveError` if it cannot be read."""
-    try:
-        return Manifest((directory / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        if not directory.is_dir():
-            raise ArchiveError("ARCHIVE_MISSING", f"{directory} is not an archive: no such directory") from None
-        return Manifest()
-    except OSError as exc:
-        raise ArchiveError("ARCHIVE_UNREADABLE", f"{directory / MANIFEST}: {exc.strerror}") from exc
 
 
 def plan_compaction(segments: Sequence[Segment]) -> list[Segment]:
@@ -416,7 +235,7 @@ class Archive:
             _make_durable_dir(path.parent)
             size = temporary.stat().st_size
             os.rename(temporary, path)
-            _fsync_dir(path.parent)
+            sync(path.parent)
         except (OSError, pa.ArrowException) as exc:
             temporary.unlink(missing_ok=True)
             raise ArchiveError("SEGMENT_WRITE", f"{stream}: cannot write a segment to {self.directory}: {exc}") from exc
@@ -431,48 +250,14 @@ class Archive:
             entry = Entry(len(self.manifest.hashes) + 1, self.manifest.head, segments, replaces)
             line = encode_entry(entry)
             path = self.directory / MANIFEST
-            new = not path.exists()
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
-                size = os.fstat(fd).st_size
-                try:
-                    view = line + b"\n"
-                    # Crash in here: a line without newline, cut at the next opening; its segments are orphans.
-                    if os.write(fd, view) != len(view):
-                        raise OSError(28, "No space left on device")
-                    os.fsync(fd)
-                except OSError as exc:
-                    os.ftruncate(fd, size)
-                    raise ArchiveError("MANIFEST_WRITE", f"cannot append to {path}: {exc.strerror}") from exc
-            finally:
-                os.close(fd)
-            if new:
-                _fsync_dir(self.directory)
+                # Crash in here: a line without newline, cut at the next opening; its segments are orphans.
+                append_durably(path, line + b"\n", 0o640)
+            except OSError as exc:
+                raise ArchiveError("MANIFEST_WRITE", f"cannot append to {path}: {exc.strerror}") from exc
             # Durable: from here on the flush counts, and the stream's position moves.
             self.manifest.append(entry, line)
             return entry
-
-
-def unfinished(name: str, manifest: Manifest) -> bool:
-    """Whether an unnamed file is what a crash between rename and manifest line leaves.
-
-    Either the next flush of its stream, or a compaction of segments that are live.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return False
-    stream, first, last, level = match.group(1), int(match.group(3)), int(match.group(4)), int(match.group(5))
-    if level == 0:
-        return first > manifest.resume(stream)
-    inside = [s for s in manifest.segments(stream) if first <= s.first_seq and s.last_seq <= last]
-    return bool(inside) and inside[0].first_seq == first and inside[-1].last_seq == last
-
-
-def files(directory: Path) -> list[str]:
-    """Every segment and temporary file below `directory`, as relative paths."""
-    found = [p for p in directory.glob("stream=*/day=*/*") if p.is_file()]
-    found += [p for p in directory.glob(f"*{TEMPORARY}") if p.is_file()]
-    return sorted(p.relative_to(directory).as_posix() for p in found)
 
 
 def _options() -> dict[str, Any]:
@@ -519,16 +304,8 @@ def _widen(bounds: dict[str, Any], chunk: pa.Table) -> None:
         bounds[high] = max(bounds.get(high, found["max"]), found["max"])
 
 
-def _fsync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _make_durable_dir(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True, mode=0o750)
-        _fsync_dir(path.parent)
-        _fsync_dir(path.parent.parent)
+        sync(path.parent)
+        sync(path.parent.parent)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallystick.record.archive import read_manifest
+from tallystick.record.manifest import read_manifest
 from tallystick.record.sandbox import QueryRefused, Request
 
 SECONDS: Final = 60

@@ -19,10 +19,10 @@ import msgspec
 import pyarrow as pa
 
 from tallystick.record import rows
-from tallystick.record.archive import read_manifest
 from tallystick.record.chains import open_message
+from tallystick.record.manifest import read_manifest
+from tallystick.record.place import Place, load_verifiers
 from tallystick.record.sandbox import connect
-from tallystick.record.verify import Place, load_verifiers
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.ids import id_bytes, id_text
 from tallystick.schemas.seal import Verified, Verifier

@@ -31,23 +31,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tallystick.record import rows
-from tallystick.record.archive import (
-    MANIFEST,
-    STATE,
-    TEMPORARY,
-    TRUST,
-    Manifest,
-    Segment,
-    files,
-    read_manifest,
-    unfinished,
-)
+from tallystick.record.archive import STATE
 from tallystick.record.chains import Finding, Log, Torn, open_message
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.record.manifest import TEMPORARY, Manifest, Segment, files, read_manifest, unfinished
+from tallystick.record.place import Place, load_verifiers
+from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.security import Checkpoint
 from tallystick.schemas.subjects import GUARD, MARKET, ORDERS, SECURITY, SIGNALS
-from tallystick.schemas.trust import open_trust_roots, public_key_bytes
 
 # Sessions first, heads second: what the other streams are judged by.
 ORDER: Final = (SECURITY, GUARD, ORDERS, SIGNALS, MARKET)
@@ -109,51 +100,6 @@ class Report(msgspec.Struct):
             self.problems.append(problem)
         else:
             self.unshown += 1
-
-
-class Place(msgspec.Struct, frozen=True):
-    """Where an archive and the key to verify it are."""
-
-    archive: Path
-    root: Path
-
-
-def locate_archive(directory: Path) -> Path:
-    """The archive in `directory`, a deployment or an archive itself.  Raises `ConfigError`."""
-    if (directory / MANIFEST).is_file():
-        return directory
-    if (directory / "archive").is_dir():
-        return directory / "archive"
-    raise ConfigError("ARCHIVE_MISSING", f"{directory} is neither a deployment nor an archive (no {MANIFEST})")
-
-
-def locate(directory: Path, root: Path | None = None) -> Place:
-    """The archive in `directory` and the pinned root, `root` or the deployment's.  Raises `ConfigError`."""
-    archive = locate_archive(directory)
-    key = root if root is not None else archive.parent / TRUST / "operator-root.pub"
-    if not key.is_file():
-        raise ConfigError("ROOT_MISSING", f"{key} is not there: give the operator root's public key with --root FILE")
-    return Place(archive, key)
-
-
-def load_verifiers(place: Place) -> list[Verifier]:
-    """A verifier for each version of the trust root, oldest first.
-
-    Raises `ConfigError` for files that cannot be read, `Unverified` or `Malformed` for a trust root that
-    the pinned key does not vouch for.
-    """
-    try:
-        pinned = public_key_bytes(place.root.read_text("ascii").strip())
-        folder = place.archive / TRUST
-        if not any(folder.glob("root-*.note")):
-            folder = place.archive.parent / TRUST
-        found = sorted(folder.glob("root-*.note"), key=lambda p: (len(p.name), p.name))
-        notes = [path.read_text("utf-8") for path in found]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("TRUST_UNREADABLE", f"{place.root} or {place.archive / TRUST}: {exc}") from exc
-    if not notes:
-        raise ConfigError("TRUST_ROOT_MISSING", f"no root-*.note in {place.archive / TRUST}")
-    return [Verifier(root) for root in open_trust_roots(notes, pinned)]
 
 
 def verify(place: Place, progress: Progress = lambda stream, done: None) -> Report:

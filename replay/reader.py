@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tallystick.record.archive import Manifest, Segment, read_manifest
+from tallystick.record.manifest import Manifest, Segment, read_manifest
+from tallystick.record.place import Place, load_verifiers
 from tallystick.record.rows import OK
-from tallystick.record.verify import Place, load_verifiers
 from tallystick.replay.selection import ORDER, Selection
 from tallystick.replay.verify import Examined, Failure, Judge, Recorded
 from tallystick.schemas.errors import Unverified

@@ -21,6 +21,7 @@ from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import ID_BYTES
 from tallystick.schemas.registry import MAX_EVENTS_BYTES
 
+SOCKET: Final = "custody.sock"
 # The largest sealed message (events, credential, statement, path) and its subject fit.
 MAX_FRAME: Final = MAX_EVENTS_BYTES + 65_536
 LENGTH: Final = struct.Struct(">I")

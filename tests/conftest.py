@@ -25,7 +25,7 @@ settings.load_profile("tallystick")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of recorded market data beside the checkout; skips where it is not there."""
+    """Recorded market data lies beside the checkout; a test that needs it is skipped where it does not."""
     path = ROOT.parent / "shared" / "data"
     if not path.is_dir():
         pytest.skip("no recorded market data beside the checkout (../shared/data)")

@@ -18,17 +18,18 @@ which holes, heads and the streams themselves show; it can forge no event of ano
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tallystick.components.audit.projector import Projector, Stored
-from tallystick.record.archive import TRUST, Archive, ArchiveError
+from tallystick.record.archive import Archive
 from tallystick.record.chains import Finding
+from tallystick.record.manifest import TRUST, ArchiveError
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.security import Checkpoint
@@ -287,9 +288,7 @@ def keep_trust_roots(source: Path, pinned: Path, target: Path) -> list[Verifier]
         for number, note in enumerate(notes, start=1):
             path = target / f"root-{number}.note"
             if not path.exists():
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(note, "utf-8")
-                os.rename(temporary, path)
+                write_durably(path, note.encode(), 0o640)
             elif path.read_text("utf-8") != note:
                 raise ArchiveError("ARCHIVE_TRUST", f"{path} is another trust root than {source / path.name}")
     except UnicodeDecodeError as exc:

@@ -20,18 +20,12 @@ from typing import Any, Final
 
 import msgspec
 
-from tallystick.components.breaker.control import (
-    SOCKET_NAME,
-    ArmRequest,
-    ControlSocket,
-    Kill,
-    RearmRequest,
-    Request,
-)
+from tallystick.components.breaker.control import ControlSocket
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
-from tallystick.runtime.keys.keystore import write_durably
+from tallystick.runtime.durable import write_durably
+from tallystick.schemas.control import SOCKET, ArmRequest, Kill, RearmRequest, Request
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
@@ -66,7 +60,7 @@ class Breaker(Service):
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
         ctx.subscribe(("alert.>", "control.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
-        path = (self._run or ctx.deployment.run) / SOCKET_NAME
+        path = (self._run or ctx.deployment.run) / SOCKET
         self._socket = ControlSocket(path, self._on_request, ctx.log)
         self._file = (self._run or ctx.deployment.state("breaker")) / "tripped.json"
         try:

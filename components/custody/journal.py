@@ -28,6 +28,7 @@ import msgspec
 
 from tallystick.components.custody.permits import Spent
 from tallystick.components.custody.request import Denied
+from tallystick.runtime.durable import append, open_append
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import HOUR_NS
 
@@ -147,14 +148,13 @@ class Journal:
         if self._file is None or day != self._day:
             self.close()
             path = self._directory / f"signed-{day}.jsonl"
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._file = open_append(path, 0o600)
             self._day = self._newest = day
             self._dirty = True
         # After a torn line the next one begins on a line of its own; an empty line means nothing.
         data = (b"\n" if self._dirty else b"") + text + b"\n"
         self._dirty = True
-        if os.write(self._file, data) != len(data):
-            raise OSError(0, "short write: the disk is full")
+        append(self._file, data)
         self._dirty = False
 
     def sync(self) -> None:

@@ -24,9 +24,9 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import ConfigChanged, Notice
+from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
 
-SOCKET: Final = "custody.sock"
 REPORT_S: Final = 1.0
 # Arming leases last for hours and stand between breaker heartbeats.
 CONTROL_TAIL: Final = 8_192

@@ -1,6 +1,6 @@
 """Custody's door: the signing protocol (`schemas.signing`) on a Unix socket, for execution alone.
 
-- A peer with another uid than the allowed ones (`SO_PEERCRED`, unix(7)) is closed before it is read.
+- A peer with another uid than the allowed ones is closed before it is read.
 - A frame that does not parse ends its connection; nothing after it is read.
 - Orders go through `permits`; their line in the journal is written before anything is signed.
 - Cancels and queries are signed always, also where the journal cannot be written.
@@ -13,9 +13,6 @@ cancel our orders and ask about them.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -27,14 +24,14 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
 from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
+from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.subjects import ORDERS
 
-_CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
 COMPONENT: Final = "custody"
@@ -76,8 +73,7 @@ class SigningServer:
         self._allowed_uids = allowed_uids
         self._public_key = public_key
         self._checkpoint = checkpoint
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.StreamWriter] = set()
+        self._server: UnixServer | None = None
         self._tasks = Tasks(within)
         self._syncing: asyncio.Task[None] | None = None
         self._unsynced = False
@@ -88,35 +84,26 @@ class SigningServer:
 
     async def start(self, path: Path) -> None:
         """Listen on `path`, replacing the socket of a dead predecessor.  Raises `ConfigError`."""
-        try:
-            path.unlink(missing_ok=True)
-            # 0600 keeps other users away where the only allowed one is our own; else SO_PEERCRED alone decides.
-            mode = 0o600 if self._allowed_uids == {os.geteuid()} else 0o666
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(path))
-            path.chmod(mode)
-        except OSError as exc:
-            raise ConfigError("SOCKET", f"cannot listen on {path}: {exc.strerror or exc}") from exc
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=signing.MAX_FRAME + 4)
+        self._server = UnixServer(
+            path,
+            self._serve,
+            self._refused_peer,
+            uids=self._allowed_uids,
+            connections=MAX_CONNECTIONS,
+            limit=signing.MAX_FRAME + signing.LENGTH.size,
+        )
+        await self._server.start()
 
     async def stop(self) -> None:
         """Stop listening and close every connection."""
         if self._server is not None:
-            self._server.close()
-        for writer in list(self._connections):
-            writer.close()
-        if self._server is not None:
-            await self._server.wait_closed()
+            await self._server.stop()
         await self._tasks.settled()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer: socket.socket = writer.get_extra_info("socket")
-        pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        if uid not in self._allowed_uids or len(self._connections) >= MAX_CONNECTIONS:
-            self._note_refusal("PEER", f"uid {uid}, pid {pid}: not allowed, or {MAX_CONNECTIONS} connections")
-            writer.close()
-            return
-        self._connections.add(writer)
+    def _refused_peer(self, peer: Peer) -> None:
+        self._note_refusal("PEER", f"uid {peer.uid}, pid {peer.pid}: not allowed, or {MAX_CONNECTIONS} connections")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         try:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
@@ -126,12 +113,9 @@ class SigningServer:
                 writer.write(signing.encode_frame(self.answer(request)))
                 await writer.drain()
         except Malformed as exc:
-            self._note_refusal(exc.code, f"pid {pid}: {exc.text}")
+            self._note_refusal(exc.code, f"pid {peer.pid}: {exc.text}")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the peer is gone; whatever was signed for it is used
-        finally:
-            self._connections.discard(writer)
-            writer.close()
 
     async def _await_listing(self, request: signing.SignOrder) -> None:
         """Let the listing of a gateway session that is new arrive: permits come by the socket, lists by the bus.

@@ -48,9 +48,9 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Decision, OrderEvent
+from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
 
-SOCKET: Final = "custody.sock"
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0

@@ -22,7 +22,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -166,6 +166,20 @@ def unified_symbol(venue_symbol: str, symbols: Mapping[str, str] | None = None) 
         if quote in QUOTE_ASSETS:
             return f"{base}/{quote}"
     raise ConfigError("DUMP_SYMBOL", f"{venue_symbol}: its quote asset is not known; declare the instrument")
+
+
+def find_dumps(paths: Iterable[Path]) -> list[Path]:
+    """The files among `paths`, and of each folder its dumps by name.  Raises `ConfigError` for a folder without one."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if _NAME.fullmatch(p.name))
+        if not inside:
+            raise ConfigError("DUMP_NONE", f"{path}: no dump in it; one is named like XRPETH-aggTrades-2019-10-11.zip")
+        found += inside
+    return found
 
 
 def open_dump(path: Path, symbols: Mapping[str, str] | None = None) -> Dump:

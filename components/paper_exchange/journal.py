@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from tallystick.runtime.durable import append, open_append
+
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One request: `time` in Unix ns at receipt; `verdict` is the order's status or Binance's error number.
@@ -34,13 +36,11 @@ class Journal:
     """Appends to one file, a single write per line, so that lines of a crashed process are whole or missing."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = open_append(path, 0o600)
 
     def append(self, entry: Entry) -> None:
         """Write one line (to the kernel, not fsynced).  Raises `OSError`."""
-        line = msgspec.json.encode(entry) + b"\n"
-        if os.write(self._file, line) != len(line):
-            raise OSError("the request journal took a line only in part")
+        append(self._file, msgspec.json.encode(entry) + b"\n")
 
     def close(self) -> None:
         """Close the file; the journal cannot be used afterwards."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from tallystick.components.paper_exchange.matching import Balance, Order
+from tallystick.runtime.durable import append
 from tallystick.schemas.errors import ConfigError
 
 
@@ -69,9 +70,7 @@ class State:
 
     def append(self, change: Change) -> None:
         """Write one line.  Raises `OSError`."""
-        line = msgspec.json.encode(change) + b"\n"
-        if os.write(self._file, line) != len(line):
-            raise OSError("the state file took a line only in part")
+        append(self._file, msgspec.json.encode(change) + b"\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -30,8 +30,9 @@ from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Config, Deployment, StrategyConfig
+from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
-from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin, write_durably
+from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
 from tallystick.runtime.keys.pki import CertificateAuthority
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
@@ -161,7 +162,7 @@ def init(
         raise ConfigError("INIT_PATH", f"cannot make {temporary}: {exc.strerror}; choose another place") from exc
     try:
         _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
-        _sync(temporary)
+        sync_tree(temporary)
         # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is whole.
         try:
             temporary.rename(directory)
@@ -170,7 +171,7 @@ def init(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_folder(directory.parent)
+    sync(directory.parent)
     return Deployment.load(directory)
 
 
@@ -408,25 +409,3 @@ def _require_free(directory: Path) -> None:
         raise ConfigError("INIT_PATH", f"{directory} cannot be used: {exc.strerror}") from exc
     if taken:
         raise ConfigError("INIT_EXISTS", f"{directory} is not empty; choose another folder, or remove it yourself")
-
-
-def _sync(folder: Path) -> None:
-    """Everything below `folder` onto the disk, before its name says that it is whole."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from tallystick.runtime.durable import open_append
 from tallystick.schemas.errors import ConfigError
 
 REDACTED: Final = "[redacted]"
@@ -49,7 +50,7 @@ def open_log(path: Path, component: str) -> Any:
     """The process's logger, writing to `path` (mode 0600).  Raises `ConfigError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        descriptor = open_append(path, 0o600)
     except OSError as exc:
         raise ConfigError("LOG_FILE", f"cannot write {path}: {exc.strerror}") from exc
     structlog.configure(

@@ -21,9 +21,10 @@ from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import CERTIFICATE_VALIDITY, write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import require_down
+from tallystick.runtime.durable import write_durably
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
-from tallystick.runtime.keys.keystore import Keystore, Secret, write_durably
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.pki import CertificateAuthority
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot

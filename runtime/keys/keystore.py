@@ -36,6 +36,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import ConfigError, Unverified
 
 MAGIC: Final = b"tallystick keystore v1\n\n"
@@ -163,27 +164,6 @@ def check_master_pin(master_pin: Secret) -> None:
 
 def _derive(master_pin: Secret, salt: bytes) -> bytes:
     return Scrypt(salt=salt, length=32 + _CHECK, n=1 << 16, r=8, p=1).derive(master_pin.reveal().encode())
-
-
-def write_durably(path: Path, data: bytes, mode: int) -> None:
-    """Replace `path` by `data`: after a crash the old or the new file is there whole, never a mixture."""
-    temporary = path.with_name(f".{path.name}.{entropy.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # If we crash here, the new file is visible but may not survive a power failure: the caller has not been told yet.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_pin(prompt: str, fd: int | None = None) -> Secret:

@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from tallystick.record.archive import MANIFEST, Entry, Segment
+from tallystick.record.manifest import MANIFEST, Entry, Segment
 from tallystick.record.verify import Problem, Report
 from tallystick.schemas.errors import Unverified
 from tests.support.archive import Session, Story, Streams, Vault

@@ -10,7 +10,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from tallystick.record.archive import MANIFEST
+from tallystick.record.manifest import MANIFEST
 from tallystick.record.query import Answer
 from tallystick.record.sandbox import QueryRefused, check_query, connect
 from tests.support.archive import Story, Vault

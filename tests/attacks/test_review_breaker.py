@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.breaker.control import Kill
 from tallystick.components.breaker.main import Breaker
+from tallystick.schemas.control import Kill
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 

@@ -21,6 +21,7 @@ import pytest
 
 from tallystick.cli import operate
 from tallystick.record import verify as verifying
+from tallystick.record.place import locate
 from tallystick.runtime.deployment import supervisor
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import Supervisor
@@ -257,7 +258,7 @@ def test_at_the_end_every_order_is_accounted_for_and_the_archive_verifies(stage:
     loop.run(rest())
     ends = check(floor.deployment, floor.record)
     assert ends["closed"] >= 5, ends
-    report = verifying.verify(verifying.locate(floor.deployment.directory, None))
+    report = verifying.verify(locate(floor.deployment.directory, None))
     assert report.clean, report.problems[:5]
     assert report.messages > 100
     sys.stdout.write(f"{dict(ends)}, torn {len(report.torn)}, incidents {dict(report.incidents)}\n")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.audit.projector import Stored
-from tallystick.record.archive import Manifest
 from tallystick.record.chains import Log, open_message
+from tallystick.record.manifest import Manifest
 from tallystick.record.sandbox import ns_text
 from tallystick.record.verify import _Seen
 from tallystick.schemas.seal import Verifier

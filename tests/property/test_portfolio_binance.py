@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.breaker.control import parse_request
 from tallystick.components.market_data.live import parse_trade, trade_number
 from tallystick.components.portfolio import binance
 from tallystick.components.portfolio.binance import FillReport
+from tallystick.schemas.control import parse_request
 from tallystick.schemas.errors import TallystickError
 
 values = st.recursive(

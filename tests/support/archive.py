@@ -16,18 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tallystick.components.audit.projector import Projector, Stored
-from tallystick.record.archive import (
-    GENESIS,
-    MANIFEST,
-    Archive,
-    Entry,
-    Manifest,
-    Segment,
-    encode_entry,
-    line_hash,
-)
+from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement
-from tallystick.record.verify import Place, Report, load_verifiers, verify
+from tallystick.record.manifest import GENESIS, MANIFEST, Entry, Manifest, Segment, encode_entry, line_hash
+from tallystick.record.place import Place, load_verifiers
+from tallystick.record.verify import Report, verify
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event

@@ -17,21 +17,20 @@ import pytest
 
 from tallystick.components.audit.main import Merge, _Queued, _Source
 from tallystick.components.audit.projector import Projector, Stored
-from tallystick.record.archive import (
-    FAN_IN,
+from tallystick.record.archive import FAN_IN, Archive, plan_compaction
+from tallystick.record.chains import Log
+from tallystick.record.manifest import (
     MANIFEST,
-    Archive,
     ArchiveError,
     Manifest,
     Segment,
     decode_entry,
     encode_entry,
-    plan_compaction,
     read_manifest,
     segment_name,
 )
-from tallystick.record.chains import Log
-from tallystick.record.verify import _Verification, load_verifiers
+from tallystick.record.place import load_verifiers
+from tallystick.record.verify import _Verification
 from tallystick.schemas.errors import Malformed
 from tests.support.archive import Story, Vault
 from tests.support.world import NOW
@@ -221,7 +220,7 @@ import pickle, sys
 from pathlib import Path
 from tallystick.record.archive import Archive
 from tallystick.components.audit.projector import Projector
-from tallystick.record.verify import Place, load_verifiers
+from tallystick.record.place import Place, load_verifiers
 place = Place(Path(sys.argv[1]), Path(sys.argv[2]))
 projector = Projector(Archive(place.archive), load_verifiers(place))
 print("ready", flush=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.audit.main import Audit
-from tallystick.record.archive import read_manifest
-from tallystick.record.verify import Place, Report, verify
+from tallystick.record.manifest import read_manifest
+from tallystick.record.place import Place
+from tallystick.record.verify import Report, verify
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier

@@ -14,10 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.breaker.control import ArmRequest, ControlSocket, Kill, RearmRequest, Request, Status, ask
+from tallystick.cli.operate import ask
+from tallystick.components.breaker.control import ControlSocket
 from tallystick.components.breaker.main import SECURITY_TAIL, Breaker
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.schemas.control import ArmRequest, Kill, RearmRequest, Request, Status
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Fill
 from tallystick.schemas.security import (

@@ -11,11 +11,8 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.market_data import dumps
-from tallystick.components.market_data.dumps import DumpTrade, open_dump, unified_symbol
+from tallystick.components.market_data.dumps import DumpTrade, find_dumps, open_dump, unified_symbol
 from tallystick.schemas.errors import ConfigError, Malformed
-
-RECORDED = Path(__file__).parents[3] / "shared" / "data"
-needs_recordings = pytest.mark.skipif(not RECORDED.is_dir(), reason="no recordings at hand")
 
 AGG = [
     "100,0.00141342,23.00000000,500,501,1570752011620,True,True",
@@ -250,19 +247,27 @@ def test_a_file_that_changes_after_the_check_stops_the_playing(tmp_path: Path) -
         list(dump.trades())
 
 
-@needs_recordings
+def test_a_folder_stands_for_its_dumps_and_for_nothing_else_in_it(tmp_path: Path) -> None:
+    dump = agg(tmp_path, AGG)
+    (tmp_path / "notes.zip").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    assert find_dumps([tmp_path, tmp_path / "absent.zip"]) == [dump, tmp_path / "absent.zip"]
+    with pytest.raises(ConfigError, match="DUMP_NONE"):
+        find_dumps([other])
+
+
 @pytest.mark.parametrize(
     ("name", "rows"), [("XRPETH-aggTrades-2019-10-11.zip", 12_477), ("BTCUSDT-trades-2021-01-08.zip", 2_001)]
 )
-def test_the_real_recordings_read_whole_and_without_a_gap(name: str, rows: int) -> None:
-    dump = open_dump(RECORDED / name)
+def test_the_real_recordings_read_whole_and_without_a_gap(shared_data: Path, name: str, rows: int) -> None:
+    dump = open_dump(shared_data / name)
     assert (dump.rows, dump.missing) == (rows, 0)
     assert sum(1 for _ in dump.trades()) == rows
 
 
-@needs_recordings
-def test_every_symbol_of_binance_splits_as_binance_says() -> None:
-    with gzip.open(RECORDED / "binance-exchangeInfo-2021-10-12.json.gz") as file:
+def test_every_symbol_of_binance_splits_as_binance_says(shared_data: Path) -> None:
+    with gzip.open(shared_data / "binance-exchangeInfo-2021-10-12.json.gz") as file:
         symbols = json.load(file)["symbols"]
     wrong = [s["symbol"] for s in symbols if unified_symbol(s["symbol"]) != f"{s['baseAsset']}/{s['quoteAsset']}"]
     assert len(symbols) > 1000

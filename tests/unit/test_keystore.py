@@ -56,20 +56,6 @@ def test_a_missing_secret_is_named(tmp_path: Path) -> None:
         _ = store["hsm.roles.pin"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    keystore.write_durably(path, b"old", 0o600)
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        keystore.write_durably(path, b"new", 0o600)
-    assert path.read_bytes() == b"old"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
-
-
 @settings(max_examples=100, deadline=None)
 @given(data=st.binary(max_size=400), prefixed=st.booleans())
 def test_no_bytes_open_as_a_keystore(tmp_path_factory: pytest.TempPathFactory, data: bytes, prefixed: bool) -> None:
