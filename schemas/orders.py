@@ -6,7 +6,7 @@ Venue, symbol and strategy stand in the subject alone, which the seal signs; not
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -28,6 +28,8 @@ from tallystick.schemas.merkle import HASH_BYTES
 Side = Literal["buy", "sell"]
 OrderType = Literal["limit", "market"]
 TimeInForce = Literal["GTC", "IOC", "FOK"]
+# A permit lives for seconds: long enough for a queue, too short to be kept for a better moment.
+MAX_PERMIT_NS: Final = 10_000_000_000
 
 
 class Signal(Event, frozen=True, array_like=True, kw_only=True, tag="signal/1"):
@@ -112,7 +114,7 @@ class Permit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `account` names the venue account; `instrument_hash` is the SHA-256 of the operator-signed
     instrument record; `audience` is the boot id of the custody process that it is meant for;
-    `expires_at` is Unix nanoseconds.
+    `expires_at` is Unix nanoseconds, at most `MAX_PERMIT_NS` after the decision was sealed.
     """
 
     account: str

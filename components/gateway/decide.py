@@ -38,6 +38,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from tallystick import venues
 from tallystick.components.gateway.policy import Policy, PolicyVerdict
 from tallystick.components.gateway.risk import (
     EXACT,
@@ -70,7 +71,6 @@ from tallystick.schemas.orders import (
     Permit,
     Position,
     Side,
-    VenueOrder,
 )
 from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import Arm
@@ -270,9 +270,10 @@ class Gateway:
     def _permit(
         self, intent: Intent, record: tuple[Instrument, bytes], custody: bytes, subject: Subject, now: int
     ) -> Permit:
+        venue = self._trust.venues[subject.venue]
         return Permit(
-            account=self._trust.venues[subject.venue].account,
-            order=venue_order(record[0], intent),
+            account=venue.account,
+            order=venues.adapter(venue.kind).venue_order(record[0], intent),
             instrument_hash=record[1],
             audience=custody,
             expires_at=now + PERMIT_NS,
@@ -446,27 +447,3 @@ def _policy_denials(verdict: PolicyVerdict, subject: Subject) -> list[Denial]:
         cause = f"forbidden by {', '.join(verdict.policies)}" if verdict.policies else "no policy permits it"
         return [Denial(code="POLICY_DENIED", text=f"{cause}: strategy {subject.strategy}, limit=what policies permit")]
     return []
-
-
-def venue_order(instrument: Instrument, intent: Intent) -> VenueOrder:
-    """The order in the strings of Binance's spot API (POST /api/v3/order)."""
-    limit = intent.price is not None
-    return VenueOrder(
-        symbol=instrument.venue_symbol,
-        side="BUY" if intent.side == "buy" else "SELL",
-        type="LIMIT" if limit else "MARKET",
-        time_in_force=intent.tif if limit else "",
-        quantity=plain(intent.qty),
-        price="" if intent.price is None else plain(intent.price),
-        client_order_id=client_order_id(intent.id),
-    )
-
-
-def plain(value: Decimal) -> str:
-    """A decimal without exponent, sign or trailing zeros: one string for each number."""
-    return format(value.normalize(EXACT), "f")
-
-
-def client_order_id(intent_id: bytes) -> str:
-    """`ts` and the intent's id in hex: 34 characters, within Binance's `^[a-zA-Z0-9-_]{1,36}$`."""
-    return f"ts{intent_id.hex()}"

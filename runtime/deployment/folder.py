@@ -307,6 +307,11 @@ class Deployment:
         """The CA's certificate."""
         return self.pki / "ca.pem"
 
+    @property
+    def venue_ca(self) -> Path | None:
+        """What vouches for the venue: our own CA for the paper exchange, the machine's authorities (None) for another."""
+        return self.ca if self.config.venue.kind == "paper" else None
+
     def certificate(self, component: str) -> Path:
         """The certificate of a component, of the broker (`nats`) or of the operator."""
         return self.pki / f"{component}.pem"

@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.custody import permits
 from tallystick.components.custody.journal import Journal
 from tallystick.schemas import signing
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.leases import LeaseBook
-from tallystick.schemas.orders import Denial, Intent
+from tallystick.schemas.orders import MAX_PERMIT_NS, Denial, Intent
 from tallystick.schemas.security import BootEnded, BreakerHeartbeat, BreakerTripped, SessionRevoked
 from tallystick.schemas.trust import Cap
 from tests.support import world
@@ -97,11 +96,11 @@ def test_an_expired_permit_is_refused_at_the_nanosecond(desk: Desk) -> None:
 
 
 def test_a_permit_for_tomorrow_is_refused(desk: Desk) -> None:
-    assert code(desk.sign(expires_at=desk.now + permits.MAX_PERMIT_NS + 1)) == "PERMIT_LIFETIME"
+    assert code(desk.sign(expires_at=desk.now + MAX_PERMIT_NS + 1)) == "PERMIT_LIFETIME"
 
 
 def test_a_decision_kept_for_a_better_moment_is_stale(desk: Desk) -> None:
-    request = desk.request(desk.decision(permit=desk.permit(expires_at=desk.now + permits.MAX_PERMIT_NS)))
+    request = desk.request(desk.decision(permit=desk.permit(expires_at=desk.now + MAX_PERMIT_NS)))
     desk.advance(6)
     desk.list_sessions()
     desk.heartbeat()
