@@ -16,12 +16,11 @@ Who uses it: the gateway makes the order, custody checks it and has it signed, e
 answers, portfolio follows the account.  Custody checks for itself what the gateway made, with the same code: a second
 process is a reason to check again, not to write it again.
 
-To add a venue
+To add a venue (docs/add-a-venue.md)
 
 1. A folder beside `binance`, whose `__init__` exports what `Adapter` names; its numbers and words in its `codes`.
-2. Its kind in `adapter` below, in `schemas.trust.Venue` and `runtime.deployment.folder.VenueConfig`.
-3. Tests as in `tests/unit/test_binance_*.py`: its requests byte for byte against ccxt, a library that does something
-   else than it was asked to, its documentation's own answers, and everything unclear as `NoAnswer`.
+2. Its kind in `adapter` below, in `schemas.trust.Venue` and in `runtime.deployment.folder.VenueConfig`.
+3. Tests as in `tests/unit/test_binance_*.py`.
 
 A venue is not trusted with our books: an attacker who controls it can at most lie about our orders and fills, which
 reconciliation and the operator's caps bound.

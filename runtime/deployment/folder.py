@@ -113,6 +113,11 @@ class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.kind == "paper":
             self.port()
 
+    @property
+    def api(self) -> Literal["binance-spot"]:
+        """What its API is, in the trust root's words: the paper exchange speaks Binance's."""
+        return "binance-spot"
+
     def port(self) -> int:
         """The port in `host`, 443 where it names none.  Raises `Malformed`."""
         _, colon, port = self.host.rpartition(":")
