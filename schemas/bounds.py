@@ -39,8 +39,6 @@ MAX_INTENT_AGE_NS: Final = 3 * SECOND
 PERMIT_NS: Final = 2 * SECOND
 # What custody takes at most, whatever a gateway gives; a permit that execution does not know lived this long.
 MAX_PERMIT_NS: Final = 10 * SECOND
-# The venue takes what custody signed for this long after its timestamp: a captured request is soon worthless.
-RECV_WINDOW_NS: Final = SECOND
 
 # --- rates ---------------------------------------------------------------------------------------
 

@@ -15,30 +15,18 @@ import binascii
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.nats_jwt import Signer
 
 ED25519: Final = b"\x01"
 MAX_NOTE: Final = 1 << 20
 MAX_SIGNATURES: Final = 16
 _LINE = re.compile(r"— (\S+) ([A-Za-z0-9+/]+=*)")
-
-
-class NoteSigner(Protocol):
-    """Anything that signs with an Ed25519 key: `public` is 32 raw bytes, `sign` gives 64."""
-
-    @property
-    def public(self) -> bytes:
-        """The raw public key, 32 bytes."""
-        ...
-
-    def sign(self, data: bytes) -> bytes:
-        """The signature of `data`, 64 bytes."""
-        ...
 
 
 def key_id(name: str, public: bytes) -> bytes:
@@ -53,7 +41,7 @@ def _check_text(text: str) -> None:
         raise Malformed("NOTE_TEXT", "a note's text ends in a newline and holds no other control character")
 
 
-def sign_note(text: str, *signers: tuple[str, NoteSigner]) -> str:
+def sign_note(text: str, *signers: tuple[str, Signer]) -> str:
     """`text` signed by each (key name, signer), as a note."""
     _check_text(text)
     lines = []

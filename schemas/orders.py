@@ -112,7 +112,7 @@ class Permit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
     `account` names the venue account; `instrument_hash` is the SHA-256 of the operator-signed
     instrument record; `audience` is the boot id of the custody process that it is meant for;
-    `expires_at` is Unix nanoseconds.
+    `expires_at` is Unix nanoseconds, at most `MAX_PERMIT_NS` after the decision was sealed.
     """
 
     account: str

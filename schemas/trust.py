@@ -26,7 +26,8 @@ import msgspec
 
 from tallystick.schemas.errors import LeaseOver, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
-from tallystick.schemas.note import NoteSigner, open_note, sign_note
+from tallystick.schemas.nats_jwt import Signer
+from tallystick.schemas.note import open_note, sign_note
 from tallystick.schemas.subjects import KINDS, check_name, matches
 
 HOUR_NS: Final = 3_600_000_000_000
@@ -216,7 +217,7 @@ def _canonical(document: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2)
 
 
-def sign_document(document: Document, *signers: tuple[str, NoteSigner]) -> str:
+def sign_document(document: Document, *signers: tuple[str, Signer]) -> str:
     """The document as a signed note."""
     return sign_note(_canonical(document).decode() + "\n", *signers)
 

@@ -27,10 +27,10 @@ from typing import Final
 import msgspec
 
 from tallystick.components.custody.permits import Spent
-from tallystick.components.custody.request import Denied
 from tallystick.runtime.durable import append, open_append
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import HOUR_NS
+from tallystick.venues import Denied
 
 NS: Final = 1_000_000_000
 GENESIS: Final = "0" * 64

@@ -13,9 +13,9 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from tallystick import venues
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
-from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
@@ -54,7 +54,7 @@ class Custody(Service):
         signer = self._token.signer(KEY_VENUE)
         # Half a second of imports, away from the loop that keeps the session alive.
         builder = await asyncio.to_thread(
-            RequestBuilder,
+            venues.adapter(record.kind).request_builder,
             record,
             tuple(i for i in ctx.trust.instruments if i.venue == venue),
             ctx.secret(api_key_name(NAME)).reveal(),

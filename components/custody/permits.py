@@ -29,17 +29,15 @@ controls it can at most withhold orders, cancel ours and ask about them.
 from __future__ import annotations
 
 import decimal
-import re
 from collections import deque
 from decimal import Decimal
 from typing import Final
 
 import msgspec
 
-from tallystick.components.custody.request import Denied, check_client_order_id
+from tallystick import venues
 from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_PERMIT_NS
 from tallystick.schemas.breakers import BreakerView
-from tallystick.schemas.event import check_positive
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.leases import EXECUTION, LeaseBook
 from tallystick.schemas.orders import Decision, VenueOrder
@@ -48,14 +46,13 @@ from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import Standing
 from tallystick.schemas.trust import HOUR_NS, Cap, Instrument, TrustRoot, require_current
+from tallystick.venues import Denied
 
 GATEWAY: Final = "gateway"
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
-# Products and remainders of DECIMAL(38,18) are exact in this.
+# Sums of DECIMAL(38,18) and their products are exact in this.
 _EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
-# One form for each number: no sign, exponent, leading or trailing zero.
-_PLAIN = re.compile(r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,17}[1-9])?")
 
 
 class Authorized(msgspec.Struct, frozen=True):
@@ -154,8 +151,7 @@ class Permits:
         record = self.trust.instrument(subject.venue, subject.symbol)
         if permit.instrument_hash != record.digest:
             raise Denied("INSTRUMENT_HASH", f"not the operator's record of {record.symbol} at {record.venue}")
-        notional = order_notional(permit.order, record)
-        check_client_order_id(permit.order.client_order_id)
+        notional = venues.adapter(venue.kind).notional(record, permit.order)
         self._require_within_caps(venue.account, record.quote, notional, now)
         self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
         self._spend(Spent(now, venue.account, record.quote, notional))
@@ -199,33 +195,3 @@ def find_cap(trust: TrustRoot, account: str, quote: str) -> Cap:
         if cap.account == account and cap.quote == quote:
             return cap
     raise Denied("CAP_MISSING", f"the operator signed no cap for {quote} of {account}")
-
-
-def order_notional(order: VenueOrder, record: Instrument) -> Decimal:
-    """Quantity times price in the record's quote.  Raises `Denied` for an order that is not plainly the record's."""
-    if order.symbol != record.venue_symbol:
-        raise Denied("FIELD_MISMATCH", f"symbol: order {order.symbol[:32]!r}, record {record.venue_symbol!r}")
-    if order.side not in {"BUY", "SELL"}:
-        raise Denied("FIELD_MISMATCH", f"side: {order.side[:32]!r} is neither BUY nor SELL")
-    quantity = _plain(order.quantity, record.step, "quantity")
-    if order.type == "LIMIT":
-        if order.time_in_force not in {"GTC", "IOC", "FOK"}:
-            raise Denied("FIELD_MISMATCH", f"timeInForce: {order.time_in_force[:32]!r} is none of GTC, IOC, FOK")
-        return _EXACT.multiply(quantity, _plain(order.price, record.tick, "price"))
-    if order.type != "MARKET" or order.price or order.time_in_force:
-        raise Denied("ORDER_TYPE", f"LIMIT, or MARKET without price and time in force, got {order.type[:32]!r}")
-    if record.market_price <= 0:
-        raise Denied(
-            "MARKET_UNBOUNDED", f"the record of {record.symbol} has no market_price to count a MARKET order at"
-        )
-    return _EXACT.multiply(quantity, record.market_price)
-
-
-def _plain(text: str, unit: Decimal, what: str) -> Decimal:
-    if not _PLAIN.fullmatch(text):
-        raise Denied("FIELD_MISMATCH", f"{what}: {text[:40]!r} is not a plain decimal without trailing zeros")
-    value = Decimal(text)
-    check_positive(value, what)
-    if _EXACT.remainder(value, unit):
-        raise Denied("FIELD_MISMATCH", f"{what}: {text} is not a multiple of {unit}")
-    return value

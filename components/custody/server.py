@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, assert_never
 
+import msgspec
 import structlog
 
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits, Spent
-from tallystick.components.custody.request import Denied, RequestBuilder, SignedRequest
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas import signing
@@ -31,6 +31,7 @@ from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verifier
 from tallystick.schemas.subjects import ORDERS
+from tallystick.venues import Denied, Requests, SignedRequest
 
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
@@ -56,7 +57,7 @@ class SigningServer:
         self,
         permits: Permits,
         verifier: Verifier,
-        builders: Mapping[str, RequestBuilder],
+        builders: Mapping[str, Requests],
         journal: Journal,
         clock: Callable[[], int],
         allowed_uids: frozenset[int],
@@ -144,14 +145,7 @@ class SigningServer:
         except TallystickError as exc:
             self._note_refusal(exc.code, exc.text)
             return signing.Refused(id=request.id, code=exc.code, text=exc.text)
-        return signing.Signed(
-            id=request.id,
-            method=signed.method,
-            url=signed.url,
-            headers=signed.headers,
-            body=signed.body,
-            signed_at=signed.signed_at,
-        )
+        return signing.Signed(id=request.id, **msgspec.structs.asdict(signed))
 
     def _order(self, request: signing.SignOrder) -> SignedRequest:
         verified = self._verifier.open(request.subject, ORDERS, request.payload)
@@ -203,7 +197,7 @@ class SigningServer:
             self._sync_soon()
         return signed
 
-    def _builder(self, venue: str) -> RequestBuilder:
+    def _builder(self, venue: str) -> Requests:
         builder = self._builders.get(venue)
         if builder is None:
             raise Denied("VENUE", f"custody has no account at {venue[:48]!r}")

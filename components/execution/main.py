@@ -17,31 +17,24 @@ and send a signed request again within its second (the venue's id rules permitti
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, assert_never
 
-from tallystick.components.execution import answers
+from tallystick import venues
+from tallystick.components.execution.custody import CustodyClient, NotSigned
 from tallystick.components.execution.orders import (
     Alarm,
     Cancel,
     CancelAll,
     Effect,
     ListOpen,
-    NoAnswer,
-    NotSent,
     Order,
     Orders,
-    Outcome,
     Publish,
     Query,
-    Rejected,
-    Report,
     Send,
     Sign,
 )
-from tallystick.components.execution.signer import NotSigned, Signer
-from tallystick.components.execution.venue import Lost, Unsent, VenueClient
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -50,6 +43,8 @@ from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Decision, OrderEvent
 from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
+from tallystick.venues import NoAnswer, NotSent, OrderReport, Outcome, Rejected
+from tallystick.venues.client import Lost, Unsent, VenueClient
 
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
@@ -79,15 +74,12 @@ class Execution(Service):
         if venue is None:
             raise ConfigError("VENUE", f"{name} is not in trust root {ctx.trust.number}")
         self._symbols = {i.symbol: i.venue_symbol for i in ctx.trust.instruments if i.venue == name}
-        # The paper exchange's certificate is the deployment's own; a real venue's is of the system's authorities.
-        paper = deployment.config.venue.kind == "paper"
-        tls = ssl.create_default_context(cafile=str(deployment.ca) if paper else None)
-        tls.minimum_version = ssl.TLSVersion.TLSv1_3
         written = None if self._checkpoint is _nothing else lambda: self._checkpoint("written")
-        self._venue = VenueClient(venue.host, tls, ctx.clock, written)
+        self._adapter = venues.adapter(venue.kind)
+        self._venue = VenueClient(self._adapter, venue.host, venues.client_tls(deployment.venue_ca), ctx.clock, written)
         ctx.at_stop(self._venue.close)
-        self._signer = Signer(deployment.run / SOCKET, ctx.tasks)
-        ctx.at_stop(self._signer.close)
+        self._custody = CustodyClient(deployment.run / SOCKET, ctx.tasks)
+        ctx.at_stop(self._custody.close)
         ctx.at_stop(self._settled)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
         ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
@@ -142,7 +134,7 @@ class Execution(Service):
                 self._ctx.log.warning("venue away", code=exc.code, text=exc.text)
             try:
                 # Its connection is there before it is needed, and before anybody else takes the last one.
-                await self._signer.status()
+                await self._custody.status()
             except NotSigned as exc:
                 self._ctx.log.warning("custody away", code=exc.code, text=exc.text)
             await asyncio.sleep(WARM_S)
@@ -208,7 +200,7 @@ class Execution(Service):
     async def _sign(self, order: Order) -> None:
         where, payload = self._permits.pop(order.intent_id)
         try:
-            signed = await self._signer.sign(
+            signed = await self._custody.sign(
                 lambda number: signing.SignOrder(
                     id=number, decision_id=order.decision_id, subject=where, payload=payload
                 )
@@ -268,7 +260,7 @@ class Execution(Service):
         """Sign and send a request about one order; the outcome and when it was asked."""
         asked = self._ctx.clock()
         try:
-            signed = await self._signer.sign(make)
+            signed = await self._custody.sign(make)
         except NotSigned as exc:
             return NotSent(exc.code, exc.text), asked
         return await self._exchange(order, signed), asked
@@ -280,38 +272,36 @@ class Execution(Service):
             return NotSent(exc.code, exc.text)
         except Lost as exc:
             return NoAnswer(exc.code, exc.text)
-        outcome = answers.order_answer(status, body, self._symbols[order.symbol])
+        outcome = self._adapter.order_answer(status, body, self._symbols[order.symbol])
         self._watch(outcome)
-        if isinstance(outcome, Report) and outcome.client_order_id != order.client_order_id:
+        if isinstance(outcome, OrderReport) and outcome.client_order_id != order.client_order_id:
             return NoAnswer("ANSWER", f"about order {outcome.client_order_id[:36]}, not {order.client_order_id}")
         return outcome
 
     async def _ask_many(
         self, symbol: str, make: Callable[[int], signing.Request]
-    ) -> tuple[tuple[Report, ...] | Outcome, int]:
+    ) -> tuple[tuple[OrderReport, ...] | Outcome, int]:
         asked = self._ctx.clock()
         try:
-            signed = await self._signer.sign(make)
+            signed = await self._custody.sign(make)
             status, body = await self._venue.send(signed)
         except (NotSigned, Unsent) as exc:
             return NotSent(exc.code, exc.text), asked
         except Lost as exc:
             return NoAnswer(exc.code, exc.text), asked
-        outcome = answers.orders_answer(status, body, self._symbols[symbol])
+        outcome = self._adapter.orders_answer(status, body, self._symbols[symbol])
         self._watch(outcome)
         return outcome, asked
 
-    def _watch(self, outcome: tuple[Report, ...] | Outcome) -> None:
+    def _watch(self, outcome: tuple[OrderReport, ...] | Outcome) -> None:
         """Refusals that people must hear of."""
-        if not isinstance(outcome, Rejected):
-            return
-        if answers.security_code(outcome):
-            self._ctx.notice(
-                "VENUE_CREDENTIAL",
-                f"the venue refuses key or signature: {outcome.code} {outcome.text}; revoked, or misused?",
-            )
-        elif outcome.code == str(answers.CLOCK_CODE):
-            self._ctx.notice("VENUE_CLOCK", f"the venue's clock and ours disagree: {outcome.text}")
+        match outcome:
+            case Rejected(code, text, "credential"):
+                self._ctx.notice(
+                    "VENUE_CREDENTIAL", f"the venue refuses key or signature: {code} {text}; revoked, or misused?"
+                )
+            case Rejected(_, text, "clock"):
+                self._ctx.notice("VENUE_CLOCK", f"the venue's clock and ours disagree: {text}")
 
 
 SERVICE = Execution

@@ -13,7 +13,7 @@ Rules
 - Sending is marked before it happens and never undone: nothing is sent twice, whatever follows.  What was
   not sent is `void`.
 - Sent without an answer is `unknown`, and is resolved by asking the venue.  "Not found" counts only if it
-  was asked for after the venue can no longer accept the request: its timestamp + recvWindow + clock skew.
+  was asked for after the venue can no longer accept the request: its timestamp + `VALID_NS` + clock skew.
 - After a crash the same rules apply: a permit without `submitting` was never sent (`void`); `submitting`
   without outcome may have been (`unknown`); its request's timestamp is at most the permit's expiry.
 - `accepted` orders are followed by asking for the open orders; one that is not open any more is asked for.
@@ -38,7 +38,7 @@ from typing import Final
 
 import msgspec
 
-from tallystick.schemas.bounds import MAX_PERMIT_NS, RECV_WINDOW_NS, SECOND
+from tallystick.schemas.bounds import MAX_PERMIT_NS, SECOND
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.orders import Decision, OrderEvent, OrderState
@@ -46,10 +46,8 @@ from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import Standing
 from tallystick.schemas.subjects import Subject
+from tallystick.venues import SKEW_NS, VALID_NS, NoAnswer, NotFound, NotSent, OrderReport, Outcome, Rejected
 
-# What custody signs is accepted for `RECV_WINDOW_NS` by the venue's clock, which may stand at most this far from
-# ours: Binance refuses what is further ahead.
-SKEW_NS: Final = SECOND
 # Silence of the breaker beyond this means that everything is tripped.
 SILENCE_NS: Final = 3 * SECOND
 FOLLOW_NS: Final = 2 * SECOND
@@ -60,10 +58,6 @@ CANCEL_RETRY_NS: Final = SECOND
 KEEP_NS: Final = 60 * SECOND
 # Orders held while history is read; beyond it those that ended are dropped.
 MAX_HISTORY: Final = 20_000
-# https://developers.binance.com/docs/binance-spot-api-docs/enums, order status
-FINAL_STATUS: Final = frozenset({"FILLED", "CANCELED", "REJECTED", "EXPIRED", "EXPIRED_IN_MATCH"})
-# Error code of Binance for a cancel that finds nothing to cancel.
-NOTHING_TO_CANCEL: Final = "-2011"
 FINAL_STATES: Final = frozenset({"rejected", "void", "closed"})
 
 
@@ -128,43 +122,6 @@ class Order:
 
     def __repr__(self) -> str:
         return f"Order({self.client_order_id}, {self.state or 'permitted'})"
-
-
-class Report(msgspec.Struct, frozen=True):
-    """The venue describes an order of ours."""
-
-    client_order_id: str
-    venue_order_id: str
-    status: str
-    executed: Decimal
-
-
-class Rejected(msgspec.Struct, frozen=True):
-    """The venue refused, and did nothing."""
-
-    code: str
-    text: str
-
-
-class NotFound(msgspec.Struct, frozen=True):
-    """The venue does not know the order."""
-
-
-class NotSent(msgspec.Struct, frozen=True):
-    """Not a byte of the request was written."""
-
-    code: str
-    text: str
-
-
-class NoAnswer(msgspec.Struct, frozen=True):
-    """The request may have had its effect, or not, or may still have it."""
-
-    code: str
-    text: str
-
-
-Outcome = Report | Rejected | NotFound | NotSent | NoAnswer
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -256,7 +213,7 @@ class Orders:
             return []
         known = self._orders.get(decision.intent_id)
         permit = decision.permit
-        deadline = permit.expires_at + RECV_WINDOW_NS + SKEW_NS
+        deadline = permit.expires_at + VALID_NS + SKEW_NS
         if known is not None:
             known.deadline = max(known.deadline, deadline)
             if known.decision_id == decision.id:
@@ -286,7 +243,7 @@ class Orders:
         effects: list[Effect] = []
         if order is None:
             # Never expected: the decision is read first.  Followed all the same, from what the event says.
-            deadline = event.ts + MAX_PERMIT_NS + RECV_WINDOW_NS + SKEW_NS
+            deadline = event.ts + MAX_PERMIT_NS + VALID_NS + SKEW_NS
             order = Order(subject, event.intent_id, event.decision_id, event.client_order_id, deadline)
             self._add(order)
             effects.append(Alarm("ORDER_WITHOUT_PERMIT", f"{event.client_order_id} has events and no decision"))
@@ -353,7 +310,7 @@ class Orders:
         if order.state != "submitting":
             return []
         match outcome:
-            case Report():
+            case OrderReport():
                 return self._reported(order, outcome, now)
             case Rejected(code, text):
                 return self._end(order, "rejected", now, code, text)
@@ -368,7 +325,7 @@ class Orders:
         """The venue's answer to a query that was sent at `asked` (Unix ns)."""
         if order.final:
             return []
-        if isinstance(outcome, Report):
+        if isinstance(outcome, OrderReport):
             return self._reported(order, outcome, now)
         if isinstance(outcome, NotFound):
             if order.state == "unknown" and asked >= order.deadline:
@@ -388,30 +345,29 @@ class Orders:
         """The venue's answer to a cancel of one order."""
         if order.final:
             return []
-        if isinstance(outcome, Report):
+        if isinstance(outcome, OrderReport):
             return self._reported(order, outcome, now)
         if isinstance(outcome, Rejected | NotFound):
             # Not open any more (filled meanwhile, say): the venue knows how it ended.
             return [Query(order)]
         return []  # `tick` repeats it
 
-    def all_cancelled(self, venue: str, symbol: str, outcome: tuple[Report, ...] | Outcome, now: int) -> list[Effect]:
+    def all_cancelled(
+        self, venue: str, symbol: str, outcome: tuple[OrderReport, ...] | Outcome, now: int
+    ) -> list[Effect]:
         """The venue's answer to a cancel of a whole instrument."""
+        if not isinstance(outcome, tuple):
+            return []  # `tick` repeats it
         effects: list[Effect] = []
-        nothing_open = isinstance(outcome, Rejected) and outcome.code == NOTHING_TO_CANCEL
-        if isinstance(outcome, tuple) or nothing_open:
-            self._cancelling.pop((venue, symbol), None)
-        if isinstance(outcome, tuple):
-            for report in outcome:
-                order = self._by_name.get(report.client_order_id)
-                if order is not None and not order.final:
-                    effects += self._reported(order, report, now)
-        if isinstance(outcome, tuple) or nothing_open:
-            # What still counts as accepted was not open: filled or cancelled before.
-            effects += [Query(order) for order in self._accepted(venue, symbol)]
-        return effects
+        self._cancelling.pop((venue, symbol), None)
+        for report in outcome:
+            order = self._by_name.get(report.client_order_id)
+            if order is not None and not order.final:
+                effects += self._reported(order, report, now)
+        # What still counts as accepted was not open: filled or cancelled before.
+        return effects + [Query(order) for order in self._accepted(venue, symbol)]
 
-    def listed(self, venue: str, symbol: str, open_orders: Iterable[Report], asked: int, now: int) -> list[Effect]:
+    def listed(self, venue: str, symbol: str, open_orders: Iterable[OrderReport], asked: int, now: int) -> list[Effect]:
         """The open orders of an instrument, as of a request that was sent at `asked` (Unix ns)."""
         effects: list[Effect] = []
         seen = set()
@@ -489,13 +445,13 @@ class Orders:
             return self._end(order, "void", now, *stop)
         if order.cancel_wanted:
             return self._end(order, "void", now, "CANCELLED", "cancelled before it was sent")
-        if now >= order.request.signed_at + RECV_WINDOW_NS:
+        if now >= order.request.signed_at + VALID_NS:
             late = (now - order.request.signed_at) / 1e9
             return self._end(
                 order, "void", now, "SIGNATURE_STALE", f"signed {late:.3f} s ago; it was not durable in time"
             )
         order.sent = True
-        order.deadline = order.request.signed_at + RECV_WINDOW_NS + SKEW_NS
+        order.deadline = order.request.signed_at + VALID_NS + SKEW_NS
         return [Send(order, order.request)]
 
     def _stopped(self, order: Order, now: int) -> tuple[str, str] | None:
@@ -514,7 +470,7 @@ class Orders:
     def _must_cancel(self, order: Order, now: int) -> bool:
         return order.cancel_wanted or self._quiet(now) or bool(self._breakers.tripped_for(order.strategy, order.venue))
 
-    def _reported(self, order: Order, report: Report, now: int) -> list[Effect]:
+    def _reported(self, order: Order, report: OrderReport, now: int) -> list[Effect]:
         order.venue_order_id = report.venue_order_id
         order.status = report.status
         order.executed = report.executed
@@ -523,7 +479,7 @@ class Orders:
             order.state = "accepted"
             order.retry = RETRY_NS
             effects.append(Publish(order, "accepted"))
-        if report.status in FINAL_STATUS:
+        if report.final:
             return effects + self._end(order, "closed", now)
         if self._must_cancel(order, now):
             effects += self._cancel(order, now)

@@ -30,13 +30,13 @@ operator's instruments while armed, to the caps that custody enforces.
 from __future__ import annotations
 
 from collections import OrderedDict
-from decimal import Decimal
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from tallystick import venues
 from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
-from tallystick.components.gateway.risk.amounts import EXACT, ZERO
+from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.controls import check, check_caller
 from tallystick.components.gateway.risk.exposure import Exposure, OpenOrder
 from tallystick.components.gateway.risk.facts import Facts
@@ -60,7 +60,6 @@ from tallystick.schemas.orders import (
     Permit,
     Position,
     Side,
-    VenueOrder,
 )
 from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import Arm
@@ -232,9 +231,10 @@ class Gateway:
     def _permit(
         self, intent: Intent, record: tuple[Instrument, bytes], custody: bytes, subject: Subject, now: int
     ) -> Permit:
+        venue = self._trust.venues[subject.venue]
         return Permit(
-            account=self._trust.venues[subject.venue].account,
-            order=venue_order(record[0], intent),
+            account=venue.account,
+            order=venues.adapter(venue.kind).venue_order(record[0], intent),
             instrument_hash=record[1],
             audience=custody,
             expires_at=now + PERMIT_NS,
@@ -366,27 +366,3 @@ def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expi
         whole=worth,
         expires_at=expires_at,
     )
-
-
-def venue_order(instrument: Instrument, intent: Intent) -> VenueOrder:
-    """The order in the strings of Binance's spot API (POST /api/v3/order)."""
-    limit = intent.price is not None
-    return VenueOrder(
-        symbol=instrument.venue_symbol,
-        side="BUY" if intent.side == "buy" else "SELL",
-        type="LIMIT" if limit else "MARKET",
-        time_in_force=intent.tif if limit else "",
-        quantity=plain(intent.qty),
-        price="" if intent.price is None else plain(intent.price),
-        client_order_id=client_order_id(intent.id),
-    )
-
-
-def plain(value: Decimal) -> str:
-    """A decimal without exponent, sign or trailing zeros: one string for each number."""
-    return format(value.normalize(EXACT), "f")
-
-
-def client_order_id(intent_id: bytes) -> str:
-    """`ts` and the intent's id in hex: 34 characters, within Binance's `^[a-zA-Z0-9-_]{1,36}$`."""
-    return f"ts{intent_id.hex()}"

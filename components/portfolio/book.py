@@ -29,10 +29,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tallystick.schemas.errors import Malformed
-from tallystick.schemas.event import Event, check_decimal, check_positive
+from tallystick.schemas.event import Event, check_decimal
 from tallystick.schemas.orders import Decision, Fill, OrderEvent, Position, Side, VenueOrder
 from tallystick.schemas.security import Notice
-from tallystick.schemas.subjects import Subject, check_name, subject
+from tallystick.schemas.subjects import Subject, subject
+from tallystick.venues import FillReport
 
 UNKNOWN: Final = "unknown"
 GRACE_NS: Final = 2_000_000_000
@@ -50,33 +51,6 @@ _ZERO = Decimal(0)
 
 Output = tuple[Subject, Event]
 New = Callable[..., Any]
-
-
-class Report(msgspec.Struct, frozen=True):
-    """A fill in the venue's words; `symbol` is the unified one, `time` Unix nanoseconds of the venue.
-
-    `client_order_id` is "" where the venue does not tell it (`myTrades`): then `venue_order_id` finds the permit, if
-    an earlier report named both.
-    """
-
-    venue: str
-    symbol: str
-    client_order_id: str
-    venue_order_id: str
-    trade_id: int
-    side: Side
-    price: Decimal
-    qty: Decimal
-    commission: Decimal
-    commission_asset: str
-    maker: bool
-    time: int
-
-    def __post_init__(self) -> None:
-        check_name(self.venue, "venue")
-        check_positive(self.price, "price")
-        check_positive(self.qty, "qty")
-        check_decimal(self.commission, "commission")
 
 
 class Holding(msgspec.Struct, frozen=True):
@@ -155,7 +129,7 @@ class Book:
         self._permits: OrderedDict[tuple[str, str], _Permitted] = OrderedDict()
         self._client_ids: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self._ids: dict[tuple[str, str], _Ids] = {}
-        self._waiting: dict[tuple[str, str], deque[tuple[Report, int]]] = {}
+        self._waiting: dict[tuple[str, str], deque[tuple[FillReport, int]]] = {}
         self._first_permit: dict[tuple[str, str], int] = {}
         self._stated: dict[tuple[str, str, str], int] = {}
 
@@ -238,17 +212,17 @@ class Book:
         """The client order id of an order; "" if it was not told yet."""
         return self._client_ids.get((venue, symbol, venue_order_id), "")
 
-    def on_report(self, report: Report, now: int) -> list[Output]:
-        """A fill reported by the venue."""
-        key = (report.venue, report.symbol)
+    def on_report(self, venue: str, report: FillReport, now: int) -> list[Output]:
+        """A fill reported by the venue; its symbol is the unified one."""
+        key = (venue, report.symbol)
         waiting = self._waiting.setdefault(key, deque())
         verdict = self._ids.setdefault(key, _Ids()).add(report.trade_id)
         if verdict == "old":
-            text = f"trade {report.trade_id} of {report.symbol} at {report.venue} is older than all remembered"
+            text = f"trade {report.trade_id} of {report.symbol} at {venue} is older than all remembered"
             return [self._notice("FILL_TOO_OLD", text)]
         if verdict == "seen":
             return []
-        self.on_order(report.venue, report.symbol, report.venue_order_id, report.client_order_id)
+        self.on_order(venue, report.symbol, report.venue_order_id, report.client_order_id)
         waiting.append((report, now))
         return self._release(*key, now)
 
@@ -261,19 +235,17 @@ class Book:
         outputs: list[Output] = []
         while waiting:
             report, since = waiting[0]
-            permit, client_order_id, why = self._permit(report)
+            permit, client_order_id, why = self._permit(venue, report)
             if permit is None and why == "" and now - since < GRACE_NS and len(waiting) <= MAX_WAITING:
                 break
             waiting.popleft()
-            outputs += self._apply(report, permit, client_order_id, why)
+            outputs += self._apply(venue, report, permit, client_order_id, why)
         return outputs
 
-    def _permit(self, report: Report) -> tuple[_Permitted | None, str, str]:
+    def _permit(self, venue: str, report: FillReport) -> tuple[_Permitted | None, str, str]:
         """The permit that covers the report, its client order id, and why a permit found does not cover it."""
-        client_order_id = report.client_order_id or self.client_order_id(
-            report.venue, report.symbol, report.venue_order_id
-        )
-        permit = self._permits.get((report.venue, client_order_id)) if client_order_id else None
+        client_order_id = report.client_order_id or self.client_order_id(venue, report.symbol, report.venue_order_id)
+        permit = self._permits.get((venue, client_order_id)) if client_order_id else None
         if permit is None:
             return None, client_order_id, ""
         why = ""
@@ -289,9 +261,11 @@ class Book:
             why = f"permit allows {permit.order.price}"
         return (None if why else permit), client_order_id, why
 
-    def _apply(self, report: Report, permit: _Permitted | None, client_order_id: str, why: str) -> list[Output]:
+    def _apply(
+        self, venue: str, report: FillReport, permit: _Permitted | None, client_order_id: str, why: str
+    ) -> list[Output]:
         strategy = permit.strategy if permit else UNKNOWN
-        key = (strategy, report.venue, report.symbol)
+        key = (strategy, venue, report.symbol)
         try:
             after = self._holdings.get(key, Holding()).after(report.side, report.price, report.qty)
         except Malformed as exc:
@@ -317,12 +291,12 @@ class Book:
         # A crash after this fill is stored and before its position is: `resume` states the position again.
         # A crash before: the venue is asked for the fill again (`ask_from`).
         outputs: list[Output] = [
-            (subject("fill", strategy=strategy, venue=report.venue, symbol=report.symbol), fill),
+            (subject("fill", strategy=strategy, venue=venue, symbol=report.symbol), fill),
             self._position(key, after, (fill.id,)),
         ]
         if not permit:
             text = (
-                f"trade {report.trade_id} of {report.symbol} at {report.venue}: {report.side} {report.qty} at "
+                f"trade {report.trade_id} of {report.symbol} at {venue}: {report.side} {report.qty} at "
                 f"{report.price}, order {report.venue_order_id} ({client_order_id[:48] or 'no client order id'})"
             )
             outputs.append(self._notice("FILL_WITHOUT_PERMIT", f"{text}: {why or 'no permit'}", (fill.id,)))

@@ -13,64 +13,45 @@ the gateway's own count of fills and the operator-signed caps bound, and which a
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Final
 
-from tallystick.components.portfolio.binance import BalanceReport
-from tallystick.components.portfolio.book import Book, Output, Report
-from tallystick.components.portfolio.stream import Listener, UserStream
+from tallystick import venues
+from tallystick.components.portfolio.book import Book, Output
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, VenueConfig, api_key_name, pin_name
+from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import subject
+from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
 
 TICK_S: Final = 0.25
 OWN: Final = "portfolio"
 ANNOUNCED_TAIL: Final = 4_096
 
-Connect = Callable[[ServiceContext, Listener], UserStream]
+Connect = Callable[[ServiceContext, Listener], AccountStream]
 
 
-def venue_urls(venue: VenueConfig) -> tuple[str, str]:
-    """The venue's REST and WebSocket API addresses.
-
-    Binance has the latter on a host of its own: `api.binance.com` and `ws-api.binance.com`.
-    """
-    rest = f"https://{venue.host}"
-    if venue.kind == "paper":
-        return rest, f"wss://{venue.host}/ws-api/v3"
-    return rest, f"wss://ws-api.{venue.host.removeprefix('api.')}/ws-api/v3"
-
-
-def venue_tls(deployment: Deployment) -> ssl.SSLContext:
-    """TLS 1.3 towards the venue: the paper exchange by our own CA, any other by the machine's."""
-    own = deployment.config.venue.kind == "paper"
-    context = ssl.create_default_context(cafile=str(deployment.ca) if own else None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
-
-
-def connect(ctx: ServiceContext, listener: Listener) -> UserStream:
-    """The user stream as the deployment says.  Raises `ConfigError`."""
+def connect(ctx: ServiceContext, listener: Listener) -> AccountStream:
+    """The account's stream as the deployment says.  Raises `ConfigError`."""
     deployment = ctx.deployment
     venue = deployment.config.venue
+    record = ctx.trust.venues.get(venue.name)
+    if record is None:
+        raise ConfigError("VENUE", f"{venue.name} is not in trust root {ctx.trust.number}")
     api_key, pin = ctx.secret(api_key_name(OWN)), ctx.secret(pin_name(OWN))
-    rest_url, socket_url = venue_urls(venue)
-    return UserStream(
-        venue=venue.name,
-        rest_url=rest_url,
-        socket_url=socket_url,
+    return venues.adapter(record.kind).user_stream(
+        host=record.host,
+        paper=venue.kind == "paper",
         api_key=api_key.reveal(),
         signer=Token.open(deployment.token(OWN), OWN, pin).signer(KEY_VENUE),
         symbols={i.venue_symbol: i.symbol for i in ctx.trust.instruments if i.venue == venue.name},
-        tls=venue_tls(deployment),
+        tls=venues.client_tls(deployment.venue_ca),
         clock=ctx.clock,
         listener=listener,
-        log=ctx.log,
     )
 
 
@@ -145,9 +126,9 @@ class Portfolio(Service):
         """As the venue or execution named it."""
         return self.book.client_order_id(self.venue, symbol, venue_order_id)
 
-    def on_report(self, report: Report) -> None:
+    def on_report(self, report: FillReport) -> None:
         """A fill."""
-        self._publish(self.book.on_report(report, self.ctx.clock()))
+        self._publish(self.book.on_report(self.venue, report, self.ctx.clock()))
 
     def on_order(self, symbol: str, venue_order_id: str, client_order_id: str) -> None:
         """An order under both its ids."""

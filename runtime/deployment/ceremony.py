@@ -343,7 +343,8 @@ def write_trust_root(
 
     `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
     """
-    venues = {config.venue.name: Venue(kind="binance-spot", account=config.venue.account, host=config.venue.host)}
+    venue = config.venue
+    venues = {venue.name: Venue(kind=venue.api, account=venue.account, host=venue.host)}
     trades = "custody" in bus.components
     document = TrustRoot(
         deployment=config.deployment,

@@ -113,6 +113,11 @@ class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if self.kind == "paper":
             self.port()
 
+    @property
+    def api(self) -> Literal["binance-spot"]:
+        """What its API is, in the trust root's words: the paper exchange speaks Binance's."""
+        return "binance-spot"
+
     def port(self) -> int:
         """The port in `host`, 443 where it names none.  Raises `Malformed`."""
         _, colon, port = self.host.rpartition(":")
@@ -306,6 +311,11 @@ class Deployment:
     def ca(self) -> Path:
         """The CA's certificate."""
         return self.pki / "ca.pem"
+
+    @property
+    def venue_ca(self) -> Path | None:
+        """What vouches for the venue: our own CA for the paper exchange, the machine's authorities (None) for another."""
+        return self.ca if self.config.venue.kind == "paper" else None
 
     def certificate(self, component: str) -> Path:
         """The certificate of a component, of the broker (`nats`) or of the operator."""

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.custody.server import MAX_CONNECTIONS
-from tallystick.components.execution.signer import NotSigned, Signer
+from tallystick.components.execution.custody import CustodyClient, NotSigned
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas import signing
 from tallystick.schemas.errors import Malformed
@@ -84,7 +84,7 @@ def test_the_socket_is_its_users_alone(tmp_path: Path) -> None:
 def test_a_bad_frame_ends_its_connection_and_nobody_elses(tmp_path: Path, frame: bytes) -> None:
     async def run() -> None:
         async with serving(tmp_path) as (_, path):
-            signer = Signer(path, Tasks())
+            signer = CustodyClient(path, Tasks())
             await signer.status()
             assert await send(path, frame + signing.encode_frame(status(2))) == b""
             assert (await signer.status()).component == "custody"
@@ -136,11 +136,11 @@ def test_many_connections_do_not_keep_execution_out_for_good(tmp_path: Path) -> 
             idle = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS + 2)]
             await asyncio.sleep(0.05)
             with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
-                await Signer(path, Tasks()).status()
+                await CustodyClient(path, Tasks()).status()
             for _, writer in idle:
                 writer.close()
             await asyncio.sleep(0.05)
-            signer = Signer(path, Tasks())
+            signer = CustodyClient(path, Tasks())
             await signer.status()
             await signer.close()
 
@@ -150,7 +150,7 @@ def test_many_connections_do_not_keep_execution_out_for_good(tmp_path: Path) -> 
 def test_requests_are_answered_in_order_over_one_connection(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(tmp_path) as (_, path):
-            signer = Signer(path, Tasks())
+            signer = CustodyClient(path, Tasks())
             await signer.status()
 
             def cancel(number: int) -> signing.Request:
@@ -165,7 +165,7 @@ def test_requests_are_answered_in_order_over_one_connection(tmp_path: Path) -> N
 
 def test_execution_finds_custody_again_after_its_restart(tmp_path: Path) -> None:
     async def run() -> None:
-        signer = Signer(tmp_path / "custody.sock", Tasks())
+        signer = CustodyClient(tmp_path / "custody.sock", Tasks())
         with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
             await signer.status()
         for _ in range(2):
@@ -181,7 +181,7 @@ def test_execution_finds_custody_again_after_its_restart(tmp_path: Path) -> None
 def test_a_refusal_says_code_and_cause(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(tmp_path) as (desk, path):
-            signer = Signer(path, Tasks())
+            signer = CustodyClient(path, Tasks())
             request = desk.request(desk.decision(permit=desk.permit(audience=bytes(16))))
             with pytest.raises(NotSigned, match="PERMIT_AUDIENCE: for boot 0000"):
                 await signer.sign(lambda number: msgspec.structs.replace(request, id=number))
@@ -199,7 +199,7 @@ def test_a_false_custody_that_answers_out_of_order_signs_nothing(tmp_path: Path)
 
     async def run() -> None:
         server = await asyncio.start_unix_server(serve, str(path))
-        signer = Signer(path, Tasks())
+        signer = CustodyClient(path, Tasks())
         with pytest.raises(NotSigned, match="reply 99"):
             await signer.status()
         await signer.close()
@@ -216,7 +216,7 @@ def test_a_dead_predecessors_socket_is_replaced(tmp_path: Path) -> None:
 
     async def run() -> None:
         async with serving(tmp_path):
-            signer = Signer(path, Tasks())
+            signer = CustodyClient(path, Tasks())
             await signer.status()
             await signer.close()
 

@@ -306,7 +306,7 @@ def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_portfoli
 
     async def work(scene: Scene) -> None:
         context = await scene.component("portfolio")
-        portfolio = Portfolio("paper", lambda *_: _Silent())  # type: ignore[arg-type]
+        portfolio = Portfolio("paper", lambda *_: _Silent())
         await portfolio.start(context)
         context.open()
         await context.caught_up()

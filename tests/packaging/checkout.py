@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # src/tallystick links to these: each is a package of its name below `tallystick`.
-PACKAGES = ("cli", "components", "infra", "record", "replay", "runtime", "schemas", "streams")
+PACKAGES = ("cli", "components", "infra", "record", "replay", "runtime", "schemas", "streams", "venues")
 
 
 def tracked_files() -> list[str]:

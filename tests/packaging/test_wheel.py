@@ -94,7 +94,7 @@ for module in pkgutil.walk_packages(tallystick.__path__, "tallystick."):
         loaded = importlib.import_module(module.name)
         assert loaded.__file__.startswith(sys.argv[1]), loaded.__file__
         print(module.name)
-for bare in ("cli", "components", "infra", "record", "replay", "runtime", "schemas", "streams"):
+for bare in ("cli", "components", "infra", "record", "replay", "runtime", "schemas", "streams", "venues"):
     assert importlib.util.find_spec(bare) is None, bare
 """
     done = subprocess.run(

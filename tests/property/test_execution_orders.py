@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.execution import orders as o
-from tallystick.schemas.bounds import RECV_WINDOW_NS, SECOND
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import LISTED
 from tallystick.schemas.subjects import Subject, subject
+from tallystick.venues import VALID_NS, NoAnswer, NotFound, NotSent, OrderReport, Outcome, Rejected
 from tests.support.breaker import heartbeat
 
 START = 1_732_289_000_000_000_000
@@ -111,24 +112,24 @@ class World:
         else:
             self.do(self.machine.refused(order, "REFUSED", "", self.now))
 
-    def report(self, name: str) -> o.Report:
-        return o.Report(name, "1", self.venue[name], Decimal(0))
+    def report(self, name: str) -> OrderReport:
+        return OrderReport(name, "1", self.venue[name], Decimal(0), final=self.venue[name] != "NEW")
 
-    def ask(self, name: str) -> o.Outcome:
-        return self.report(name) if name in self.venue else o.NotFound()
+    def ask(self, name: str) -> Outcome:
+        return self.report(name) if name in self.venue else NotFound()
 
     def arrive(self, index: int, *, answer: bool) -> None:
         """A request on the wire reaches the venue, which takes it only within its window."""
         request, order, boot = self.network.pop(index)
-        outcome: o.Outcome
-        if self.now + self.skew >= request.signed_at + RECV_WINDOW_NS:
-            outcome = o.Rejected("-1021", "")
+        outcome: Outcome
+        if self.now + self.skew >= request.signed_at + VALID_NS:
+            outcome = Rejected("-1021", "")
         else:
             self.placed.append(order.client_order_id)
             self.venue[order.client_order_id] = "NEW"
             outcome = self.report(order.client_order_id)
         if boot == self.boot:
-            lost = o.NoAnswer("TIMEOUT", "")
+            lost = NoAnswer("TIMEOUT", "")
             self.do(self.machine.answered(order, outcome if answer else lost, self.now))
 
     def carry_out(self, index: int, choice: int) -> None:
@@ -148,27 +149,27 @@ class World:
             case o.Send(order, request):
                 self.sends[order.client_order_id] = self.sends.get(order.client_order_id, 0) + 1
                 if choice == 0:
-                    self.do(self.machine.answered(order, o.NotSent("REFUSED", ""), self.now))
+                    self.do(self.machine.answered(order, NotSent("REFUSED", ""), self.now))
                 else:
                     self.network.append((request, order, self.boot))
                     if choice == 1:  # we give up waiting while it is still on its way
-                        self.do(self.machine.answered(order, o.NoAnswer("TIMEOUT", ""), self.now))
+                        self.do(self.machine.answered(order, NoAnswer("TIMEOUT", ""), self.now))
             case o.Query(order):
-                outcome = o.NoAnswer("TIMEOUT", "") if choice == 0 else self.ask(order.client_order_id)
+                outcome = NoAnswer("TIMEOUT", "") if choice == 0 else self.ask(order.client_order_id)
                 self.do(self.machine.queried(order, outcome, self.now, self.now))
             case o.Cancel(order):
                 name = order.client_order_id
                 if choice == 0:
-                    self.do(self.machine.cancelled(order, o.NotSent("REFUSED", ""), self.now))
+                    self.do(self.machine.cancelled(order, NotSent("REFUSED", ""), self.now))
                 elif self.venue.get(name) == "NEW":
                     self.venue[name] = "CANCELED"
                     if choice != 1:
                         self.do(self.machine.cancelled(order, self.report(name), self.now))
                 else:
-                    self.do(self.machine.cancelled(order, o.Rejected("-2011", ""), self.now))
+                    self.do(self.machine.cancelled(order, Rejected("-2011", ""), self.now))
             case o.CancelAll(venue, symbol):
                 if choice == 0:
-                    self.do(self.machine.all_cancelled(venue, symbol, o.NoAnswer("TIMEOUT", ""), self.now))
+                    self.do(self.machine.all_cancelled(venue, symbol, NoAnswer("TIMEOUT", ""), self.now))
                     return
                 names = [name for name, status in self.venue.items() if status == "NEW"]
                 for name in names:

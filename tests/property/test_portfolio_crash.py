@@ -10,10 +10,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.portfolio.book import GRACE_NS, Book, Holding, Report
+from tallystick.components.portfolio.book import GRACE_NS, Book, Holding
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Decision, Fill, Permit, Position, VenueOrder
 from tallystick.schemas.subjects import subject
+from tallystick.venues import FillReport
 
 NOW = 1_800_000_000_000_000_000
 D = Decimal
@@ -36,7 +37,7 @@ class World:
 
     def __init__(self) -> None:
         self.new = maker()
-        self.trades: list[Report] = []
+        self.trades: list[FillReport] = []
         self.stored: list[tuple[Any, Any]] = []
         self.flush: list[tuple[Any, Any]] = []
         self.book = Book(self.new)
@@ -57,10 +58,10 @@ class World:
     def fill(self, client: str, side: Any, price: int, qty: int, heard: bool) -> None:
         number = len(self.trades) + 1
         self.trades.append(
-            Report("paper", "XRP/ETH", client, client, number, side, D(price), D(qty), D(0), "ETH", False, NOW)
+            FillReport("XRP/ETH", client, client, number, side, D(price), D(qty), D(0), "ETH", False, NOW)
         )
         if heard:
-            self.flush += self.book.on_report(self.trades[-1], NOW)
+            self.flush += self.book.on_report("paper", self.trades[-1], NOW)
 
     def stored_now(self) -> None:
         self.stored += self.flush
@@ -84,7 +85,7 @@ class World:
         first = self.book.ask_from("paper", "XRP/ETH")
         for trade in self.trades:
             if trade.trade_id >= first:
-                self.flush += self.book.on_report(trade, NOW)
+                self.flush += self.book.on_report("paper", trade, NOW)
         self.flush += self.book.on_time(NOW + GRACE_NS)
         self.stored_now()
 

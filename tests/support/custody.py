@@ -11,7 +11,6 @@ import msgspec
 
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
-from tallystick.components.custody.request import RequestBuilder
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas import signing
@@ -28,6 +27,7 @@ from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
 from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
+from tallystick.venues.binance.request import RequestBuilder
 from tests.support import world
 
 SECOND = 1_000_000_000

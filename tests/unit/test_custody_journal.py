@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Spent
-from tallystick.components.custody.request import Denied
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import HOUR_NS
+from tallystick.venues import Denied
 from tests.support.world import NOW
 
 DAY = 24 * HOUR_NS

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from tallystick.components.execution import orders as o
-from tallystick.schemas.bounds import RECV_WINDOW_NS, SECOND
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import LISTED
 from tallystick.schemas.subjects import Subject, subject
+from tallystick.venues import SKEW_NS, VALID_NS, NoAnswer, NotFound, OrderReport, Rejected
 from tests.support.breaker import heartbeat, trip
 
 NOW = 1_732_289_000_000_000_000
@@ -52,8 +53,8 @@ def signed(at: int = NOW) -> Signed:
     return Signed(id=1, method="POST", url="", headers=(), body="", signed_at=at)
 
 
-def report(order: o.Order, status: str = "NEW") -> o.Report:
-    return o.Report(order.client_order_id, "7", status, Decimal(0))
+def report(order: o.Order, status: str = "NEW") -> OrderReport:
+    return OrderReport(order.client_order_id, "7", status, Decimal(0), status in {"FILLED", "CANCELED"})
 
 
 def machine(*, recovered: bool = True) -> o.Orders:
@@ -105,7 +106,7 @@ def test_a_signature_that_waited_too_long_for_durability_is_not_sent() -> None:
     order = submit(orders)
     orders.signed(order, signed(), NOW)
     orders.on_breaker(heartbeat(stated=NOW + 1), LISTED, NOW + SECOND)
-    assert codes(orders.durable(order, NOW + RECV_WINDOW_NS)) == ["SIGNATURE_STALE"]
+    assert codes(orders.durable(order, NOW + VALID_NS)) == ["SIGNATURE_STALE"]
 
 
 def test_a_permit_before_the_first_heartbeat_or_after_silence_is_void() -> None:
@@ -163,8 +164,8 @@ def test_cancelling_repeats_until_the_venue_has_answered() -> None:
     order = place(orders)
     effects = orders.on_breaker(trip("venue-paper", NOW + 1), LISTED, NOW + 1)
     assert effects == [o.CancelAll("paper", "XRP/ETH"), o.CancelAll("paper", "BTC/USDT")]
-    orders.all_cancelled("paper", "XRP/ETH", o.NoAnswer("LOST", ""), NOW + 2)
-    orders.all_cancelled("paper", "BTC/USDT", o.Rejected("-2011", ""), NOW + 2)
+    orders.all_cancelled("paper", "XRP/ETH", NoAnswer("LOST", ""), NOW + 2)
+    orders.all_cancelled("paper", "BTC/USDT", (), NOW + 2)
     later = NOW + 1 + o.CANCEL_RETRY_NS
     assert [e for e in orders.tick(later) if isinstance(e, o.CancelAll)] == [o.CancelAll("paper", "XRP/ETH")]
     effects = orders.all_cancelled("paper", "XRP/ETH", (report(order, "CANCELED"),), later)
@@ -176,7 +177,7 @@ def test_a_cancel_that_the_venue_refuses_for_another_reason_is_repeated() -> Non
     orders = machine()
     place(orders)
     orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
-    orders.all_cancelled("paper", "XRP/ETH", o.Rejected("-1003", "too many requests"), NOW + 2)
+    orders.all_cancelled("paper", "XRP/ETH", Rejected("-1003", "too many requests"), NOW + 2)
     again = orders.tick(NOW + 1 + o.CANCEL_RETRY_NS)
     assert o.CancelAll("paper", "XRP/ETH") in again
 
@@ -207,11 +208,11 @@ def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None
     order = submit(orders)
     orders.durable(order, NOW)
     orders.signed(order, signed(), NOW)
-    assert o.Query(order) in orders.answered(order, o.NoAnswer("LOST", ""), NOW)
-    deadline = NOW + RECV_WINDOW_NS + o.SKEW_NS
-    assert orders.queried(order, o.NotFound(), deadline - 1, deadline + 5) == []
+    assert o.Query(order) in orders.answered(order, NoAnswer("LOST", ""), NOW)
+    deadline = NOW + VALID_NS + SKEW_NS
+    assert orders.queried(order, NotFound(), deadline - 1, deadline + 5) == []
     assert order.state == "unknown"
-    assert codes(orders.queried(order, o.NotFound(), deadline, deadline + 5)) == ["NOT_AT_VENUE"]
+    assert codes(orders.queried(order, NotFound(), deadline, deadline + 5)) == ["NOT_AT_VENUE"]
 
 
 def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
@@ -222,9 +223,9 @@ def test_after_a_crash_not_found_waits_for_the_permits_end_as_well() -> None:
     effects = orders.recover(NOW)
     assert states(effects) == ["unknown"]
     (order,) = orders.orders().values()
-    deadline = NOW + 3 * SECOND + RECV_WINDOW_NS + o.SKEW_NS
-    assert orders.queried(order, o.NotFound(), deadline - 1, deadline) == []
-    assert codes(orders.queried(order, o.NotFound(), deadline, deadline)) == ["NOT_AT_VENUE"]
+    deadline = NOW + 3 * SECOND + VALID_NS + SKEW_NS
+    assert orders.queried(order, NotFound(), deadline - 1, deadline) == []
+    assert codes(orders.queried(order, NotFound(), deadline, deadline)) == ["NOT_AT_VENUE"]
 
 
 def test_a_permit_that_nobody_carried_out_is_void_after_a_restart() -> None:
@@ -269,7 +270,7 @@ def test_a_second_permit_for_an_order_is_not_carried_out() -> None:
 
 def test_an_open_order_that_is_not_ours_raises_one_alarm() -> None:
     orders = machine()
-    stranger = o.Report("somebody-elses", "9", "NEW", Decimal(0))
+    stranger = OrderReport("somebody-elses", "9", "NEW", Decimal(0), final=False)
     assert codes(orders.listed("paper", "XRP/ETH", [stranger], NOW, NOW)) == ["UNKNOWN_ORDER"]
     assert orders.listed("paper", "XRP/ETH", [stranger], NOW, NOW) == []
 

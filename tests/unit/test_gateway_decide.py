@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import REMEMBER_NS, client_order_id, plain
+from tallystick.components.gateway.decide import REMEMBER_NS
 from tallystick.components.gateway.risk.exposure import FILLS_REMEMBERED, PERMIT_GRACE_NS
 from tallystick.components.gateway.risk.limits import LimitBook, Limits
 from tallystick.schemas.bounds import MAX_LEASES, PERMIT_NS
@@ -99,17 +99,6 @@ def test_market_order_is_denied_where_the_record_names_no_market_price() -> None
     w = World()
     w.trade(Decimal(50000), "paper.BTC-USDT")
     assert "MARKET_UNBOUNDED" in w.codes(w.intent(qty="1", price=None), subject="paper.BTC-USDT")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [("1E+2", "100"), ("1.500", "1.5"), ("1e-8", "0.00000001"), ("20", "20"), ("0.10", "0.1")]
-)
-def test_decimals_have_one_plain_form(value: str, text: str) -> None:
-    assert plain(Decimal(value)) == text
-
-
-def test_client_order_id_is_one_to_one() -> None:
-    assert client_order_id(bytes(range(16))) == "ts000102030405060708090a0b0c0d0e0f"
 
 
 def test_same_inputs_give_the_same_decision_bytes() -> None:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from tallystick.components.portfolio import book as book_module
-from tallystick.components.portfolio.book import GRACE_NS, Book, Holding, Report
+from tallystick.components.portfolio.book import GRACE_NS, Book, Holding
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Decision, Fill, OrderEvent, Permit, Position, Side, VenueOrder
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
+from tallystick.venues import FillReport
 
 NOW = 1_800_000_000_000_000_000
 D = Decimal
@@ -53,9 +54,9 @@ def permit(
 
 def report(
     trade_id: int, client: str = "c1", side: Side = "buy", qty: str = "4", price: str = "2", **over: Any
-) -> Report:
-    fields: dict[str, Any] = {"venue": "paper", "symbol": "XRP/ETH", "venue_order_id": "77"} | over
-    return Report(
+) -> FillReport:
+    fields: dict[str, Any] = {"symbol": "XRP/ETH", "venue_order_id": "77"} | over
+    return FillReport(
         client_order_id=client,
         trade_id=trade_id,
         side=side,
@@ -77,7 +78,7 @@ def test_a_fill_is_booked_under_the_strategy_of_its_permit_with_its_position() -
     book = fresh()
     where, decision = permit("c1")
     assert book.on_decision(where, decision, NOW) == []
-    outputs = book.on_report(report(5), NOW)
+    outputs = book.on_report("paper", report(5), NOW)
     assert kinds(outputs) == ["fill.momentum.paper.XRP-ETH", "position.momentum.paper.XRP-ETH"]
     fill, position = outputs[0][1], outputs[1][1]
     assert isinstance(fill, Fill)
@@ -90,23 +91,23 @@ def test_a_fill_is_booked_under_the_strategy_of_its_permit_with_its_position() -
 def test_a_fill_reported_twice_counts_once() -> None:
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
-    book.on_report(report(5), NOW)
-    assert book.on_report(report(5), NOW) == []
-    assert book.on_report(report(5, client=""), NOW) == []
+    book.on_report("paper", report(5), NOW)
+    assert book.on_report("paper", report(5), NOW) == []
+    assert book.on_report("paper", report(5, client=""), NOW) == []
     assert book.position("momentum", "paper", "XRP/ETH").qty == D(4)
 
 
 def test_the_same_trade_id_of_another_instrument_is_another_fill() -> None:
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
-    book.on_report(report(5), NOW)
-    assert book.on_report(report(5, symbol="BTC/USDT", client="x"), NOW) == []
+    book.on_report("paper", report(5), NOW)
+    assert book.on_report("paper", report(5, symbol="BTC/USDT", client="x"), NOW) == []
     assert len(book.on_time(NOW + GRACE_NS)) == 3
 
 
 def test_a_fill_without_a_permit_waits_and_is_then_unknown_and_alarmed() -> None:
     book = fresh()
-    assert book.on_report(report(5), NOW) == []
+    assert book.on_report("paper", report(5), NOW) == []
     assert book.on_time(NOW + GRACE_NS - 1) == []
     outputs = book.on_time(NOW + GRACE_NS)
     assert kinds(outputs) == ["fill.unknown.paper.XRP-ETH", "position.unknown.paper.XRP-ETH", "FILL_WITHOUT_PERMIT"]
@@ -119,8 +120,8 @@ def test_a_fill_without_a_permit_waits_and_is_then_unknown_and_alarmed() -> None
 
 def test_a_report_that_overtakes_its_decision_is_booked_when_the_decision_comes() -> None:
     book = fresh()
-    assert book.on_report(report(5), NOW) == []
-    assert book.on_report(report(6, qty="1"), NOW) == []
+    assert book.on_report("paper", report(5), NOW) == []
+    assert book.on_report("paper", report(6, qty="1"), NOW) == []
     outputs = book.on_decision(*permit("c1"), NOW + 1)
     assert [e.trade_id for _, e in outputs if isinstance(e, Fill)] == [5, 6]
     assert book.position("momentum", "paper", "XRP/ETH").qty == D(5)
@@ -135,10 +136,10 @@ def test_a_report_that_overtakes_its_decision_is_booked_when_the_decision_comes(
         (report(5, symbol="BTC/USDT"), "permit is for XRP/ETH"),
     ],
 )
-def test_a_fill_that_its_permit_does_not_cover_is_a_fill_without_a_permit(bad: Report, why: str) -> None:
+def test_a_fill_that_its_permit_does_not_cover_is_a_fill_without_a_permit(bad: FillReport, why: str) -> None:
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
-    outputs = book.on_report(bad, NOW)
+    outputs = book.on_report("paper", bad, NOW)
     assert kinds(outputs)[2] == "FILL_WITHOUT_PERMIT"
     assert why in outputs[2][1].text
 
@@ -147,15 +148,15 @@ def test_fills_beyond_the_permitted_quantity_are_alarmed_also_piece_by_piece() -
     book = fresh()
     book.on_decision(*permit("c1", qty="10"), NOW)
     for trade_id in (1, 2):
-        assert len(book.on_report(report(trade_id, qty="4"), NOW)) == 2
-    assert kinds(book.on_report(report(3, qty="4"), NOW))[2] == "FILL_WITHOUT_PERMIT"
+        assert len(book.on_report("paper", report(trade_id, qty="4"), NOW)) == 2
+    assert kinds(book.on_report("paper", report(3, qty="4"), NOW))[2] == "FILL_WITHOUT_PERMIT"
 
 
 def test_a_client_order_id_used_again_after_its_permit_is_filled_has_no_permit() -> None:
     book = fresh()
     book.on_decision(*permit("c1", qty="4"), NOW)
-    book.on_report(report(1), NOW)
-    assert book.on_report(report(2, venue_order_id="78"), NOW) == []
+    book.on_report("paper", report(1), NOW)
+    assert book.on_report("paper", report(2, venue_order_id="78"), NOW) == []
     assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
 
 
@@ -163,7 +164,7 @@ def test_a_trade_fetched_without_client_order_id_finds_its_permit_by_the_venues_
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
     book.on_order("paper", "XRP/ETH", "77", "c1")
-    assert kinds(book.on_report(report(5, client=""), NOW))[0] == "fill.momentum.paper.XRP-ETH"
+    assert kinds(book.on_report("paper", report(5, client=""), NOW))[0] == "fill.momentum.paper.XRP-ETH"
 
 
 def order_event(state: str, executed: str | None = None, client: str = "c1") -> tuple[Any, OrderEvent]:
@@ -182,10 +183,10 @@ def order_event(state: str, executed: str | None = None, client: str = "c1") -> 
 def test_a_closed_order_can_be_filled_only_as_far_as_execution_says() -> None:
     book = fresh()
     book.on_decision(*permit("c1", qty="10"), NOW)
-    assert len(book.on_report(report(1, qty="4"), NOW)) == 2
+    assert len(book.on_report("paper", report(1, qty="4"), NOW)) == 2
     book.on_order_event(*order_event("closed", "7"))
-    assert len(book.on_report(report(2, qty="3"), NOW)) == 2
-    assert book.on_report(report(3, qty="1"), NOW) == []
+    assert len(book.on_report("paper", report(2, qty="3"), NOW)) == 2
+    assert book.on_report("paper", report(3, qty="1"), NOW) == []
     assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
 
 
@@ -194,7 +195,7 @@ def test_a_closed_order_of_unknown_execution_keeps_its_permit() -> None:
     book.on_decision(*permit("c1", qty="10"), NOW)
     book.on_order_event(*order_event("closed"))
     book.on_order_event(*order_event("accepted", "0"))
-    assert len(book.on_report(report(1, qty="10"), NOW)) == 2
+    assert len(book.on_report("paper", report(1, qty="10"), NOW)) == 2
 
 
 @pytest.mark.parametrize("state", ["rejected", "void"])
@@ -202,7 +203,7 @@ def test_a_fill_of_an_order_that_never_reached_the_venue_has_no_permit(state: st
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
     book.on_order_event(*order_event(state))
-    book.on_report(report(1), NOW)
+    book.on_report("paper", report(1), NOW)
     assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
 
 
@@ -217,14 +218,14 @@ def test_permits_of_ended_orders_do_not_pile_up() -> None:
 def test_a_sell_below_its_limit_is_not_covered_and_above_is() -> None:
     book = fresh()
     book.on_decision(*permit("c1", side="SELL"), NOW)
-    assert len(book.on_report(report(1, side="sell", price="2.5"), NOW)) == 2
-    assert len(book.on_report(report(2, side="sell", price="1.9"), NOW)) == 3
+    assert len(book.on_report("paper", report(1, side="sell", price="2.5"), NOW)) == 2
+    assert len(book.on_report("paper", report(2, side="sell", price="1.9"), NOW)) == 3
 
 
 def test_a_market_order_is_covered_at_any_price() -> None:
     book = fresh()
     book.on_decision(*permit("c1", price=""), NOW)
-    assert len(book.on_report(report(1, price="999"), NOW)) == 2
+    assert len(book.on_report("paper", report(1, price="999"), NOW)) == 2
 
 
 def test_history_restores_positions_permits_and_known_trades() -> None:
@@ -232,22 +233,22 @@ def test_history_restores_positions_permits_and_known_trades() -> None:
     where, decision = permit("c1", qty="10")
     first.on_decision(where, decision, NOW)
     second.on_decision(where, decision, NOW)
-    for output_where, event in first.on_report(report(5, qty="6"), NOW):
+    for output_where, event in first.on_report("paper", report(5, qty="6"), NOW):
         if isinstance(event, Fill):
             second.restore(output_where, event)
         else:
             second.stated(output_where, event)
     assert second.resume() == []
-    assert second.on_report(report(5, qty="6"), NOW) == []
+    assert second.on_report("paper", report(5, qty="6"), NOW) == []
     assert second.position("momentum", "paper", "XRP/ETH") == first.position("momentum", "paper", "XRP/ETH")
     assert second.ask_from("paper", "XRP/ETH") == -1
-    assert kinds(second.on_report(report(6, qty="5"), NOW))[2] == "FILL_WITHOUT_PERMIT"
+    assert kinds(second.on_report("paper", report(6, qty="5"), NOW))[2] == "FILL_WITHOUT_PERMIT"
 
 
 def test_a_position_lost_in_a_crash_after_its_fill_is_stated_at_start() -> None:
     first, second = fresh(), fresh()
     first.on_decision(*permit("c1"), NOW)
-    where, fill = first.on_report(report(5), NOW)[0]
+    where, fill = first.on_report("paper", report(5), NOW)[0]
     second.restore(where, fill)
     [(position_where, position)] = second.resume()
     assert position_where.text == "position.momentum.paper.XRP-ETH"
@@ -259,8 +260,8 @@ def test_a_trade_older_than_all_remembered_is_refused_not_counted_again(monkeypa
     book = fresh()
     book.on_decision(*permit("c1", qty="100"), NOW)
     for trade_id in range(1, 6):
-        book.on_report(report(trade_id, qty="1"), NOW)
-    assert kinds(book.on_report(report(1, qty="1"), NOW)) == ["FILL_TOO_OLD"]
+        book.on_report("paper", report(trade_id, qty="1"), NOW)
+    assert kinds(book.on_report("paper", report(1, qty="1"), NOW)) == ["FILL_TOO_OLD"]
     assert book.position("momentum", "paper", "XRP/ETH").qty == D(5)
 
 
@@ -270,10 +271,10 @@ def test_the_venue_is_asked_far_enough_back_for_a_torn_flush(monkeypatch: pytest
     assert book.ask_from("paper", "XRP/ETH") == -1
     book.on_decision(*permit("c1", qty="100"), NOW)
     for trade_id in (10, 20):
-        book.on_report(report(trade_id, qty="1"), NOW)
+        book.on_report("paper", report(trade_id, qty="1"), NOW)
         assert book.ask_from("paper", "XRP/ETH") == -1
     for trade_id in (30, 40):
-        book.on_report(report(trade_id, qty="1"), NOW)
+        book.on_report("paper", report(trade_id, qty="1"), NOW)
     assert book.ask_from("paper", "XRP/ETH") == 20
 
 
@@ -313,5 +314,5 @@ def test_a_position_beyond_the_wires_decimals_is_refused_and_reported() -> None:
     book = fresh()
     book.on_decision(*permit("c1", qty="99999999999999999999", price=""), NOW)
     book.on_decision(*permit("c2", qty="5", price=""), NOW)
-    book.on_report(report(1, qty="99999999999999999999"), NOW)
-    assert kinds(book.on_report(report(2, client="c2", qty="5"), NOW)) == ["POSITION_RANGE"]
+    book.on_report("paper", report(1, qty="99999999999999999999"), NOW)
+    assert kinds(book.on_report("paper", report(2, client="c2", qty="5"), NOW)) == ["POSITION_RANGE"]

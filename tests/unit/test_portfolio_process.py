@@ -15,13 +15,14 @@ import pytest
 
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.components.portfolio.main import Portfolio
-from tallystick.components.portfolio.stream import Listener, UserStream
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Balance, Decision, Fill, Permit, Position, VenueOrder
 from tallystick.schemas.security import Notice
+from tallystick.venues import Listener
+from tallystick.venues.binance.follow import UserStream
 from tests.support import paper
 from tests.support.bus import TestBus, running_bus
 from tests.support.paper import Raw, raw, sign, venue
@@ -57,16 +58,14 @@ class Scene:
 
     def connect(self, ctx: ServiceContext, listener: Listener) -> UserStream:
         return UserStream(
-            venue="paper",
-            rest_url=f"https://127.0.0.1:{self.exchange.port}",
-            socket_url=f"wss://127.0.0.1:{self.exchange.port}/ws-api/v3",
+            host=f"127.0.0.1:{self.exchange.port}",
+            paper=True,
             api_key="readerkey",
             signer=self.signer,
             symbols={"XRPETH": "XRP/ETH"},
             tls=self.tls.client(),
             clock=ctx.clock,
             listener=listener,
-            log=ctx.log,
             reconcile_s=self.reconcile_s,
         )
 

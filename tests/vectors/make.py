@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 
 from tallystick.schemas.merkle import leaf_hash, tree_levels
-from tallystick.schemas.nats_jwt import Claims, SessionKey, encode_jwt, encode_key, user_claims
-from tallystick.schemas.note import NoteSigner, sign_note
+from tallystick.schemas.nats_jwt import Claims, SessionKey, Signer, encode_jwt, encode_key, user_claims
+from tallystick.schemas.note import sign_note
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import FLAG_CLOSE, PREFIX, message_leaf, statement_digest
 from tallystick.schemas.subjects import parse_subject
@@ -387,7 +387,7 @@ def trust_roots() -> dict[str, list[dict[str, Any]]]:
     third = msgspec.structs.replace(rotated, number=3)
     old, new, thief = key("operator-root"), key("operator-root 2"), key("thief")
 
-    def note(root: TrustRoot, *signers: NoteSigner) -> str:
+    def note(root: TrustRoot, *signers: Signer) -> str:
         return sign_document(root, *(("operator-root", s) for s in signers))
 
     one = note(first, old)

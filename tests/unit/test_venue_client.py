@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tallystick.components.execution.answers import MAX_BODY
-from tallystick.components.execution.venue import Lost, Unsent, VenueClient
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.signing import Signed
+from tallystick.venues import adapter
+from tallystick.venues.client import MAX_BODY, Lost, Unsent, VenueClient
 from tests.support.tls import ServerTls, make_server_tls
+
+BINANCE = adapter("binance-spot")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def against(
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server or tls.server())
         await site.start()
         port = runner.addresses[0][1]
-        client = VenueClient(f"127.0.0.1:{port}", tls.client(), time.time_ns)
+        client = VenueClient(BINANCE, f"127.0.0.1:{port}", tls.client(), time.time_ns)
         try:
             await work(client, port)
         finally:
@@ -86,7 +88,7 @@ def test_a_venue_that_is_not_there_was_sent_nothing(tls: ServerTls) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             gone = free.getsockname()[1]
-        other = VenueClient(f"127.0.0.1:{gone}", tls.client(), time.time_ns)
+        other = VenueClient(BINANCE, f"127.0.0.1:{gone}", tls.client(), time.time_ns)
         with pytest.raises(Unsent, match="VENUE_AWAY"):
             await other.send(request(gone))
         with pytest.raises(Unsent, match="VENUE_AWAY"):
@@ -124,13 +126,13 @@ def test_tls_1_2_is_refused_on_both_sides(tls: ServerTls) -> None:
     weak = tls.client()
     weak.minimum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ConfigError, match="VENUE_TLS"):
-        VenueClient("127.0.0.1:1", weak, time.time_ns)
+        VenueClient(BINANCE, "127.0.0.1:1", weak, time.time_ns)
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.minimum_version = ssl.TLSVersion.TLSv1_3
     blind.check_hostname = False
     blind.verify_mode = ssl.CERT_NONE
     with pytest.raises(ConfigError, match="VENUE_TLS"):
-        VenueClient("127.0.0.1:1", blind, time.time_ns)
+        VenueClient(BINANCE, "127.0.0.1:1", blind, time.time_ns)
 
 
 def test_a_request_for_another_host_is_not_sent(tls: ServerTls) -> None:

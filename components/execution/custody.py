@@ -26,7 +26,7 @@ class NotSigned(TallystickError):
     """Custody refused or is away: there is no signature."""
 
 
-class Signer:
+class CustodyClient:
     """A client of custody's socket at `path`.  One event loop."""
 
     def __init__(self, path: Path, within: Tasks) -> None:

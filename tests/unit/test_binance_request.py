@@ -15,12 +15,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tallystick.components.custody import request as request_module
-from tallystick.components.custody.request import Denied, RequestBuilder, SecretHandle, SignedRequest
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Venue
+from tallystick.venues import Denied, SignedRequest
+from tallystick.venues.binance import request as request_module
+from tallystick.venues.binance.request import RequestBuilder, SecretHandle
 from tests.support import world
 from tests.support.custody import API_KEY, VENUE_KEY, order, shared_builder, shared_now, trust_root
 

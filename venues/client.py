@@ -1,9 +1,9 @@
-"""Sends signed requests to the venue: TLS 1.3, warm connections, no redirects, nothing sent twice.
+"""Sends signed requests to a venue: TLS 1.3, warm connections, no redirects, nothing sent twice.
 
 - The bytes of URL and body go out as custody made them: re-encoding would break the signature.
 - Whether anything was written decides what a failure means: no connection → `Unsent`; anything later →
   `Lost`.
-- A rate limit (429, 418) holds new orders back until the time that the venue names.  Cancels are sent all
+- A rate limit (the adapter's `BUSY`) holds new orders back until the time that the venue names.  Cancels are sent all
   the same: the kill switch does not wait.
 
 The network is not trusted: an attacker who controls it can at most delay or cut requests; TLS pins the
@@ -19,18 +19,19 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from tallystick.components.execution.answers import MAX_BODY, RATE_STATUS
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.signing import Signed
+from tallystick.venues import Adapter
 
 CONNECT_S: Final = 2.0
-# Beyond recvWindow an answer will not come to anything new.
+# Beyond a request's validity an answer will not come to anything new.
 ANSWER_S: Final = 3.0
 # A kill of 100 single orders goes out at once over these; each stays warm.
 CONNECTIONS: Final = 16
 KEEP_ALIVE_S: Final = 75.0
 NS: Final = 1_000_000_000
 MAX_BACKOFF_S: Final = 600
+MAX_BODY: Final = 4_194_304
 
 
 class Unsent(TallystickError):
@@ -44,7 +45,7 @@ class Lost(TallystickError):
 class VenueClient:
     """Connections to one venue.
 
-    - `host`: the venue's host and port, from the trust root; `tls`: a client context that allows nothing
+    - `adapter`: the venue's; `host`: its host and port, from the trust root; `tls`: a client context that allows nothing
       below TLS 1.3; `clock`: Unix nanoseconds.
     - `written`: called when a request's body has been handed to the connection; for tests.
     - `backoff_until`: Unix ns before which the venue wants no new orders.
@@ -52,6 +53,7 @@ class VenueClient:
 
     def __init__(
         self,
+        adapter: Adapter,
         host: str,
         tls: ssl.SSLContext,
         clock: Callable[[], int],
@@ -59,7 +61,8 @@ class VenueClient:
     ) -> None:
         if tls.minimum_version < ssl.TLSVersion.TLSv1_3 or tls.verify_mode != ssl.CERT_REQUIRED:
             raise ConfigError("VENUE_TLS", "the TLS context must verify the venue and allow nothing below TLS 1.3")
-        self._origin = f"https://{host}/"
+        self._adapter = adapter
+        self._origin = f"https://{host}"
         self._clock = clock
         self.backoff_until = 0
         traces = []
@@ -85,16 +88,15 @@ class VenueClient:
     async def warm(self) -> None:
         """Open a connection, or keep one open, with a request that needs no key."""
         try:
-            async with self._session.get(
-                URL(f"{self._origin}api/v3/ping", encoded=True), allow_redirects=False
-            ) as answer:
+            url = URL(f"{self._origin}{self._adapter.PING}", encoded=True)
+            async with self._session.get(url, allow_redirects=False) as answer:
                 await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise Unsent("VENUE_AWAY", f"{self._origin}: {type(exc).__name__}: {exc}") from exc
 
     async def send(self, request: Signed) -> tuple[int, bytes]:
         """Send `request` as it is; the answer's status and body.  Raises `Unsent` or `Lost`."""
-        if not request.url.startswith(self._origin):
+        if not request.url.startswith(f"{self._origin}/"):
             raise Unsent("ENDPOINT", f"a request for {request.url.partition('?')[0][:96]}, not for {self._origin}")
         try:
             async with self._session.request(
@@ -109,7 +111,7 @@ class VenueClient:
                     body += chunk
                     if len(body) > MAX_BODY:
                         raise Lost("ANSWER_SIZE", f"more than {MAX_BODY} bytes")
-                if answer.status in RATE_STATUS:
+                if answer.status in self._adapter.BUSY:
                     self._back_off(answer.headers.get("Retry-After", ""))
                 return answer.status, bytes(body)
         except aiohttp.ClientConnectorError as exc:

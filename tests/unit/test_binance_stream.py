@@ -1,4 +1,4 @@
-"""Binance's messages in the portfolio's words; the messages are those of its documentation, shortened."""
+"""Binance's messages in our words; the messages are those of its documentation, shortened."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tallystick.components.portfolio import binance
-from tallystick.components.portfolio.binance import BalanceReport, Ended, FillReport, OrderNamed, VenueError
-from tallystick.components.portfolio.main import venue_urls
-from tallystick.runtime.deployment.folder import VenueConfig
 from tallystick.schemas.errors import Malformed
+from tallystick.schemas.nats_jwt import SessionKey
+from tallystick.venues import BalanceReport, FillReport
+from tallystick.venues.binance.answers import VenueError, parse_error, parse_trades
+from tallystick.venues.binance.follow import UserStream
+from tallystick.venues.binance.stream import Ended, Item, OrderNamed, is_answer, parse_push, signed_query, subscription
 
 D = Decimal
-KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+KEY = SessionKey(bytes(32))
+PUBLIC = Ed25519PublicKey.from_public_bytes(KEY.public)
 NOW = 1_800_000_000_123_456_789
 REPORT: dict[str, Any] = {
     "e": "executionReport",
@@ -42,14 +44,14 @@ REPORT: dict[str, Any] = {
 }
 
 
-def push(event: Any) -> str:
-    return json.dumps({"subscriptionId": 0, "event": event})
+def said(event: Any) -> list[Item]:
+    return parse_push(json.dumps({"subscriptionId": 0, "event": event}), {"ETHBTC": "ETH/BTC"})
 
 
 def test_a_trade_report_is_a_fill() -> None:
-    [fill] = binance.parse_push(push(REPORT))
+    [fill] = said(REPORT)
     assert fill == FillReport(
-        symbol="ETHBTC",
+        symbol="ETH/BTC",
         client_order_id="mUvoqJxFIILMdfAW5iGSOW",
         venue_order_id="4293153",
         trade_id=77,
@@ -61,23 +63,27 @@ def test_a_trade_report_is_a_fill() -> None:
         maker=False,
         time=1499405658657 * 10**6,
     )
+
+
+def test_a_fill_of_an_instrument_that_is_not_ours_is_told_under_the_venues_name() -> None:
+    [fill] = said(REPORT | {"s": "DOGEUSDT"})
     assert isinstance(fill, FillReport)
-    assert fill.at("paper", "ETH/BTC").symbol == "ETH/BTC"
+    assert fill.symbol == "DOGEUSDT"
 
 
 def test_the_report_of_a_cancel_names_the_order_not_the_cancel() -> None:
     cancelled = REPORT | {"x": "CANCELED", "c": "the-cancel", "C": "the-order", "n": "0", "N": None, "t": -1}
-    assert binance.parse_push(push(cancelled)) == [OrderNamed("ETHBTC", "4293153", "the-order")]
+    assert said(cancelled) == [OrderNamed("ETH/BTC", "4293153", "the-order")]
     new = REPORT | {"x": "NEW", "N": None, "t": -1}
-    assert binance.parse_push(push(new)) == [OrderNamed("ETHBTC", "4293153", "mUvoqJxFIILMdfAW5iGSOW")]
+    assert said(new) == [OrderNamed("ETH/BTC", "4293153", "mUvoqJxFIILMdfAW5iGSOW")]
 
 
 def test_balances_ends_and_what_is_not_known() -> None:
     position = {"e": "outboundAccountPosition", "B": [{"a": "ETH", "f": "10000.000000", "l": "0.5"}]}
-    assert binance.parse_push(push(position)) == [BalanceReport("ETH", D(10000), D("0.5"))]
-    assert binance.parse_push(push({"e": "eventStreamTerminated", "E": 1})) == [Ended("eventStreamTerminated")]
-    assert binance.parse_push(push({"e": "balanceUpdate", "d": "1"})) == []
-    assert binance.parse_push('{"id":"1","status":200,"result":{}}') == []
+    assert said(position) == [BalanceReport("ETH", D(10000), D("0.5"))]
+    assert said({"e": "eventStreamTerminated", "E": 1}) == [Ended("eventStreamTerminated")]
+    assert said({"e": "balanceUpdate", "d": "1"}) == []
+    assert parse_push('{"id":"1","status":200,"result":{}}', {}) == []
 
 
 @pytest.mark.parametrize(
@@ -105,14 +111,12 @@ def test_balances_ends_and_what_is_not_known() -> None:
 )
 def test_a_report_that_is_not_as_documented_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed):
-        binance.parse_push(push(REPORT | change))
+        said(REPORT | change)
 
 
 def test_a_fill_of_nothing_is_refused() -> None:
-    [fill] = binance.parse_push(push(REPORT | {"l": "0.00000000"}))
-    assert isinstance(fill, FillReport)
     with pytest.raises(Malformed, match="above zero"):
-        fill.at("paper", "ETH/BTC")
+        said(REPORT | {"l": "0.00000000"})
 
 
 @pytest.mark.parametrize(
@@ -121,10 +125,10 @@ def test_a_fill_of_nothing_is_refused() -> None:
 def test_a_refused_credential_is_told_apart_from_other_refusals(number: int, code: str) -> None:
     text = json.dumps({"id": "1", "status": 401, "error": {"code": number, "msg": "no"}})
     with pytest.raises(VenueError) as caught:
-        binance.is_answer(text, "1")
+        is_answer(text, "1")
     assert (caught.value.code, caught.value.number) == (code, number)
-    assert binance.parse_error(401, json.dumps({"code": number, "msg": "no"}).encode()).code == code
-    assert binance.parse_error(502, b"<html>").number == 0
+    assert parse_error(401, json.dumps({"code": number, "msg": "no"}).encode()).code == code
+    assert parse_error(502, b"<html>").number == 0
 
 
 def test_trades_come_oldest_first_whatever_the_order_of_the_answer() -> None:
@@ -139,37 +143,45 @@ def test_trades_come_oldest_first_whatever_the_order_of_the_answer() -> None:
         "isBuyer": False,
         "isMaker": True,
     }
-    fills = binance.parse_trades(json.dumps([row | {"id": 9}, row | {"id": 8}]).encode())
+    fills = parse_trades(json.dumps([row | {"id": 9}, row | {"id": 8}]).encode(), "ETH/BTC")
     assert [f.trade_id for f in fills] == [8, 9]
     assert (fills[0].side, fills[0].client_order_id, fills[0].time) == ("sell", "", 5 * 10**6)
+    assert fills[0].symbol == "ETH/BTC"
 
 
 def test_a_request_is_signed_over_what_is_sent() -> None:
-    query = binance.signed_query({"symbol": "XRPETH", "fromId": "7"}, NOW, KEY)
+    query = signed_query({"symbol": "XRPETH", "fromId": "7"}, NOW, KEY)
     payload, _, signature = query.partition("&signature=")
     assert payload == "symbol=XRPETH&fromId=7&recvWindow=5000&timestamp=1800000000123"
-    KEY.public_key().verify(base64.b64decode(urllib.parse.unquote(signature)), payload.encode())
+    PUBLIC.verify(base64.b64decode(urllib.parse.unquote(signature)), payload.encode())
 
 
 def test_a_subscription_is_signed_over_its_sorted_parameters() -> None:
-    request = json.loads(binance.subscription("1", "key", NOW, KEY))
+    request = json.loads(subscription("1", "key", NOW, KEY))
     params = request["params"]
     payload = f"apiKey=key&recvWindow=5000&timestamp={params['timestamp']}"
-    KEY.public_key().verify(base64.b64decode(params["signature"]), payload.encode())
+    PUBLIC.verify(base64.b64decode(params["signature"]), payload.encode())
     assert request["method"] == "userDataStream.subscribe.signature"
 
 
 @pytest.mark.parametrize(
-    ("kind", "host", "urls"),
+    ("paper", "host", "socket"),
     [
-        ("paper", "127.0.0.1:9443", ("https://127.0.0.1:9443", "wss://127.0.0.1:9443/ws-api/v3")),
-        ("binance", "api.binance.com", ("https://api.binance.com", "wss://ws-api.binance.com/ws-api/v3")),
-        (
-            "binance",
-            "testnet.binance.vision",
-            ("https://testnet.binance.vision", "wss://ws-api.testnet.binance.vision/ws-api/v3"),
-        ),
+        (True, "127.0.0.1:9443", "wss://127.0.0.1:9443/ws-api/v3"),
+        (False, "api.binance.com", "wss://ws-api.binance.com/ws-api/v3"),
+        (False, "testnet.binance.vision", "wss://ws-api.testnet.binance.vision/ws-api/v3"),
     ],
 )
-def test_the_websocket_api_is_where_the_venue_has_it(kind: Any, host: str, urls: tuple[str, str]) -> None:
-    assert venue_urls(VenueConfig(name="v", kind=kind, host=host, account="main")) == urls
+def test_the_websocket_api_is_where_the_venue_has_it(paper: bool, host: str, socket: str) -> None:
+    nothing: Any = None
+    stream = UserStream(
+        host=host,
+        paper=paper,
+        api_key="key",
+        signer=KEY,
+        symbols={},
+        tls=nothing,
+        clock=lambda: NOW,
+        listener=nothing,
+    )
+    assert (stream._rest_url, stream._socket_url) == (f"https://{host}/api/v3", socket)

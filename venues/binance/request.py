@@ -23,50 +23,26 @@ import base64
 import importlib
 import re
 from collections.abc import Callable
-from typing import Any, Final, Never, Self
+from typing import Any, Never, Self
 from urllib.parse import quote
 
-import msgspec
-
-from tallystick.schemas.bounds import NS_PER_MS, RECV_WINDOW_NS
 from tallystick.schemas.errors import TallystickError, Unverified
-from tallystick.schemas.note import NoteSigner
+from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
+from tallystick.venues import Denied, SignedRequest
+from tallystick.venues.binance.codes import (
+    API,
+    ENDPOINTS,
+    NS_PER_MS,
+    ORDER_TYPES,
+    RECV_WINDOW_MS,
+    RESPONSE_TYPE,
+    SYMBOL,
+)
+from tallystick.venues.binance.order import check_client_order_id, plain, require_market
 
-RECV_WINDOW_MS: Final = RECV_WINDOW_NS // NS_PER_MS
-# Enough to state the order's fate, without the fills, which are portfolio's.
-RESPONSE_TYPE: Final = "RESULT"
-# Binance allows 1 to 36 of `.A-Z:/a-z0-9_-`; ours are a subset, and `x-` marks broker ids.
-_CLIENT_ORDER_ID = re.compile(r"(?!x-)[A-Za-z0-9_-]{8,36}")
-_VENUE_SYMBOL = re.compile(r"[A-Z0-9]{2,32}")
 _FIELD = re.compile(r"([A-Za-z]+)=([A-Za-z0-9._-]+)")
-# What may be asked for, by operation.  Anything else (withdrawals, transfers, accounts) is never signed.
-ENDPOINTS: Final[dict[str, tuple[str, str]]] = {
-    "order": ("POST", "/api/v3/order"),
-    "cancel": ("DELETE", "/api/v3/order"),
-    "cancel_all": ("DELETE", "/api/v3/openOrders"),
-    "query": ("GET", "/api/v3/order"),
-    "open_orders": ("GET", "/api/v3/openOrders"),
-}
-_SPOT_ORDER_TYPES: Final = ["LIMIT", "MARKET"]
-
-
-class Denied(TallystickError):
-    """Custody does not sign this; `code` says why."""
-
-
-class SignedRequest(msgspec.Struct, frozen=True):
-    """Exactly what may be sent, once; `signed_at` is its timestamp in Unix nanoseconds."""
-
-    method: str
-    url: str
-    headers: tuple[tuple[str, str], ...]
-    body: str
-    signed_at: int
-
-    def __repr__(self) -> str:
-        return f"SignedRequest({self.method}, signed_at={self.signed_at})"
 
 
 class SecretHandle(str):
@@ -125,17 +101,10 @@ def _compare(fields: dict[str, str], expected: dict[str, str]) -> None:
             )
 
 
-def check_client_order_id(value: str) -> str:
-    """Return `value` if it may be one of our order ids.  Raises `Denied`."""
-    if not _CLIENT_ORDER_ID.fullmatch(value):
-        raise Denied("CLIENT_ORDER_ID", f"8 to 36 of A-Z, a-z, 0-9, '_' and '-', not from 'x-', got {value[:64]!r}")
-    return value
-
-
 class RequestBuilder:
     """Builds the signed requests of one venue account.
 
-    - `venue`, `instruments`: the operator-signed records; `api_key`: the account's, sent in a header.
+    - `venue`, `records`: the operator-signed records of venue and instruments; `api_key`: the account's, sent in a header.
     - `signer`: the Ed25519 key, in the HSM.
     - `clock`: Unix nanoseconds.
 
@@ -145,9 +114,9 @@ class RequestBuilder:
     def __init__(
         self,
         venue: Venue,
-        instruments: tuple[Instrument, ...],
+        records: tuple[Instrument, ...],
         api_key: str,
-        signer: NoteSigner,
+        signer: Signer,
         clock: Callable[[], int],
     ) -> None:
         self._venue = venue
@@ -158,12 +127,12 @@ class RequestBuilder:
         self._signed: tuple[str, str] | None = None
         self._captures = 0
         self._now_ms = 0
-        for record in instruments:
-            if not _VENUE_SYMBOL.fullmatch(record.venue_symbol):
+        for record in records:
+            if not SYMBOL.fullmatch(record.venue_symbol):
                 raise Unverified("INSTRUMENT", f"venue symbol {record.venue_symbol[:64]!r} of {record.symbol[:64]}")
-        self._exchange = self._create(instruments)
+        self._exchange = self._create(records)
 
-    def _create(self, instruments: tuple[Instrument, ...]) -> Any:
+    def _create(self, records: tuple[Instrument, ...]) -> Any:
         # By name, not by statement: ccxt ships no types, and loading it takes half a second that only
         # custody should pay, at its start.
         base = importlib.import_module("ccxt.binance").binance
@@ -208,9 +177,9 @@ class RequestBuilder:
         )
         exchange.secret = SecretHandle()
         exchange.session = None
-        origin = f"https://{self._venue.host}"
-        exchange.urls["api"] = {"public": f"{origin}/api/v3", "private": f"{origin}/api/v3"}
-        exchange.set_markets([_market(record) for record in instruments])
+        api = f"https://{self._venue.host}{API}"
+        exchange.urls["api"] = {"public": api, "private": api}
+        exchange.set_markets([_market(record) for record in records])
         return exchange
 
     def order(self, record: Instrument, order: VenueOrder) -> SignedRequest:
@@ -228,8 +197,8 @@ class RequestBuilder:
         if order.type == "LIMIT":
             price = expected["price"] = order.price
             params["timeInForce"] = expected["timeInForce"] = order.time_in_force
-        elif order.type != "MARKET" or order.price or order.time_in_force:
-            raise Denied("ORDER_TYPE", f"LIMIT, or MARKET without price and time in force, got {order.type[:32]!r}")
+        else:
+            require_market(order)
         return self._build(
             "order",
             expected,
@@ -340,10 +309,6 @@ def _market(record: Instrument) -> dict[str, Any]:
         "option": False,
         "contract": False,
         "active": True,
-        "precision": {"amount": _plain(record.step), "price": _plain(record.tick)},
-        "info": {"orderTypes": _SPOT_ORDER_TYPES},
+        "precision": {"amount": plain(record.step), "price": plain(record.tick)},
+        "info": {"orderTypes": list(ORDER_TYPES)},
     }
-
-
-def _plain(value: Any) -> str:
-    return format(value, "f")

@@ -1,7 +1,7 @@
 """The venue's user data stream, and what it may have missed, as one sequence without holes.
 
 - Connect, subscribe, and only then ask: balances by `account`, fills by `myTrades` from before the newest known one.
-  What the stream says meanwhile waits in the socket and comes after; what comes twice, the book drops.
+  What the stream says meanwhile waits in the socket and comes after; what comes twice, the listener drops.
 - The same question is repeated every `RECONCILE_S`, so that a stream that lost an event without breaking is found out.
 - A fill fetched by `myTrades` has no client order id; the order is asked for it.
 - Anything wrong (cut, silence, an answer that does not parse, a refusal) ends the connection; the next one starts
@@ -16,16 +16,18 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Final
 
 import aiohttp
 import msgspec
 from yarl import URL
 
-from tallystick.components.portfolio import binance
-from tallystick.components.portfolio.binance import BalanceReport, Ended, FillReport, OrderNamed, ReadSigner, VenueError
-from tallystick.components.portfolio.book import Report
 from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.nats_jwt import Signer
+from tallystick.venues import BalanceReport, FillReport, Listener
+from tallystick.venues.binance.answers import VenueError, parse_account, parse_error, parse_order, parse_trades
+from tallystick.venues.binance.codes import API, MAX_SPAN_MS, MAX_TRADES, NS_PER_MS, socket_host
+from tallystick.venues.binance.stream import Ended, OrderNamed, is_answer, parse_push, signed_query, subscription
 
 RECONCILE_S: Final = 30.0
 TIMEOUT_S: Final = 5.0
@@ -36,60 +38,30 @@ MAX_MESSAGE: Final = 1 << 20
 MAX_ANSWER: Final = 8 << 20
 
 
-class Listener(Protocol):
-    """Who hears the stream.  Called in order; it must not block."""
-
-    def ask_from(self, symbol: str) -> int:
-        """The trade id of `symbol` to ask from; -1: from `since` on."""
-
-    def since(self, symbol: str) -> int:
-        """Unix ns before which no fill can be ours."""
-
-    def client_order_id(self, symbol: str, venue_order_id: str) -> str:
-        """The client order id of an order of ours, "" if it is not known yet."""
-
-    def on_report(self, report: Report) -> None:
-        """A fill."""
-
-    def on_order(self, symbol: str, venue_order_id: str, client_order_id: str) -> None:
-        """An order under both its ids."""
-
-    def on_balance(self, balance: BalanceReport) -> None:
-        """A balance."""
-
-    def on_connection(self, up: bool, code: str, text: str) -> None:
-        """Up: subscribed and everything missed was fetched.  Down: why."""
-
-
 class UserStream:
     """Follows the account until cancelled."""
 
     def __init__(
         self,
         *,
-        venue: str,
-        rest_url: str,
-        socket_url: str,
+        host: str,
+        paper: bool,
         api_key: str,
-        signer: ReadSigner,
+        signer: Signer,
         symbols: Mapping[str, str],
         tls: ssl.SSLContext,
         clock: Callable[[], int],
         listener: Listener,
-        log: Any,
         reconcile_s: float = RECONCILE_S,
     ) -> None:
-        """`symbols` maps the venue's symbols to unified ones: those are asked for; fills of others are told as they are."""
-        self._venue = venue
-        self._rest_url = rest_url.rstrip("/")
-        self._socket_url = socket_url
+        self._rest_url = f"https://{host}{API}"
+        self._socket_url = f"wss://{socket_host(host, paper=paper)}/ws-api/v3"
         self._api_key = api_key
         self._signer = signer
         self._symbols = dict(symbols)
         self._tls = tls
         self._clock = clock
         self._listener = listener
-        self._log = log
         self._reconcile_s = reconcile_s
         self._ids = itertools.count(1)
         self._failures = 0
@@ -112,13 +84,13 @@ class UserStream:
     async def _connection(self, http: aiohttp.ClientSession) -> None:
         async with http.ws_connect(self._socket_url, heartbeat=PING_S, max_msg_size=MAX_MESSAGE) as socket:
             request_id = str(next(self._ids))
-            await socket.send_str(binance.subscription(request_id, self._api_key, self._clock(), self._signer).decode())
+            await socket.send_str(subscription(request_id, self._api_key, self._clock(), self._signer).decode())
             early: list[str] = []
             while True:
                 text = await self._receive(socket, TIMEOUT_S)
                 if text is None:
                     raise Malformed("VENUE_ANSWER", f"no answer to the subscription within {TIMEOUT_S} s")
-                if binance.is_answer(text, request_id):
+                if is_answer(text, request_id):
                     break
                 early.append(text)
             await self._catch_up(http)
@@ -147,62 +119,59 @@ class UserStream:
         return str(message.data)
 
     def _apply(self, text: str) -> None:
-        for item in binance.parse_push(text):
+        for item in parse_push(text, self._symbols):
             if isinstance(item, FillReport):
-                self._listener.on_report(item.at(self._venue, self._unified(item.symbol)))
+                self._listener.on_report(item)
             elif isinstance(item, OrderNamed):
-                self._listener.on_order(self._unified(item.symbol), item.venue_order_id, item.client_order_id)
+                self._listener.on_order(item.symbol, item.venue_order_id, item.client_order_id)
             elif isinstance(item, BalanceReport):
                 self._listener.on_balance(item)
             elif isinstance(item, Ended):
                 raise VenueError(0, f"the venue ended the user stream: {item.reason}")
 
-    def _unified(self, venue_symbol: str) -> str:
-        return self._symbols.get(venue_symbol, venue_symbol)
-
     async def _catch_up(self, http: aiohttp.ClientSession) -> None:
-        for balance in binance.parse_account(await self._get(http, "account", {"omitZeroBalances": "true"})):
+        for balance in parse_account(await self._get(http, "account", {"omitZeroBalances": "true"})):
             self._listener.on_balance(balance)
         for venue_symbol, symbol in self._symbols.items():
             await self._fetch_trades(http, venue_symbol, symbol)
 
     async def _fetch_trades(self, http: aiohttp.ClientSession, venue_symbol: str, symbol: str) -> None:
-        limit = {"symbol": venue_symbol, "limit": str(binance.MAX_TRADES)}
+        limit = {"symbol": venue_symbol, "limit": str(MAX_TRADES)}
         first = self._listener.ask_from(symbol)
-        start = self._listener.since(symbol) // binance.NS_PER_MS
-        while first < 0 and start <= self._clock() // binance.NS_PER_MS:
-            span = {"startTime": str(start), "endTime": str(start + binance.MAX_SPAN_MS - 1)}
+        start = self._listener.since(symbol) // NS_PER_MS
+        while first < 0 and start <= self._clock() // NS_PER_MS:
+            span = {"startTime": str(start), "endTime": str(start + MAX_SPAN_MS - 1)}
             fills = await self._fetch_page(http, venue_symbol, symbol, limit | span)
             first = fills[-1].trade_id + 1 if fills else -1
-            start += binance.MAX_SPAN_MS
+            start += MAX_SPAN_MS
         while first >= 0:
             fills = await self._fetch_page(http, venue_symbol, symbol, limit | {"fromId": str(first)})
-            if len(fills) < binance.MAX_TRADES:
+            if len(fills) < MAX_TRADES:
                 return
             first = fills[-1].trade_id + 1
 
     async def _fetch_page(
         self, http: aiohttp.ClientSession, venue_symbol: str, symbol: str, ask: dict[str, str]
     ) -> list[FillReport]:
-        fills = binance.parse_trades(await self._get(http, "myTrades", ask))
+        fills = parse_trades(await self._get(http, "myTrades", ask), symbol)
         for fill in fills:
             client_order_id = await self._client_order_id(http, venue_symbol, symbol, fill.venue_order_id)
-            named = msgspec.structs.replace(fill, client_order_id=client_order_id)
-            self._listener.on_report(named.at(self._venue, symbol))
+            self._listener.on_report(msgspec.structs.replace(fill, client_order_id=client_order_id))
         return fills
 
     async def _client_order_id(self, http: aiohttp.ClientSession, venue_symbol: str, symbol: str, order_id: str) -> str:
         known = self._listener.client_order_id(symbol, order_id)
         if known:
             return known
-        order = binance.parse_order(await self._get(http, "order", {"symbol": venue_symbol, "orderId": order_id}))
+        answer = await self._get(http, "order", {"symbol": venue_symbol, "orderId": order_id})
+        order = parse_order(answer, venue_symbol)
         self._listener.on_order(symbol, order.venue_order_id, order.client_order_id)
         return order.client_order_id
 
     async def _get(self, http: aiohttp.ClientSession, what: str, parameters: dict[str, str]) -> bytes:
-        query = binance.signed_query(parameters, self._clock(), self._signer)
+        query = signed_query(parameters, self._clock(), self._signer)
         # Sent as signed: `encoded` keeps yarl from writing the query anew.
-        url = URL(f"{self._rest_url}/api/v3/{what}?{query}", encoded=True)
+        url = URL(f"{self._rest_url}/{what}?{query}", encoded=True)
         async with http.get(url, headers={"X-MBX-APIKEY": self._api_key}, allow_redirects=False) as answer:
             data = await answer.content.read(MAX_ANSWER)
             while not answer.content.at_eof():
@@ -210,5 +179,5 @@ class UserStream:
                 if len(data) > MAX_ANSWER:
                     raise Malformed("VENUE_ANSWER", f"{what}: more than {MAX_ANSWER} bytes")
             if answer.status != 200:
-                raise binance.parse_error(answer.status, data)
+                raise parse_error(answer.status, data)
             return data

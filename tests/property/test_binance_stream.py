@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.market_data.live import parse_trade, trade_number
-from tallystick.components.portfolio import binance
-from tallystick.components.portfolio.binance import FillReport
 from tallystick.schemas.control import parse_request
 from tallystick.schemas.errors import TallystickError
+from tallystick.venues import FillReport
+from tallystick.venues.binance import answers
+from tallystick.venues.binance.stream import parse_push
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
@@ -29,15 +30,15 @@ TRADE = {"id": "7", "price": "1.5", "amount": "2", "timestamp": 1, "side": "sell
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
     for parse in (
-        binance.parse_push,
-        binance.parse_trades,
-        binance.parse_account,
-        binance.parse_order,
+        lambda data: parse_push(data, {}),
+        lambda data: answers.parse_trades(data, "XRP/ETH"),
+        answers.parse_account,
+        lambda data: answers.parse_order(data, "XRPETH"),
         parse_request,
     ):
         with contextlib.suppress(TallystickError):
             parse(data)
-    binance.parse_error(400, data)
+    answers.parse_error(400, data)
 
 
 @settings(max_examples=100, deadline=None)
@@ -45,11 +46,10 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
 def test_a_report_with_one_wrong_field_is_refused_or_still_exact(name: str, value: Any) -> None:
     text = json.dumps({"subscriptionId": 0, "event": REPORT | {name: value}}, allow_nan=True)
     with contextlib.suppress(TallystickError):
-        for item in binance.parse_push(text):
+        for item in parse_push(text, {}):
             if isinstance(item, FillReport):
-                report = item.at("paper", "ETH/BTC")
-                assert report.price > 0
-                assert report.qty > 0
+                assert item.price > 0
+                assert item.qty > 0
 
 
 @settings(max_examples=100, deadline=None)

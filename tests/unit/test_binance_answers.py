@@ -1,4 +1,4 @@
-"""What execution makes of a venue's answers: a refusal only where the venue plainly did nothing."""
+"""What Binance's answers mean: a refusal only where the venue plainly did nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.execution.answers import order_answer, orders_answer, security_code
-from tallystick.components.execution.orders import NoAnswer, NotFound, Rejected, Report
+from tallystick.venues import NoAnswer, NotFound, OrderReport, Rejected
+from tallystick.venues.binance.answers import order_answer, orders_answer
 
 # https://developers.binance.com/docs/binance-spot-api-docs/rest-api/trading-endpoints, "Conditional fields" left out
 RESULT = b"""{"symbol":"XRPETH","orderId":28,"orderListId":-1,"clientOrderId":"ts01","transactTime":1507725176595,
@@ -28,17 +28,19 @@ def error(code: int, msg: str = "x") -> bytes:
 
 
 def test_a_description_of_an_order_is_read_exactly() -> None:
-    assert order_answer(200, RESULT, "XRPETH") == Report("ts01", "28", "PARTIALLY_FILLED", Decimal("4.00000000"))
+    assert order_answer(200, RESULT, "XRPETH") == OrderReport(
+        "ts01", "28", "PARTIALLY_FILLED", Decimal("4.00000000"), final=False
+    )
 
 
 def test_the_answer_to_a_cancel_names_our_order_and_not_the_cancels_own_id() -> None:
-    assert order_answer(200, CANCELED, "XRPETH") == Report("ts01", "28", "CANCELED", Decimal("0E-8"))
+    assert order_answer(200, CANCELED, "XRPETH") == OrderReport("ts01", "28", "CANCELED", Decimal("0E-8"), final=True)
 
 
 def test_a_list_is_read_whole_or_not_at_all() -> None:
     assert orders_answer(200, b"[" + RESULT + b"," + CANCELED + b"]", "XRPETH") == (
-        Report("ts01", "28", "PARTIALLY_FILLED", Decimal("4.00000000")),
-        Report("ts01", "28", "CANCELED", Decimal("0E-8")),
+        OrderReport("ts01", "28", "PARTIALLY_FILLED", Decimal("4.00000000"), final=False),
+        OrderReport("ts01", "28", "CANCELED", Decimal("0E-8"), final=True),
     )
     assert orders_answer(200, b"[]", "XRPETH") == ()
     assert isinstance(orders_answer(200, b"[" + RESULT + b",{}]", "XRPETH"), NoAnswer)
@@ -95,10 +97,31 @@ def test_not_found_is_neither_refused_nor_unclear() -> None:
 
 def test_refusals_of_key_and_signature_are_security_matters() -> None:
     for code in (-2015, -2014, -1022, -1002):
-        assert security_code(order_answer(401, error(code), "XRPETH"))
-    for code in (-1013, -1003, -1021):
-        assert not security_code(order_answer(400, error(code), "XRPETH"))
-    assert not security_code(NotFound())
+        assert order_answer(401, error(code), "XRPETH") == Rejected(str(code), "x", "credential")
+    for code in (-1013, -1003):
+        assert order_answer(400, error(code), "XRPETH") == Rejected(str(code), "x", "request")
+
+
+def test_a_refused_timestamp_is_a_matter_of_clocks() -> None:
+    assert order_answer(400, error(-1021), "XRPETH") == Rejected("-1021", "x", "clock")
+
+
+def test_a_cancel_of_all_that_finds_nothing_has_cancelled_all_and_one_of_an_order_is_refused() -> None:
+    assert orders_answer(400, error(-2011), "XRPETH") == ()
+    assert order_answer(400, error(-2011), "XRPETH") == Rejected("-2011", "x")
+    assert isinstance(orders_answer(500, error(-2011), "XRPETH"), NoAnswer)
+    assert orders_answer(429, error(-1003), "XRPETH") == Rejected("-1003", "x")
+
+
+@pytest.mark.parametrize(
+    ("status", "final"),
+    [("NEW", False), ("PENDING_CANCEL", False), ("PARTIALLY_FILLED", False), ("FILLED", True), ("CANCELED", True),
+     ("REJECTED", True), ("EXPIRED", True), ("EXPIRED_IN_MATCH", True)],
+)  # fmt: skip
+def test_only_the_venues_final_words_end_an_order(status: str, final: bool) -> None:
+    outcome = order_answer(200, RESULT.replace(b"PARTIALLY_FILLED", status.encode()), "XRPETH")
+    assert isinstance(outcome, OrderReport)
+    assert (outcome.status, outcome.final) == (status, final)
 
 
 @settings(max_examples=100)

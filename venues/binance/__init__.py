@@ -1,0 +1,21 @@
+"""Binance spot, as `tallystick.venues.Adapter` describes a venue."""
+
+from tallystick.venues.binance.answers import order_answer, orders_answer
+from tallystick.venues.binance.codes import BUSY, PING
+from tallystick.venues.binance.follow import UserStream
+from tallystick.venues.binance.order import notional, venue_order
+from tallystick.venues.binance.request import RequestBuilder
+
+request_builder = RequestBuilder
+user_stream = UserStream
+
+__all__ = [
+    "BUSY",
+    "PING",
+    "notional",
+    "order_answer",
+    "orders_answer",
+    "request_builder",
+    "user_stream",
+    "venue_order",
+]

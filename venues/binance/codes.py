@@ -1,0 +1,58 @@
+"""Binance spot's numbers and words, each of them once.
+
+Sources: https://developers.binance.com/docs/binance-spot-api-docs, "Errors", "Enums" (order status), "REST API:
+General API information" (HTTP return codes), "Account endpoints" and "WebSocket API".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from tallystick.venues import VALID_NS
+
+NS_PER_MS: Final = 1_000_000
+API: Final = "/api/v3"
+PING: Final = f"{API}/ping"
+
+# --- requests ----------------------------------------------------------------------------------------
+
+# What custody signs moves money and is valid for as long as the port allows; what only reads has Binance's default.
+RECV_WINDOW_MS: Final = VALID_NS // NS_PER_MS
+READ_WINDOW_MS: Final = 5_000
+# Enough to state the order's fate, without the fills, which are portfolio's.
+RESPONSE_TYPE: Final = "RESULT"
+ORDER_TYPES: Final = ("LIMIT", "MARKET")
+# Binance allows 1 to 36 of `.A-Z:/a-z0-9_-`; ours are a subset, and `x-` marks broker ids.
+CLIENT_ORDER_ID: Final = re.compile(r"(?!x-)[A-Za-z0-9_-]{8,36}")
+SYMBOL: Final = re.compile(r"[A-Z0-9]{2,32}")
+# What may be asked for, by operation.  Anything else (withdrawals, transfers, accounts) is never signed by custody.
+ENDPOINTS: Final[dict[str, tuple[str, str]]] = {
+    "order": ("POST", f"{API}/order"),
+    "cancel": ("DELETE", f"{API}/order"),
+    "cancel_all": ("DELETE", f"{API}/openOrders"),
+    "query": ("GET", f"{API}/order"),
+    "open_orders": ("GET", f"{API}/openOrders"),
+}
+# The most rows of one answer of `myTrades`, and the longest span between its startTime and endTime.
+MAX_TRADES: Final = 1_000
+MAX_SPAN_MS: Final = 24 * 3_600_000
+
+# --- answers -----------------------------------------------------------------------------------------
+
+FINAL_STATUS: Final = frozenset({"FILLED", "CANCELED", "REJECTED", "EXPIRED", "EXPIRED_IN_MATCH"})
+BUSY: Final = frozenset({418, 429})
+# Revoked, unknown, from a wrong address, not allowed to do this, or a wrong signature.
+CREDENTIAL_ERRORS: Final = frozenset({-1002, -1022, -2014, -2015})
+CLOCK_ERROR: Final = -1021
+# "Status unknown", in several words.
+UNKNOWN_ERRORS: Final = frozenset({-1000, -1001, -1006, -1007})
+NOT_FOUND: Final = -2013
+NOTHING_TO_CANCEL: Final = -2011
+# An order with our id is there already: no refusal, it is asked for.
+DUPLICATE: Final = "Duplicate order sent."
+
+
+def socket_host(host: str, *, paper: bool) -> str:
+    """Where the WebSocket API is: Binance has it on a host of its own (`ws-api.binance.com`), the paper exchange not."""
+    return host if paper else f"ws-api.{host.removeprefix('api.')}"
