@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.components.console.state import DeskState
 from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import CredentialSource, Link, Session
+from tallystick.runtime.bus.link import CredentialSource, Link, OwnSession
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
 from tallystick.runtime.keys import pki
@@ -112,7 +112,7 @@ class Intruder:
         )
         self._link: Link | None = None
         self._chain: ChainWriter | None = None
-        self._first: Session | None = None
+        self._first: OwnSession | None = None
 
     def _make_link(self, source: CredentialSource) -> Link:
         config = self._deployment.config
@@ -154,7 +154,7 @@ class Intruder:
         chain = ChainWriter(credential, signer, ORDERS)
         return chain.seal([(self.subject.text, encode_events("order.intent", (intent,)))], time.time_ns())[0][1]
 
-    def _ready(self) -> tuple[Link, ChainWriter, Session]:
+    def _ready(self) -> tuple[Link, ChainWriter, OwnSession]:
         if self._link is None or self._chain is None or self._first is None:
             raise Unverified("INTRUDER", "enter first")
         return self._link, self._chain, self._first

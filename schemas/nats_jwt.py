@@ -123,7 +123,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     nats: dict[str, object]
 
 
-class Credential(msgspec.Struct, frozen=True, kw_only=True):
+class CredentialToken(msgspec.Struct, frozen=True, kw_only=True):
     """A component's session, as its user JWT states it.
 
     Claims: `sub` the session key, `name` the component, `iss` the role key, `iat`, `exp`, `jti`,
@@ -235,7 +235,7 @@ def user_claims(
     )
 
 
-def decode_credential(text: str) -> Credential:
+def decode_credential(text: str) -> CredentialToken:
     """A component's session out of its user JWT, its signature verified against its own issuer (`role`).
 
     Raises `Malformed` for what `user_claims` cannot have made, `Unverified` as `decode_jwt` does.
@@ -247,7 +247,7 @@ def decode_credential(text: str) -> Credential:
     boot = _BOOT_TAG.fullmatch(tags[0])
     if boot is None:
         raise Malformed("CREDENTIAL", f"not a boot: {tags[0][:64]!r}")
-    credential = Credential(
+    credential = CredentialToken(
         component=claims.name,
         boot=bytes.fromhex(boot.group(1)),
         session=decode_key("U", claims.sub),

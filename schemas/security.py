@@ -46,7 +46,7 @@ class BootEnded(Event, frozen=True, array_like=True, kw_only=True, tag="cred.end
     reason: str
 
 
-class Session(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ListedSession(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One live session: `[component, boot, credential_hash, expires_at, session_key]`."""
 
     component: str
@@ -67,7 +67,7 @@ class SessionList(Event, frozen=True, array_like=True, kw_only=True, tag="cred.l
     """
 
     number: Count
-    live: tuple[Session, ...]
+    live: tuple[ListedSession, ...]
     revoked: tuple[Hash, ...]
 
 

@@ -21,7 +21,7 @@ from tallystick.schemas.bounds import MAX_LIST_AGE_NS, MAX_SKEW_NS
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, NotListed, Revoked, Unverified
 from tallystick.schemas.seal import Verified
-from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
 
 # Announced sessions remembered: days of renewals, far beyond any late message.
 MAX_ANNOUNCED: Final = 65_536
@@ -35,7 +35,7 @@ class SessionView:
         # The statement time (Unix ns) of the first list heard: announcements are complete from here on.
         self.since = 0
         self._announced: OrderedDict[bytes, None] = OrderedDict()
-        self._live: dict[bytes, Session] = {}
+        self._live: dict[bytes, ListedSession] = {}
         self._revoked: set[bytes] = set()
         self._dead_boots: dict[bytes, str] = {}
 
@@ -57,7 +57,7 @@ class SessionView:
                 if verified.statement.time < self.listed_at:
                     continue  # the list knows it, or knows better
                 component = verified.subject.component
-                self._live[event.credential_hash] = Session(
+                self._live[event.credential_hash] = ListedSession(
                     component=component,
                     boot=event.boot,
                     credential_hash=event.credential_hash,
@@ -112,7 +112,7 @@ class SessionView:
         if now > session.expires_at:
             raise Unverified("SESSION_EXPIRED", f"{credential.component} expired at {session.expires_at}, now {now}")
 
-    def live(self, component: str, now: int) -> list[Session]:
+    def live(self, component: str, now: int) -> list[ListedSession]:
         """The unexpired listed sessions of a component, newest expiry last."""
         found = [
             s
@@ -121,7 +121,7 @@ class SessionView:
         ]
         return sorted(found, key=lambda s: s.expires_at)
 
-    def all_live(self) -> list[Session]:
+    def all_live(self) -> list[ListedSession]:
         """Every listed session, for display."""
         return sorted(self._live.values(), key=lambda s: s.component)
 

@@ -32,7 +32,7 @@ from tallystick.schemas.nats_jwt import (
     sign_nonce,
     user_claims,
 )
-from tallystick.schemas.security import Session
+from tallystick.schemas.security import ListedSession
 
 NS: Final = 1_000_000_000
 ACCOUNT_LIFETIME_S: Final = 86_400
@@ -65,10 +65,10 @@ class BrokerAdmin:
         self._pushed: dict[str, str] = {}
         self._lock = asyncio.Lock()
 
-    async def revoke(self, sessions: tuple[Session, ...]) -> None:
+    async def revoke(self, sessions: tuple[ListedSession, ...]) -> None:
         """Cut these sessions off at the broker.  Raises `Unverified` when the broker does not confirm."""
         now = self._clock()
-        by_component: dict[str, list[Session]] = {}
+        by_component: dict[str, list[ListedSession]] = {}
         for session in sessions:
             if session.session_key:
                 by_component.setdefault(session.component, []).append(session)
@@ -117,7 +117,7 @@ class BrokerAdmin:
                     del table[key]
             await self._push(list(self._accounts.all(self._validity(), self._revoked).values()))
 
-    def remember_revoked(self, sessions: tuple[Session, ...]) -> None:
+    def remember_revoked(self, sessions: tuple[ListedSession, ...]) -> None:
         """Revocations of an earlier boot of the authority, so that no token pushed from now on undoes them."""
         now = self._clock() // NS
         for session in sessions:

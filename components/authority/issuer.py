@@ -39,7 +39,7 @@ from tallystick.schemas.nats_jwt import (
     encode_jwt,
     user_claims,
 )
-from tallystick.schemas.security import Session
+from tallystick.schemas.security import ListedSession
 from tallystick.schemas.trust import TrustRoot
 
 NS: Final = 1_000_000_000
@@ -55,10 +55,10 @@ PER_SECOND: Final = 2
 class Issued(msgspec.Struct, frozen=True, kw_only=True):
     """A new session and what it replaces; times are Unix nanoseconds."""
 
-    session: Session
+    session: ListedSession
     credential: str
     issued_at: int
-    replaced: tuple[Session, ...]
+    replaced: tuple[ListedSession, ...]
 
 
 class Issuer:
@@ -69,14 +69,14 @@ class Issuer:
         self._trust = trust
         self._role_signer = role_signer
         self._lifetime_s = lifetime_s
-        self._sessions: dict[bytes, Session] = {}
+        self._sessions: dict[bytes, ListedSession] = {}
         self._revoked: dict[bytes, int] = {}
         self._dead: dict[bytes, int] = {}
         self._count = 0
         self._credit: dict[str, tuple[int, int]] = {}
         self._given: dict[bytes, deque[bytes]] = {}
 
-    def restore(self, live: tuple[Session, ...], revoked: tuple[bytes, ...], now: int) -> None:
+    def restore(self, live: tuple[ListedSession, ...], revoked: tuple[bytes, ...], now: int) -> None:
         """Take up the newest list of the boot before."""
         for session in live:
             # The broker brings lists and revocations in whatever order it likes: an end is never undone.
@@ -146,7 +146,7 @@ class Issuer:
             f"{boot.hex()[:16]}-{now}-{self._count}",
         )
         credential = encode_jwt(signer, "A", claims)
-        session = Session(
+        session = ListedSession(
             component=component,
             boot=boot,
             credential_hash=hashlib.sha256(credential.encode("ascii")).digest(),
@@ -175,21 +175,21 @@ class Issuer:
         self._revoked |= {k: s.expires_at for k, s in self._sessions.items() if s.boot == boot}
         self._sessions = {k: s for k, s in self._sessions.items() if s.boot != boot}
 
-    def supersede(self, component: str, boot: bytes) -> tuple[Session, ...]:
+    def supersede(self, component: str, boot: bytes) -> tuple[ListedSession, ...]:
         """End the sessions of every other boot of a component."""
         found = tuple(s for s in self._sessions.values() if s.component == component and s.boot != boot)
         for session in found:
             self._kill(session)
         return found
 
-    def revoke(self, component: str) -> tuple[Session, ...]:
+    def revoke(self, component: str) -> tuple[ListedSession, ...]:
         """End every session of a component; its running boot gets no other."""
         found = tuple(s for s in self._sessions.values() if s.component == component)
         for session in found:
             self._kill(session)
         return found
 
-    def end(self, component: str, boot: bytes, session_key: bytes) -> tuple[Session, ...]:
+    def end(self, component: str, boot: bytes, session_key: bytes) -> tuple[ListedSession, ...]:
         """A boot says that it ends.  Raises `Unverified` unless it holds a live session of that boot."""
         found = tuple(s for s in self._sessions.values() if s.component == component and s.boot == boot)
         if not any(s.session_key == session_key for s in found):
@@ -198,12 +198,12 @@ class Issuer:
             self._kill(session)
         return found
 
-    def _kill(self, session: Session) -> None:
+    def _kill(self, session: ListedSession) -> None:
         self._sessions.pop(session.credential_hash, None)
         self._revoked[session.credential_hash] = session.expires_at
         self._dead[session.boot] = session.expires_at
 
-    def expire(self, now: int) -> tuple[Session, ...]:
+    def expire(self, now: int) -> tuple[ListedSession, ...]:
         """Forget what expired; returns the last session of each boot that ended by it."""
         gone = [s for s in self._sessions.values() if s.expires_at <= now]
         for session in gone:
@@ -219,7 +219,7 @@ class Issuer:
         return tuple(ended.values())
 
     @property
-    def live(self) -> tuple[Session, ...]:
+    def live(self) -> tuple[ListedSession, ...]:
         """Every session that may act, by component."""
         return tuple(sorted(self._sessions.values(), key=lambda s: (s.component, s.expires_at)))
 

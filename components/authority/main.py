@@ -39,7 +39,7 @@ from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
-from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
 from tallystick.schemas.subjects import subject
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Authority(OwnSource):
             ),
         )
 
-    async def _revoked(self, sessions: tuple[Session, ...], reason: str) -> None:
+    async def _revoked(self, sessions: tuple[ListedSession, ...], reason: str) -> None:
         """Tell everybody, then the broker: verifiers refuse from the first moment on."""
         ctx = self._context()
         for component, boot in sorted({(s.component, s.boot) for s in sessions}):
@@ -224,7 +224,7 @@ class Authority(OwnSource):
 
     def _take_up(self) -> None:
         now = self._setup.clock()
-        issues: dict[bytes, list[Session]] = {}
+        issues: dict[bytes, list[ListedSession]] = {}
         for received in self._history:
             for event in received.events:
                 match event:
@@ -232,7 +232,7 @@ class Authority(OwnSource):
                         self._number = max(self._number, event.number)
                         self._issuer.restore(event.live, event.revoked, now)
                     case CredentialIssued():
-                        session = Session(
+                        session = ListedSession(
                             component=received.subject.component,
                             boot=event.boot,
                             credential_hash=event.credential_hash,

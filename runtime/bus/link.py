@@ -50,7 +50,7 @@ BOOT_ENDED: Final = "BOOT_ENDED"
 MAX_PENDING_BYTES: Final = 64 << 20
 
 
-class Session(msgspec.Struct, frozen=True):
+class OwnSession(msgspec.Struct, frozen=True):
     """A session key and the credential that names it."""
 
     credential: Credential
@@ -86,7 +86,7 @@ class SessionLost(TallystickError):
 class Connection:
     """One login.  `lost` is set when it is gone for whatever reason, `superseded` then or when replaced."""
 
-    def __init__(self, client: Client, session: Session, inbox: str) -> None:
+    def __init__(self, client: Client, session: OwnSession, inbox: str) -> None:
         self.client = client
         self.session = session
         self.lost = asyncio.Event()
@@ -198,7 +198,7 @@ class Link:
         self.tasks = Tasks()
 
     @property
-    def session(self) -> Session:
+    def session(self) -> OwnSession:
         """The session of the current connection."""
         if self._current is None:
             raise Unverified("NO_SESSION", f"{self.component} has no session yet")
@@ -251,7 +251,7 @@ class Link:
         if old is not None:
             old.superseded.set()
 
-    async def _obtain(self) -> Session:
+    async def _obtain(self) -> OwnSession:
         key = SessionKey(self._entropy(32))
         try:
             text = await self._source.obtain(key, self.boot)
@@ -262,9 +262,9 @@ class Link:
         credential = open_credential(text, self._trust)
         if (credential.component, credential.boot, credential.session_key) != (self.component, self.boot, key.public):
             raise Unverified("CREDENTIAL_FOREIGN", "the authority handed out a credential that is not ours")
-        return Session(credential=credential, key=key)
+        return OwnSession(credential=credential, key=key)
 
-    async def _login(self, session: Session) -> Connection:
+    async def _login(self, session: OwnSession) -> Connection:
         self._logins += 1
         inbox = f"_INBOX_{self.component}.{self._logins}"
         client = Client()

@@ -12,7 +12,7 @@ import pytest
 
 from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.schemas.nats_jwt import SessionKey, encode_key
-from tallystick.schemas.security import Session
+from tallystick.schemas.security import ListedSession
 from tests.support.bus import TestBus, running_bus
 from tests.support.world import key
 
@@ -44,7 +44,7 @@ def test_an_older_account_token_played_back_is_found_and_replaced_with_its_revoc
         session = SessionKey(os.urandom(32))
         victim = await bus.connect_as(COMPONENT, session)
         older = bus.accounts.component(COMPONENT, bus.validity)
-        revoked = Session(
+        revoked = ListedSession(
             component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
         )
         await admin.revoke((revoked,))
@@ -70,7 +70,7 @@ def test_an_older_account_token_played_back_is_found_and_replaced_with_its_revoc
 def test_revocations_of_an_earlier_boot_are_in_every_token_pushed_later(bus: TestBus) -> None:
     async def run() -> None:
         session = SessionKey(os.urandom(32))
-        revoked = Session(
+        revoked = ListedSession(
             component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
         )
         restarted = administrator(bus)

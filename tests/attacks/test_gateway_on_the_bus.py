@@ -21,7 +21,7 @@ from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
-from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, Notice, Session, SessionList, Trip
+from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
 from tallystick.schemas.trust import ArmLease, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
@@ -128,7 +128,7 @@ class Floor:
         authority, breaker, market = (self.listed[n] for n in ("authority", "breaker", "market-data"))
         if self.listing:
             live = tuple(
-                Session(component=n, boot=c.boot, credential_hash=s.digest, expires_at=s.expires_at)
+                ListedSession(component=n, boot=c.boot, credential_hash=s.digest, expires_at=s.expires_at)
                 for n, c in self.listed.items()
                 if (s := credential(c)).digest not in self.revoked
             )

@@ -12,7 +12,7 @@ from tallystick.schemas.enrolment import SessionRequest, proof_bytes
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.registry import encode_events
-from tallystick.schemas.security import Session, SessionList
+from tallystick.schemas.security import ListedSession, SessionList
 from tests.support.world import NOW, key, seed, trust_root
 
 SECOND = 1_000_000_000
@@ -63,7 +63,7 @@ def test_the_newest_session_of_a_boot_is_always_listed() -> None:
 
 def test_a_list_that_the_broker_brings_after_the_revocation_revives_nobody() -> None:
     made = issuer()
-    session = Session("strategy-alpha", boot("a"), seed("credential"), NOW + 100 * SECOND, seed("session"))
+    session = ListedSession("strategy-alpha", boot("a"), seed("credential"), NOW + 100 * SECOND, seed("session"))
     made.restore((session,), (), NOW)
     made.forget_boot(boot("a"), NOW)
     made.restore((session,), (), NOW)

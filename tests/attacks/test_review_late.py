@@ -27,7 +27,7 @@ from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, Position, VenueOrder
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter
-from tallystick.schemas.security import Alert, Session, SessionList, SessionRevoked
+from tallystick.schemas.security import Alert, ListedSession, SessionList, SessionRevoked
 from tallystick.schemas.subjects import parse_subject
 from tests.support import gateway as gateways
 from tests.support import world
@@ -66,11 +66,11 @@ class Scene:
         await self.list_sessions()
         return context
 
-    def sessions(self, *contexts: ServiceContext) -> tuple[Session, ...]:
+    def sessions(self, *contexts: ServiceContext) -> tuple[ListedSession, ...]:
         found = []
         for context in contexts:
             c = context.link.session.credential
-            found.append(Session(c.component, c.boot, c.digest, c.expires_at, c.session_key))
+            found.append(ListedSession(c.component, c.boot, c.digest, c.expires_at, c.session_key))
         return tuple(found)
 
     async def list_sessions(self) -> None:

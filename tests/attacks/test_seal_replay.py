@@ -14,7 +14,7 @@ from tallystick.schemas.event import Event
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.registry import MAX_AGE_NS
 from tallystick.schemas.seal import ReaderChains, Verified, Verifier, require_live
-from tallystick.schemas.security import BootEnded, CredentialIssued, Session, SessionList, SessionRevoked
+from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import KINDS, parse_subject
 from tests.support.forge import base, credential, encoded, samples, sealed, writer
@@ -166,7 +166,8 @@ def said(event: Event, about: str = "authority", at: int = NOW) -> Verified:
 
 def listing(*live: Credential, revoked: tuple[bytes, ...] = (), number: int = 1, **changes: Any) -> SessionList:
     sessions = (
-        Session(c.component, c.boot, c.digest, changes.get("expires_at", c.expires_at), c.session_key) for c in live
+        ListedSession(c.component, c.boot, c.digest, changes.get("expires_at", c.expires_at), c.session_key)
+        for c in live
     )
     return SessionList(**base(f"list {number}"), number=number, live=tuple(sessions), revoked=revoked)
 

@@ -22,7 +22,7 @@ from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.orders import Decision, Permit, VenueOrder
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter, Verifier
-from tallystick.schemas.security import Arm, BreakerHeartbeat, Session, SessionList, Trip
+from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, SessionList, Trip
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
@@ -137,7 +137,7 @@ class Desk:
         live = []
         for component in components or ("gateway", "execution", "breaker"):
             credential, _ = self.credential(component)
-            live.append(Session(component, credential.boot, credential.digest, credential.expires_at))
+            live.append(ListedSession(component, credential.boot, credential.digest, credential.expires_at))
         self.tell(
             "authority",
             "cred.authority",

@@ -49,7 +49,7 @@ def samples() -> list[tuple[str, str, Event]]:
     order = orders.VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.00017", "ts-1")
     permit = orders.Permit("main", order, seed("instrument"), seed("boot custody")[:16], NOW + 3_000_000_000)
     c, _ = credential("execution")
-    session = security.Session("execution", c.boot, c.digest, c.expires_at, c.session_key)
+    session = security.ListedSession("execution", c.boot, c.digest, c.expires_at, c.session_key)
     intent, decision = base("intent")["id"], base("decision")["id"]
     alpha = "alpha.paper.XRP-ETH"
     return [

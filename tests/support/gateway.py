@@ -20,7 +20,7 @@ from tallystick.schemas.ids import EventIds
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
 from tallystick.schemas.seal import Statement, Verified
-from tallystick.schemas.security import Arm, BreakerHeartbeat, Session, SessionList, Trip
+from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, SessionList, Trip
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import Subject, parse_subject
 from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
@@ -178,7 +178,7 @@ class World:
     def list_sessions(self, without: str = "", revoked: tuple[bytes, ...] = ()) -> None:
         """The authority's list of everybody but `without`."""
         live = tuple(
-            Session(component=n, boot=c.boot, credential_hash=c.digest, expires_at=c.expires_at)
+            ListedSession(component=n, boot=c.boot, credential_hash=c.digest, expires_at=c.expires_at)
             for n, c in self.credentials.items()
             if n != without
         )

@@ -26,7 +26,7 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
-from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, Notice, Session, SessionList, Trip
+from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
 from tallystick.schemas.trust import ArmLease, Venue, sign_document
 from tests.support import world
 from tests.support.bus import TestBus
@@ -171,7 +171,7 @@ class Floor:
         authority, breaker = self.people["authority"], self.people["breaker"]
         if self.listing:
             live = tuple(
-                Session(c.component, c.boot, s.credential.digest, s.credential.expires_at)
+                ListedSession(c.component, c.boot, s.credential.digest, s.credential.expires_at)
                 for c in self.desk.contexts
                 if (s := c.link.session) is not None
             )

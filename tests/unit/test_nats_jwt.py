@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import (
     Claims,
-    Credential,
+    CredentialToken,
     SessionKey,
     decode_credential,
     decode_jwt,
@@ -46,7 +46,7 @@ BODY = msgspec.json.encode(CLAIMS)
 
 
 def test_a_credential_says_who_and_until_when() -> None:
-    assert decode_credential(TOKEN) == Credential(
+    assert decode_credential(TOKEN) == CredentialToken(
         component="execution",
         boot=BOOT,
         session=SESSION.public,
