@@ -110,7 +110,6 @@ class StreamReader:
 
     async def kill(self) -> None:
         """Stop at once, as a crash would, whatever the handler is waiting for."""
-        self.generation += 1
         await self._tasks.end()
 
     async def _run(self) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import nats.errors
 import pytest
 
-from tallystick.runtime.bus.context import Context, Received
 from tallystick.runtime.bus.link import Connection
 from tallystick.runtime.bus.reader import Delivery, ReadRefused
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import TaskCancelled
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
@@ -24,7 +25,7 @@ from tests.support.runtime import Desk
 
 TRADES = subject("md.trade", venue="paper", symbol="XRP/ETH")
 # What a handler may raise, and what the component then ends with.
-DEFECTS = [
+DEFECTS: list[tuple[BaseException, type[BaseException]]] = [
     (OSError("disk"), OSError),
     (TimeoutError("slow"), TimeoutError),
     (nats.errors.TimeoutError(), nats.errors.TimeoutError),
@@ -33,7 +34,10 @@ DEFECTS = [
     (ValueError("defect"), ValueError),
     (asyncio.CancelledError(), TaskCancelled),
 ]
-REFUSALS = [(ReadRefused("READ_ENDED", "409"), ReadRefused), (Malformed("PAYLOAD", "nonsense"), Malformed)]
+REFUSALS: list[tuple[BaseException, type[BaseException]]] = [
+    (ReadRefused("READ_ENDED", "409"), ReadRefused),
+    (Malformed("PAYLOAD", "nonsense"), Malformed),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: floa
     asyncio.run(run())
 
 
-def trade(context: Context, number: int) -> Trade:
+def trade(context: ServiceContext, number: int) -> Trade:
     return context.new(
         Trade, trade_id=number, price=Decimal("0.00141342"), qty=Decimal(23), time=number, buyer_is_maker=True
     )
@@ -71,7 +75,7 @@ def numbers(received: Received) -> list[int]:
     return [e.trade_id for e in received.events if isinstance(e, Trade)]
 
 
-async def restart(desk: Desk, context: Context) -> Context:
+async def restart(desk: Desk, context: ServiceContext) -> ServiceContext:
     await context.close()
     desk.contexts.remove(context)
     return await desk.context(context.component)
