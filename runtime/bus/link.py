@@ -79,6 +79,10 @@ class PublishRefused(TallystickError):
     """JetStream answered a publish with an error; `code` is `JS_<err_code>`."""
 
 
+class ConnectionLost(TallystickError):
+    """The connection was lost before the acknowledgement came: the message is stored, or it is not."""
+
+
 class SessionLost(TallystickError):
     """The authority says that this boot has ended; only a new process gets a session."""
 
@@ -110,16 +114,27 @@ class Connection:
         await self.client.subscribe(f"{self._inbox}.a.*", cb=self._on_ack)
 
     async def publish(self, subject: str, payload: bytes, message_id: str) -> asyncio.Future[PubAck]:
-        """Send one message; the future is JetStream's answer (`PublishRefused` where it is an error)."""
+        """Send one message; the future is JetStream's answer.
+
+        It raises `PublishRefused` where that is an error, `ConnectionLost` where none will come.
+        """
+        if not self.alive:
+            raise nats.errors.ConnectionClosedError
         self._count += 1
         token = str(self._count)
         future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
         self._acks[token] = future
-        future.add_done_callback(lambda _: self._acks.pop(token, None))
+        future.add_done_callback(lambda done: self._answered(token, done))
         await self.client.publish(
             subject, payload, reply=f"{self._inbox}.a.{token}", headers={"Nats-Msg-Id": message_id}
         )
         return future
+
+    def _answered(self, token: str, future: asyncio.Future[PubAck]) -> None:
+        del self._acks[token]
+        # Whoever does not wait for the answer is told nothing.
+        if not future.cancelled():
+            future.exception()
 
     async def _on_ack(self, message: Msg) -> None:
         future = self._acks.get(message.subject.rsplit(".", 1)[1])
@@ -141,16 +156,16 @@ class Connection:
             future.set_exception(PublishRefused("JS_ANSWER", f"not an acknowledgement: {exc}"))
 
     def mark_lost(self) -> None:
-        """Nothing may use this connection any more."""
+        """Nothing may use this connection any more; acknowledgements that are due will not come."""
         self.lost.set()
         self.superseded.set()
+        for future in list(self._acks.values()):
+            if not future.done():
+                future.set_exception(ConnectionLost("CONNECTION_LOST", "before the acknowledgement"))
 
     async def close(self) -> None:
         """Close at once; idempotent."""
         self.mark_lost()
-        for future in list(self._acks.values()):
-            if not future.done():
-                future.cancel()
         try:
             # TLS waits half a minute for a peer that does not answer its goodbye.
             await asyncio.wait_for(self.client.close(), CLOSE_S)
@@ -302,13 +317,13 @@ class Link:
                 closed_cb=closed,
                 disconnected_cb=closed,
             )
+            await connection.listen_for_acks()
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             await connection.close()
             cause = told[-1] if told and isinstance(exc, nats.errors.NoServersError) else exc
             raise Unverified(
                 "BROKER_LOGIN", f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
             ) from cause
-        await connection.listen_for_acks()
         self._metrics.add("logins")
         return connection
 

@@ -20,13 +20,14 @@ Message ids are random: a guessed one suppresses the victim's event.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 import nats.errors
 
-from tallystick.runtime.bus.link import Connection, Link, PubAck, PublishRefused
+from tallystick.runtime.bus.link import Connection, ConnectionLost, Link, PubAck, PublishRefused
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import Malformed, TallystickError
@@ -209,42 +210,37 @@ class ChainPublisher:
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
         waiting = messages
         while waiting:
-            futures: list[tuple[_Message, asyncio.Future[PubAck]]] = []
+            # In the order of `waiting`, and fewer where the connection broke.
+            acks: list[asyncio.Future[PubAck]] = []
             try:
                 for message in waiting:
                     message.attempts += 1
-                    futures.append((message, await connection.publish(message.subject, message.payload, message.id)))
+                    acks.append(await connection.publish(message.subject, message.payload, message.id))
             except (TimeoutError, OSError, nats.errors.Error) as exc:
                 self._link.abandon(connection, f"publish: {type(exc).__name__}")
-            if futures:
-                lost = asyncio.ensure_future(connection.lost.wait())
-                acks = asyncio.gather(*(f for _, f in futures), return_exceptions=True)
-                await asyncio.wait((lost, acks), timeout=WATCHDOG_S, return_when=asyncio.FIRST_COMPLETED)
-                lost.cancel()
-                if not acks.done():
-                    acks.cancel()
-                    if connection.alive:
-                        self._metrics.add("watchdog")
-                        self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
-            waiting = [m for m in waiting if not self._stored(m, futures)]
+            if acks:
+                # A lost connection ends them all.
+                _, missing = await asyncio.wait(acks, timeout=WATCHDOG_S)
+                if missing:
+                    self._metrics.add("watchdog")
+                    self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
+            waiting = [m for m, ack in itertools.zip_longest(waiting, acks) if not self._stored(m, ack)]
             if waiting:
                 self._metrics.add("messages_retried", len(waiting))
                 await asyncio.sleep(RETRY_S if connection.alive else 0)
                 connection = await self._link.connection()
 
-    def _stored(self, message: _Message, futures: list[tuple[_Message, asyncio.Future[PubAck]]]) -> bool:
-        future = next((f for m, f in futures if m is message), None)
-        if future is None or not future.done() or future.cancelled():
+    def _stored(self, message: _Message, answer: asyncio.Future[PubAck] | None) -> bool:
+        if answer is None:
             return False
-        error = future.exception()
-        if error is not None:
-            refusal = error if isinstance(error, PublishRefused) else PublishRefused("JS_ERROR", repr(error))
+        try:
+            ack = answer.result()
+        except ConnectionLost:
+            return False
+        except PublishRefused as exc:
             self._metrics.add("publishes_refused")
-            self._log.error(
-                "publish refused, trying again", subject=message.subject, code=refusal.code, text=refusal.text
-            )
+            self._log.error("publish refused, trying again", subject=message.subject, code=exc.code, text=exc.text)
             return False
-        ack = future.result()
         if ack.duplicate and message.attempts == 1:
             self._metrics.add("suppressed")
             self._log.error("message id was taken: sending again", subject=message.subject, stream_seq=ack.seq)

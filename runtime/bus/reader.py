@@ -1,7 +1,8 @@
 """Reading: a stream's durable, pulled without acknowledgements; the component owns its position.
 
-- `next` is the stream sequence wanted next.  It moves on only after the handler has returned, so a
-  handler that fails leaves the message unread.
+- `next` is the stream sequence wanted next.  It moves on only after the handler has returned: what a handler
+  raises, of whatever type, ends the reading with the message unread.
+- The broker's failures end in `_ask`, in which no handler runs: neither is ever taken for the other.
 - Each pull period ("generation") has a fresh inbox and starts with RESET to `next`; deliveries of an
   earlier period are dropped, and so is every stream sequence below `next`.
 - A gap in the consumer sequence, a lost or replaced connection, silence beyond the idle heartbeat, or a
@@ -16,26 +17,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
 # A pull that the broker forgot (its account's token changed) shows only by three missing idle heartbeats.
 IDLE_S: Final = 1.0
+MISSED: Final = 3
 EXPIRES_S: Final = 30.0
 REQUEST_TIMEOUT_S: Final = 3.0
 RETRY_S: Final = 0.2
 # A handler's messages in a row take at most this long before the event loop gets its turn.
 BREATH_S: Final = 0.005
+
+T = TypeVar("T")
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -84,197 +90,214 @@ class StreamReader:
         self.reset_service = f"{api}.CONSUMER.RESET.{stream}.{durable}"
         self.stream = stream
         self.next = start
-        self._tail = tail
+        self.tail = tail
         self._link = link
-        self.handler = handler
+        self._handler = handler
         self._metrics = metrics
         self._log = log
         self._on_caught_up = on_caught_up
         self._caught_up = False
         self._breathed = 0.0
-        self.lock = asyncio.Lock()
-        self.generation = 0
+        # Held while the handler runs: `stop` cancels only between messages.
+        self._lock = asyncio.Lock()
         self._tasks = Tasks(link.tasks)
         self._tasks.start(self._run(), f"read {stream}")
 
     async def stop(self) -> None:
         """Stop after the message that is being handled.  Idempotent."""
-        self.generation += 1
-        async with self.lock:
+        async with self._lock:
             await self._tasks.end()
 
     async def kill(self) -> None:
         """Stop at once, as a crash would, whatever the handler is waiting for."""
-        self.generation += 1
         await self._tasks.end()
 
     async def _run(self) -> None:
         while True:
             connection = await self._link.connection()
-            self.generation += 1
+            period = _Period(self, connection)
+            watching = self._tasks.start(period.watch())
             try:
-                if self.next is None:
-                    self.next = await seek_tail(connection, self.reset_service, self._tail)
-                period = _Period(self, connection, self.generation, self.next)
-                await period.run()
-            except ReadRefused as exc:
-                self._metrics.add("reads_refused")
-                self._log.warning("read refused, trying again", stream=self.stream, code=exc.code, text=exc.text)
-                await asyncio.sleep(RETRY_S)
-            except (TimeoutError, nats.errors.Error, OSError) as exc:
-                self._log.warning("read interrupted", stream=self.stream, error=f"{type(exc).__name__}: {exc}")
-                if connection.alive and isinstance(exc, asyncio.TimeoutError | nats.errors.TimeoutError):
-                    self._link.abandon(connection, f"no answer to a read of {self.stream}")
-                await asyncio.sleep(RETRY_S)
+                pending = await self._ask(connection, period.open())
+                if pending == 0:
+                    self._catch_up()
+                while (delivery := await self._ask(connection, period.next())) is not None:
+                    await self._handle(delivery)
+            finally:
+                await end(watching)
+                await period.close()
 
-    def count(self, name: str) -> None:
-        """Count something in the component's metrics."""
-        self._metrics.add(name)
+    async def _ask(self, connection: Connection, question: Awaitable[T]) -> T | None:
+        """What the broker answers; None when it refuses or fails, after a pause: the period is over."""
+        try:
+            return await question
+        except ReadRefused as exc:
+            self._metrics.add("reads_refused")
+            self._log.warning("read refused, trying again", stream=self.stream, code=exc.code, text=exc.text)
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            self._log.warning("read interrupted", stream=self.stream, error=f"{type(exc).__name__}: {exc}")
+            if connection.alive and isinstance(exc, TimeoutError):
+                self._link.abandon(connection, f"no answer to a read of {self.stream}")
+        await asyncio.sleep(RETRY_S)
+        return None
 
-    async def breathe(self) -> None:
-        """Let the rest of the process run: a queue that is never empty would starve renewal and heartbeat."""
+    async def _handle(self, delivery: Delivery) -> None:
+        async with self._lock:
+            result = self._handler(delivery)
+            if result is not None:
+                await result
+            self.next = delivery.stream_seq + 1
+        if delivery.pending == 0:
+            self._catch_up()
+        # Let the rest of the process run: a queue that is never empty would starve renewal and heartbeat.
         now = asyncio.get_running_loop().time()
         if now - self._breathed > BREATH_S:
             await asyncio.sleep(0)
             self._breathed = asyncio.get_running_loop().time()
 
-    def caught_up(self) -> None:
-        """Called when nothing lies behind the last message."""
+    def _catch_up(self) -> None:
+        """Nothing lies behind the last message."""
         if not self._caught_up:
             self._caught_up = True
             self._on_caught_up()
 
+    def gap(self) -> None:
+        """Count a delivery that is missing."""
+        self._metrics.add("read_gaps")
+
 
 class _Period:
-    """One generation of pulls on one connection."""
+    """One generation of pulls on one connection.  Only the broker's failures are raised here."""
 
-    def __init__(self, reader: StreamReader, connection: Connection, generation: int, first: int) -> None:
-        self.reader = reader
-        self.first = first
-        self.connection = connection
-        self.generation = generation
-        self.inbox = connection.new_inbox()
-        self.outstanding = 0
-        self.consumer_seq = 0
-        self.heard = asyncio.get_running_loop().time()
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def __init__(self, reader: StreamReader, connection: Connection) -> None:
+        self._reader = reader
+        self._connection = connection
+        self._inbox = connection.new_inbox()
+        self._subscription: Subscription | None = None
+        self._arrived: deque[Msg] = deque()
+        self._wake = asyncio.Event()
+        self._over = False
+        self._outstanding = 0
+        self._consumer_seq = 0
 
-    async def run(self) -> None:
-        reader, client = self.reader, self.connection.client
-        pending = await reset(self.connection, reader.reset_service, self.first)
-        if pending == 0:
-            reader.caught_up()
-        subscription = await client.subscribe(
-            self.inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+    async def watch(self) -> None:
+        """End the period when the connection is lost or replaced."""
+        await self._connection.superseded.wait()
+        self._over = True
+        self._wake.set()
+
+    async def open(self) -> int:
+        """Reset the durable and subscribe; how many messages are pending.  Raises `ReadRefused`, or the client's errors."""
+        reader = self._reader
+        if reader.next is None:
+            reader.next = await seek_tail(self._connection, reader.reset_service, reader.tail)
+        pending = await reset(self._connection, reader.reset_service, reader.next)
+        self._subscription = await self._connection.client.subscribe(
+            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        superseded = asyncio.ensure_future(self.connection.superseded.wait())
+        return pending
+
+    async def close(self) -> None:
+        """Give the inbox up."""
+        if self._subscription is None or not self._connection.alive:
+            return
         try:
-            await self._pull()
-            while True:
-                await asyncio.wait((self.ended, superseded), timeout=IDLE_S, return_when=asyncio.FIRST_COMPLETED)
-                if self.ended.done():
-                    reason = self.ended.result()
-                    if reason:
-                        raise ReadRefused("READ_ENDED", reason)
-                    return
-                if superseded.done():
-                    return
-                if asyncio.get_running_loop().time() - self.heard > 3 * IDLE_S and not reader.lock.locked():
-                    raise TimeoutError(f"nothing heard for {3 * IDLE_S} s")
-        finally:
-            superseded.cancel()
-            if not self.connection.lost.is_set():
-                await subscription.unsubscribe()
+            await self._subscription.unsubscribe()
+        except (TimeoutError, nats.errors.Error, OSError):
+            # The connection broke just now, and the inbox with it.
+            return
+
+    async def next(self) -> Delivery | None:
+        """The next message wanted; None when the period is over.  Raises `ReadRefused`, or the client's errors."""
+        while self._subscription is not None and not self._over:
+            if self._outstanding <= BATCH // 2:
+                await self._pull()
+            elif not self._arrived:
+                await self._hear()
+            elif (delivery := self._read(self._arrived.popleft())) is not None:
+                return delivery
+        return None
 
     async def _pull(self) -> None:
-        self.outstanding += BATCH
+        self._outstanding += BATCH
         request = {"batch": BATCH, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(IDLE_S * 1e9)}
-        await self.connection.client.publish(
-            self.reader.next_service,
+        await self._connection.client.publish(
+            self._reader.next_service,
             json.dumps(request).encode(),
-            reply=self.inbox,
+            reply=self._inbox,
         )
 
-    def _end(self, reason: str = "") -> None:
-        if not self.ended.done():
-            self.ended.set_result(reason)
+    async def _hear(self) -> None:
+        """Wait until something has arrived.  Raises `TimeoutError` after `MISSED` idle heartbeats."""
+        self._wake.clear()
+        # One by one: after the first, what arrived while this process stood still is there.
+        for _ in range(MISSED):
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+            return
+        raise TimeoutError(f"nothing heard for {MISSED * IDLE_S} s")
 
     async def _on_message(self, message: Msg) -> None:
-        reader = self.reader
-        self.heard = asyncio.get_running_loop().time()
-        if self.ended.done() or reader.generation != self.generation:
-            return
+        # nats-py logs what a callback raises and goes on, and cancels it when the subscription ends: no place for
+        # a handler.
+        self._arrived.append(message)
+        self._wake.set()
+
+    def _read(self, message: Msg) -> Delivery | None:
         if not message.reply.startswith("$JS.ACK."):
-            await self._on_status(message)
-            return
+            self._on_status(message)
+            return None
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>, or with
         # <domain>.<account> before <stream> and a token behind (ADR-15 of NATS).
         tokens = message.reply.split(".")
         first = 2 if len(tokens) == 9 else 4
         try:
             stream_seq, consumer_seq, stored, pending = (int(t) for t in tokens[first + 3 : first + 7])
-        except ValueError:
-            self._end(f"unreadable delivery {message.reply[:120]!r}")
-            return
-        if consumer_seq != self.consumer_seq + 1:
+        except ValueError as exc:
+            raise ReadRefused("READ_ENDED", f"unreadable delivery {message.reply[:120]!r}") from exc
+        if consumer_seq != self._consumer_seq + 1:
             # A delivery was lost, or went to a pull of the period before: start again where we are.
-            reader.count("read_gaps")
-            self._end()
-            return
-        self.consumer_seq = consumer_seq
-        self.outstanding -= 1
-        async with reader.lock:
-            if reader.generation != self.generation or reader.next is None or stream_seq < reader.next:
-                return
-            try:
-                result = reader.handler(
-                    Delivery(
-                        subject=message.subject,
-                        payload=message.data,
-                        stream_seq=stream_seq,
-                        stored=stored,
-                        pending=pending,
-                    )
-                )
-                if result is not None:
-                    await result
-            except Exception as exc:  # noqa: BLE001 - handed to the task, which ends the process
-                # nats-py would log a handler's exception and go on with the next message: the event
-                # would be lost.  The position stays before it and the component stops.
-                if not self.ended.done():
-                    self.ended.set_exception(exc)
-                return
-            reader.next = stream_seq + 1
-        if pending == 0:
-            reader.caught_up()
-        await reader.breathe()
-        if self.outstanding <= BATCH // 2:
-            await self._pull()
+            self._reader.gap()
+            self._over = True
+            return None
+        self._consumer_seq = consumer_seq
+        self._outstanding -= 1
+        if self._reader.next is None or stream_seq < self._reader.next:
+            return None
+        return Delivery(
+            subject=message.subject,
+            payload=message.data,
+            stream_seq=stream_seq,
+            stored=stored,
+            pending=pending,
+        )
 
-    async def _on_status(self, message: Msg) -> None:
+    def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
         status = headers.get("Status", "")
         if status == "100":  # idle heartbeat
             # Another process of this name, half dead, may hold pulls of the same durable: on a quiet stream its
             # share would show neither as a gap nor as an error.
             delivered = headers.get("Nats-Last-Consumer", "0")
-            if delivered.isdigit() and int(delivered) > self.consumer_seq:
-                self.reader.count("read_gaps")
-                self._end()
-            return
-        if status in ("404", "408"):  # the pull ran out; what it still owed will not come
-            self.outstanding = max(0, self.outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
-            if self.outstanding <= BATCH // 2:
-                await self._pull()
-            return
-        self._end(f"{status} {headers.get('Description', '')}".strip() or "unknown answer to a pull")
+            if delivered.isdigit() and int(delivered) > self._consumer_seq:
+                self._reader.gap()
+                self._over = True
+        elif status in ("404", "408"):  # the pull ran out; what it still owed will not come
+            owed = headers.get("Nats-Pending-Messages", "")
+            self._outstanding = max(0, self._outstanding - (int(owed) if owed.isdigit() else BATCH))
+        else:
+            text = f"{status} {headers.get('Description', '')}".strip()
+            raise ReadRefused("READ_ENDED", text or "unknown answer to a pull")
 
 
 async def _request(connection: Connection, subject: str, body: bytes) -> dict[str, Any]:
     message = await connection.client.request(subject, body, timeout=REQUEST_TIMEOUT_S)
     try:
         answer = json.loads(message.data)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ReadRefused("JS_ANSWER", f"{subject}: not JSON") from exc
     if not isinstance(answer, dict):
         raise ReadRefused("JS_ANSWER", f"{subject}: not an object")
