@@ -161,6 +161,7 @@ def test_killed_without_warning_it_goes_on_where_the_archive_ends(bus: TestBus, 
         # As by kill -9: nothing of what is in memory is written any more.
         audit._stopping = True
         audit.archive.close()
+        context._at_stop.clear()
         desk.contexts.remove(context)
         await context.close()
         for _ in range(5):
