@@ -30,16 +30,15 @@ operator's instruments while armed, to the caps that custody enforces.
 from __future__ import annotations
 
 from collections import OrderedDict
+from decimal import Decimal
 from typing import Any, Final, Protocol
-
-import msgspec
 
 from tallystick import venues
 from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
 from tallystick.components.gateway.risk.amounts import ZERO
-from tallystick.components.gateway.risk.controls import check, check_caller
+from tallystick.components.gateway.risk.controls import check, check_caller, unknown_instrument
 from tallystick.components.gateway.risk.exposure import Exposure, OpenOrder
-from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.facts import Caller, Facts
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.markets import Markets
 from tallystick.components.gateway.risk.throttle import Throttle
@@ -175,35 +174,35 @@ class Gateway:
         return self._place(verified, intent, seen, now)
 
     def _place(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Decision:
-        subject = verified.subject
-        facts = self._order_facts(verified, intent, seen, now)
+        subject, caller = verified.subject, self._caller(verified, intent, seen, now)
         record = self._instruments.get((subject.venue, subject.symbol))
-        denials = check(facts)
-        verdict = NOT_ASKED
-        if record is not None:
-            verdict = self._policy.place(facts)
-            denials += verdict.denials(subject.strategy)
+        if record is None:
+            denials = [*check_caller(caller), unknown_instrument(caller)]
+            return self._answer(verified, intent.id, intent.id, denials, NOT_ASKED, None)
+        facts = self._facts(caller, record[0], verified, intent, now)
+        verdict = self._policy.place(caller, facts.order)
+        denials = check(facts) + verdict.denials(subject.strategy)
         if facts.messages_left and not seen:
             self._throttles[subject.strategy].take()
         permit = None
-        if record is not None and facts.custody is not None and verdict.allow and not denials:
+        if facts.custody is not None and verdict.allow and not denials:
             permit = self._permit(intent, record, facts.custody, subject, now)
-            self.exposure.reserve(_open_order(subject, record[0].quote, intent, facts, permit.expires_at))
+            worth = facts.order.notional or ZERO
+            self.exposure.reserve(_open_order(subject, record[0].quote, intent, worth, permit.expires_at))
         return self._answer(verified, intent.id, intent.id, denials, verdict, permit)
 
     def _cancel(self, verified: Verified, intent: CancelIntent, seen: bool, now: int) -> Decision:
-        subject = verified.subject
-        facts = Facts(**self._caller_facts(verified, intent, seen, now))
+        subject, caller = verified.subject, self._caller(verified, intent, seen, now)
         order = self.exposure.order(subject.strategy, intent.intent_id)
         own = order is not None and (order.venue, order.symbol) == (subject.venue, subject.symbol)
-        denials = check_caller(facts)
+        denials = check_caller(caller)
         if not own:
             denials.append(
                 Denial(code="UNKNOWN_ORDER", text="no such open order, limit=own open orders of this instrument")
             )
         verdict = NOT_ASKED
         if (subject.venue, subject.symbol) in self._instruments:
-            verdict = self._policy.cancel(facts, own)
+            verdict = self._policy.cancel(caller, own)
         denials += verdict.denials(subject.strategy)
         answered = intent.id if denials else intent.intent_id
         return self._answer(verified, intent.id, answered, denials, verdict, None)
@@ -242,7 +241,7 @@ class Gateway:
 
     # --- facts ---------------------------------------------------------------------------------------
 
-    def _caller_facts(self, verified: Verified, intent: Intent | CancelIntent, seen: bool, now: int) -> dict[str, Any]:
+    def _caller(self, verified: Verified, intent: Intent | CancelIntent, seen: bool, now: int) -> Caller:
         subject, credential = verified.subject, verified.credential
         error = None
         try:
@@ -253,37 +252,26 @@ class Gateway:
         # Oldest and newest of what the strategy claims: statement, event and the id itself.
         times = (verified.statement.time, intent.ts, id_time_ns(intent.id))
         ahead = max(times) - now
-        return {
-            "strategy": subject.strategy,
-            "venue": subject.venue,
-            "symbol": subject.symbol,
-            "limits": self._limits.of(subject.strategy),
-            "ready": self.ready,
-            "caller_error": error,
-            "list_age": max(0, now - self.sessions.listed_at) if self.sessions.listed_at else None,
-            "intent_age": -ahead if ahead > MAX_SKEW_NS else now - min(times),
-            "duplicate": seen,
-        }
+        return Caller(
+            strategy=subject.strategy,
+            venue=subject.venue,
+            symbol=subject.symbol,
+            ready=self.ready,
+            error=error,
+            list_age=max(0, now - self.sessions.listed_at) if self.sessions.listed_at else None,
+            intent_age=-ahead if ahead > MAX_SKEW_NS else now - min(times),
+            duplicate=seen,
+        )
 
-    def _order_facts(self, verified: Verified, intent: Intent, seen: bool, now: int) -> Facts:
-        caller = self._caller_facts(verified, intent, seen, now)
-        subject = verified.subject
-        record = self._instruments.get((subject.venue, subject.symbol))
-        if record is None:
-            return Facts(**caller)
-        instrument, limits = record[0], caller["limits"]
+    def _facts(self, caller: Caller, instrument: Instrument, verified: Verified, intent: Intent, now: int) -> Facts:
+        subject, limits = verified.subject, self._limits.of(caller.strategy)
         market = self.markets.of(subject.venue, subject.symbol)
-        worth = value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure)
         lease = self._leases.newest(subject.venue)
         return Facts(
-            **caller,
-            **msgspec.structs.asdict(worth),
-            side=intent.side,
-            type=intent.type,
-            tif=intent.tif,
-            qty=intent.qty,
-            price=intent.price,
+            caller=caller,
+            order=value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure),
             instrument=instrument,
+            limits=limits,
             cap=self._caps.get((self._account(subject.venue), instrument.quote)),
             lease=(lease.start, lease.until) if lease is not None else None,
             armed=self._leases.holds(subject.venue, now),
@@ -352,8 +340,7 @@ def _age(stated: int, now: int) -> int | None:
     return None if stated > now + MAX_SKEW_NS else max(0, now - stated)
 
 
-def _open_order(subject: Subject, quote: str, intent: Intent, facts: Facts, expires_at: int) -> OpenOrder:
-    worth = facts.notional or ZERO
+def _open_order(subject: Subject, quote: str, intent: Intent, worth: Decimal, expires_at: int) -> OpenOrder:
     return OpenOrder(
         intent_id=intent.id,
         strategy=subject.strategy,

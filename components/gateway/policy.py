@@ -29,8 +29,7 @@ import cedarpy
 import msgspec
 
 from tallystick.components.gateway.risk.amounts import EXACT
-from tallystick.components.gateway.risk.facts import Facts
-from tallystick.components.gateway.risk.limits import Limits
+from tallystick.components.gateway.risk.facts import Caller, Order
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import TrustRoot
@@ -111,16 +110,16 @@ class Policy:
         policy._check_facts(schemas[0], schema)
         return policy
 
-    def place(self, facts: Facts) -> PolicyVerdict:
-        """Decide PlaceOrder for `facts`."""
-        return self._decide("PlaceOrder", facts, _order_context(facts))
+    def place(self, caller: Caller, order: Order) -> PolicyVerdict:
+        """Decide PlaceOrder."""
+        return self._decide("PlaceOrder", caller, _order_context(order))
 
-    def cancel(self, facts: Facts, own_order: bool) -> PolicyVerdict:
+    def cancel(self, caller: Caller, own_order: bool) -> PolicyVerdict:
         """Decide CancelOrder; `own_order`: the named intent is an open order of this strategy and instrument."""
-        return self._decide("CancelOrder", facts, {"ownOrder": own_order})
+        return self._decide("CancelOrder", caller, {"ownOrder": own_order})
 
-    def _decide(self, action: Action, facts: Facts, context: dict[str, Any]) -> PolicyVerdict:
-        result = self._ask(action, facts, context, None)
+    def _decide(self, action: Action, caller: Caller, context: dict[str, Any]) -> PolicyVerdict:
+        result = self._ask(action, caller, context, None)
         found = result.diagnostics
         errors = tuple(sorted(found.errors))
         names = found.id_annotations_by_reason
@@ -131,30 +130,30 @@ class Policy:
         )
 
     def _ask(
-        self, action: Action, facts: Facts, context: dict[str, Any], schema: cedarpy.Schema | None
+        self, action: Action, caller: Caller, context: dict[str, Any], schema: cedarpy.Schema | None
     ) -> cedarpy.AuthzResult:
         request = {
-            "principal": {"type": "Strategy", "id": facts.strategy},
+            "principal": {"type": "Strategy", "id": caller.strategy},
             "action": {"type": "Action", "id": action},
-            "resource": {"type": "Instrument", "id": f"{facts.venue}/{facts.symbol}"},
+            "resource": {"type": "Instrument", "id": f"{caller.venue}/{caller.symbol}"},
             "context": msgspec.json.encode({k: v for k, v in context.items() if v is not None}).decode(),
         }
         return cedarpy.is_authorized(request, self._policies, self._entities, schema)
 
     def _check_facts(self, path: Path, schema: cedarpy.Schema) -> None:
         """Raise `ConfigError` unless what the code gives fits the schema, with all and with no optional facts."""
-        for facts in (_SPARSE, _FULL):
-            requests: tuple[tuple[Action, dict[str, Any]], ...] = (
-                ("PlaceOrder", _order_context(facts)),
-                ("CancelOrder", {"ownOrder": False}),
-            )
-            for action, context in requests:
-                result = self._ask(action, facts, context, schema)
-                if result.decision is cedarpy.Decision.NoDecision:
-                    raise ConfigError(
-                        "POLICY_SCHEMA",
-                        f"{path}: {action} does not take the gateway's facts: {result.diagnostics.errors[0]}",
-                    )
+        requests: tuple[tuple[Action, dict[str, Any]], ...] = (
+            ("PlaceOrder", _order_context(_SPARSE)),
+            ("PlaceOrder", _order_context(_FULL)),
+            ("CancelOrder", {"ownOrder": False}),
+        )
+        for action, context in requests:
+            result = self._ask(action, _ANYBODY, context, schema)
+            if result.decision is cedarpy.Decision.NoDecision:
+                raise ConfigError(
+                    "POLICY_SCHEMA",
+                    f"{path}: {action} does not take the gateway's facts: {result.diagnostics.errors[0]}",
+                )
 
 
 def units(amount: Decimal | None) -> int | None:
@@ -168,18 +167,18 @@ def _clamp(value: int) -> int:
     return max(-MAX_LONG, min(MAX_LONG, value))
 
 
-def _order_context(facts: Facts) -> dict[str, Any]:
+def _order_context(order: Order) -> dict[str, Any]:
     return {
-        "side": facts.side,
-        "orderType": facts.type,
-        "timeInForce": facts.tif,
-        "quantity": units(facts.qty),
-        "notional": units(facts.notional),
-        "deviationBps": None if facts.deviation_bps is None else _clamp(facts.deviation_bps),
-        "openNotional": units(facts.open_notional),
-        "positionNotional": units(facts.position_notional),
-        "grossNotional": units(facts.gross_notional),
-        "reducing": facts.reducing,
+        "side": order.side,
+        "orderType": order.type,
+        "timeInForce": order.tif,
+        "quantity": units(order.qty),
+        "notional": units(order.notional),
+        "deviationBps": None if order.deviation_bps is None else _clamp(order.deviation_bps),
+        "openNotional": units(order.open_notional),
+        "positionNotional": units(order.position_notional),
+        "grossNotional": units(order.gross_notional),
+        "reducing": order.reducing,
     }
 
 
@@ -250,29 +249,24 @@ def _entity(
 
 
 _ONE: Final = Decimal(1)
-# Facts for the schema to look at: without and with everything optional.
-_SPARSE: Final = Facts(
-    strategy="x",
-    venue="x",
-    symbol="x",
-    limits=Limits(
-        max_notional=_ONE,
-        max_qty=_ONE,
-        max_open_notional=_ONE,
-        max_position_notional=_ONE,
-        max_gross_notional=_ONE,
-    ),
-    ready=True,
-    caller_error=None,
-    list_age=None,
-    intent_age=0,
-    duplicate=False,
+_ANYBODY: Final = Caller(
+    strategy="x", venue="x", symbol="x", ready=True, error=None, list_age=0, intent_age=0, duplicate=False
+)
+# Orders for the schema to look at: without and with everything optional.
+_SPARSE: Final = Order(
+    side="buy",
+    type="limit",
+    tif="GTC",
+    qty=_ONE,
+    price=None,
+    deviation_bps=None,
+    notional=None,
+    cap_notional=None,
+    open_notional=None,
+    position_notional=None,
+    gross_notional=None,
+    reducing=False,
 )
 _FULL: Final = msgspec.structs.replace(
-    _SPARSE,
-    notional=_ONE,
-    deviation_bps=0,
-    open_notional=_ONE,
-    position_notional=_ONE,
-    gross_notional=_ONE,
+    _SPARSE, deviation_bps=0, notional=_ONE, open_notional=_ONE, position_notional=_ONE, gross_notional=_ONE
 )

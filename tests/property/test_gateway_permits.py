@@ -28,14 +28,13 @@ WIDE = LimitBook(msgspec.structs.replace(LIMITS, burst=10_000, messages_per_seco
 # Each takes one thing away that a permit rests on.
 MISSING: list[dict[str, Any]] = [
     {"ready": False},
-    {"caller_error": Denial("SESSION_UNLISTED", "x")},
+    {"error": Denial("SESSION_UNLISTED", "x")},
     {"list_age": None},
     {"list_age": 3 * SECOND + 1},
     {"intent_age": 3 * SECOND + 1},
     {"intent_age": -SECOND - 1},
     {"duplicate": True},
     {"qty": Decimal(0)},
-    {"instrument": None},
     {"cap": None},
     {"cap_notional": None},
     {"notional": None},
@@ -216,7 +215,7 @@ def test_any_text_as_policy_is_refused_or_permits_nothing_alone(text: str) -> No
             policy = Policy.load(folder, trust_root(), LISTED)
         except ConfigError:
             return
-        assert not policy.place(facts()).allow
+    assert not policy.place(facts().caller, facts().order).allow
 
 
 @given(st.decimals(allow_nan=True, allow_infinity=True))

@@ -12,7 +12,7 @@ import msgspec
 from tallystick import infra
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk.facts import Facts
+from tallystick.components.gateway.risk.facts import Caller, Facts, Order
 from tallystick.components.gateway.risk.limits import LimitBook, Limits
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
@@ -65,39 +65,47 @@ def trust_root() -> TrustRoot:
 
 
 def facts(**changes: Any) -> Facts:
-    """Facts to which neither a control nor the shipped policy objects, with `changes`."""
-    fields: dict[str, Any] = {
+    """Facts to which neither a control nor the shipped policy objects, with `changes` of whoever's fields."""
+    caller: dict[str, Any] = {
         "strategy": "alpha",
         "venue": "paper",
         "symbol": "XRP/ETH",
-        "limits": LIMITS,
         "ready": True,
-        "caller_error": None,
+        "error": None,
         "list_age": 0,
         "intent_age": 0,
         "duplicate": False,
+    }
+    order: dict[str, Any] = {
         "side": "buy",
         "type": "limit",
         "tif": "GTC",
         "qty": Decimal(100),
         "price": Decimal("0.001"),
-        "instrument": trust_root().instruments[0],
+        "deviation_bps": 0,
         "notional": Decimal("0.1"),
-        "cap": Decimal(5),
         "cap_notional": Decimal("0.1"),
+        "open_notional": Decimal("0.1"),
+        "position_notional": Decimal("0.1"),
+        "gross_notional": Decimal("0.1"),
+        "reducing": False,
+    }
+    world: dict[str, Any] = {
+        "instrument": trust_root().instruments[0],
+        "limits": LIMITS,
+        "cap": Decimal(5),
         "lease": (0, 1),
         "armed": True,
         "custody": bytes(16),
         "heartbeat_age": 0,
+        "tripped": (),
         "feed": "live",
         "data_age": 0,
-        "deviation_bps": 0,
         "messages_left": 1,
-        "open_notional": Decimal("0.1"),
-        "position_notional": Decimal("0.1"),
-        "gross_notional": Decimal("0.1"),
     }
-    return Facts(**{**fields, **changes})
+    for name, value in changes.items():
+        next(part for part in (caller, order, world) if name in part)[name] = value
+    return Facts(caller=Caller(**caller), order=Order(**order), **world)
 
 
 class World:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tallystick.components import gateway
+from tallystick.components.gateway.risk import controls
 from tallystick.components.gateway.risk.amounts import EXACT, deviation_bps, notional, worst_price
 from tallystick.components.gateway.risk.codes import CODES
 from tallystick.components.gateway.risk.controls import check
@@ -52,7 +53,7 @@ MEASURED: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = [
         [{"intent_age": -SECOND}, {"intent_age": 0}, {"intent_age": 3 * SECOND}],
         [{"intent_age": -SECOND - 1}, {"intent_age": 3 * SECOND + 1}, {"ready": False}],
     ),
-    ("X", [{"caller_error": None}], [{"caller_error": Denial("X", "the session list objects")}]),
+    ("X", [{"error": None}], [{"error": Denial("X", "the session list objects")}]),
     ("DUPLICATE_INTENT", [{"duplicate": False}], [{"duplicate": True}]),
     ("NOT_ARMED", [{"armed": True, "lease": None}], [{"armed": False, "lease": None}]),
     ("LEASE_EXPIRED", [{"armed": True, "lease": (0, 1)}], [{"armed": False, "lease": (0, 1)}]),
@@ -116,6 +117,15 @@ def test_control_allows_to_its_limit_and_denies_the_least_beyond(
         assert check(facts(**changes)) == []
     for changes in denied:
         assert [d.code for d in check(facts(**changes))] == [code]
+
+
+def test_every_control_is_asked() -> None:
+    written = {
+        function
+        for name, function in vars(controls).items()
+        if not name.startswith("_") and getattr(function, "__annotations__", {}).get("return") == "Denial | None"
+    }
+    assert written == {*controls.CALLER, *controls.ORDER}
 
 
 def test_unknown_notional_denies_whatever_is_measured_with_it() -> None:

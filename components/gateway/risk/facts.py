@@ -1,4 +1,9 @@
-"""Everything that one decision rests on, as plain values: what the controls and the policy are asked with."""
+"""Everything that one decision rests on, as plain values.
+
+- `Caller` is who asks, for an order or a cancellation; `Order` is what is asked; `Facts` are both and the world.
+- House rules are asked about `Caller` and `Order` alone: limits and freshness are no matter of theirs.
+- Ages are ns.  None means "not known", which denies.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +11,55 @@ from decimal import Decimal
 
 import msgspec
 
-from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.limits import Limits
 from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import Instrument
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that one decision rests on.  Ages are ns; None means "not known", which denies."""
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, where, and whether it may ask now."""
 
     strategy: str
     venue: str
     symbol: str
-    limits: Limits
-    ready: bool
-    # who asks
-    caller_error: Denial | None  # why trust root or session list do not vouch for the session; None: they do
+    ready: bool  # the gateway has applied the history
+    error: Denial | None  # why trust root or session list do not vouch for the session; None: they do
     list_age: int | None
     intent_age: int
     duplicate: bool
-    # the order; nothing of it for a cancellation
-    side: str = ""
-    type: str = ""
-    tif: str = ""
-    qty: Decimal = ZERO
-    price: Decimal | None = None
-    instrument: Instrument | None = None
-    notional: Decimal | None = None
-    cap: Decimal | None = None  # the operator's cap per order; None: the trust root names none
-    cap_notional: Decimal | None = None  # as custody counts it: a market order at the record's market price
-    # the world
-    lease: tuple[int, int] | None = None  # an operator's lease for the venue: from, until
-    armed: bool = False
-    custody: bytes | None = None
-    heartbeat_age: int | None = None
-    tripped: tuple[str, ...] = ()
-    feed: str = ""
-    data_age: int | None = None
-    deviation_bps: int | None = None
-    messages_left: int = 0
-    # what the strategy has, this order included
-    open_notional: Decimal | None = None
-    position_notional: Decimal | None = None
-    gross_notional: Decimal | None = None
-    reducing: bool = False
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked, what it is worth, and what the strategy would have if all that is open filled."""
+
+    side: str
+    type: str
+    tif: str
+    qty: Decimal
+    price: Decimal | None
+    deviation_bps: int | None
+    notional: Decimal | None
+    cap_notional: Decimal | None  # as custody counts it: a market order at the record's market price
+    # this order included
+    open_notional: Decimal | None
+    position_notional: Decimal | None
+    gross_notional: Decimal | None
+    reducing: bool
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the decision on an order rests on."""
+
+    caller: Caller
+    order: Order
+    instrument: Instrument
+    limits: Limits
+    cap: Decimal | None  # the operator's cap per order; None: the trust root names none
+    lease: tuple[int, int] | None  # an operator's lease for the venue: from, until
+    armed: bool
+    custody: bytes | None
+    heartbeat_age: int | None
+    tripped: tuple[str, ...]
+    feed: str
+    data_age: int | None
+    messages_left: int

@@ -9,34 +9,20 @@
 from __future__ import annotations
 
 import decimal
-from decimal import Decimal
-
-import msgspec
 
 from tallystick.components.gateway.risk.amounts import EXACT, ZERO, deviation_bps, notional, worst_price
 from tallystick.components.gateway.risk.exposure import Exposure
+from tallystick.components.gateway.risk.facts import Order
 from tallystick.components.gateway.risk.markets import Markets
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import Subject
 from tallystick.schemas.trust import Instrument
 
 
-class Valuation(msgspec.Struct, frozen=True, kw_only=True):
-    """The amounts of `Facts`, as these are named there."""
-
-    notional: Decimal | None
-    cap_notional: Decimal
-    deviation_bps: int | None
-    open_notional: Decimal | None
-    position_notional: Decimal | None
-    gross_notional: Decimal | None
-    reducing: bool
-
-
 def value_order(
     subject: Subject, instrument: Instrument, intent: Intent, collar_bps: int, markets: Markets, exposure: Exposure
-) -> Valuation:
-    """The valuation of `intent` on `subject`, exactly."""
+) -> Order:
+    """`intent` on `subject`, valued exactly."""
     strategy, quote = subject.strategy, instrument.quote
     last = markets.of(subject.venue, subject.symbol).price
     price = intent.price
@@ -56,10 +42,15 @@ def value_order(
             position = max(ZERO, filled) * max(price, last or price)
             positions = exposure.positions_notional(strategy, quote, markets.last)
             gross = None if positions is None else positions + opened
-    return Valuation(
+    return Order(
+        side=intent.side,
+        type=intent.type,
+        tif=intent.tif,
+        qty=intent.qty,
+        price=intent.price,
+        deviation_bps=deviation,
         notional=worth,
         cap_notional=notional(cap_price, intent.qty),
-        deviation_bps=deviation,
         open_notional=opened,
         position_notional=position,
         gross_notional=gross,
