@@ -36,8 +36,9 @@ from tallystick.schemas.orders import Decision, Intent, OrderEvent
 from tallystick.schemas.security import Alert, BreakerTripped
 from tallystick.schemas.subjects import ORDERS, subject
 from tests.support.bus import TestBus, running_bus
-from tests.support.deployment import Running, until
+from tests.support.deployment import Running
 from tests.support.paper import SPKI, client
+from tests.support.waiting import until
 
 BLOCKS = 4
 BLOCK = 100
@@ -82,6 +83,9 @@ class Order(msgspec.Struct):
     ended: int = 0
     venue_name: str = ""
     denied: str = ""
+
+    def answered(self) -> bool:
+        return bool(self.denied or self.ended)
 
 
 # The broker's time of storage is before its fsync, which therefore counts to the step after it.
@@ -193,7 +197,7 @@ async def trader(running: Running) -> Trader:
     # A session is listed once a second, a lease is heard as soon as it is stored.
     for _ in range(100):
         order = made.buy("IOC")
-        await until(lambda order=order: order.denied or order.ended, "an answer to the first order")
+        await until(order.answered, "an answer to the first order")
         if not order.denied:
             break
         await asyncio.sleep(0.1)
@@ -409,17 +413,17 @@ async def alert_rows(running: Running, made: Trader, keystore: Keystore) -> list
     await detector.caught_up()
     durable, last = [], []
     for number in range(ALERTS):
-        seen = len(tripped)
+        tripped.clear()
         orders = [made.buy("IOC") for _ in range(2)]
         sending = asyncio.create_task(_send(made, orders))
         await asyncio.sleep(0.5)
         began = time.time_ns()
         alert = detector.new(Alert, code="BENCH", scope="strategy-alpha", text="benchmark")
         detector.publish(subject("alert", detector="burst", severity="high"), alert)
-        await until(lambda seen=seen: len(tripped) > seen, "the breaker's word")
+        await until(lambda: tripped, "the breaker's word")
         await asyncio.sleep(0.5)
         await sending
-        durable.append((tripped[seen] - began) / MS)
+        durable.append((tripped[0] - began) / MS)
         placed = [e.time for e in journal(running.deployment) if e.time > began]
         last.append(max((t - began) / MS for t in [*placed, began]))
         await operate.rearm(running.deployment, keystore, "strategy-alpha")

@@ -1,12 +1,17 @@
-"""What all tests share: how Hypothesis runs, and where recorded market data lies."""
+"""What all tests share: how Hypothesis runs, where recorded market data lies, a broker and a desk on it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.bus import TestBus, running_bus
+from tests.support.runtime import Desk
+from tests.support.tls import ServerTls, make_server_tls
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,3 +35,21 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no recorded market data beside the checkout (../shared/data)")
     return path
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
+    return make_server_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
+    """A broker for the tests of a module; where each needs one of its own, the module says so."""
+    with running_bus(tmp_path_factory.mktemp("bus")) as running:
+        yield running
+
+
+@pytest.fixture
+async def desk(bus: TestBus) -> AsyncIterator[Desk]:
+    async with Desk(bus) as made:
+        yield made

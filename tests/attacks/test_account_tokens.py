@@ -37,46 +37,40 @@ def administrator(bus: TestBus) -> BrokerAdmin:
     )
 
 
-def test_an_older_account_token_played_back_is_found_and_replaced_with_its_revocations(bus: TestBus) -> None:
-    async def run() -> None:
-        admin = administrator(bus)
-        account = encode_key("A", bus.keys.components[COMPONENT].account)
-        session = SessionKey(os.urandom(32))
-        victim = await bus.connect_as(COMPONENT, session)
-        older = bus.accounts.component(COMPONENT, bus.validity)
-        revoked = ListedSession(
-            component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
-        )
-        await admin.revoke((revoked,))
-        for _ in range(200):
-            if victim.is_closed:
-                break
-            await asyncio.sleep(0.01)
-        assert victim.is_closed
-        assert await admin.rolled_back() == []
-        # Whoever holds a system session and an older, genuine token brings it back: the revocation is gone.
-        system = await bus.connect_system()
-        answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", older.encode(), timeout=3)).data)
-        await system.close()
-        assert "error" not in answer, "a broker that refuses older tokens by itself needs no watch"
-        assert await admin.rolled_back() == [account]
-        assert await admin.rolled_back() == []
-        with pytest.raises(Exception, match=r"(?i)authoriz|authentic|closed|violation"):
-            await bus.connect_as(COMPONENT, session)
-
-    asyncio.run(run())
+async def test_an_older_account_token_played_back_is_found_and_replaced_with_its_revocations(bus: TestBus) -> None:
+    admin = administrator(bus)
+    account = encode_key("A", bus.keys.components[COMPONENT].account)
+    session = SessionKey(os.urandom(32))
+    victim = await bus.connect_as(COMPONENT, session)
+    older = bus.accounts.component(COMPONENT, bus.validity)
+    revoked = ListedSession(
+        component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
+    )
+    await admin.revoke((revoked,))
+    for _ in range(200):
+        if victim.is_closed:
+            break
+        await asyncio.sleep(0.01)
+    assert victim.is_closed
+    assert await admin.rolled_back() == []
+    # Whoever holds a system session and an older, genuine token brings it back: the revocation is gone.
+    system = await bus.connect_system()
+    answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", older.encode(), timeout=3)).data)
+    await system.close()
+    assert "error" not in answer, "a broker that refuses older tokens by itself needs no watch"
+    assert await admin.rolled_back() == [account]
+    assert await admin.rolled_back() == []
+    with pytest.raises(Exception, match=r"(?i)authoriz|authentic|closed|violation"):
+        await bus.connect_as(COMPONENT, session)
 
 
-def test_revocations_of_an_earlier_boot_are_in_every_token_pushed_later(bus: TestBus) -> None:
-    async def run() -> None:
-        session = SessionKey(os.urandom(32))
-        revoked = ListedSession(
-            component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
-        )
-        restarted = administrator(bus)
-        restarted.remember_revoked((revoked,))
-        await restarted.refresh()
-        with pytest.raises(Exception, match=r"(?i)authoriz|authentic|closed|violation"):
-            await bus.connect_as(COMPONENT, session)
-
-    asyncio.run(run())
+async def test_revocations_of_an_earlier_boot_are_in_every_token_pushed_later(bus: TestBus) -> None:
+    session = SessionKey(os.urandom(32))
+    revoked = ListedSession(
+        component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
+    )
+    restarted = administrator(bus)
+    restarted.remember_revoked((revoked,))
+    await restarted.refresh()
+    with pytest.raises(Exception, match=r"(?i)authoriz|authentic|closed|violation"):
+        await bus.connect_as(COMPONENT, session)

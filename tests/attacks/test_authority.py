@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
 import aiohttp
@@ -27,8 +26,9 @@ from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter
 from tallystick.schemas.security import CredentialIssued, Notice, SessionRevoked
 from tallystick.schemas.subjects import ORDERS, subject
-from tests.support.deployment import Running, make, running, until
+from tests.support.deployment import Running, make, running
 from tests.support.runtime import from_listed
+from tests.support.waiting import until
 
 INTENTS = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH")
 
@@ -42,14 +42,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
     """Sessions that outlive what the test waits for."""
     return make(tmp_path_factory.mktemp("l") / "desk", session_lifetime_s=60)
-
-
-def on(made: tuple[Deployment, Keystore], work: Callable[[Running], Awaitable[None]], timeout: float = 60.0) -> None:
-    async def run() -> None:
-        async with running(*made) as desk:
-            await asyncio.wait_for(work(desk), timeout)
-
-    asyncio.run(run())
 
 
 def intent(context: ServiceContext, *, ts: int | None = None) -> Intent:
@@ -76,8 +68,8 @@ def refusals(context: ServiceContext) -> int:
     return context.metrics.snapshot().get("dead_letters", 0)
 
 
-def test_a_request_for_another_components_session_is_refused(made: tuple[Deployment, Keystore]) -> None:
-    async def work(desk: Running) -> None:
+async def test_a_request_for_another_components_session_is_refused(made: tuple[Deployment, Keystore]) -> None:
+    async with running(*made) as desk:
         setup = desk.setup("gateway", certificate_of="strategy-alpha")
         client = desk.authority(setup)
         with pytest.raises(Unverified, match="IDENTITY"):
@@ -95,13 +87,11 @@ def test_a_request_for_another_components_session_is_refused(made: tuple[Deploym
         with pytest.raises(Unverified, match="PROOF"):
             await desk.authority(desk.setup("strategy-alpha")).obtain(claimed, os.urandom(16))
 
-    on(made, work)
 
-
-def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_a_second(
+async def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_a_second(
     made: tuple[Deployment, Keystore],
 ) -> None:
-    async def work(desk: Running) -> None:
+    async with running(*made) as desk:
         gateway, got = await reader(desk)
         first = await desk.context("strategy-alpha")
         await first.publish(INTENTS, intent(first))
@@ -131,13 +121,11 @@ def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_a_seco
         desk.contexts.remove(first)
         await first.link.stop()
 
-    on(made, work)
 
-
-def test_a_session_minted_with_a_stolen_role_key_is_let_in_by_the_broker_and_refused_by_readers(
+async def test_a_session_minted_with_a_stolen_role_key_is_let_in_by_the_broker_and_refused_by_readers(
     made: tuple[Deployment, Keystore],
 ) -> None:
-    async def work(desk: Running) -> None:
+    async with running(*made) as desk:
         gateway, got = await reader(desk)
         token = TokenProcess(desk.deployment.token("roles"), "roles", desk.keystore[pin_name("roles")])
         role = token.signer(role_key_id("strategy-alpha"))
@@ -155,13 +143,11 @@ def test_a_session_minted_with_a_stolen_role_key_is_let_in_by_the_broker_and_ref
         desk.contexts.remove(thief)
         await thief.link.stop()
 
-    on(made, work)
 
-
-def test_a_session_that_was_never_issued_and_one_with_anothers_certificate_are_kicked(
+async def test_a_session_that_was_never_issued_and_one_with_anothers_certificate_are_kicked(
     lasting: tuple[Deployment, Keystore],
 ) -> None:
-    async def work(desk: Running) -> None:
+    async with running(*lasting) as desk:
         watcher = await desk.context("console")
         notices: list[Notice] = []
         watcher.subscribe("guard.>", lambda r: notices.extend(e for e in r.events if isinstance(e, Notice)))
@@ -190,11 +176,9 @@ def test_a_session_that_was_never_issued_and_one_with_anothers_certificate_are_k
         desk.contexts.remove(thief)
         await thief.link.stop()
 
-    on(lasting, work)
 
-
-def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) -> None:
-    async def work(desk: Running) -> None:
+async def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) -> None:
+    async with running(*made) as desk:
         gateway, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         old = alpha.link.session
@@ -230,13 +214,11 @@ def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) ->
                 connect_timeout=3,
             )
 
-    on(made, work)
 
-
-def test_the_chain_goes_on_across_renewal_and_every_session_is_published_before_its_use(
+async def test_the_chain_goes_on_across_renewal_and_every_session_is_published_before_its_use(
     made: tuple[Deployment, Keystore],
 ) -> None:
-    async def work(desk: Running) -> None:
+    async with running(*made) as desk:
         gateway, got = await reader(desk)
         issued: list[CredentialIssued] = []
         watcher = await desk.context("breaker")
@@ -254,13 +236,11 @@ def test_the_chain_goes_on_across_renewal_and_every_session_is_published_before_
         assert used <= {e.credential_hash for e in issued}
         assert refusals(gateway) == 0
 
-    on(made, work)
 
-
-def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
+async def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
     made: tuple[Deployment, Keystore],
 ) -> None:
-    async def work(desk: Running) -> None:
+    async with running(*made) as desk:
         _, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         revoked: list[SessionRevoked] = []
@@ -277,11 +257,11 @@ def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
         # Nobody but the authority's own earlier boot was revoked.
         assert len(revoked) <= 1
 
-    on(made, work)
 
-
-def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(lasting: tuple[Deployment, Keystore]) -> None:
-    async def work(desk: Running) -> None:
+async def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(
+    lasting: tuple[Deployment, Keystore],
+) -> None:
+    async with running(*lasting) as desk:
         gateway, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         await alpha.publish(INTENTS, intent(alpha))
@@ -307,5 +287,3 @@ def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(lasting: tu
             assert b"IDENTITY" in await response.read()
         desk.contexts.remove(alpha)
         await alpha.link.stop()
-
-    on(lasting, work)

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -18,7 +18,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from tallystick.infra.nats.connz import CONNZ_REQUEST, connz_mismatches
 from tallystick.schemas.errors import CouldNotVerify, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import Claims, SessionKey, decode_credential, encode_jwt, encode_key
-from tests.support.bus import Authority509, Connection, TestBus, now_s, running_bus
+from tests.support.bus import Authority509, Connection, TestBus, now_s
 from tests.support.world import key
 
 ME = "strategy-alpha"
@@ -26,12 +26,6 @@ MINE = "order.intent.alpha.paper.XRP-ETH"
 SESSION = key(f"session {ME}")
 THIEF = key("thief")
 HEADER = b'{"typ":"JWT","alg":"ed25519-nkey"}'
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
 
 
 def _b64(data: bytes) -> str:
@@ -93,26 +87,20 @@ async def login(bus: TestBus, token: str, signer: SessionKey = SESSION, **kw: ob
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_token_that_does_not_hold_is_refused(bus: TestBus, name: str) -> None:
+async def test_a_token_that_does_not_hold_is_refused(bus: TestBus, name: str) -> None:
     make, signer = FORGERIES[name]
 
-    async def attack() -> None:
-        async with bus.connected("root") as (root,):
-            before = await bus.stored(root)
-            with pytest.raises(NatsError, match="Authorization Violation"):
-                await login(bus, make(bus), signer)
-            assert await bus.stored(root) == before
-
-    asyncio.run(attack())
+    async with bus.connected("root") as (root,):
+        before = await bus.stored(root)
+        with pytest.raises(NatsError, match="Authorization Violation"):
+            await login(bus, make(bus), signer)
+        assert await bus.stored(root) == before
 
 
-def test_the_same_login_without_the_forgery_succeeds(bus: TestBus) -> None:
-    async def ask() -> None:
-        client = await login(bus, bus.token(ME, SESSION))
-        assert json.loads((await client.request(MINE, b"x")).data)["stream"] == "ORDERS"
-        await client.close()
-
-    asyncio.run(ask())
+async def test_the_same_login_without_the_forgery_succeeds(bus: TestBus) -> None:
+    client = await login(bus, bus.token(ME, SESSION))
+    assert json.loads((await client.request(MINE, b"x")).data)["stream"] == "ORDERS"
+    await client.close()
 
 
 @pytest.mark.parametrize(
@@ -123,75 +111,60 @@ def test_the_same_login_without_the_forgery_succeeds(bus: TestBus) -> None:
     ],
     ids=["the algorithm's old name", "more tags"],
 )
-def test_what_the_broker_takes_from_a_role_key_beyond_our_form_no_reader_takes(
+async def test_what_the_broker_takes_from_a_role_key_beyond_our_form_no_reader_takes(
     bus: TestBus, make: Callable[[TestBus], str]
 ) -> None:
     token = make(bus)
 
-    async def attack() -> None:
-        await (await login(bus, token)).close()
-
-    asyncio.run(attack())
+    await (await login(bus, token)).close()
     with pytest.raises(TallystickError):
         decode_credential(token)
 
 
-def test_a_connection_ends_with_its_token(bus: TestBus) -> None:
-    async def ask() -> None:
-        client = await login(bus, bus.token(ME, SESSION, issued_s=now_s() - 100, lifetime_s=101))
-        for _ in range(300):
-            if client.is_closed:
-                break
-            await asyncio.sleep(0.01)
-        assert client.is_closed
-
-    asyncio.run(ask())
+async def test_a_connection_ends_with_its_token(bus: TestBus) -> None:
+    client = await login(bus, bus.token(ME, SESSION, issued_s=now_s() - 100, lifetime_s=101))
+    for _ in range(300):
+        if client.is_closed:
+            break
+        await asyncio.sleep(0.01)
+    assert client.is_closed
 
 
-def test_the_activation_key_reaches_nothing(bus: TestBus) -> None:
+async def test_the_activation_key_reaches_nothing(bus: TestBus) -> None:
     activation = key("activation")
 
-    async def attack() -> None:
-        async with bus.connected("root") as (root,):
-            before = await bus.stored(root)
-            claims = _with(bus.claims(ME, SESSION), issuer_account=encode_key("A", bus.keys.core_account))
-            claims = msgspec.structs.replace(claims, iss=encode_key("A", activation.public))
-            client = await login(bus, encode_jwt(activation, "A", claims))
-            for subject in (MINE, "$JS.API.INFO", "$JS.API.STREAM.PURGE.MARKET", "x"):
-                await client.publish(subject, b"")
-                assert "permissions violation for publish" in await client.refused()
-            await client.subscribe(">")
-            assert "permissions violation for subscription" in await client.refused()
-            await client.close()
-            assert await bus.stored(root) == before
-
-    asyncio.run(attack())
+    async with bus.connected("root") as (root,):
+        before = await bus.stored(root)
+        claims = _with(bus.claims(ME, SESSION), issuer_account=encode_key("A", bus.keys.core_account))
+        claims = msgspec.structs.replace(claims, iss=encode_key("A", activation.public))
+        client = await login(bus, encode_jwt(activation, "A", claims))
+        for subject in (MINE, "$JS.API.INFO", "$JS.API.STREAM.PURGE.MARKET", "x"):
+            await client.publish(subject, b"")
+            assert "permissions violation for publish" in await client.refused()
+        await client.subscribe(">")
+        assert "permissions violation for subscription" in await client.refused()
+        await client.close()
+        assert await bus.stored(root) == before
 
 
-def test_the_break_glass_key_is_no_component(bus: TestBus) -> None:
-    async def attack() -> None:
-        admin = key("admin")
-        claims = msgspec.structs.replace(bus.claims(ME, SESSION), iss=encode_key("A", admin.public))
-        with pytest.raises(NatsError, match="Authorization Violation"):
-            await login(bus, encode_jwt(admin, "A", claims))
-
-    asyncio.run(attack())
+async def test_the_break_glass_key_is_no_component(bus: TestBus) -> None:
+    admin = key("admin")
+    claims = msgspec.structs.replace(bus.claims(ME, SESSION), iss=encode_key("A", admin.public))
+    with pytest.raises(NatsError, match="Authorization Violation"):
+        await login(bus, encode_jwt(admin, "A", claims))
 
 
 # ---------------------------------------------------------------- the connection
 
 
-def test_the_broker_does_not_talk_in_plain_text(bus: TestBus) -> None:
-    async def attack() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", bus.server.port)
-        # No greeting: no server id, no nonce.
-        writer.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
-        said = await asyncio.wait_for(reader.read(1024), 5)
-        assert b"INFO" not in said
-        assert b"PONG" not in said
-        writer.close()
-
-    asyncio.run(attack())
+async def test_the_broker_does_not_talk_in_plain_text(bus: TestBus) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", bus.server.port)
+    # No greeting: no server id, no nonce.
+    writer.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
+    said = await asyncio.wait_for(reader.read(1024), 5)
+    assert b"INFO" not in said
+    assert b"PONG" not in said
+    writer.close()
 
 
 def _versions(bus: TestBus, lowest: ssl.TLSVersion, highest: ssl.TLSVersion) -> ssl.SSLContext:
@@ -200,46 +173,34 @@ def _versions(bus: TestBus, lowest: ssl.TLSVersion, highest: ssl.TLSVersion) -> 
     return context
 
 
-def test_tls_1_2_is_refused(bus: TestBus) -> None:
-    async def attack() -> None:
-        context = _versions(bus, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
-        with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
-            await login(bus, bus.token(ME, SESSION), tls=context)
-
-    asyncio.run(attack())
+async def test_tls_1_2_is_refused(bus: TestBus) -> None:
+    context = _versions(bus, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
+    with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
+        await login(bus, bus.token(ME, SESSION), tls=context)
 
 
-def test_no_client_certificate_is_refused(bus: TestBus) -> None:
-    async def attack() -> None:
-        context = ssl.create_default_context(cafile=str(bus.ca.ca_file))
-        with pytest.raises((ssl.SSLError, NatsError), match=r"CERTIFICATE_REQUIRED|unexpected eof"):
-            await login(bus, bus.token(ME, SESSION), tls=context)
-
-    asyncio.run(attack())
+async def test_no_client_certificate_is_refused(bus: TestBus) -> None:
+    context = ssl.create_default_context(cafile=str(bus.ca.ca_file))
+    with pytest.raises((ssl.SSLError, NatsError), match=r"CERTIFICATE_REQUIRED|unexpected eof"):
+        await login(bus, bus.token(ME, SESSION), tls=context)
 
 
-def test_a_client_certificate_of_another_authority_is_refused(bus: TestBus, tmp_path: Path) -> None:
-    async def attack() -> None:
-        context = Authority509(tmp_path, name="another ca").client_context(ME)[0]
-        context.load_verify_locations(str(bus.ca.ca_file))
-        with pytest.raises((ssl.SSLError, NatsError, OSError)):
-            await login(bus, bus.token(ME, SESSION), tls=context)
-        log = (bus.folder / "nats.log").read_text()
-        assert "certificate signed by unknown authority" in log
-
-    asyncio.run(attack())
+async def test_a_client_certificate_of_another_authority_is_refused(bus: TestBus, tmp_path: Path) -> None:
+    context = Authority509(tmp_path, name="another ca").client_context(ME)[0]
+    context.load_verify_locations(str(bus.ca.ca_file))
+    with pytest.raises((ssl.SSLError, NatsError, OSError)):
+        await login(bus, bus.token(ME, SESSION), tls=context)
+    log = (bus.folder / "nats.log").read_text()
+    assert "certificate signed by unknown authority" in log
 
 
-def test_a_servers_certificate_is_none_of_a_client(bus: TestBus) -> None:
-    async def attack() -> None:
-        file, pem, _ = bus.ca.issue("not-a-client", server=True)
-        (bus.folder / "not-a-client.key").write_bytes(pem)
-        context = ssl.create_default_context(cafile=str(bus.ca.ca_file))
-        context.load_cert_chain(file, bus.folder / "not-a-client.key")
-        with pytest.raises((ssl.SSLError, NatsError, OSError)):
-            await login(bus, bus.token(ME, SESSION), tls=context)
-
-    asyncio.run(attack())
+async def test_a_servers_certificate_is_none_of_a_client(bus: TestBus) -> None:
+    file, pem, _ = bus.ca.issue("not-a-client", server=True)
+    (bus.folder / "not-a-client.key").write_bytes(pem)
+    context = ssl.create_default_context(cafile=str(bus.ca.ca_file))
+    context.load_cert_chain(file, bus.folder / "not-a-client.key")
+    with pytest.raises((ssl.SSLError, NatsError, OSError)):
+        await login(bus, bus.token(ME, SESSION), tls=context)
 
 
 # ---------------------------------------------------------------- a broker that is none
@@ -301,44 +262,35 @@ def _server_tls(authority: Authority509, folder: Path) -> ssl.SSLContext:
     return context
 
 
-def test_a_plaintext_broker_gets_neither_token_nor_signature(bus: TestBus) -> None:
-    async def attack() -> None:
-        broker, signer = FakeBroker("q0jGWeZnbVBqRw8", None), CountingKey(SESSION)
-        token = bus.token(ME, SESSION)
-        assert await broker.lure(bus, token, signer) is not None
-        # A TLS ClientHello is all that it hears.
-        assert broker.heard[:2] == b"\x16\x03"
-        assert token.encode() not in broker.heard
-        assert signer.signed == []
-
-    asyncio.run(attack())
+async def test_a_plaintext_broker_gets_neither_token_nor_signature(bus: TestBus) -> None:
+    broker, signer = FakeBroker("q0jGWeZnbVBqRw8", None), CountingKey(SESSION)
+    token = bus.token(ME, SESSION)
+    assert await broker.lure(bus, token, signer) is not None
+    # A TLS ClientHello is all that it hears.
+    assert broker.heard[:2] == b"\x16\x03"
+    assert token.encode() not in broker.heard
+    assert signer.signed == []
 
 
-def test_a_broker_of_another_certificate_authority_gets_neither(bus: TestBus, tmp_path: Path) -> None:
-    async def attack() -> None:
-        tls = _server_tls(Authority509(tmp_path / "pki", name="another ca"), tmp_path)
-        broker, signer = FakeBroker("q0jGWeZnbVBqRw8", tls), CountingKey(SESSION)
-        assert isinstance(await broker.lure(bus, bus.token(ME, SESSION), signer), ssl.SSLCertVerificationError)
-        assert (broker.heard, signer.signed) == (b"", [])
-
-    asyncio.run(attack())
+async def test_a_broker_of_another_certificate_authority_gets_neither(bus: TestBus, tmp_path: Path) -> None:
+    tls = _server_tls(Authority509(tmp_path / "pki", name="another ca"), tmp_path)
+    broker, signer = FakeBroker("q0jGWeZnbVBqRw8", tls), CountingKey(SESSION)
+    assert isinstance(await broker.lure(bus, bus.token(ME, SESSION), signer), ssl.SSLCertVerificationError)
+    assert (broker.heard, signer.signed) == (b"", [])
 
 
 @pytest.mark.parametrize(
     "nonce",
     ["tallystick seal v1\0" + "\x9a" * 60, "short", "a b c d e f g h i", "x" * 65, "eyJ0eXAiOiJKV1QifQ.eyJpYXQiOjF9"],
 )
-def test_a_broker_that_was_taken_over_gets_no_signature_over_words_of_its_own(
+async def test_a_broker_that_was_taken_over_gets_no_signature_over_words_of_its_own(
     bus: TestBus, tmp_path: Path, nonce: str
 ) -> None:
-    async def attack() -> None:
-        broker, signer = FakeBroker(nonce, _server_tls(bus.ca, tmp_path)), CountingKey(SESSION)
-        refused = await broker.lure(bus, bus.token(ME, SESSION), signer)
-        assert isinstance(refused, Unverified)
-        assert refused.code == "LOGIN_NONCE"
-        assert (broker.heard, signer.signed) == (b"", [])
-
-    asyncio.run(attack())
+    broker, signer = FakeBroker(nonce, _server_tls(bus.ca, tmp_path)), CountingKey(SESSION)
+    refused = await broker.lure(bus, bus.token(ME, SESSION), signer)
+    assert isinstance(refused, Unverified)
+    assert refused.code == "LOGIN_NONCE"
+    assert (broker.heard, signer.signed) == (b"", [])
 
 
 # ---------------------------------------------------------------- what the broker cannot see, and revocation
@@ -349,43 +301,37 @@ async def _connz(bus: TestBus, system: Connection, component: str) -> bytes:
     return bytes((await system.request(f"$SYS.REQ.ACCOUNT.{account}.CONNZ", CONNZ_REQUEST, timeout=2)).data)
 
 
-def test_a_stolen_session_under_another_certificate_is_let_in_shown_and_kicked(bus: TestBus) -> None:
-    async def attack() -> None:
-        token = bus.token(ME, SESSION)
-        issued = {hashlib.sha256(token.encode()).digest(): bytes.fromhex(bus.certificate(ME)[1])}
-        async with bus.connected("system") as (system,):
-            owner = await login(bus, token)
-            assert connz_mismatches(await _connz(bus, system, ME), issued) == []
-            thief = await login(bus, token, certificate="gateway")
-            (found,) = connz_mismatches(await _connz(bus, system, ME), issued)
-            assert (found.code, found.component) == ("CONNECTION_CERTIFICATE", ME)
-            kick = json.dumps({"cid": found.cid}).encode()
-            await system.request(f"$SYS.REQ.SERVER.{found.server}.KICK", kick, timeout=2)
-            for _ in range(200):
-                if thief.is_closed:
-                    break
-                await asyncio.sleep(0.01)
-            assert thief.is_closed
-            assert not owner.is_closed
-            assert connz_mismatches(await _connz(bus, system, ME), issued) == []
-            await owner.close()
-
-    asyncio.run(attack())
+async def test_a_stolen_session_under_another_certificate_is_let_in_shown_and_kicked(bus: TestBus) -> None:
+    token = bus.token(ME, SESSION)
+    issued = {hashlib.sha256(token.encode()).digest(): bytes.fromhex(bus.certificate(ME)[1])}
+    async with bus.connected("system") as (system,):
+        owner = await login(bus, token)
+        assert connz_mismatches(await _connz(bus, system, ME), issued) == []
+        thief = await login(bus, token, certificate="gateway")
+        (found,) = connz_mismatches(await _connz(bus, system, ME), issued)
+        assert (found.code, found.component) == ("CONNECTION_CERTIFICATE", ME)
+        kick = json.dumps({"cid": found.cid}).encode()
+        await system.request(f"$SYS.REQ.SERVER.{found.server}.KICK", kick, timeout=2)
+        for _ in range(200):
+            if thief.is_closed:
+                break
+            await asyncio.sleep(0.01)
+        assert thief.is_closed
+        assert not owner.is_closed
+        assert connz_mismatches(await _connz(bus, system, ME), issued) == []
+        await owner.close()
 
 
-def test_a_session_minted_with_a_stolen_role_key_is_let_in_and_shown(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("system") as (system,):
-            client = await login(bus, bus.token(ME, THIEF), THIEF)
-            (found,) = connz_mismatches(await _connz(bus, system, ME), {})
-            assert (found.code, found.component) == ("CONNECTION_UNLISTED", ME)
-            odd = await login(bus, _two_tags(bus))
-            codes = {m.code for m in connz_mismatches(await _connz(bus, system, ME), {})}
-            assert codes == {"CONNECTION_UNLISTED", "CONNECTION_CREDENTIAL"}
-            await client.close()
-            await odd.close()
-
-    asyncio.run(attack())
+async def test_a_session_minted_with_a_stolen_role_key_is_let_in_and_shown(bus: TestBus) -> None:
+    async with bus.connected("system") as (system,):
+        client = await login(bus, bus.token(ME, THIEF), THIEF)
+        (found,) = connz_mismatches(await _connz(bus, system, ME), {})
+        assert (found.code, found.component) == ("CONNECTION_UNLISTED", ME)
+        odd = await login(bus, _two_tags(bus))
+        codes = {m.code for m in connz_mismatches(await _connz(bus, system, ME), {})}
+        assert codes == {"CONNECTION_UNLISTED", "CONNECTION_CREDENTIAL"}
+        await client.close()
+        await odd.close()
 
 
 def _two_tags(bus: TestBus) -> str:
@@ -398,56 +344,47 @@ def test_a_connection_list_that_is_not_whole_proves_nothing(answer: bytes) -> No
         connz_mismatches(answer, {})
 
 
-def test_revocation_disconnects_and_keeps_out_and_the_others_stay(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "system", "strategy-beta") as (root, system, other):
-            token = bus.token(ME, SESSION)
-            victim = await login(bus, token)
-            until = now_s()
-            pushed = bus.accounts.component(ME, bus.validity, {SESSION.public: until})
-            answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", pushed.encode(), timeout=2)).data)
-            assert answer["data"]["code"] == 200
-            for _ in range(100):
-                if victim.is_closed:
-                    break
-                await asyncio.sleep(0.01)
-            assert victim.is_closed
-            before = await bus.stored(root)
-            with pytest.raises(NatsError, match="Authorization Violation"):
-                await login(bus, token)
-            assert await bus.stored(root) == before
-            assert not other.is_closed
-            # A new session of the same component is not concerned.
-            await (await login(bus, bus.token(ME, key("next session")), key("next session"))).close()
-            # An account token of another operator, or of nobody, is not taken.
-            forged = bus.accounts.component(ME, bus.validity)
-            head, body, _ = forged.split(".")
-            bad = f"{head}.{body}.{_b64(THIEF.sign(f'{head}.{body}'.encode()))}"
-            answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", bad.encode(), timeout=2)).data)
-            assert "error" in answer
-            with pytest.raises(NatsError, match="Authorization Violation"):
-                await login(bus, token)
-
-    asyncio.run(attack())
+async def test_revocation_disconnects_and_keeps_out_and_the_others_stay(bus: TestBus) -> None:
+    async with bus.connected("root", "system", "strategy-beta") as (root, system, other):
+        token = bus.token(ME, SESSION)
+        victim = await login(bus, token)
+        until = now_s()
+        pushed = bus.accounts.component(ME, bus.validity, {SESSION.public: until})
+        answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", pushed.encode(), timeout=2)).data)
+        assert answer["data"]["code"] == 200
+        for _ in range(100):
+            if victim.is_closed:
+                break
+            await asyncio.sleep(0.01)
+        assert victim.is_closed
+        before = await bus.stored(root)
+        with pytest.raises(NatsError, match="Authorization Violation"):
+            await login(bus, token)
+        assert await bus.stored(root) == before
+        assert not other.is_closed
+        # A new session of the same component is not concerned.
+        await (await login(bus, bus.token(ME, key("next session")), key("next session"))).close()
+        # An account token of another operator, or of nobody, is not taken.
+        forged = bus.accounts.component(ME, bus.validity)
+        head, body, _ = forged.split(".")
+        bad = f"{head}.{body}.{_b64(THIEF.sign(f'{head}.{body}'.encode()))}"
+        answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", bad.encode(), timeout=2)).data)
+        assert "error" in answer
+        with pytest.raises(NatsError, match="Authorization Violation"):
+            await login(bus, token)
 
 
-def test_a_component_changes_no_account_and_sees_no_connections(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("authority", "gateway") as clients:
-            for client in clients:
-                for call in ("CLAIMS.UPDATE", "CLAIMS.DELETE", "ACCOUNT.PING.CONNZ", "SERVER.PING"):
-                    with pytest.raises(NatsTimeout):
-                        await client.request(f"$SYS.REQ.{call}", b"{}", timeout=0.05)
-                    assert "permissions violation for publish" in await client.refused()
-
-    asyncio.run(attack())
+async def test_a_component_changes_no_account_and_sees_no_connections(bus: TestBus) -> None:
+    async with bus.connected("authority", "gateway") as clients:
+        for client in clients:
+            for call in ("CLAIMS.UPDATE", "CLAIMS.DELETE", "ACCOUNT.PING.CONNZ", "SERVER.PING"):
+                with pytest.raises(NatsTimeout):
+                    await client.request(f"$SYS.REQ.{call}", b"{}", timeout=0.05)
+                assert "permissions violation for publish" in await client.refused()
 
 
-def test_the_authoritys_system_login_deletes_no_account(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("system") as (system,):
-            for call in ("CLAIMS.DELETE", "SERVER.PING.RELOAD", "SERVER.PING.VARZ"):
-                await system.publish(f"$SYS.REQ.{call}", b"{}", reply=system.new_inbox())
-                assert "permissions violation for publish" in await system.refused()
-
-    asyncio.run(attack())
+async def test_the_authoritys_system_login_deletes_no_account(bus: TestBus) -> None:
+    async with bus.connected("system") as (system,):
+        for call in ("CLAIMS.DELETE", "SERVER.PING.RELOAD", "SERVER.PING.VARZ"):
+            await system.publish(f"$SYS.REQ.{call}", b"{}", reply=system.new_inbox())
+            assert "permissions violation for publish" in await system.refused()

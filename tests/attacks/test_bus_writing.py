@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,13 @@ from nats.errors import TimeoutError as NatsTimeout
 
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.seal import Verifier
-from tests.support.bus import Connection, TestBus, running_bus
+from tests.support.bus import Connection, TestBus
 from tests.support.world import trust_root
 
 MINE = "order.intent.alpha.paper.XRP-ETH"
 THEIRS = "order.intent.beta.paper.XRP-ETH"
 # Long enough for the broker to store what it would store: it answers within a millisecond.
 SETTLE_S = 0.05
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
 
 
 @contextlib.asynccontextmanager
@@ -80,15 +74,12 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("component", "subject"), FOREIGN)
-def test_a_foreign_subject_is_refused(bus: TestBus, component: str, subject: str) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", component) as (root, attacker):
-            async with nothing_stored(bus, root):
-                with pytest.raises(NatsTimeout):
-                    await attacker.request(subject, b"forged", timeout=0.05)
-            assert await attacker.refused() == f'nats: permissions violation for publish to "{subject.lower()}"'
-
-    asyncio.run(attack())
+async def test_a_foreign_subject_is_refused(bus: TestBus, component: str, subject: str) -> None:
+    async with bus.connected("root", component) as (root, attacker):
+        async with nothing_stored(bus, root):
+            with pytest.raises(NatsTimeout):
+                await attacker.request(subject, b"forged", timeout=0.05)
+        assert await attacker.refused() == f'nats: permissions violation for publish to "{subject.lower()}"'
 
 
 ADMINISTRATION = [
@@ -118,85 +109,70 @@ ADMINISTRATION = [
 
 
 @pytest.mark.parametrize("component", ["strategy-alpha", "audit", "streams"])
-def test_streams_and_durables_are_out_of_reach(bus: TestBus, component: str) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", component) as (root, attacker):
-            before = await bus.stored(root)
-            for call in ADMINISTRATION:
-                subject = f"$JS.API.{call}"
-                await attacker.publish(subject, b"{}", reply=attacker.new_inbox())
-                assert await attacker.refused() == f'nats: permissions violation for publish to "{subject.lower()}"'
-            await asyncio.sleep(SETTLE_S)
-            assert await bus.stored(root) == before
-            durables = json.loads((await root.request("$JS.API.CONSUMER.NAMES.ORDERS", b"{}")).data)["consumers"]
-            assert sorted(durables) == sorted(n for n, c in bus.bus.components.items() if "ORDERS" in c.reads)
-
-    asyncio.run(attack())
+async def test_streams_and_durables_are_out_of_reach(bus: TestBus, component: str) -> None:
+    async with bus.connected("root", component) as (root, attacker):
+        before = await bus.stored(root)
+        for call in ADMINISTRATION:
+            subject = f"$JS.API.{call}"
+            await attacker.publish(subject, b"{}", reply=attacker.new_inbox())
+            assert await attacker.refused() == f'nats: permissions violation for publish to "{subject.lower()}"'
+        await asyncio.sleep(SETTLE_S)
+        assert await bus.stored(root) == before
+        durables = json.loads((await root.request("$JS.API.CONSUMER.NAMES.ORDERS", b"{}")).data)["consumers"]
+        assert sorted(durables) == sorted(n for n, c in bus.bus.components.items() if "ORDERS" in c.reads)
 
 
-def test_a_reply_subject_on_a_publish_writes_nothing_foreign(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker):
-            for reply in (THEIRS, MINE, "order.decision.alpha.paper.XRP-ETH", "alert.x.high"):
-                # The signal is the attacker's own and is stored; its acknowledgement reaches no other account.
-                async with nothing_stored(bus, root, but={"SIGNALS": 1}):
-                    await attacker.publish("signal.alpha.paper.XRP-ETH", b"reflect", reply=reply)
-            assert attacker.refusals == []
-
-    asyncio.run(attack())
+async def test_a_reply_subject_on_a_publish_writes_nothing_foreign(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, attacker):
+        for reply in (THEIRS, MINE, "order.decision.alpha.paper.XRP-ETH", "alert.x.high"):
+            # The signal is the attacker's own and is stored; its acknowledgement reaches no other account.
+            async with nothing_stored(bus, root, but={"SIGNALS": 1}):
+                await attacker.publish("signal.alpha.paper.XRP-ETH", b"reflect", reply=reply)
+        assert attacker.refusals == []
 
 
-def test_a_reply_subject_on_msg_next_writes_nothing(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker):
-            me = bus.component("strategy-alpha")
-            await root.request("position.alpha.paper.XRP-ETH", b"sealed by portfolio")
-            for reply in (THEIRS, MINE, "position.beta.paper.XRP-ETH"):
-                await attacker.request(me.reset_subject("ORDERS"), b'{"seq":1}')
-                async with nothing_stored(bus, root):
-                    await attacker.publish(me.next_subject("ORDERS"), b'{"batch":10,"no_wait":true}', reply=reply)
-                    await attacker.publish(me.reset_subject("ORDERS"), b'{"seq":1}', reply=reply)
-            assert attacker.refusals == []
-
-    asyncio.run(attack())
+async def test_a_reply_subject_on_msg_next_writes_nothing(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, attacker):
+        me = bus.component("strategy-alpha")
+        await root.request("position.alpha.paper.XRP-ETH", b"sealed by portfolio")
+        for reply in (THEIRS, MINE, "position.beta.paper.XRP-ETH"):
+            await attacker.request(me.reset_subject("ORDERS"), b'{"seq":1}')
+            async with nothing_stored(bus, root):
+                await attacker.publish(me.next_subject("ORDERS"), b'{"batch":10,"no_wait":true}', reply=reply)
+                await attacker.publish(me.reset_subject("ORDERS"), b'{"seq":1}', reply=reply)
+        assert attacker.refusals == []
 
 
-def test_a_reply_subject_on_direct_get_writes_unsealed_bytes_to_own_subjects_alone(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "streams") as (root, attacker):
-            await attacker.request("state.key", b"chosen bytes")
-            get = "$JS.API.DIRECT.GET.STATE.state.key"
-            for reply in ("control.breaker.all", "order.decision.alpha.paper.XRP-ETH", "guard.audit"):
-                async with nothing_stored(bus, root):
-                    await attacker.publish(get, b"", reply=reply)
-            # The only component with a direct get reads its own JetStream with it; what it reflects is on a subject that
-            # it may write anyway, and no seal of anybody.
-            async with nothing_stored(bus, root, but={"SECURITY": 1}):
-                await attacker.publish(get, b"", reply="alert.intent-rate.high")
-            assert (await _last(root, "SECURITY"))[0] == "alert.intent-rate.high"
-            with pytest.raises(TallystickError):
-                Verifier(trust_root()).open("alert.intent-rate.high", "SECURITY", b"chosen bytes")
-
-    asyncio.run(attack())
+async def test_a_reply_subject_on_direct_get_writes_unsealed_bytes_to_own_subjects_alone(bus: TestBus) -> None:
+    async with bus.connected("root", "streams") as (root, attacker):
+        await attacker.request("state.key", b"chosen bytes")
+        get = "$JS.API.DIRECT.GET.STATE.state.key"
+        for reply in ("control.breaker.all", "order.decision.alpha.paper.XRP-ETH", "guard.audit"):
+            async with nothing_stored(bus, root):
+                await attacker.publish(get, b"", reply=reply)
+        # The only component with a direct get reads its own JetStream with it; what it reflects is on a subject that
+        # it may write anyway, and no seal of anybody.
+        async with nothing_stored(bus, root, but={"SECURITY": 1}):
+            await attacker.publish(get, b"", reply="alert.intent-rate.high")
+        assert (await _last(root, "SECURITY"))[0] == "alert.intent-rate.high"
+        with pytest.raises(TallystickError):
+            Verifier(trust_root()).open("alert.intent-rate.high", "SECURITY", b"chosen bytes")
 
 
-def test_two_strategies_share_nothing(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha", "strategy-beta") as (root, alpha, beta):
-            seen: list[bytes] = []
+async def test_two_strategies_share_nothing(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha", "strategy-beta") as (root, alpha, beta):
+        seen: list[bytes] = []
 
-            async def listen(message: object) -> None:
-                seen.append(b"message")
+        async def listen(message: object) -> None:
+            seen.append(b"message")
 
-            await beta.subscribe("_INBOX_strategy-beta.x", cb=listen)
-            await beta.flush()
-            async with nothing_stored(bus, root, but={"ORDERS": 1}):
-                await alpha.publish(MINE, b"to beta's inbox?", reply="_INBOX_strategy-beta.x")
-                await alpha.publish("_INBOX_strategy-beta.x", b"direct")
-            assert await alpha.refused() == 'nats: permissions violation for publish to "_inbox_strategy-beta.x"'
-            assert seen == []
-
-    asyncio.run(attack())
+        await beta.subscribe("_INBOX_strategy-beta.x", cb=listen)
+        await beta.flush()
+        async with nothing_stored(bus, root, but={"ORDERS": 1}):
+            await alpha.publish(MINE, b"to beta's inbox?", reply="_INBOX_strategy-beta.x")
+            await alpha.publish("_INBOX_strategy-beta.x", b"direct")
+        assert await alpha.refused() == 'nats: permissions violation for publish to "_inbox_strategy-beta.x"'
+        assert seen == []
 
 
 HEADERS = [
@@ -215,128 +191,98 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("headers", "code", "says"), HEADERS)
-def test_a_header_that_commands_the_stream_is_refused(
+async def test_a_header_that_commands_the_stream_is_refused(
     bus: TestBus, headers: dict[str, str], code: int, says: str
 ) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
-            answer = json.loads((await attacker.request(MINE, b"x", headers=headers)).data)
-            assert answer["error"]["err_code"] == code
-            assert answer["error"]["description"].startswith(says)
-
-    asyncio.run(attack())
+    async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
+        answer = json.loads((await attacker.request(MINE, b"x", headers=headers)).data)
+        assert answer["error"]["err_code"] == code
+        assert answer["error"]["description"].startswith(says)
 
 
 @pytest.mark.parametrize(
     "name", ["Nats-Subject", "Nats-Marker-Reason", "KV-Operation", "Nats-Required-Api-Level", "Nats-Sequence"]
 )
-def test_a_header_that_lies_to_readers_moves_nothing(bus: TestBus, name: str) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker):
-            # Stored as what it is, on the attacker's own subject: headers prove nothing to a verifier.
-            async with nothing_stored(bus, root, but={"ORDERS": 1}):
-                await attacker.request(MINE, b"x", headers={name: THEIRS})
-            assert (await _last(root, "ORDERS"))[0] == MINE
-
-    asyncio.run(attack())
+async def test_a_header_that_lies_to_readers_moves_nothing(bus: TestBus, name: str) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, attacker):
+        # Stored as what it is, on the attacker's own subject: headers prove nothing to a verifier.
+        async with nothing_stored(bus, root, but={"ORDERS": 1}):
+            await attacker.request(MINE, b"x", headers={name: THEIRS})
+        assert (await _last(root, "ORDERS"))[0] == MINE
 
 
-def test_a_trace_goes_nowhere_but_to_own_subjects(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
-            for dest in (THEIRS, "alert.x.high", "_INBOX_gateway.x"):
-                await attacker.publish(MINE, b"x", headers={"Nats-Trace-Dest": dest})
-                assert await attacker.refused() == f'nats: permissions violation for publish to "{dest.lower()}"'
-
-    asyncio.run(attack())
+async def test_a_trace_goes_nowhere_but_to_own_subjects(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
+        for dest in (THEIRS, "alert.x.high", "_INBOX_gateway.x"):
+            await attacker.publish(MINE, b"x", headers={"Nats-Trace-Dest": dest})
+            assert await attacker.refused() == f'nats: permissions violation for publish to "{dest.lower()}"'
 
 
-def test_fast_ingest_is_refused(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
-            inbox = attacker.new_inbox()
-            answers = await attacker.subscribe(f"{inbox}.>")
-            await attacker.publish(MINE, b"x", reply=f"{inbox}.u.500.fail.1.0.$FI")
-            answer = json.loads((await answers.next_msg(timeout=2)).data)
-            assert answer["error"]["err_code"] == 10205
-
-    asyncio.run(attack())
+async def test_fast_ingest_is_refused(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
+        inbox = attacker.new_inbox()
+        answers = await attacker.subscribe(f"{inbox}.>")
+        await attacker.publish(MINE, b"x", reply=f"{inbox}.u.500.fail.1.0.$FI")
+        answer = json.loads((await answers.next_msg(timeout=2)).data)
+        assert answer["error"]["err_code"] == 10205
 
 
-def test_a_guessed_message_id_suppresses_and_the_victim_is_told(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha", "strategy-beta") as (root, attacker, victim):
-            guessed = {"Nats-Msg-Id": "intent-1"}
-            async with nothing_stored(bus, root, but={"ORDERS": 1}):
-                mine = json.loads((await attacker.request(MINE, b"first", headers=guessed)).data)
-                theirs = json.loads((await victim.request(THEIRS, b"suppressed", headers=guessed)).data)
-            # `duplicate` at a first attempt is the alarm: ids are 16 random bytes because of this.
-            assert theirs == {"stream": "ORDERS", "seq": mine["seq"], "duplicate": True}
-
-    asyncio.run(attack())
+async def test_a_guessed_message_id_suppresses_and_the_victim_is_told(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha", "strategy-beta") as (root, attacker, victim):
+        guessed = {"Nats-Msg-Id": "intent-1"}
+        async with nothing_stored(bus, root, but={"ORDERS": 1}):
+            mine = json.loads((await attacker.request(MINE, b"first", headers=guessed)).data)
+            theirs = json.loads((await victim.request(THEIRS, b"suppressed", headers=guessed)).data)
+        # `duplicate` at a first attempt is the alarm: ids are 16 random bytes because of this.
+        assert theirs == {"stream": "ORDERS", "seq": mine["seq"], "duplicate": True}
 
 
-def test_an_id_on_a_freely_writable_subject_cannot_suppress_an_alert(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha", "streams") as (root, attacker, victim):
-            future = {"Nats-Msg-Id": "streams:intent-rate:17"}
-            for subject in ("guard.strategy-alpha", "dead.strategy-alpha", "signal.alpha.paper.XRP-ETH", MINE):
-                await attacker.request(subject, b"x", headers=future)
-            async with nothing_stored(bus, root, but={"SECURITY": 1}):
-                answer = json.loads((await victim.request("alert.intent-rate.high", b"alert", headers=future)).data)
-            assert "duplicate" not in answer
-            # Only these can write to the stream that holds alerts.
-            writers = {n for n, c in bus.bus.components.items() if any(_security(p) for p in c.publishes)}
-            assert writers == {"authority", "breaker", "custody", "streams", "audit"}
-
-    asyncio.run(attack())
+async def test_an_id_on_a_freely_writable_subject_cannot_suppress_an_alert(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha", "streams") as (root, attacker, victim):
+        future = {"Nats-Msg-Id": "streams:intent-rate:17"}
+        for subject in ("guard.strategy-alpha", "dead.strategy-alpha", "signal.alpha.paper.XRP-ETH", MINE):
+            await attacker.request(subject, b"x", headers=future)
+        async with nothing_stored(bus, root, but={"SECURITY": 1}):
+            answer = json.loads((await victim.request("alert.intent-rate.high", b"alert", headers=future)).data)
+        assert "duplicate" not in answer
+        # Only these can write to the stream that holds alerts.
+        writers = {n for n, c in bus.bus.components.items() if any(_security(p) for p in c.publishes)}
+        assert writers == {"authority", "breaker", "custody", "streams", "audit"}
 
 
 def _security(pattern: str) -> bool:
     return pattern.split(".", maxsplit=1)[0] in ("cred", "control", "alert", "audit")
 
 
-def test_nobody_crowds_out_another_ones_heartbeats(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root") as (root,):
-            config = json.loads((await root.request("$JS.API.STREAM.INFO.GUARD")).data)["config"]
-            assert (config["max_msgs"], config["max_bytes"]) == (-1, -1)
-            assert config["max_msgs_per_subject"] == bus.bus.streams["GUARD"].max_per_subject > 0
-
-    asyncio.run(attack())
+async def test_nobody_crowds_out_another_ones_heartbeats(bus: TestBus) -> None:
+    async with bus.connected("root") as (root,):
+        config = json.loads((await root.request("$JS.API.STREAM.INFO.GUARD")).data)["config"]
+        assert (config["max_msgs"], config["max_bytes"]) == (-1, -1)
+        assert config["max_msgs_per_subject"] == bus.bus.streams["GUARD"].max_per_subject > 0
 
 
-def test_what_is_locked_stays_even_for_an_insider_of_core(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "strategy-alpha") as (root, writer):
-            await writer.request(MINE, b"evidence")
-            async with nothing_stored(bus, root):
-                for call, body in (("STREAM.PURGE", {}), ("STREAM.MSG.DELETE", {"seq": 1})):
-                    answer = json.loads((await root.request(f"$JS.API.{call}.ORDERS", json.dumps(body).encode())).data)
-                    assert answer["error"]["code"] in (400, 500)
-                    assert "not permitted" in answer["error"]["description"]
-
-    asyncio.run(attack())
+async def test_what_is_locked_stays_even_for_an_insider_of_core(bus: TestBus) -> None:
+    async with bus.connected("root", "strategy-alpha") as (root, writer):
+        await writer.request(MINE, b"evidence")
+        async with nothing_stored(bus, root):
+            for call, body in (("STREAM.PURGE", {}), ("STREAM.MSG.DELETE", {"seq": 1})):
+                answer = json.loads((await root.request(f"$JS.API.{call}.ORDERS", json.dumps(body).encode())).data)
+                assert answer["error"]["code"] in (400, 500)
+                assert "not permitted" in answer["error"]["description"]
 
 
-def test_the_administrator_deletes_and_purges_nothing(bus: TestBus) -> None:
-    async def attack() -> None:
-        async with bus.connected("root", "admin") as (root, admin), nothing_stored(bus, root):
-            for call in ("DELETE.ORDERS", "PURGE.MARKET", "MSG.DELETE.MARKET", "MSG.GET.ORDERS", "CREATE.EVIL"):
-                await admin.publish(f"$JS.API.STREAM.{call}", b"{}", reply=admin.new_inbox())
-                assert "permissions violation for publish" in await admin.refused()
-            await admin.publish(MINE, b"x")
+async def test_the_administrator_deletes_and_purges_nothing(bus: TestBus) -> None:
+    async with bus.connected("root", "admin") as (root, admin), nothing_stored(bus, root):
+        for call in ("DELETE.ORDERS", "PURGE.MARKET", "MSG.DELETE.MARKET", "MSG.GET.ORDERS", "CREATE.EVIL"):
+            await admin.publish(f"$JS.API.STREAM.{call}", b"{}", reply=admin.new_inbox())
             assert "permissions violation for publish" in await admin.refused()
+        await admin.publish(MINE, b"x")
+        assert "permissions violation for publish" in await admin.refused()
 
-    asyncio.run(attack())
 
-
-def test_the_store_on_disk_is_not_readable(bus: TestBus, tmp_path: Path) -> None:
-    async def attack() -> None:
-        async with bus.connected("strategy-alpha") as (writer,):
-            await writer.request(MINE, b"a needle in the store")
-
-    asyncio.run(attack())
+async def test_the_store_on_disk_is_not_readable(bus: TestBus, tmp_path: Path) -> None:
+    async with bus.connected("strategy-alpha") as (writer,):
+        await writer.request(MINE, b"a needle in the store")
     files = [f for f in (bus.folder / "jetstream").rglob("*") if f.is_file()]
     blocks = [f.read_bytes() for f in files]
     assert any(f.suffix == ".blk" and data for f, data in zip(files, blocks, strict=True))

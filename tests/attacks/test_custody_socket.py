@@ -52,21 +52,15 @@ async def send(path: Path, data: bytes) -> bytes:
         writer.close()
 
 
-def test_another_users_connection_is_closed_unread(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path, os.geteuid() + 1) as (desk, path):
-            assert await send(path, signing.encode_frame(status(1))) == b""
-            assert desk.server.refused["PEER"] == 1
-
-    asyncio.run(run())
+async def test_another_users_connection_is_closed_unread(tmp_path: Path) -> None:
+    async with serving(tmp_path, os.geteuid() + 1) as (desk, path):
+        assert await send(path, signing.encode_frame(status(1))) == b""
+        assert desk.server.refused["PEER"] == 1
 
 
-def test_the_socket_is_its_users_alone(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as (_, path):
-            assert path.stat().st_mode & 0o777 == 0o600
-
-    asyncio.run(run())
+async def test_the_socket_is_its_users_alone(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, path):
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -81,16 +75,13 @@ def test_the_socket_is_its_users_alone(tmp_path: Path) -> None:
     ],
     ids=["oversize", "four gigabytes", "empty", "not msgpack", "no id", "torn"],
 )
-def test_a_bad_frame_ends_its_connection_and_nobody_elses(tmp_path: Path, frame: bytes) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as (_, path):
-            signer = CustodyClient(path, Tasks())
-            await signer.status()
-            assert await send(path, frame + signing.encode_frame(status(2))) == b""
-            assert (await signer.status()).component == "custody"
-            await signer.close()
-
-    asyncio.run(run())
+async def test_a_bad_frame_ends_its_connection_and_nobody_elses(tmp_path: Path, frame: bytes) -> None:
+    async with serving(tmp_path) as (_, path):
+        signer = CustodyClient(path, Tasks())
+        await signer.status()
+        assert await send(path, frame + signing.encode_frame(status(2))) == b""
+        assert (await signer.status()).component == "custody"
+        await signer.close()
 
 
 def test_a_longer_encoding_of_the_same_request_is_refused() -> None:
@@ -130,94 +121,76 @@ def test_no_bytes_break_the_parser(data: bytes) -> None:
         assert signing.encode_frame(frame)[4:] == data
 
 
-def test_many_connections_do_not_keep_execution_out_for_good(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as (_, path):
-            idle = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS + 2)]
-            await asyncio.sleep(0.05)
-            with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
-                await CustodyClient(path, Tasks()).status()
-            for _, writer in idle:
-                writer.close()
-            await asyncio.sleep(0.05)
-            signer = CustodyClient(path, Tasks())
-            await signer.status()
-            await signer.close()
-
-    asyncio.run(run())
-
-
-def test_requests_are_answered_in_order_over_one_connection(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as (_, path):
-            signer = CustodyClient(path, Tasks())
-            await signer.status()
-
-            def cancel(number: int) -> signing.Request:
-                return signing.SignCancelAll(id=number, venue="paper", symbol="XRP/ETH")
-
-            replies = await asyncio.gather(*(signer.sign(cancel) for _ in range(50)))
-            assert [reply.id for reply in replies] == list(range(2, 52))
-            await signer.close()
-
-    asyncio.run(run())
-
-
-def test_execution_finds_custody_again_after_its_restart(tmp_path: Path) -> None:
-    async def run() -> None:
-        signer = CustodyClient(tmp_path / "custody.sock", Tasks())
+async def test_many_connections_do_not_keep_execution_out_for_good(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, path):
+        idle = [await asyncio.open_unix_connection(str(path)) for _ in range(MAX_CONNECTIONS + 2)]
+        await asyncio.sleep(0.05)
         with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
-            await signer.status()
-        for _ in range(2):
-            async with serving(tmp_path):
-                assert (await signer.status()).component == "custody"
-            with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
-                await signer.status()
+            await CustodyClient(path, Tasks()).status()
+        for _, writer in idle:
+            writer.close()
+        await asyncio.sleep(0.05)
+        signer = CustodyClient(path, Tasks())
+        await signer.status()
         await signer.close()
 
-    asyncio.run(run())
+
+async def test_requests_are_answered_in_order_over_one_connection(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (_, path):
+        signer = CustodyClient(path, Tasks())
+        await signer.status()
+
+        def cancel(number: int) -> signing.Request:
+            return signing.SignCancelAll(id=number, venue="paper", symbol="XRP/ETH")
+
+        replies = await asyncio.gather(*(signer.sign(cancel) for _ in range(50)))
+        assert [reply.id for reply in replies] == list(range(2, 52))
+        await signer.close()
 
 
-def test_a_refusal_says_code_and_cause(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with serving(tmp_path) as (desk, path):
-            signer = CustodyClient(path, Tasks())
-            request = desk.request(desk.decision(permit=desk.permit(audience=bytes(16))))
-            with pytest.raises(NotSigned, match="PERMIT_AUDIENCE: for boot 0000"):
-                await signer.sign(lambda number: msgspec.structs.replace(request, id=number))
-            await signer.close()
+async def test_execution_finds_custody_again_after_its_restart(tmp_path: Path) -> None:
+    signer = CustodyClient(tmp_path / "custody.sock", Tasks())
+    with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
+        await signer.status()
+    for _ in range(2):
+        async with serving(tmp_path):
+            assert (await signer.status()).component == "custody"
+        with pytest.raises(NotSigned, match="CUSTODY_AWAY"):
+            await signer.status()
+    await signer.close()
 
-    asyncio.run(run())
+
+async def test_a_refusal_says_code_and_cause(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (desk, path):
+        signer = CustodyClient(path, Tasks())
+        request = desk.request(desk.decision(permit=desk.permit(audience=bytes(16))))
+        with pytest.raises(NotSigned, match="PERMIT_AUDIENCE: for boot 0000"):
+            await signer.sign(lambda number: msgspec.structs.replace(request, id=number))
+        await signer.close()
 
 
-def test_a_false_custody_that_answers_out_of_order_signs_nothing(tmp_path: Path) -> None:
+async def test_a_false_custody_that_answers_out_of_order_signs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "custody.sock"
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(signing.encode_frame(signing.Refused(id=99, code="X", text="")))
 
-    async def run() -> None:
-        server = await asyncio.start_unix_server(serve, str(path))
-        signer = CustodyClient(path, Tasks())
-        with pytest.raises(NotSigned, match="reply 99"):
-            await signer.status()
-        await signer.close()
-        server.close()
-
-    asyncio.run(run())
+    server = await asyncio.start_unix_server(serve, str(path))
+    signer = CustodyClient(path, Tasks())
+    with pytest.raises(NotSigned, match="reply 99"):
+        await signer.status()
+    await signer.close()
+    server.close()
 
 
-def test_a_dead_predecessors_socket_is_replaced(tmp_path: Path) -> None:
+async def test_a_dead_predecessors_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "custody.sock"
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
 
-    async def run() -> None:
-        async with serving(tmp_path):
-            signer = CustodyClient(path, Tasks())
-            await signer.status()
-            await signer.close()
-
-    asyncio.run(run())
+    async with serving(tmp_path):
+        signer = CustodyClient(path, Tasks())
+        await signer.status()
+        await signer.close()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests.support import world
 from tests.support.bus import TestBus, running_bus
 from tests.support.gateway import POLICY
 from tests.support.runtime import Desk
+from tests.support.waiting import until
 
 CONFIG = """
 deployment = "test"
@@ -183,12 +184,14 @@ class Floor:
         """The recorded decision on an intent."""
         sender = by or self.listed[f"strategy-{strategy}"]
         sender.publish(f"order.intent.{strategy}.{XRP}", intent)
-        for _ in range(int(timeout / 0.005)):
-            for decision in reversed(self.decisions):
-                if intent.id in decision.causes:
-                    return decision
-            await asyncio.sleep(0.005)
-        raise AssertionError("no decision was recorded")
+        found: list[Decision] = []
+
+        def decided() -> list[Decision]:
+            found[:] = [d for d in self.decisions if intent.id in d.causes]
+            return found
+
+        await until(decided, "the decision", timeout)
+        return found[-1]
 
     async def close(self) -> None:
         if self._beat is not None:
@@ -220,151 +223,125 @@ def deployment(tmp_path: Path) -> Deployment:
     return Deployment(folder, parse_config(CONFIG, "deployment.toml"))
 
 
-def on_floor(bus: TestBus, deployment: Deployment, work: Callable[[Floor], Awaitable[None]]) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        floor = Floor(desk, deployment)
-        try:
-            await floor.open()
-            await asyncio.wait_for(work(floor), 40)
-        finally:
-            await floor.close()
-            await desk.close()
-
-    asyncio.run(run())
+@pytest.fixture
+async def floor(desk: Desk, deployment: Deployment) -> AsyncIterator[Floor]:
+    made = Floor(desk, deployment)
+    try:
+        await made.open()
+        yield made
+    finally:
+        await made.close()
 
 
-def test_orders_are_permitted_or_denied_on_record_and_sessions_breakers_and_lists_decide(
-    bus: TestBus, deployment: Deployment
-) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.gateway()
+async def test_orders_are_permitted_or_denied_on_record_and_sessions_breakers_and_lists_decide(floor: Floor) -> None:
+    await floor.gateway()
 
-        intent = floor.intent("alpha")
-        permitted = await floor.ask(intent)
-        assert permitted.permit is not None
-        assert permitted.permit.audience == floor.listed["custody"].boot
-        assert permitted.permit.order.client_order_id == "ts" + intent.id.hex()
-        assert permitted.policy_hash
-        assert {at.stream for at in permitted.at} == {"MARKET", "ORDERS", "SECURITY"}
+    intent = floor.intent("alpha")
+    permitted = await floor.ask(intent)
+    assert permitted.permit is not None
+    assert permitted.permit.audience == floor.listed["custody"].boot
+    assert permitted.permit.order.client_order_id == "ts" + intent.id.hex()
+    assert permitted.policy_hash
+    assert {at.stream for at in permitted.at} == {"MARKET", "ORDERS", "SECURITY"}
 
-        # an id that was decided, sealed anew
-        floor.decisions.clear()
+    # an id that was decided, sealed anew
+    floor.decisions.clear()
+    assert codes(await floor.ask(intent))[0] == "DUPLICATE_INTENT"
+    # somebody else's order
+    alien = floor.listed["strategy-beta"].new(CancelIntent, intent_id=intent.id)
+    assert codes(await floor.ask(alien, "beta"))[0] == "UNKNOWN_ORDER"
+    own = floor.listed["strategy-alpha"].new(CancelIntent, intent_id=intent.id)
+    assert (await floor.ask(own)).verdict == "cancel"
+    # beyond a limit
+    assert codes(await floor.ask(floor.intent("alpha", qty=Decimal(1001))))[0] == "QUANTITY_EXCEEDS_LIMIT"
+
+    # a stolen role key: a session that the authority never listed
+    thief = await floor.desk.context("strategy-alpha")
+    stolen = await floor.ask(floor.intent("alpha"), by=thief)
+    assert codes(stolen)[0] == "SESSION_UNLISTED"
+    again = await floor.ask(floor.intent("alpha"), by=thief)
+    assert codes(again)[0] == "SESSION_UNLISTED"
+    await until(lambda: [n.code for n in floor.guard].count("SESSION_UNLISTED") == 1, "one notice")
+
+    # a tripped scope, and its closing
+    floor.tripped = ("strategy-beta",)
+    await asyncio.sleep(0.3)
+    assert codes(await floor.ask(floor.intent("beta"), "beta"))[0] == "BREAKER_TRIPPED"
+    assert (await floor.ask(floor.intent("alpha"))).verdict == "permit"
+    floor.tripped = ()
+    await asyncio.sleep(0.3)
+    assert (await floor.ask(floor.intent("beta"), "beta")).verdict == "permit"
+
+    # silence of the breaker
+    floor.beating = False
+    await asyncio.sleep(1.2)
+    assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
+    # a heartbeat of an unlisted breaker does not end it
+    forged = await floor.desk.context("breaker")
+    await forged.publish("control.breaker.all", forged.new(BreakerHeartbeat, number=10**6, tripped=()))
+    assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
+    await until(lambda: any(n.code == "SESSION_UNLISTED" and isinstance(n, DeadLetter) for n in floor.guard), "it")
+    floor.beating = True
+    await asyncio.sleep(0.3)
+
+    # a revoked session: no effect at all, and its message is kept as evidence
+    floor.revoked = (credential(floor.listed["strategy-beta"]).digest,)
+    await asyncio.sleep(0.3)
+    floor.listed["strategy-beta"].publish(f"order.intent.beta.{XRP}", floor.intent("beta"))
+    await until(lambda: any(n.code == "SESSION_REVOKED" for n in floor.guard), "the dead letter")
+
+    # silence of the authority
+    floor.listing = False
+    await asyncio.sleep(3.2)
+    assert codes(await floor.ask(floor.intent("alpha")))[0] == "SESSIONS_STALE"
+    floor.listing = True
+    await floor.until_permitted()
+
+
+async def test_restarted_gateway_decides_nothing_again_and_denies_what_was_left(floor: Floor) -> None:
+    _, first = await floor.gateway()
+    done = floor.intent("alpha")
+    assert (await floor.ask(done)).verdict == "permit"
+    await first.close()
+    floor.desk.contexts.remove(first)
+    left = floor.intent("alpha")
+    await floor.listed["strategy-alpha"].publish(f"order.intent.alpha.{XRP}", left)
+
+    count = len(floor.decisions)
+    process, _ = await floor.gateway()
+    answers = [d for d in floor.decisions[count:] if left.id in d.causes]
+    assert [codes(d)[0] for d in answers] == ["STALE_INTENT"]
+    assert not [d for d in floor.decisions[count:] if done.id in d.causes]
+    assert process.gateway.exposure.order("alpha", done.id) is not None, "its permit is reserved again"
+    floor.decisions.clear()
+    for intent in (done, left):
         assert codes(await floor.ask(intent))[0] == "DUPLICATE_INTENT"
-        # somebody else's order
-        alien = floor.listed["strategy-beta"].new(CancelIntent, intent_id=intent.id)
-        assert codes(await floor.ask(alien, "beta"))[0] == "UNKNOWN_ORDER"
-        own = floor.listed["strategy-alpha"].new(CancelIntent, intent_id=intent.id)
-        assert (await floor.ask(own)).verdict == "cancel"
-        # beyond a limit
-        assert codes(await floor.ask(floor.intent("alpha", qty=Decimal(1001))))[0] == "QUANTITY_EXCEEDS_LIMIT"
-
-        # a stolen role key: a session that the authority never listed
-        thief = await floor.desk.context("strategy-alpha")
-        stolen = await floor.ask(floor.intent("alpha"), by=thief)
-        assert codes(stolen)[0] == "SESSION_UNLISTED"
-        again = await floor.ask(floor.intent("alpha"), by=thief)
-        assert codes(again)[0] == "SESSION_UNLISTED"
-        await until(lambda: [n.code for n in floor.guard].count("SESSION_UNLISTED") == 1, "one notice")
-
-        # a tripped scope, and its closing
-        floor.tripped = ("strategy-beta",)
-        await asyncio.sleep(0.3)
-        assert codes(await floor.ask(floor.intent("beta"), "beta"))[0] == "BREAKER_TRIPPED"
-        assert (await floor.ask(floor.intent("alpha"))).verdict == "permit"
-        floor.tripped = ()
-        await asyncio.sleep(0.3)
-        assert (await floor.ask(floor.intent("beta"), "beta")).verdict == "permit"
-
-        # silence of the breaker
-        floor.beating = False
-        await asyncio.sleep(1.2)
-        assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
-        # a heartbeat of an unlisted breaker does not end it
-        forged = await floor.desk.context("breaker")
-        await forged.publish("control.breaker.all", forged.new(BreakerHeartbeat, number=10**6, tripped=()))
-        assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
-        await until(lambda: any(n.code == "SESSION_UNLISTED" and isinstance(n, DeadLetter) for n in floor.guard), "it")
-        floor.beating = True
-        await asyncio.sleep(0.3)
-
-        # a revoked session: no effect at all, and its message is kept as evidence
-        floor.revoked = (credential(floor.listed["strategy-beta"]).digest,)
-        await asyncio.sleep(0.3)
-        floor.listed["strategy-beta"].publish(f"order.intent.beta.{XRP}", floor.intent("beta"))
-        await until(lambda: any(n.code == "SESSION_REVOKED" for n in floor.guard), "the dead letter")
-
-        # silence of the authority
-        floor.listing = False
-        await asyncio.sleep(3.2)
-        assert codes(await floor.ask(floor.intent("alpha")))[0] == "SESSIONS_STALE"
-        floor.listing = True
-        await floor.until_permitted()
-
-    on_floor(bus, deployment, work)
 
 
-def test_restarted_gateway_decides_nothing_again_and_denies_what_was_left(bus: TestBus, deployment: Deployment) -> None:
-    async def work(floor: Floor) -> None:
-        _, first = await floor.gateway()
-        done = floor.intent("alpha")
-        assert (await floor.ask(done)).verdict == "permit"
-        await first.close()
-        floor.desk.contexts.remove(first)
-        left = floor.intent("alpha")
-        await floor.listed["strategy-alpha"].publish(f"order.intent.alpha.{XRP}", left)
-
-        count = len(floor.decisions)
-        process, _ = await floor.gateway()
-        answers = [d for d in floor.decisions[count:] if left.id in d.causes]
-        assert [codes(d)[0] for d in answers] == ["STALE_INTENT"]
-        assert not [d for d in floor.decisions[count:] if done.id in d.causes]
-        assert process.gateway.exposure.order("alpha", done.id) is not None, "its permit is reserved again"
+async def test_sealed_intent_replayed_by_the_broker_is_refused(floor: Floor, bus: TestBus) -> None:
+    await floor.gateway()
+    async with bus.connected("root") as (root,):
+        intent = floor.intent("alpha")
+        assert (await floor.ask(intent)).verdict == "permit"
+        subject = f"order.intent.alpha.{XRP}"
+        answer = await root.request("$JS.API.STREAM.MSG.GET.ORDERS", msgspec.json.encode({"last_by_subj": subject}))
+        stored = msgspec.json.decode(answer.data)["message"]["data"]
         floor.decisions.clear()
-        for intent in (done, left):
-            assert codes(await floor.ask(intent))[0] == "DUPLICATE_INTENT"
-
-    on_floor(bus, deployment, work)
-
-
-def test_sealed_intent_replayed_by_the_broker_is_refused(bus: TestBus, deployment: Deployment) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.gateway()
-        async with bus.connected("root") as (root,):
-            intent = floor.intent("alpha")
-            assert (await floor.ask(intent)).verdict == "permit"
-            subject = f"order.intent.alpha.{XRP}"
-            answer = await root.request("$JS.API.STREAM.MSG.GET.ORDERS", msgspec.json.encode({"last_by_subj": subject}))
-            stored = msgspec.json.decode(answer.data)["message"]["data"]
-            floor.decisions.clear()
-            await root.publish(subject, msgspec.json.decode(msgspec.json.encode(stored), type=bytes))
-            await until(lambda: any(n.code == "REPLAY" for n in floor.guard), "the dead letter")
-            assert not [d for d in floor.decisions if intent.id in d.causes]
-
-    on_floor(bus, deployment, work)
+        await root.publish(subject, msgspec.json.decode(msgspec.json.encode(stored), type=bytes))
+        await until(lambda: any(n.code == "REPLAY" for n in floor.guard), "the dead letter")
+        assert not [d for d in floor.decisions if intent.id in d.causes]
 
 
 @pytest.mark.parametrize("broken", ["policy", "limits"])
-def test_gateway_does_not_start_with_a_policy_or_limits_that_are_not_right(
-    bus: TestBus, deployment: Deployment, broken: str
+async def test_gateway_does_not_start_with_a_policy_or_limits_that_are_not_right(
+    floor: Floor, deployment: Deployment, broken: str
 ) -> None:
     if broken == "policy":
         (deployment.policy / "own.cedar").write_text('@id("x") permit (principal, action, resource) when { 1 };')
     else:
         deployment = Deployment(deployment.directory, parse_config(CONFIG.replace('max_qty = "1000"', ""), "x"))
 
-    async def work(floor: Floor) -> None:
-        context = await floor.desk.context("gateway", deployment=deployment)
-        with pytest.raises(ConfigError) as caught:
-            await GatewayProcess().start(context)
-        assert caught.value.code == {"policy": "POLICY_TYPE_CHECK", "limits": "LIMITS"}[broken]
-
-    on_floor(bus, deployment, work)
-
-
-async def until(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
+    context = await floor.desk.context("gateway", deployment=deployment)
+    with pytest.raises(ConfigError) as caught:
+        await GatewayProcess().start(context)
+    assert caught.value.code == {"policy": "POLICY_TYPE_CHECK", "limits": "LIMITS"}[broken]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -22,7 +23,7 @@ from tallystick.components.paper_exchange.server import MAX_BODY, Exchange
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import ConfigError
 from tests.support.paper import SECRET, SPKI, Raw, config, key, raw, sign, trade, venue
-from tests.support.tls import ServerTls, make_server_tls
+from tests.support.tls import ServerTls
 
 ORDER = "/api/v3/order"
 LIMIT = "symbol=XRPETH&side=BUY&type=LIMIT&timeInForce=GTC&quantity=50&price=0.0012"
@@ -44,23 +45,19 @@ class Clock:
         self.now += ms * 1_000_000
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
+Attack = Callable[..., contextlib.AbstractAsyncContextManager[tuple[Exchange, Raw]]]
 
 
 @pytest.fixture
-def attack(tls: ServerTls, tmp_path: Path) -> Callable[..., None]:
-    """Runs `body(exchange, client)` against a fresh venue."""
+def attack(tls: ServerTls, tmp_path: Path) -> Attack:
+    """A fresh venue and its client."""
 
-    def run(body: Callable[[Exchange, Raw], Awaitable[None]], **options: Any) -> None:
-        async def main() -> None:
-            async with venue(tls, tmp_path, **options) as exchange, raw(exchange, tls) as client:
-                await asyncio.wait_for(body(exchange, client), 20)
+    @contextlib.asynccontextmanager
+    async def begin(**options: Any) -> AsyncIterator[tuple[Exchange, Raw]]:
+        async with venue(tls, tmp_path, **options) as exchange, raw(exchange, tls) as client:
+            yield exchange, client
 
-        asyncio.run(main())
-
-    return run
+    return begin
 
 
 def stamped(parameters: str, clock: Callable[[], int] = time.time_ns, ahead_ms: int = 0) -> str:
@@ -77,17 +74,15 @@ def untouched(exchange: Exchange) -> bool:
     )
 
 
-def test_an_honest_order_is_accepted(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_an_honest_order_is_accepted(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         status, answer = await client.send("POST", ORDER, sign(stamped(LIMIT)))
         assert (status, answer["status"]) == (200, "NEW")
         assert not untouched(exchange)
 
-    attack(body)
 
-
-def test_forged_and_altered_requests_are_refused(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_forged_and_altered_requests_are_refused(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         good = sign(stamped(LIMIT))
         other = Ed25519PrivateKey.generate()
         payload = stamped(LIMIT)
@@ -112,11 +107,9 @@ def test_forged_and_altered_requests_are_refused(attack: Callable[..., None]) ->
         assert untouched(exchange)
         assert await client.code("POST", ORDER, good) == (200, 0)
 
-    attack(body)
 
-
-def test_a_signature_holds_for_the_raw_bytes_and_for_no_re_encoding(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_a_signature_holds_for_the_raw_bytes_and_for_no_re_encoding(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         plain, escaped = stamped(LIMIT), stamped(LIMIT.replace("XRPETH", "XRP%45TH"))
         signature = sign(plain).rpartition("&signature=")[2]
         # Both mean the same; the signature is over one of them.
@@ -125,11 +118,11 @@ def test_a_signature_holds_for_the_raw_bytes_and_for_no_re_encoding(attack: Call
         assert untouched(exchange)
         assert await client.code("POST", ORDER, sign(escaped)) == (200, 0)
 
-    attack(body)
 
-
-def test_parameters_moved_between_query_and_body_do_not_change_what_was_signed(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_parameters_moved_between_query_and_body_do_not_change_what_was_signed(
+    attack: Attack,
+) -> None:
+    async with attack() as (exchange, client):
         good = sign(stamped(LIMIT))
         # A signed body with more parameters in the query, and one parameter in both.
         for query in ("newClientOrderId=mine", "price=0.0013", "quantity=5000"):
@@ -143,13 +136,11 @@ def test_parameters_moved_between_query_and_body_do_not_change_what_was_signed(a
         signature = sign(first + doubled).rpartition("&signature=")[2]
         assert await client.code("POST", f"{ORDER}?{first}", f"{doubled}&signature={signature}") == (400, -1101)
 
-    attack(body)
 
-
-def test_a_replay_outside_its_window_is_refused(attack: Callable[..., None]) -> None:
+async def test_a_replay_outside_its_window_is_refused(attack: Attack) -> None:
     clock = Clock()
 
-    async def body(exchange: Exchange, client: Raw) -> None:
+    async with attack(clock=clock) as (exchange, client):
         late = sign(stamped(f"{MARKET}&recvWindow=1000", clock))
         default = sign(stamped(MARKET, clock))
         clock.advance(1001)
@@ -163,13 +154,11 @@ def test_a_replay_outside_its_window_is_refused(attack: Callable[..., None]) -> 
         assert untouched(exchange)
         assert await client.code("POST", ORDER, sign(stamped(MARKET, clock, ahead_ms=999))) == (200, 0)
 
-    attack(body, clock=clock)
 
-
-def test_a_replayed_market_order_is_accepted_within_its_window_and_the_journal_shows_it(
-    attack: Callable[..., None], tmp_path: Path
+async def test_a_replayed_market_order_is_accepted_within_its_window_and_the_journal_shows_it(
+    attack: Attack, tmp_path: Path
 ) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+    async with attack() as (exchange, client):
         once = sign(stamped(f"{MARKET}&newClientOrderId=once&recvWindow=5000"))
         for _ in range(2):
             status, answer = await client.send("POST", ORDER, once)
@@ -179,8 +168,6 @@ def test_a_replayed_market_order_is_accepted_within_its_window_and_the_journal_s
         assert (await client.send("GET", ORDER, newest))[1]["orderId"] == max(
             order.id for order in exchange.engine.orders()
         )
-
-    attack(body)
     first, second = read_journal(tmp_path / "journal.jsonl")
     assert first.payload_sha256 == second.payload_sha256
     assert (first.client_order_id, second.order_id - first.order_id) == ("once", 1)
@@ -192,23 +179,21 @@ def test_a_replayed_market_order_is_accepted_within_its_window_and_the_journal_s
     )
 
 
-def test_a_replayed_resting_order_is_refused_while_it_is_open(attack: Callable[..., None], tmp_path: Path) -> None:
-    async def body(_exchange: Exchange, client: Raw) -> None:
+async def test_a_replayed_resting_order_is_refused_while_it_is_open(attack: Attack, tmp_path: Path) -> None:
+    async with attack() as (_exchange, client):
         once = sign(stamped(f"{LIMIT}&newClientOrderId=once"))
         assert await client.code("POST", ORDER, once) == (200, 0)
         assert await client.code("POST", ORDER, once) == (400, -2010)
         cancel = sign(stamped("symbol=XRPETH&origClientOrderId=once"))
         assert await client.code("DELETE", ORDER, cancel) == (200, 0)
         assert await client.code("POST", ORDER, once) == (200, 0)
-
-    attack(body)
     entries = read_journal(tmp_path / "journal.jsonl")
     assert [e.verdict for e in entries] == ["NEW", "-2010", "CANCELED", "NEW"]
     assert [e.client_order_id for e in entries] == ["once"] * 4
 
 
-def test_keys_do_only_what_they_may(attack: Callable[..., None], tmp_path: Path) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_keys_do_only_what_they_may(attack: Attack, tmp_path: Path) -> None:
+    async with attack() as (exchange, client):
         order, account = sign(stamped(LIMIT)), sign(stamped(""))
         withdrawal = sign(stamped("coin=ETH&address=0xdead&amount=1"))
         apply, read = "/sapi/v1/capital/withdraw/apply", "/api/v3/account"
@@ -228,15 +213,13 @@ def test_keys_do_only_what_they_may(attack: Callable[..., None], tmp_path: Path)
         assert exchange.engine.withdrawn == {"ETH": Decimal(1)}
         assert await client.code("GET", read, account, "readerkey") == (200, 0)
         assert await client.code("POST", ORDER, order, "placerkey") == (200, 0)
-
-    attack(body)
     denied = [e for e in read_journal(tmp_path / "journal.jsonl") if e.verdict == "-2015"]
     # Only what was signed by a known key from its own address is journalled.
     assert {e.api_key for e in denied} == {"readerkey", "traderkey"}
 
 
-def test_a_revoked_key_is_dead_at_once(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_a_revoked_key_is_dead_at_once(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         good = sign(stamped(MARKET))
         assert await client.code("POST", ORDER, good) == (200, 0)
         exchange.revoke("traderkey")
@@ -247,11 +230,9 @@ def test_a_revoked_key_is_dead_at_once(attack: Callable[..., None]) -> None:
         assert await client.code("POST", ORDER, good, "traderkey2") == DENIED
         assert await client.code("GET", "/api/v3/account", sign(stamped("")), "traderkey2") == (200, 0)
 
-    attack(body)
 
-
-def test_another_accounts_orders_are_out_of_reach(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_another_accounts_orders_are_out_of_reach(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         _, mine = await client.send("POST", ORDER, sign(stamped(f"{LIMIT}&newClientOrderId=mine")))
         for which in (f"orderId={mine['orderId']}", "origClientOrderId=mine"):
             asked = sign(stamped(f"symbol=XRPETH&{which}"))
@@ -263,8 +244,6 @@ def test_another_accounts_orders_are_out_of_reach(attack: Callable[..., None]) -
         trade(exchange, "0.0012", buyer_is_maker=True)
         assert (await client.send("GET", "/api/v3/myTrades", everything, "otherkey"))[1] == []
         assert len((await client.send("GET", "/api/v3/myTrades", everything))[1]) == 1
-
-    attack(body)
 
 
 @pytest.mark.parametrize(
@@ -304,29 +283,24 @@ def test_another_accounts_orders_are_out_of_reach(attack: Callable[..., None]) -
         (("price=0.0012", "price=0.0012&selfTradePreventionMode=NONE"), -1013),
     ],
 )
-def test_signed_nonsense_is_refused_by_name(attack: Callable[..., None], change: tuple[str, str], number: int) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_signed_nonsense_is_refused_by_name(attack: Attack, change: tuple[str, str], number: int) -> None:
+    async with attack() as (exchange, client):
         assert await client.code("POST", ORDER, sign(stamped(LIMIT.replace(*change)))) == (400, number)
         assert untouched(exchange)
 
-    attack(body)
 
-
-def test_oversized_requests_are_refused(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_oversized_requests_are_refused(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         big = sign(stamped(f"{LIMIT}&newClientOrderId={'a' * MAX_BODY}"))
         assert await client.code("POST", ORDER, big) == (413, -1101)
         assert await client.code("GET", "/api/v3/time", "x=1") == (400, -1104)
         assert untouched(exchange)
         assert await client.code("GET", "/api/v3/time", "") == (200, 0)
 
-    attack(body)
 
-
-def test_request_weight_and_order_counts_are_limited(attack: Callable[..., None]) -> None:
+async def test_request_weight_and_order_counts_are_limited(attack: Attack) -> None:
     clock = Clock()
-
-    async def orders(_exchange: Exchange, client: Raw) -> None:
+    async with attack(clock=clock, limits=Limits(orders_10s=2, orders_day=3)) as (_, client):
         for expected in ((200, 0), (200, 0), (429, -1015), (429, -1015)):
             assert await client.code("POST", ORDER, sign(stamped(LIMIT, clock))) == expected
         clock.advance(10_000)
@@ -335,28 +309,21 @@ def test_request_weight_and_order_counts_are_limited(attack: Callable[..., None]
         assert await client.code("POST", ORDER, sign(stamped(LIMIT, clock)), "otherkey") == (200, 0)
         clock.advance(10_000)
         assert await client.code("POST", ORDER, sign(stamped(LIMIT, clock))) == (429, -1015)  # the day's
-
-    attack(orders, clock=clock, limits=Limits(orders_10s=2, orders_day=3))
-
-    async def weight(_exchange: Exchange, client: Raw) -> None:
+    async with attack(clock=clock, limits=Limits(weight_minute=40)) as (_, client):
         for expected in ((200, 0), (200, 0), (429, -1003)):
             assert await client.code("GET", "/api/v3/account", sign(stamped("", clock))) == expected
         assert await client.code("GET", "/api/v3/time", "") == (429, -1003)
         clock.advance(60_000)
         assert await client.code("GET", "/api/v3/time", "") == (200, 0)
 
-    attack(weight, clock=clock, limits=Limits(weight_minute=40))
 
-
-def test_a_full_disk_does_not_hide_an_order(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_a_full_disk_does_not_hide_an_order(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         exchange._journal.close()
         exchange._journal = Journal(Path("/dev/full"))
         status, answer = await client.send("POST", ORDER, sign(stamped(LIMIT)))
         assert (status, answer["code"]) == (500, -1006)  # unknown: the client must ask
         assert len(exchange.engine.open_orders("main")) == 1
-
-    attack(body)
 
 
 async def socket(client: Raw, path: str) -> aiohttp.ClientWebSocketResponse:
@@ -370,8 +337,8 @@ def subscription(api_key: str = "traderkey", **changes: Any) -> dict[str, Any]:
     return {"id": "1", "method": "userDataStream.subscribe.signature", "params": parameters}
 
 
-def test_malformed_socket_messages_are_answered_and_change_nothing(attack: Callable[..., None]) -> None:
-    async def body(_exchange: Exchange, client: Raw) -> None:
+async def test_malformed_socket_messages_are_answered_and_change_nothing(attack: Attack) -> None:
+    async with attack() as (_exchange, client):
         for path, bad in (
             (
                 "/ws/1",
@@ -397,11 +364,9 @@ def test_malformed_socket_messages_are_answered_and_change_nothing(attack: Calla
             answers = [(await ws.receive(timeout=5)).type for _ in range(6)]
             assert aiohttp.WSMsgType.CLOSE in answers  # more than five in a second
 
-    attack(body)
 
-
-def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: Callable[..., None]) -> None:
-    async def body(exchange: Exchange, client: Raw) -> None:
+async def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: Attack) -> None:
+    async with attack() as (exchange, client):
         forged = subscription()
         forged["params"]["timestamp"] += 1
         stale = subscription(timestamp=time.time_ns() // 1_000_000 - 6000)
@@ -435,15 +400,11 @@ def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: Callabl
         with pytest.raises(asyncio.TimeoutError):
             await reader.receive(timeout=0.2)
 
-    attack(body)
 
-
-def test_a_reader_that_does_not_keep_up_is_cut_off(
-    attack: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_reader_that_does_not_keep_up_is_cut_off(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tallystick.components.paper_exchange.server.MAX_BACKLOG", 10)
 
-    async def body(exchange: Exchange, client: Raw) -> None:
+    async with attack() as (exchange, client):
         ws = await socket(client, "/ws/xrpeth@trade")
         await asyncio.sleep(0.1)
         for _ in range(12):  # without giving the writer a turn
@@ -453,8 +414,6 @@ def test_a_reader_that_does_not_keep_up_is_cut_off(
                 break
         assert ws.closed
         assert not exchange._sockets
-
-    attack(body)
 
 
 def test_the_venue_does_not_start_below_tls_1_3(tls: ServerTls, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import nats.errors
 import pytest
+import pytest_asyncio
 
 from tallystick.cli.replay_run import _in_zone, make_zone, open_zone
 from tallystick.cli.stopping import Stop
@@ -42,12 +43,15 @@ from tallystick.schemas.orders import Decision, Intent
 from tallystick.schemas.seal import ChainWriter, Verifier, require_live
 from tallystick.schemas.subjects import ORDERS, SECURITY
 from tests.support.archive import Story, Vault
-from tests.support.bus import TestBus, running_bus
+from tests.support.bus import TestBus
 from tests.support.custody import Desk as CustodyDesk
 from tests.support.forge import encoded, samples, writer
 from tests.support.runtime import Desk, live_trust
+from tests.support.waiting import until
 
-T = TypeVar("T")
+# The zone, and with it the loop, lives on between tests.
+on_its_loop = pytest.mark.asyncio(loop_scope="module")
+
 SECOND = 1_000_000_000
 PIN = "the zone's own pin"
 DECISION = "order.decision.alpha.paper.XRP-ETH"
@@ -57,7 +61,6 @@ class Zone:
     """A replay zone that is up, with a story played into it."""
 
     def __init__(self, folder: Path) -> None:
-        self.runner = asyncio.Runner()
         self.story = Story()
         self.vault = Vault(folder / "desk")
         self.vault.project(self.story.streams.stored)
@@ -65,12 +68,6 @@ class Zone:
         names = Supervisor(self.deployment, self.keystore).bus.components
         self.supervisor = Supervisor(self.deployment, self.keystore, apart=frozenset(names) - {"authority"})
         self.skipped = 0
-
-    def run(self, work: Awaitable[T], timeout: float = 30.0) -> T:
-        async def bounded() -> T:
-            return await asyncio.wait_for(work, timeout)
-
-        return self.runner.run(bounded())
 
     def setup(self, component: str) -> Setup:
         secrets = {name: self.keystore[name] for name in self.deployment.secret_names(component)}
@@ -118,28 +115,21 @@ class Zone:
         return [item for item in found if isinstance(item, Played) and item.verified.events]
 
 
-@pytest.fixture(scope="module")
-def zone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zone]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def zone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Zone]:
     made = Zone(tmp_path_factory.mktemp("r"))
     try:
-        made.run(made.supervisor.start(), 60)
-        made.run(made.play())
+        await made.supervisor.start()
+        await made.play()
         yield made
     finally:
-        made.runner.run(made.supervisor.stop())
-        made.runner.close()
+        await made.supervisor.stop()
 
 
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("live")) as bus:
-        yield bus
-
-
-@pytest.fixture(scope="module")
-def sealed_in_zone(zone: Zone) -> Played:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sealed_in_zone(zone: Zone) -> Played:
     """A permit as it stands in the zone: the recorded decision, sealed by the zone's replay."""
-    found = zone.run(zone.held(patterns=("order.decision.>",)))
+    found = await zone.held(patterns=("order.decision.>",))
     assert isinstance(found[0].verified.events[0], Decision)
     assert found[0].verified.events[0].permit is not None
     return found[0]
@@ -161,10 +151,11 @@ def refusals(context: ServiceContext) -> list[str]:
 # -- what must work, or the rest proves nothing ---------------------------------------------------
 
 
-def test_the_zone_holds_the_recorded_events_with_ids_causes_and_positions_in_their_order(zone: Zone) -> None:
+@on_its_loop
+async def test_the_zone_holds_the_recorded_events_with_ids_causes_and_positions_in_their_order(zone: Zone) -> None:
     wanted = Selection(patterns=("md.>", "signal.>", "order.>", "fill.>"))
     recorded = [item for item in ArchiveReader(zone.vault.place, wanted) if isinstance(item, Played)]
-    held = zone.run(zone.held(patterns=wanted.patterns))
+    held = await zone.held(patterns=wanted.patterns)
     assert [p.verified.subject.text for p in held] == [p.verified.subject.text for p in recorded]
     assert [p.verified.events for p in held] == [p.verified.events for p in recorded]
     assert {p.verified.statement.component for p in held} == {"replay"}
@@ -172,9 +163,10 @@ def test_the_zone_holds_the_recorded_events_with_ids_causes_and_positions_in_the
     assert len(held) == 16
 
 
-def test_the_zone_never_hears_the_recorded_sessions_and_heartbeats(zone: Zone) -> None:
+@on_its_loop
+async def test_the_zone_never_hears_the_recorded_sessions_and_heartbeats(zone: Zone) -> None:
     assert zone.skipped == 12  # seven issuances, five heartbeats
-    security = zone.run(zone.held(streams=(SECURITY,)))
+    security = await zone.held(streams=(SECURITY,))
     assert {p.verified.statement.component for p in security} == {"authority"}
 
 
@@ -198,37 +190,28 @@ def test_a_zone_has_no_custody_no_execution_no_venue_and_no_key_to_any(zone: Zon
         process.load_setup(zone.deployment.directory, "custody", {})
 
 
-def test_a_zones_message_on_the_live_bus_is_refused_by_its_readers(
-    zone: Zone, live: TestBus, sealed_in_zone: Played
+@on_its_loop
+async def test_a_zones_message_on_the_live_bus_is_refused_by_its_readers(
+    zone: Zone, bus: TestBus, sealed_in_zone: Played
 ) -> None:
-    async def attack() -> tuple[list[Received], list[str]]:
-        desk, codes = Desk(live), list[str]()
-        seen: list[Received] = []
-        try:
-            execution = await desk.context("execution")
-            execution.subscribe("order.decision.>", seen.append)
-            codes = refusals(execution)
-            execution.open()
-            await execution.caught_up()
-            async with live.connected("root") as [root]:  # an insider of the broker: nothing but the seal stops it
-                answer = await root.request(DECISION, sealed_in_zone.verified.payload)
-                assert b'"seq"' in answer.data
-            for _ in range(300):
-                if codes:
-                    break
-                await asyncio.sleep(0.01)
-        finally:
-            await desk.close()
-        return seen, codes
-
-    seen, codes = zone.run(attack())
+    seen: list[Received] = []
+    async with Desk(bus) as desk:
+        execution = await desk.context("execution")
+        execution.subscribe("order.decision.>", seen.append)
+        codes = refusals(execution)
+        execution.open()
+        await execution.caught_up()
+        async with bus.connected("root") as [root]:  # an insider of the broker: nothing but the seal stops it
+            answer = await root.request(DECISION, sealed_in_zone.verified.payload)
+            assert b'"seq"' in answer.data
+        await until(lambda: codes, "the refusal")
     assert (seen, codes) == ([], ["COMPONENT_UNKNOWN"])
 
 
 def test_the_deployment_id_alone_refuses_a_zone_whose_keys_the_live_trust_root_named(
-    zone: Zone, live: TestBus, sealed_in_zone: Played
+    zone: Zone, bus: TestBus, sealed_in_zone: Played
 ) -> None:
-    trust = live_trust(live)
+    trust = live_trust(bus)
     theirs = zone.deployment.load_trust()[-1].components["replay"]
     careless = msgspec.structs.replace(trust, components={**trust.components, "replay": theirs})
     with pytest.raises(Unverified) as caught:
@@ -236,49 +219,43 @@ def test_the_deployment_id_alone_refuses_a_zone_whose_keys_the_live_trust_root_n
     assert caught.value.code == "DEPLOYMENT"
 
 
-def test_a_zones_gateway_is_not_the_live_gateway(zone: Zone, live: TestBus) -> None:
-    async def credential() -> str:
-        async with zone.link("gateway") as (_, link):
-            return link.session.credential.text
-
-    text = zone.run(credential())
+@on_its_loop
+async def test_a_zones_gateway_is_not_the_live_gateway(zone: Zone, bus: TestBus) -> None:
+    async with zone.link("gateway") as (_, link):
+        text = link.session.credential.text
     with pytest.raises(Unverified) as caught:
-        open_credential(text, live_trust(live))
+        open_credential(text, live_trust(bus))
     assert caught.value.code == "ROLE_KEY"
 
 
 @pytest.mark.parametrize("component", ["replay", "gateway", "console"])
-def test_a_zones_credential_does_not_log_in_to_the_live_broker(zone: Zone, live: TestBus, component: str) -> None:
-    async def attack() -> None:
-        async with zone.link(component) as (_, link):  # it does log in at home
-            session = link.session
-            with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
-                # Even with a client certificate of the live deployment.
-                await live.connect(
-                    session.credential.text,
-                    session.key,
-                    inbox=f"_INBOX_{component}",
-                    certificate="gateway",
-                    reconnect_time_wait=0.01,
-                )
-
-    zone.run(attack())
+@on_its_loop
+async def test_a_zones_credential_does_not_log_in_to_the_live_broker(zone: Zone, bus: TestBus, component: str) -> None:
+    async with zone.link(component) as (_, link):  # it does log in at home
+        session = link.session
+        with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
+            # Even with a client certificate of the live deployment.
+            await bus.connect(
+                session.credential.text,
+                session.key,
+                inbox=f"_INBOX_{component}",
+                certificate="gateway",
+                reconnect_time_wait=0.01,
+            )
 
 
-def test_a_zones_certificate_does_not_even_reach_the_live_brokers_login(zone: Zone, live: TestBus) -> None:
-    async def attack() -> None:
-        async with zone.link("replay") as (setup, link):
-            with pytest.raises((nats.errors.Error, OSError)):
-                await live.connect(
-                    link.session.credential.text,
-                    link.session.key,
-                    inbox="_INBOX_replay",
-                    certificate="gateway",
-                    tls=setup.tls,
-                    reconnect_time_wait=0.01,
-                )
-
-    zone.run(attack())
+@on_its_loop
+async def test_a_zones_certificate_does_not_even_reach_the_live_brokers_login(zone: Zone, bus: TestBus) -> None:
+    async with zone.link("replay") as (setup, link):
+        with pytest.raises((nats.errors.Error, OSError)):
+            await bus.connect(
+                link.session.credential.text,
+                link.session.key,
+                inbox="_INBOX_replay",
+                certificate="gateway",
+                tls=setup.tls,
+                reconnect_time_wait=0.01,
+            )
 
 
 def test_a_zones_permit_is_refused_by_live_custody(zone: Zone, sealed_in_zone: Played, tmp_path: Path) -> None:
@@ -298,7 +275,7 @@ def test_a_zones_permit_is_refused_by_live_custody(zone: Zone, sealed_in_zone: P
 # -- recorded messages, published again into the deployment that they were recorded from ------------
 
 
-def test_recorded_messages_published_again_are_history_and_cause_nothing(zone: Zone, live: TestBus) -> None:
+async def test_recorded_messages_published_again_are_history_and_cause_nothing(bus: TestBus) -> None:
     hour_ago = time.time_ns() - 3600 * SECOND
     chains: dict[str, ChainWriter] = {}
     recorded: list[tuple[str, bytes]] = []
@@ -307,32 +284,22 @@ def test_recorded_messages_published_again_are_history_and_cause_nothing(zone: Z
             chain = chains.setdefault(component, writer(component, ORDERS, issued_at=hour_ago, lifetime=100))
             recorded += chain.seal([encoded(subject, event)], hour_ago + SECOND)
 
-    async def attack() -> tuple[list[Received], list[Received]]:
-        desk = Desk(live)
-        seen: list[Received] = []
-        again: list[Received] = []
-        try:
-            gateway = await desk.context("gateway")
-            gateway.subscribe(("order.>", "fill.>"), seen.append)
-            gateway.open()
-            await gateway.caught_up()
-            async with live.connected("root") as [root]:
-                for subject, payload in recorded:
-                    await root.request(subject, payload)
-            for _ in range(300):
-                if len(seen) == len(recorded):
-                    break
-                await asyncio.sleep(0.01)
-            await desk.close()  # a component has one boot at a time: its durable is one
-            restarted = await desk.context("gateway", boot=os.urandom(16))
-            restarted.subscribe(("order.>", "fill.>"), again.append, start="all")
-            restarted.open()
-            await restarted.caught_up()
-        finally:
-            await desk.close()
-        return seen, again
-
-    seen, again = zone.run(attack())
+    seen: list[Received] = []
+    again: list[Received] = []
+    async with Desk(bus) as desk:
+        gateway = await desk.context("gateway")
+        gateway.subscribe(("order.>", "fill.>"), seen.append)
+        gateway.open()
+        await gateway.caught_up()
+        async with bus.connected("root") as [root]:
+            for subject, payload in recorded:
+                await root.request(subject, payload)
+        await until(lambda: len(seen) == len(recorded), "the recorded messages")
+        await desk.close()  # a component has one boot at a time: its durable is one
+        restarted = await desk.context("gateway", boot=os.urandom(16))
+        restarted.subscribe(("order.>", "fill.>"), again.append, start="all")
+        restarted.open()
+        await restarted.caught_up()
     assert len(seen) == len(again) == len(recorded) == 5
     assert {(r.live, r.refusal.code if r.refusal else "") for r in seen} == {(False, "STALE")}
     assert not any(r.live for r in again)
@@ -340,34 +307,21 @@ def test_recorded_messages_published_again_are_history_and_cause_nothing(zone: Z
         require_live(seen[0].verified, time.time_ns())
 
 
-def test_a_live_message_recorded_and_published_again_at_once_is_a_replay(zone: Zone, live: TestBus) -> None:
-    async def attack() -> tuple[list[Received], list[str]]:
-        desk, codes = Desk(live), list[str]()
-        seen: list[Received] = []
-        try:
-            strategy, gateway = await desk.context("strategy-alpha"), await desk.context("gateway")
-            gateway.subscribe("order.intent.alpha.>", seen.append)
-            codes = refusals(gateway)
-            for context in (strategy, gateway):
-                context.open()
-                await context.caught_up()
-            intent = strategy.new(Intent, side="buy", type="market", qty=Decimal(1))
-            await strategy.publish("order.intent.alpha.paper.XRP-ETH", intent)
-            for _ in range(300):
-                if seen:
-                    break
-                await asyncio.sleep(0.01)
-            async with live.connected("root") as [root]:
-                await root.request(seen[0].subject.text, seen[0].verified.payload)
-            for _ in range(300):
-                if codes:
-                    break
-                await asyncio.sleep(0.01)
-        finally:
-            await desk.close()
-        return seen, codes
-
-    seen, codes = zone.run(attack())
+async def test_a_live_message_recorded_and_published_again_at_once_is_a_replay(bus: TestBus) -> None:
+    seen: list[Received] = []
+    async with Desk(bus) as desk:
+        strategy, gateway = await desk.context("strategy-alpha"), await desk.context("gateway")
+        gateway.subscribe("order.intent.alpha.>", seen.append)
+        codes = refusals(gateway)
+        for context in (strategy, gateway):
+            context.open()
+            await context.caught_up()
+        intent = strategy.new(Intent, side="buy", type="market", qty=Decimal(1))
+        await strategy.publish("order.intent.alpha.paper.XRP-ETH", intent)
+        await until(lambda: seen, "the intent")
+        async with bus.connected("root") as [root]:
+            await root.request(seen[0].subject.text, seen[0].verified.payload)
+        await until(lambda: codes, "the refusal")
     assert [r.live for r in seen] == [True]
     assert codes == ["REPLAY"]
 
@@ -396,18 +350,13 @@ def test_a_live_deployment_is_refused_as_a_zone_before_any_pin_is_asked(tmp_path
     assert Deployment.load(folder).name == "desk"
 
 
-def test_the_zones_replay_cannot_speak_as_its_authority(zone: Zone) -> None:
-    async def attack() -> int:
-        async with zone.link("replay") as (_, link):
-            connection = await link.connection()
-            await connection.publish("cred.authority", b"forged", os.urandom(16).hex())
-            for _ in range(200):
-                if link.refusals:
-                    break
-                await asyncio.sleep(0.01)
-            return link.refusals
-
-    assert zone.run(attack()) == 1
+@on_its_loop
+async def test_the_zones_replay_cannot_speak_as_its_authority(zone: Zone) -> None:
+    async with zone.link("replay") as (_, link):
+        connection = await link.connection()
+        await connection.publish("cred.authority", b"forged", os.urandom(16).hex())
+        await until(lambda: link.refusals, "the refusal")
+        assert link.refusals == 1
 
 
 def test_a_zone_opens_with_its_own_pin_alone(zone: Zone) -> None:

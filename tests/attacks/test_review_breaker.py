@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from tallystick.components.breaker.main import Breaker
 from tallystick.schemas.control import Kill
-from tests.support.bus import TestBus, running_bus
+from tests.support.bus import TestBus
 from tests.support.runtime import Desk
 
 
@@ -23,32 +22,30 @@ async def start(desk: Desk, folder: Path) -> Breaker:
     return made
 
 
-def tripped(folder: Path, bus_folder: Path, kill: str = "") -> list[str]:
+async def tripped(folder: Path, bus_folder: Path, kill: str = "") -> list[str]:
     """What a breaker with this folder says on a bus of its own, after a person tripped `kill`."""
-
-    async def run(bus: TestBus) -> list[str]:
-        desk = Desk(bus)
-        try:
+    bus = TestBus(bus_folder)
+    bus.server.start()
+    try:
+        await bus.provision()
+        async with Desk(bus) as desk:
             made = await start(desk, folder)
             if kill:
                 await made._on_request(Kill(scope=kill, reason="drill"), "uid 0")
             scopes = [trip.scope for trip in made.breakers.tripped]
             await made.ctx.release()
-        finally:
-            await desk.close()
-        return scopes
-
-    with running_bus(bus_folder) as bus:
-        return asyncio.run(run(bus))
+    finally:
+        bus.server.stop()
+    return scopes
 
 
-def test_a_trip_that_the_broker_keeps_back_is_still_tripped_after_a_restart(tmp_path: Path) -> None:
-    assert tripped(tmp_path, tmp_path / "one", "strategy-alpha") == ["strategy-alpha"]
+async def test_a_trip_that_the_broker_keeps_back_is_still_tripped_after_a_restart(tmp_path: Path) -> None:
+    assert await tripped(tmp_path, tmp_path / "one", "strategy-alpha") == ["strategy-alpha"]
     # The bus as it was before: it never heard of the trip.
-    assert tripped(tmp_path, tmp_path / "two") == ["strategy-alpha"]
+    assert await tripped(tmp_path, tmp_path / "two") == ["strategy-alpha"]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]x", b'[["all"]]', b"\xff"])
-def test_notes_that_cannot_be_read_trip_everything(tmp_path: Path, text: bytes) -> None:
+async def test_notes_that_cannot_be_read_trip_everything(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "tripped.json").write_bytes(text)
-    assert tripped(tmp_path, tmp_path / "bus") == ["all"]
+    assert await tripped(tmp_path, tmp_path / "bus") == ["all"]

@@ -79,19 +79,16 @@ def test_what_execution_says_never_enlarges_a_permit() -> None:
     assert made._permits["paper", "c1"].left == 100
 
 
-def test_a_lease_in_history_that_is_no_note_does_not_end_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lease_in_history_that_is_no_note_does_not_end_the_breaker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker_main, "ARM_S", 0.001)
     made: Any = Breaker()
     made.ctx = SimpleNamespace(trust=trust_root(), clock=lambda: NOW, log=structlog.get_logger())
 
-    async def run() -> None:
-        for note in ("junk", "a\n\nb\n", "{}\n\n— operator AAAA\n"):
-            made._armed = note
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(made._repeat_arm(), 0.05)
-            assert made._armed == ""
-
-    asyncio.run(run())
+    for note in ("junk", "a\n\nb\n", "{}\n\n— operator AAAA\n"):
+        made._armed = note
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(made._repeat_arm(), 0.05)
+        assert made._armed == ""
 
 
 @pytest.mark.parametrize("size", ["99999999999999999999", "0.000000000000000001"])

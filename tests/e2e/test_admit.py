@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
@@ -21,7 +20,8 @@ from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
-from tests.support.deployment import PIN, make, running, until
+from tests.support.deployment import PIN, make, running
+from tests.support.waiting import until
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "write-a-component.md").read_text("utf-8")
 
@@ -44,7 +44,7 @@ def extend(deployment: Deployment) -> Deployment:
     return Deployment.load(deployment.directory)
 
 
-def test_an_observer_of_fifteen_lines_is_admitted_runs_and_is_heard(tmp_path: Path) -> None:
+async def test_an_observer_of_fifteen_lines_is_admitted_runs_and_is_heard(tmp_path: Path) -> None:
     deployment, keystore = make(tmp_path / "desk")
     changed = extend(deployment)
     made = admit(changed, keystore, time.time_ns(), lambda _: None)
@@ -53,36 +53,28 @@ def test_an_observer_of_fifteen_lines_is_admitted_runs_and_is_heard(tmp_path: Pa
     reopened = Keystore.open(changed.keystore, PIN)
     assert admit(changed, reopened, time.time_ns(), lambda _: None).added == ()
 
-    async def run() -> None:
-        async with running(changed, reopened, "observer-large-trades") as desk:
-            source, watcher = await desk.context("market-data"), await desk.context("console")
-            notices: list[Notice] = []
-            watcher.subscribe("guard.>", lambda r: notices.extend(e for e in r.events if isinstance(e, Notice)))
-            watcher.open()
-            await watcher.caught_up()
-            trade = source.new(
-                Trade, trade_id=1, price=Decimal("0.001"), qty=Decimal(20_000), time=1, buyer_is_maker=True
-            )
-            await source.publish(subject("md.trade", venue="paper", symbol="XRP/ETH"), trade)
-            await until(lambda: any(n.code == "LARGE_TRADE" for n in notices), "the observer's notice")
-            # It may publish nothing else, whatever its code tries.
-            observer = desk.setup("observer-large-trades")
-            with pytest.raises(Unverified, match="SCOPE"):
-                observer.trust.require_scope("observer-large-trades", "order.intent.alpha.paper.XRP-ETH")
-
-    asyncio.run(run())
+    async with running(changed, reopened, "observer-large-trades") as desk:
+        source, watcher = await desk.context("market-data"), await desk.context("console")
+        notices: list[Notice] = []
+        watcher.subscribe("guard.>", lambda r: notices.extend(e for e in r.events if isinstance(e, Notice)))
+        watcher.open()
+        await watcher.caught_up()
+        trade = source.new(Trade, trade_id=1, price=Decimal("0.001"), qty=Decimal(20_000), time=1, buyer_is_maker=True)
+        await source.publish(subject("md.trade", venue="paper", symbol="XRP/ETH"), trade)
+        await until(lambda: any(n.code == "LARGE_TRADE" for n in notices), "the observer's notice")
+        # It may publish nothing else, whatever its code tries.
+        observer = desk.setup("observer-large-trades")
+        with pytest.raises(Unverified, match="SCOPE"):
+            observer.trust.require_scope("observer-large-trades", "order.intent.alpha.paper.XRP-ETH")
 
 
-def test_what_is_not_admitted_does_not_start(tmp_path: Path) -> None:
+async def test_what_is_not_admitted_does_not_start(tmp_path: Path) -> None:
     deployment, keystore = make(tmp_path / "desk")
     changed = extend(deployment)
 
-    async def run() -> None:
+    with pytest.raises((ConfigError, Unverified), match=r"observer-large-trades|BUS_KEYS"):
         async with running(changed, keystore, "observer-large-trades"):
             pass
-
-    with pytest.raises((ConfigError, Unverified), match=r"observer-large-trades|BUS_KEYS"):
-        asyncio.run(run())
 
 
 def test_a_running_deployment_is_not_admitted_to(tmp_path: Path) -> None:

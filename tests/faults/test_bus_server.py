@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -108,12 +107,9 @@ def test_no_secret_reaches_arguments_environment_files_or_text(bus: TestBus) -> 
         assert not any(secret in text for text in shown)
 
 
-def test_the_store_does_not_open_with_another_key(bus: TestBus) -> None:
-    async def write() -> None:
-        async with bus.connected("strategy-alpha") as (client,):
-            await client.request(MINE, b"x")
-
-    asyncio.run(write())
+async def test_the_store_does_not_open_with_another_key(bus: TestBus) -> None:
+    async with bus.connected("strategy-alpha") as (client,):
+        await client.request(MINE, b"x")
     bus.server.stop()
     other = EmbeddedServer(config(bus, store_key=seed("another store")))
     with contextlib.suppress(ConfigError):
@@ -125,7 +121,7 @@ def test_the_store_does_not_open_with_another_key(bus: TestBus) -> None:
 # ---------------------------------------------------------------- dying and coming back
 
 
-def test_what_was_acknowledged_survives_kill_9_and_the_port_stays(bus: TestBus) -> None:
+async def test_what_was_acknowledged_survives_kill_9_and_the_port_stays(bus: TestBus) -> None:
     port = bus.server.port
 
     async def write() -> int:
@@ -133,7 +129,7 @@ def test_what_was_acknowledged_survives_kill_9_and_the_port_stays(bus: TestBus) 
             answers = [json.loads((await client.request(MINE, b"%d" % i)).data) for i in range(20)]
             return int(answers[-1]["seq"])
 
-    last = asyncio.run(write())
+    last = await write()
     bus.server.kill()
     with pytest.raises(ServerStopped, match=r"NATS_DIED.*exit code -9"):
         bus.server.check()
@@ -145,11 +141,11 @@ def test_what_was_acknowledged_survives_kill_9_and_the_port_stays(bus: TestBus) 
         async with bus.connected("root") as (root,):
             return await bus.stored(root)
 
-    assert asyncio.run(look())["ORDERS"] == (last, last)
+    assert (await look())["ORDERS"] == (last, last)
 
 
 @pytest.mark.parametrize("pushed", [True, False], ids=["pushed before", "given at the start"])
-def test_a_restart_undoes_no_revocation(bus: TestBus, pushed: bool) -> None:
+async def test_a_restart_undoes_no_revocation(bus: TestBus, pushed: bool) -> None:
     name, session = "strategy-alpha", key("session strategy-alpha")
     token = bus.token(name, session)
     # The account tokens that the broker was started with are a second older.
@@ -159,23 +155,20 @@ def test_a_restart_undoes_no_revocation(bus: TestBus, pushed: bool) -> None:
     async def login() -> None:
         await (await bus.connect(token, session, inbox=f"_INBOX_{name}", certificate=name)).close()
 
-    async def push() -> None:
+    await login()
+    if pushed:
         async with bus.connected("system") as (system,):
             answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", revoked.encode())).data)
             assert answer["data"]["code"] == 200
-
-    asyncio.run(login())
-    if pushed:
-        asyncio.run(push())
     bus.server.kill()
     bus.server.start(
         accounts=None if pushed else bus.tokens() | {encode_key("A", key(f"account {name}").public): revoked}
     )
     with pytest.raises(NatsError, match="Authorization Violation"):
-        asyncio.run(login())
+        await login()
 
 
-def test_a_client_cannot_make_the_broker_look_broken(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_cannot_make_the_broker_look_broken(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
     lie = "x\n[1] 2026/11/22 16:45:09.938447 [ERR] JetStream file resource limits exceeded for server\n"
     connect = Connection._connect_command
 
@@ -185,21 +178,21 @@ def test_a_client_cannot_make_the_broker_look_broken(bus: TestBus, monkeypatch: 
 
     monkeypatch.setattr(Connection, "_connect_command", lying)
 
-    async def attack() -> None:
-        async with bus.connected("strategy-alpha") as (client,):
-            await client.publish("x.y", b"")
-            await client.refused()
-
-    asyncio.run(attack())
+    async with bus.connected("strategy-alpha") as (client,):
+        await client.publish("x.y", b"")
+        await client.refused()
     assert b"resource limits exceeded" in (bus.folder / "nats.log").read_bytes()
     bus.server.check()
+
+
+def mount(*arguments: str) -> bool:
+    return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
     folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)):
         pytest.skip("a small file system can be mounted by root alone")
     try:
         yield
@@ -215,21 +208,23 @@ def _small(bus: TestBus) -> None:
 
 
 @pytest.mark.parametrize("outside", [True, False], ids=["filled by others", "filled by the broker"])
-def test_a_disk_that_fills_up_refuses_publishes_is_seen_and_a_restart_heals(tmp_path: Path, outside: bool) -> None:
+async def test_a_disk_that_fills_up_refuses_publishes_is_seen_and_a_restart_heals(
+    tmp_path: Path, outside: bool
+) -> None:
     with small_disk(tmp_path / "jetstream", 24):
         bus = TestBus(tmp_path)
         _small(bus)
         try:
             bus.server.start()
-            asyncio.run(_fill(bus, outside=outside))
+            await _fill(bus, outside=outside)
             with pytest.raises(ServerStopped, match="NATS_STORE: the broker lost its store"):
                 bus.server.check()
             (tmp_path / "jetstream" / "filler").unlink(missing_ok=True)
-            subprocess.run(["mount", "-o", "remount,size=64m", str(tmp_path / "jetstream")], check=True)
+            assert mount("-o", "remount,size=64m", str(tmp_path / "jetstream"))
             bus.server.stop()
             bus.server.start()
             bus.server.check()
-            asyncio.run(_publish_one(bus))
+            await _publish_one(bus)
         finally:
             bus.server.stop()
 
@@ -269,121 +264,98 @@ async def _call(root: Connection, call: str, body: dict[str, Any] | None = None)
     return answer
 
 
-def test_provisioning_twice_changes_nothing(bus: TestBus) -> None:
-    async def again() -> None:
-        async with bus.connected("admin") as (admin,):
-            done = await provision(admin, bus.bus)
-            assert (done.created, done.updated, done.removed) == ((), (), ())
-        admin = await bus.connect_admin("streams")
-        done = await provision_state(admin, bus.component("streams").state_bytes)
-        assert (done.created, done.updated) == ((), ())
-        await admin.close()
-
-    asyncio.run(again())
+async def test_provisioning_twice_changes_nothing(bus: TestBus) -> None:
+    async with bus.connected("admin") as (admin,):
+        done = await provision(admin, bus.bus)
+        assert (done.created, done.updated, done.removed) == ((), (), ())
+    admin = await bus.connect_admin("streams")
+    done = await provision_state(admin, bus.component("streams").state_bytes)
+    assert (done.created, done.updated) == ((), ())
+    await admin.close()
 
 
-def test_streams_have_the_durability_that_the_topology_says(bus: TestBus) -> None:
-    async def look() -> None:
-        async with bus.connected("root") as (root,):
-            for name, spec in bus.bus.streams.items():
-                have = (await _call(root, f"STREAM.INFO.{name}"))["config"]
-                assert have.get("persist_mode", "default") == ("async" if spec.durability == "async" else "default")
-                assert (have["deny_delete"], have["deny_purge"]) == (spec.locked, spec.locked)
-                for off in (
-                    "allow_direct",
-                    "allow_rollup_hdrs",
-                    "allow_msg_ttl",
-                    "allow_msg_schedules",
-                    "allow_msg_counter",
-                ):
-                    assert not have.get(off), (name, off)
-                for off in ("allow_atomic", "allow_batched", "republish", "mirror", "sources", "subject_transform"):
-                    assert not have.get(off), (name, off)
-                assert have["compression"] == "none"
-
-    asyncio.run(look())
-
-
-def test_what_an_insider_changed_in_a_stream_is_set_right(bus: TestBus) -> None:
-    async def repair() -> None:
-        async with bus.connected("root", "admin") as (root, admin):
-            config = stream_config(bus.bus, "MARKET")
-            reroute = {"republish": {"src": "md.>", "dest": "elsewhere.>"}, "allow_rollup_hdrs": True, "max_bytes": -1}
-            assert "error" not in await _call(root, "STREAM.UPDATE.MARKET", config | reroute)
-            done = await provision(admin, bus.bus)
-            assert (done.created, done.updated, done.removed) == ((), ("MARKET",), ())
-            have = (await _call(root, "STREAM.INFO.MARKET"))["config"]
-            assert not have.get("republish")
-            assert not have["allow_rollup_hdrs"]
-            assert have["max_bytes"] == bus.bus.streams["MARKET"].max_bytes
-
-    asyncio.run(repair())
-
-
-def test_a_durable_that_is_not_in_the_topology_goes_and_a_changed_one_is_set_right(bus: TestBus) -> None:
-    async def repair() -> None:
-        async with bus.connected("root", "admin") as (root, admin):
-            spy = {
-                "name": "spy",
-                "durable_name": "spy",
-                "ack_policy": "none",
-                "deliver_subject": "order.intent.alpha.x.y",
-            }
-            made = await _call(root, "CONSUMER.CREATE.SECURITY.spy", {"stream_name": "SECURITY", "config": spy})
-            assert "error" not in made
-            wide = (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"] | {
-                "filter_subjects": ["order.>"]
-            }
-            made = await _call(root, "CONSUMER.CREATE.ORDERS.strategy-alpha", {"stream_name": "ORDERS", "config": wide})
-            assert "error" not in made
-            done = await provision(admin, bus.bus)
-            assert (done.created, done.updated, done.removed) == ((), ("ORDERS/strategy-alpha",), ("SECURITY/spy",))
-            have = (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"]
-            assert tuple(have["filter_subjects"]) == bus.component("strategy-alpha").reads["ORDERS"]
-
-    asyncio.run(repair())
-
-
-def test_a_stream_that_nobody_knows_is_refused_and_kept(bus: TestBus) -> None:
-    async def refuse() -> None:
-        async with bus.connected("root", "admin") as (root, admin):
-            steal = {"name": "STEAL", "storage": "file", "sources": [{"name": "ORDERS"}]}
-            # The account allows the streams of the topology and no more, even to its own root.
-            limited = await _call(root, "STREAM.CREATE.STEAL", steal)
-            assert limited["error"]["description"] == "maximum number of streams reached"
-            await _call(root, "STREAM.DELETE.SIGNALS")
-            assert "error" not in await _call(root, "STREAM.CREATE.STEAL", steal)
-            with pytest.raises(ConfigError, match=r"STREAM_UNKNOWN: .*STEAL"):
-                await provision(admin, bus.bus)
-            assert (await _call(root, "STREAM.INFO.STEAL"))["config"]["name"] == "STEAL"
-
-    asyncio.run(refuse())
-
-
-def test_a_stream_that_cannot_be_set_right_is_refused_with_what_differs(bus: TestBus) -> None:
-    async def refuse() -> None:
-        async with bus.connected("root", "admin") as (root, admin):
-            await _call(root, "STREAM.DELETE.SIGNALS")
-            wrong = stream_config(bus.bus, "SIGNALS")
-            del wrong["persist_mode"]
-            assert "error" not in await _call(root, "STREAM.CREATE.SIGNALS", wrong)
-            with pytest.raises(
-                ConfigError, match=r"STREAM_DIFFERS: stream SIGNALS differs in .*persist_mode=None instead of async"
+async def test_streams_have_the_durability_that_the_topology_says(bus: TestBus) -> None:
+    async with bus.connected("root") as (root,):
+        for name, spec in bus.bus.streams.items():
+            have = (await _call(root, f"STREAM.INFO.{name}"))["config"]
+            assert have.get("persist_mode", "default") == ("async" if spec.durability == "async" else "default")
+            assert (have["deny_delete"], have["deny_purge"]) == (spec.locked, spec.locked)
+            for off in (
+                "allow_direct",
+                "allow_rollup_hdrs",
+                "allow_msg_ttl",
+                "allow_msg_schedules",
+                "allow_msg_counter",
             ):
-                await provision(admin, bus.bus)
+                assert not have.get(off), (name, off)
+            for off in ("allow_atomic", "allow_batched", "republish", "mirror", "sources", "subject_transform"):
+                assert not have.get(off), (name, off)
+            assert have["compression"] == "none"
 
-    asyncio.run(refuse())
+
+async def test_what_an_insider_changed_in_a_stream_is_set_right(bus: TestBus) -> None:
+    async with bus.connected("root", "admin") as (root, admin):
+        config = stream_config(bus.bus, "MARKET")
+        reroute = {"republish": {"src": "md.>", "dest": "elsewhere.>"}, "allow_rollup_hdrs": True, "max_bytes": -1}
+        assert "error" not in await _call(root, "STREAM.UPDATE.MARKET", config | reroute)
+        done = await provision(admin, bus.bus)
+        assert (done.created, done.updated, done.removed) == ((), ("MARKET",), ())
+        have = (await _call(root, "STREAM.INFO.MARKET"))["config"]
+        assert not have.get("republish")
+        assert not have["allow_rollup_hdrs"]
+        assert have["max_bytes"] == bus.bus.streams["MARKET"].max_bytes
 
 
-def test_bounds_that_the_disk_cannot_hold_are_named(bus: TestBus) -> None:
-    async def refuse() -> None:
-        huge = msgspec.structs.replace(bus.bus.streams["MARKET"], max_bytes=1 << 60)
-        wide = msgspec.structs.replace(bus.bus, streams=bus.bus.streams | {"MARKET": huge})
-        async with bus.connected("admin") as (admin,):
-            with pytest.raises(ConfigError, match="too little free space"):
-                await provision(admin, wide)
+async def test_a_durable_that_is_not_in_the_topology_goes_and_a_changed_one_is_set_right(bus: TestBus) -> None:
+    async with bus.connected("root", "admin") as (root, admin):
+        spy = {
+            "name": "spy",
+            "durable_name": "spy",
+            "ack_policy": "none",
+            "deliver_subject": "order.intent.alpha.x.y",
+        }
+        made = await _call(root, "CONSUMER.CREATE.SECURITY.spy", {"stream_name": "SECURITY", "config": spy})
+        assert "error" not in made
+        wide = (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"] | {"filter_subjects": ["order.>"]}
+        made = await _call(root, "CONSUMER.CREATE.ORDERS.strategy-alpha", {"stream_name": "ORDERS", "config": wide})
+        assert "error" not in made
+        done = await provision(admin, bus.bus)
+        assert (done.created, done.updated, done.removed) == ((), ("ORDERS/strategy-alpha",), ("SECURITY/spy",))
+        have = (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"]
+        assert tuple(have["filter_subjects"]) == bus.component("strategy-alpha").reads["ORDERS"]
 
-    asyncio.run(refuse())
+
+async def test_a_stream_that_nobody_knows_is_refused_and_kept(bus: TestBus) -> None:
+    async with bus.connected("root", "admin") as (root, admin):
+        steal = {"name": "STEAL", "storage": "file", "sources": [{"name": "ORDERS"}]}
+        # The account allows the streams of the topology and no more, even to its own root.
+        limited = await _call(root, "STREAM.CREATE.STEAL", steal)
+        assert limited["error"]["description"] == "maximum number of streams reached"
+        await _call(root, "STREAM.DELETE.SIGNALS")
+        assert "error" not in await _call(root, "STREAM.CREATE.STEAL", steal)
+        with pytest.raises(ConfigError, match=r"STREAM_UNKNOWN: .*STEAL"):
+            await provision(admin, bus.bus)
+        assert (await _call(root, "STREAM.INFO.STEAL"))["config"]["name"] == "STEAL"
+
+
+async def test_a_stream_that_cannot_be_set_right_is_refused_with_what_differs(bus: TestBus) -> None:
+    async with bus.connected("root", "admin") as (root, admin):
+        await _call(root, "STREAM.DELETE.SIGNALS")
+        wrong = stream_config(bus.bus, "SIGNALS")
+        del wrong["persist_mode"]
+        assert "error" not in await _call(root, "STREAM.CREATE.SIGNALS", wrong)
+        with pytest.raises(
+            ConfigError, match=r"STREAM_DIFFERS: stream SIGNALS differs in .*persist_mode=None instead of async"
+        ):
+            await provision(admin, bus.bus)
+
+
+async def test_bounds_that_the_disk_cannot_hold_are_named(bus: TestBus) -> None:
+    huge = msgspec.structs.replace(bus.bus.streams["MARKET"], max_bytes=1 << 60)
+    wide = msgspec.structs.replace(bus.bus, streams=bus.bus.streams | {"MARKET": huge})
+    async with bus.connected("admin") as (admin,):
+        with pytest.raises(ConfigError, match="too little free space"):
+            await provision(admin, wide)
 
 
 def test_a_component_without_keys_is_refused(idle: TestBus) -> None:

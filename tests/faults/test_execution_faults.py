@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,62 +31,57 @@ def bus(tmp_path: Path) -> Iterator[TestBus]:
         yield running
 
 
-def on_floor(bus: TestBus, folder: Path, work: Callable[[Floor], Awaitable[None]]) -> None:
-    async def run() -> None:
-        async with trading(bus, folder / "floor") as floor:
-            await asyncio.wait_for(work(floor), 40)
-
-    asyncio.run(run())
+@pytest.fixture
+async def floor(bus: TestBus, tmp_path: Path) -> AsyncIterator[Floor]:
+    async with trading(bus, tmp_path / "floor") as opened:
+        yield opened
 
 
-def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_understood(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
+async def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_understood(floor: Floor) -> None:
+    await floor.execution()
 
-        resting = await floor.place()
-        assert (await floor.ends(resting, "submitting", "accepted")).status == "NEW"
-        assert [o.client_id for o in floor.open_orders()] == ["ts" + resting.intent_id.hex()]
+    resting = await floor.place()
+    assert (await floor.ends(resting, "submitting", "accepted")).status == "NEW"
+    assert [o.client_id for o in floor.open_orders()] == ["ts" + resting.intent_id.hex()]
 
-        filled = await floor.place(price="0.0013002", time_in_force="IOC")
-        last = await floor.ends(filled, "submitting", "accepted", "closed")
-        assert (last.status, last.executed) == ("FILLED", Decimal(10))
+    filled = await floor.place(price="0.0013002", time_in_force="IOC")
+    last = await floor.ends(filled, "submitting", "accepted", "closed")
+    assert (last.status, last.executed) == ("FILLED", Decimal(10))
 
-        missed = await floor.place(price="0.0010001", time_in_force="IOC")
-        assert (await floor.ends(missed, "submitting", "accepted", "closed")).status == "EXPIRED"
+    missed = await floor.place(price="0.0010001", time_in_force="IOC")
+    assert (await floor.ends(missed, "submitting", "accepted", "closed")).status == "EXPIRED"
 
-        patient = await floor.place()
-        await floor.ends(patient, "submitting", "accepted")
-        poor = await floor.place(quantity="1", price="0.0000001")  # below the venue's smallest notional
-        assert (await floor.ends(poor, "submitting", "rejected")).code == "-1013"
+    patient = await floor.place()
+    await floor.ends(patient, "submitting", "accepted")
+    poor = await floor.place(quantity="1", price="0.0000001")  # below the venue's smallest notional
+    assert (await floor.ends(poor, "submitting", "rejected")).code == "-1013"
 
-        # A cancel decision needs no permit.
-        gateway = floor.people["gateway"]
-        cancel = gateway.new(Decision, verdict="cancel", intent_id=resting.intent_id, intent_hash=bytes(32))
-        await floor.publish(cancel)
-        assert (await floor.ends(resting, "submitting", "accepted", "closed")).status == "CANCELED"
+    # A cancel decision needs no permit.
+    gateway = floor.people["gateway"]
+    cancel = gateway.new(Decision, verdict="cancel", intent_id=resting.intent_id, intent_hash=bytes(32))
+    await floor.publish(cancel)
+    assert (await floor.ends(resting, "submitting", "accepted", "closed")).status == "CANCELED"
 
-        # An order that ends at the venue by itself is followed to its end.
-        floor.exchange.on_market_trade("XRPETH", Decimal("0.0009"), Decimal(1_000_000), True, time.time_ns())
-        assert (await floor.ends(patient, "submitting", "accepted", "closed")).status == "FILLED"
+    # An order that ends at the venue by itself is followed to its end.
+    floor.exchange.on_market_trade("XRPETH", Decimal("0.0009"), Decimal(1_000_000), True, time.time_ns())
+    assert (await floor.ends(patient, "submitting", "accepted", "closed")).status == "FILLED"
 
-        # What custody refuses is void, with custody's code, and never reaches the venue.
-        posted = len(floor.posted())
-        wrong = floor.decision(quantity="10.5")
-        await floor.publish(wrong)
-        assert (await floor.ends(wrong, "submitting", "void")).code == "FIELD_MISMATCH"
-        late = floor.decision(lifetime=-1)
-        await floor.publish(late)
-        assert (await floor.ends(late, "void")).code == "PERMIT_EXPIRED"
-        assert len(floor.posted()) == posted
+    # What custody refuses is void, with custody's code, and never reaches the venue.
+    posted = len(floor.posted())
+    wrong = floor.decision(quantity="10.5")
+    await floor.publish(wrong)
+    assert (await floor.ends(wrong, "submitting", "void")).code == "FIELD_MISMATCH"
+    late = floor.decision(lifetime=-1)
+    await floor.publish(late)
+    assert (await floor.ends(late, "void")).code == "PERMIT_EXPIRED"
+    assert len(floor.posted()) == posted
 
-        # Somebody places an order with our key behind our back.
-        floor.exchange.engine.place("main", stranger(), now_ms())
-        await floor.place()
-        await floor.until(lambda: any(n.code == "UNKNOWN_ORDER" for n in floor.notices))
-        hashes = [e.payload_sha256 for e in floor.posted()]
-        assert len(hashes) == len(set(hashes))
-
-    on_floor(bus, tmp_path, work)
+    # Somebody places an order with our key behind our back.
+    floor.exchange.engine.place("main", stranger(), now_ms())
+    await floor.place()
+    await floor.until(lambda: any(n.code == "UNKNOWN_ORDER" for n in floor.notices))
+    hashes = [e.payload_sha256 for e in floor.posted()]
+    assert len(hashes) == len(set(hashes))
 
 
 def stranger() -> NewOrder:
@@ -101,179 +96,155 @@ def stranger() -> NewOrder:
     )
 
 
-def test_an_order_without_answer_is_resolved_by_asking_and_never_sent_again(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        # Applied, the answer lost: found.
-        floor.faults[NEW] = Fault("drop_after")
-        lost = await floor.place()
-        await floor.ends(lost, "submitting", "unknown", "accepted")
-        # Not applied: "not found" is final only when the request cannot arrive any more.
-        floor.faults[NEW] = Fault("drop_before")
-        begun = time.monotonic()
-        gone = await floor.place()
-        assert (await floor.ends(gone, "submitting", "unknown", "void")).code == "NOT_AT_VENUE"
-        assert time.monotonic() - begun > 2.0
-        # The query fails as well, for a while.
-        floor.faults[NEW] = Fault("drop_after")
-        floor.faults[QUERY] = Fault("drop_before", times=3)
-        both = await floor.place()
-        await floor.ends(both, "submitting", "unknown", "accepted")
-        # The venue is slower than its own window, and takes the request all the same or not at all.
-        floor.faults[NEW] = Fault("delay", seconds=1.2)
-        slow = await floor.place()
-        await floor.until(lambda: len(floor.states(slow)) > 1)
-        assert floor.states(slow) == ["submitting", "rejected"]
-        assert floor.last(slow).code == "-1021"
-        hashes = [e.payload_sha256 for e in floor.posted()]
-        assert len(hashes) == len(set(hashes))
-
-    on_floor(bus, tmp_path, work)
+async def test_an_order_without_answer_is_resolved_by_asking_and_never_sent_again(floor: Floor) -> None:
+    await floor.execution()
+    # Applied, the answer lost: found.
+    floor.faults[NEW] = Fault("drop_after")
+    lost = await floor.place()
+    await floor.ends(lost, "submitting", "unknown", "accepted")
+    # Not applied: "not found" is final only when the request cannot arrive any more.
+    floor.faults[NEW] = Fault("drop_before")
+    begun = time.monotonic()
+    gone = await floor.place()
+    assert (await floor.ends(gone, "submitting", "unknown", "void")).code == "NOT_AT_VENUE"
+    assert time.monotonic() - begun > 2.0
+    # The query fails as well, for a while.
+    floor.faults[NEW] = Fault("drop_after")
+    floor.faults[QUERY] = Fault("drop_before", times=3)
+    both = await floor.place()
+    await floor.ends(both, "submitting", "unknown", "accepted")
+    # The venue is slower than its own window, and takes the request all the same or not at all.
+    floor.faults[NEW] = Fault("delay", seconds=1.2)
+    slow = await floor.place()
+    await floor.until(lambda: len(floor.states(slow)) > 1)
+    assert floor.states(slow) == ["submitting", "rejected"]
+    assert floor.last(slow).code == "-1021"
+    hashes = [e.payload_sha256 for e in floor.posted()]
+    assert len(hashes) == len(set(hashes))
 
 
-def test_a_trip_stops_placing_and_cancels_what_is_open_in_time(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        alpha = [await floor.place("alpha") for _ in range(50)]
-        beta = [await floor.place("beta") for _ in range(50)]
+async def test_a_trip_stops_placing_and_cancels_what_is_open_in_time(floor: Floor) -> None:
+    await floor.execution()
+    alpha = [await floor.place("alpha") for _ in range(50)]
+    beta = [await floor.place("beta") for _ in range(50)]
+    await floor.until(lambda: len(floor.open_orders()) == 100)
+
+    # One strategy: its orders alone, one by one.
+    floor.trip("strategy-alpha")
+    await floor.all_closed(alpha)
+    assert all(floor.states(d) == ["submitting", "accepted"] for d in beta)
+    assert len(floor.open_orders()) == 50
+    refused = await floor.place("alpha")
+    assert (await floor.ends(refused, "void")).code == "BREAKER_TRIPPED"
+    beta.append(await floor.place("beta"))
+    await floor.ends(beta[-1], "submitting", "accepted")
+
+    # Everything, 100 orders in at most 250 ms; on a shared machine one of three tries must show it.
+    elapsed = []
+    for _ in range(3):
+        beta += [await floor.place("beta") for _ in range(100 - len(floor.open_orders()))]
         await floor.until(lambda: len(floor.open_orders()) == 100)
-
-        # One strategy: its orders alone, one by one.
+        begun = time.monotonic()
+        floor.trip("all")
+        await floor.until(lambda: not floor.open_orders())
+        elapsed.append(time.monotonic() - begun)
+        await floor.all_closed(beta)
+        if elapsed[-1] < 0.25:
+            break
         floor.trip("strategy-alpha")
-        await floor.all_closed(alpha)
-        assert all(floor.states(d) == ["submitting", "accepted"] for d in beta)
-        assert len(floor.open_orders()) == 50
-        refused = await floor.place("alpha")
-        assert (await floor.ends(refused, "void")).code == "BREAKER_TRIPPED"
-        beta.append(await floor.place("beta"))
-        await floor.ends(beta[-1], "submitting", "accepted")
-
-        # Everything, 100 orders in at most 250 ms; on a shared machine one of three tries must show it.
-        elapsed = []
-        for _ in range(3):
-            beta += [await floor.place("beta") for _ in range(100 - len(floor.open_orders()))]
-            await floor.until(lambda: len(floor.open_orders()) == 100)
-            begun = time.monotonic()
-            floor.trip("all")
-            await floor.until(lambda: not floor.open_orders())
-            elapsed.append(time.monotonic() - begun)
-            await floor.all_closed(beta)
-            if elapsed[-1] < 0.25:
-                break
-            floor.trip("strategy-alpha")
-            await asyncio.sleep(0.3)
-        assert min(elapsed) < 0.25, elapsed
-
-        # Closed again by the breaker's next heartbeat.
-        floor.trip()
         await asyncio.sleep(0.3)
-        again = await floor.place("alpha")
-        await floor.ends(again, "submitting", "accepted")
+    assert min(elapsed) < 0.25, elapsed
 
-    on_floor(bus, tmp_path, work)
-
-
-def test_cancelling_works_while_the_venue_fails_and_repeats_until_nothing_is_open(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        first, second = await floor.place(), await floor.place("beta")
-        await floor.until(lambda: len(floor.open_orders()) == 2)
-        floor.faults[CANCEL_ALL] = Fault("drop_before", times=2)
-        floor.trip("venue-paper")
-        await floor.until(lambda: not floor.open_orders(), timeout=6)
-        await floor.all_closed([first, second])
-
-    on_floor(bus, tmp_path, work)
+    # Closed again by the breaker's next heartbeat.
+    floor.trip()
+    await asyncio.sleep(0.3)
+    again = await floor.place("alpha")
+    await floor.ends(again, "submitting", "accepted")
 
 
-def test_a_silent_breaker_cancels_everything_and_places_nothing(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        resting = await floor.place()
-        await floor.ends(resting, "submitting", "accepted")
-        floor.beating = False
-        await asyncio.sleep(1.2)
-        # Custody is the stricter one.
-        unsigned = await floor.place()
-        assert (await floor.ends(unsigned, "submitting", "void")).code == "BREAKER_SILENT"
-        assert floor.open_orders()
-        await floor.until(lambda: not floor.open_orders(), timeout=4)
-        await floor.ends(resting, "submitting", "accepted", "closed")
-        assert (await floor.ends(await floor.place(), "void")).code == "BREAKER_SILENT"
-        floor.beating = True
-        await asyncio.sleep(0.3)
-        await floor.ends(await floor.place(), "submitting", "accepted")
-
-    on_floor(bus, tmp_path, work)
+async def test_cancelling_works_while_the_venue_fails_and_repeats_until_nothing_is_open(floor: Floor) -> None:
+    await floor.execution()
+    first, second = await floor.place(), await floor.place("beta")
+    await floor.until(lambda: len(floor.open_orders()) == 2)
+    floor.faults[CANCEL_ALL] = Fault("drop_before", times=2)
+    floor.trip("venue-paper")
+    await floor.until(lambda: not floor.open_orders(), timeout=6)
+    await floor.all_closed([first, second])
 
 
-def test_the_kill_switch_works_with_the_broker_dead(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        for _ in range(3):
-            await floor.place()
-        await floor.until(lambda: len(floor.open_orders()) == 3)
-        await asyncio.to_thread(bus.server.stop)
-        # Neither bus nor breaker nor gateway: silence is the trip.
-        await floor.until(lambda: not floor.open_orders(), timeout=6)
-        bus.server.start()
-        await asyncio.sleep(1.0)
-        await floor.until(lambda: len([e for e in floor.events if e.state == "closed"]) == 3, timeout=15)
-        signed = (floor.folder / "state" / "custody").glob("signed-*.jsonl")
-        assert '"op":"cancel_all"' in "".join(path.read_text() for path in signed)
-
-    on_floor(bus, tmp_path, work)
-
-
-def test_custody_dead_means_void_and_custody_back_means_trading(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        custody = floor.people["custody"]
-        before = await floor.place()
-        await floor.ends(before, "submitting", "accepted")
-        stale = floor.decision()  # for the custody that is about to go
-        await floor.gone(custody)
-        away = await floor.place()
-        assert (await floor.ends(away, "submitting", "void")).code == "CUSTODY_AWAY"
-        await floor.custody()
-        await asyncio.sleep(0.3)
-        await floor.publish(stale)
-        last = await floor.ends(stale, "submitting", "void")
-        assert last.code == "PERMIT_AUDIENCE"
-        after = await floor.place()
-        await floor.ends(after, "submitting", "accepted")
-
-    on_floor(bus, tmp_path, work)
+async def test_a_silent_breaker_cancels_everything_and_places_nothing(floor: Floor) -> None:
+    await floor.execution()
+    resting = await floor.place()
+    await floor.ends(resting, "submitting", "accepted")
+    floor.beating = False
+    await asyncio.sleep(1.2)
+    # Custody is the stricter one.
+    unsigned = await floor.place()
+    assert (await floor.ends(unsigned, "submitting", "void")).code == "BREAKER_SILENT"
+    assert floor.open_orders()
+    await floor.until(lambda: not floor.open_orders(), timeout=4)
+    await floor.ends(resting, "submitting", "accepted", "closed")
+    assert (await floor.ends(await floor.place(), "void")).code == "BREAKER_SILENT"
+    floor.beating = True
+    await asyncio.sleep(0.3)
+    await floor.ends(await floor.place(), "submitting", "accepted")
 
 
-def test_a_new_execution_takes_up_every_order_where_the_old_one_left_it(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        _, first = await floor.execution()
-        resting = await floor.place()
-        await floor.ends(resting, "submitting", "accepted")
-        await floor.gone(first)
-        floor.exchange.engine.cancel("main", "XRPETH", None, "ts" + resting.intent_id.hex(), now_ms())
-        missed = await floor.place()
-        await floor.execution()
-        assert (await floor.ends(missed, "void")).code == "PERMIT_EXPIRED"
-        assert (await floor.ends(resting, "submitting", "accepted", "closed")).status == "CANCELED"
-        after = await floor.place()
-        await floor.ends(after, "submitting", "accepted")
+async def test_the_kill_switch_works_with_the_broker_dead(floor: Floor, bus: TestBus) -> None:
+    await floor.execution()
+    for _ in range(3):
+        await floor.place()
+    await floor.until(lambda: len(floor.open_orders()) == 3)
+    await asyncio.to_thread(bus.server.stop)
+    # Neither bus nor breaker nor gateway: silence is the trip.
+    await floor.until(lambda: not floor.open_orders(), timeout=6)
+    bus.server.start()
+    await asyncio.sleep(1.0)
+    await floor.until(lambda: len([e for e in floor.events if e.state == "closed"]) == 3, timeout=15)
+    signed = (floor.folder / "state" / "custody").glob("signed-*.jsonl")
+    assert '"op":"cancel_all"' in "".join(path.read_text() for path in signed)
 
-    on_floor(bus, tmp_path, work)
+
+async def test_custody_dead_means_void_and_custody_back_means_trading(floor: Floor) -> None:
+    await floor.execution()
+    custody = floor.people["custody"]
+    before = await floor.place()
+    await floor.ends(before, "submitting", "accepted")
+    stale = floor.decision()  # for the custody that is about to go
+    await floor.gone(custody)
+    away = await floor.place()
+    assert (await floor.ends(away, "submitting", "void")).code == "CUSTODY_AWAY"
+    await floor.custody()
+    await asyncio.sleep(0.3)
+    await floor.publish(stale)
+    last = await floor.ends(stale, "submitting", "void")
+    assert last.code == "PERMIT_AUDIENCE"
+    after = await floor.place()
+    await floor.ends(after, "submitting", "accepted")
+
+
+async def test_a_new_execution_takes_up_every_order_where_the_old_one_left_it(floor: Floor) -> None:
+    _, first = await floor.execution()
+    resting = await floor.place()
+    await floor.ends(resting, "submitting", "accepted")
+    await floor.gone(first)
+    floor.exchange.engine.cancel("main", "XRPETH", None, "ts" + resting.intent_id.hex(), now_ms())
+    missed = await floor.place()
+    await floor.execution()
+    assert (await floor.ends(missed, "void")).code == "PERMIT_EXPIRED"
+    assert (await floor.ends(resting, "submitting", "accepted", "closed")).status == "CANCELED"
+    after = await floor.place()
+    await floor.ends(after, "submitting", "accepted")
 
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def test_a_revoked_key_is_a_security_matter_and_nothing_is_retried(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.execution()
-        floor.exchange.revoke("tradingkey")
-        refused = await floor.place()
-        assert (await floor.ends(refused, "submitting", "rejected")).code == "-2015"
-        await floor.until(lambda: any(n.code == "VENUE_CREDENTIAL" for n in floor.notices))
-        assert len(floor.posted()) == 0
-
-    on_floor(bus, tmp_path, work)
+async def test_a_revoked_key_is_a_security_matter_and_nothing_is_retried(floor: Floor) -> None:
+    await floor.execution()
+    floor.exchange.revoke("tradingkey")
+    refused = await floor.place()
+    assert (await floor.ends(refused, "submitting", "rejected")).code == "-2015"
+    await floor.until(lambda: any(n.code == "VENUE_CREDENTIAL" for n in floor.notices))
+    assert len(floor.posted()) == 0

@@ -279,10 +279,10 @@ def explain(record: Record) -> str:
 
 
 @pytest.mark.slow
-def test_no_order_is_lost_doubled_or_unaccounted_whatever_is_killed(
+async def test_no_order_is_lost_doubled_or_unaccounted_whatever_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The supervisor gives up on what ends this often; the test is that it comes back every time.
     monkeypatch.setattr(supervisor, "MAX_RESTARTS", 10 * KILLS)
     monkeypatch.setattr(supervisor, "PAUSES_S", (0.0, 0.2))
-    sys.stdout.write(asyncio.run(crash(tmp_path / "d", KILLS, seed=1)) + "\n")
+    sys.stdout.write(await crash(tmp_path / "d", KILLS, seed=1) + "\n")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,13 @@ from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
 from tallystick.schemas.trust import Instrument
-from tests.support.bus import running_bus
 from tests.support.paper import Raw, config, raw, sign, trade
 from tests.support.runtime import Desk
-from tests.support.tls import ServerTls, make_server_tls
+from tests.support.tls import ServerTls
+from tests.support.waiting import until
 
 D = Decimal
 ORDER = "/api/v3/order"
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
 
 
 def exchange(tls: ServerTls, folder: Path) -> Exchange:
@@ -98,95 +91,83 @@ def world(life: Exchange) -> Any:
     )
 
 
-def test_a_killed_exchange_remembers_all_that_it_answered(tls: ServerTls, tmp_path: Path) -> None:
-    async def run() -> None:
-        before = await busy_life(tls, tmp_path)
-        after = exchange(tls, tmp_path)
-        assert world(after) == world(before)
-        assert {o.client_id: o.status for o in after.engine.orders()} == {
-            "taker": "FILLED",
-            "resting": "NEW",
-            "partly": "PARTIALLY_FILLED",
-            "other": "NEW",
-            "gone": "CANCELED",
-        }
-        # It goes on where it was: the rest of an order fills, ids are new, the client ids of open orders are taken.
-        await after.start()
-        trade(after, "0.0012", "30", buyer_is_maker=True)
-        partly = after.engine.order("main", "XRPETH", None, "partly")
-        resting = after.engine.order("main", "XRPETH", None, "resting")
-        assert (partly.status, resting.executed) == ("FILLED", D(5))
-        async with raw(after, tls) as client:
-            stamp = f"timestamp={time.time_ns() // 10**6}"
-            again = f"symbol=XRPETH&side=BUY&type=LIMIT&timeInForce=GTC&quantity=9&price=0.001&{stamp}"
-            taken = sign(f"{again}&newClientOrderId=resting")
-            assert await client.code("POST", ORDER, taken) == (400, -2010)
-            new = await order(client, "BUY", 20, "0.001", "new")
-        known: list[Order] = before.engine.orders()
-        assert new["orderId"] > max(o.id for o in known)
-        assert resting.trades[-1].id > max(t.id for o in known for t in o.trades)
-        await after.stop()
-        # And a third life, from the second's file.
-        assert world(exchange(tls, tmp_path)) == world(after)
-
-    asyncio.run(run())
+async def test_a_killed_exchange_remembers_all_that_it_answered(tls: ServerTls, tmp_path: Path) -> None:
+    before = await busy_life(tls, tmp_path)
+    after = exchange(tls, tmp_path)
+    assert world(after) == world(before)
+    assert {o.client_id: o.status for o in after.engine.orders()} == {
+        "taker": "FILLED",
+        "resting": "NEW",
+        "partly": "PARTIALLY_FILLED",
+        "other": "NEW",
+        "gone": "CANCELED",
+    }
+    # It goes on where it was: the rest of an order fills, ids are new, the client ids of open orders are taken.
+    await after.start()
+    trade(after, "0.0012", "30", buyer_is_maker=True)
+    partly = after.engine.order("main", "XRPETH", None, "partly")
+    resting = after.engine.order("main", "XRPETH", None, "resting")
+    assert (partly.status, resting.executed) == ("FILLED", D(5))
+    async with raw(after, tls) as client:
+        stamp = f"timestamp={time.time_ns() // 10**6}"
+        again = f"symbol=XRPETH&side=BUY&type=LIMIT&timeInForce=GTC&quantity=9&price=0.001&{stamp}"
+        taken = sign(f"{again}&newClientOrderId=resting")
+        assert await client.code("POST", ORDER, taken) == (400, -2010)
+        new = await order(client, "BUY", 20, "0.001", "new")
+    known: list[Order] = before.engine.orders()
+    assert new["orderId"] > max(o.id for o in known)
+    assert resting.trades[-1].id > max(t.id for o in known for t in o.trades)
+    await after.stop()
+    # And a third life, from the second's file.
+    assert world(exchange(tls, tmp_path)) == world(after)
 
 
-def test_ids_of_a_life_that_was_lost_do_not_come_again(tls: ServerTls, tmp_path: Path) -> None:
-    async def run() -> None:
-        known = (await busy_life(tls, tmp_path)).engine.orders()
-        (tmp_path / "state.jsonl").unlink()
-        later = (await busy_life(tls, tmp_path)).engine.orders()
-        assert min(o.id for o in later) > max(o.id for o in known)
-        assert min(t.id for o in later for t in o.trades) > max(t.id for o in known for t in o.trades)
-
-    asyncio.run(run())
+async def test_ids_of_a_life_that_was_lost_do_not_come_again(tls: ServerTls, tmp_path: Path) -> None:
+    known = (await busy_life(tls, tmp_path)).engine.orders()
+    (tmp_path / "state.jsonl").unlink()
+    later = (await busy_life(tls, tmp_path)).engine.orders()
+    assert min(o.id for o in later) > max(o.id for o in known)
+    assert min(t.id for o in later for t in o.trades) > max(t.id for o in known for t in o.trades)
 
 
-def test_a_torn_last_line_is_dropped_and_any_other_damage_refused(tls: ServerTls, tmp_path: Path) -> None:
+async def test_a_torn_last_line_is_dropped_and_any_other_damage_refused(tls: ServerTls, tmp_path: Path) -> None:
     path = tmp_path / "state.jsonl"
 
-    async def run() -> None:
-        before = await busy_life(tls, tmp_path)
-        whole = path.read_bytes()
-        lines = whole.splitlines(keepends=True)
-        path.write_bytes(whole[:-7])
-        withdrawn = exchange(tls, tmp_path).engine.withdrawn
-        assert withdrawn == {}  # the last line was the withdrawal
-        path.write_bytes(whole)
-        assert world(exchange(tls, tmp_path)) == world(before)
-        for damaged in (
-            b"".join([*lines[:2], lines[2][:-9] + b"\n", *lines[3:]]),
-            b'"locked":"0.01'.join(whole.rsplit(b'"locked":"0.0', 1)),
-            whole.replace(b'"main"', b'"nobody"'),
-            whole.replace(b"XRPETH", b"ETHXRP"),
-        ):
-            assert damaged != whole
-            path.write_bytes(damaged)
-            with pytest.raises(ConfigError) as caught:
-                exchange(tls, tmp_path)
-            assert caught.value.code == "PAPER_STATE"
-
-    asyncio.run(run())
+    before = await busy_life(tls, tmp_path)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(whole[:-7])
+    withdrawn = exchange(tls, tmp_path).engine.withdrawn
+    assert withdrawn == {}  # the last line was the withdrawal
+    path.write_bytes(whole)
+    assert world(exchange(tls, tmp_path)) == world(before)
+    for damaged in (
+        b"".join([*lines[:2], lines[2][:-9] + b"\n", *lines[3:]]),
+        b'"locked":"0.01'.join(whole.rsplit(b'"locked":"0.0', 1)),
+        whole.replace(b'"main"', b'"nobody"'),
+        whole.replace(b"XRPETH", b"ETHXRP"),
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError) as caught:
+            exchange(tls, tmp_path)
+        assert caught.value.code == "PAPER_STATE"
 
 
-def test_an_answer_waits_for_the_state_and_a_full_disk_is_no_success(
+async def test_an_answer_waits_for_the_state_and_a_full_disk_is_no_success(
     tls: ServerTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_self: State, _change: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    async def run() -> None:
-        life = exchange(tls, tmp_path)
-        await life.start()
-        monkeypatch.setattr(State, "append", full)
-        async with raw(life, tls) as client:
-            stamp = f"timestamp={time.time_ns() // 10**6}"
-            placed = sign(f"symbol=XRPETH&side=BUY&type=LIMIT&timeInForce=GTC&quantity=9&price=0.001&{stamp}")
-            assert await client.code("POST", ORDER, placed) == (500, -1006)
-        await life.stop()
-
-    asyncio.run(run())
+    life = exchange(tls, tmp_path)
+    await life.start()
+    monkeypatch.setattr(State, "append", full)
+    async with raw(life, tls) as client:
+        stamp = f"timestamp={time.time_ns() // 10**6}"
+        placed = sign(f"symbol=XRPETH&side=BUY&type=LIMIT&timeInForce=GTC&quantity=9&price=0.001&{stamp}")
+        assert await client.code("POST", ORDER, placed) == (500, -1006)
+    await life.stop()
 
 
 def free_port() -> int:
@@ -231,83 +212,69 @@ def deployment(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
 SECRETS = {"pki.paper-exchange.passphrase": Secret("unused-by-a-plain-key")}
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("not within 5 s")
+async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
+    desk: Desk, tls: ServerTls, tmp_path: Path
+) -> None:
+    component = PaperExchange()
+    try:
+        feed = await desk.context("market-data")
+        feed.open()
 
+        async def play(where: str, price: str, qty: str = "70") -> None:
+            event = feed.new(Trade, trade_id=1, price=D(price), qty=D(qty), time=time.time_ns(), buyer_is_maker=True)
+            await feed.publish(where, event)
 
-def test_the_process_plays_the_market_of_its_own_venue_and_no_history(tls: ServerTls, tmp_path: Path) -> None:
-    async def run(bus: Any) -> None:
-        desk = Desk(bus)
-        component = PaperExchange()
-        try:
-            feed = await desk.context("market-data")
-            feed.open()
+        await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
+        context = await desk.context("paper-exchange", deployment=deployment(tmp_path / "dir", tls), secrets=SECRETS)
+        await component.start(context)
+        context.open()
+        await context.caught_up()
+        await component.ready()
+        engine = component.exchange.engine
+        assert engine.touch("XRPETH") is None
 
-            async def play(where: str, price: str, qty: str = "70") -> None:
-                event = feed.new(
-                    Trade, trade_id=1, price=D(price), qty=D(qty), time=time.time_ns(), buyer_is_maker=True
-                )
-                await feed.publish(where, event)
-
-            await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
-            context = await desk.context(
-                "paper-exchange", deployment=deployment(tmp_path / "dir", tls), secrets=SECRETS
-            )
-            await component.start(context)
-            context.open()
-            await context.caught_up()
-            await component.ready()
-            engine = component.exchange.engine
-            assert engine.touch("XRPETH") is None
-
-            letters: list[DeadLetter] = []
-            auditor = await desk.context("audit")
-            auditor.subscribe(
-                "dead.paper-exchange", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter))
-            )
-            auditor.open()
-            await auditor.caught_up()
-            async with raw(component.exchange, tls) as client:
-                await order(client, "BUY", 50, "0.0013", "resting")
-                await play("md.trade.elsewhere.XRP-ETH", "0.0012")
-                await play("md.trade.paper.BTC-USDT", "0.0012")
-                await play("md.trade.paper.XRP-ETH", "0.00120005")  # off the tick
-                await until(lambda: bool(letters))
-                assert letters[0].code == "MARKET_PRICE"
-                assert engine.order("main", "XRPETH", None, "resting").status == "NEW"
-                await play("md.trade.paper.XRP-ETH", "0.0012")
-                await until(lambda: engine.order("main", "XRPETH", None, "resting").status == "FILLED")
-            touch = engine.touch("XRPETH")
-            assert touch == (D("0.0012"), D(70), D("0.0012001"), D(70))
-            heard: list[Received] = []
-            listener = await desk.context("gateway")
-            listener.subscribe("md.trade.>", heard.append)
-            listener.open()
-            await listener.caught_up()
-            await play("md.trade.paper.XRP-ETH", "0.0011")
-            await until(lambda: bool(heard) and engine.touch("XRPETH") != touch)
-            touch = engine.touch("XRPETH")
-            await play("md.trade.paper.XRP-ETH", "0.0015")
-            await until(lambda: engine.touch("XRPETH") != touch)
-            touch = engine.touch("XRPETH")
-            component._on_trades(msgspec.structs.replace(heard[0], live=False))  # one that came late
-            assert engine.touch("XRPETH") == touch
-            component._on_trades(heard[0])
-            assert engine.touch("XRPETH") != touch
-        finally:
-            await context.release()
-            await desk.close()
-
-    with running_bus(tmp_path / "bus") as bus:
-        asyncio.run(run(bus))
+        letters: list[DeadLetter] = []
+        auditor = await desk.context("audit")
+        auditor.subscribe(
+            "dead.paper-exchange", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter))
+        )
+        auditor.open()
+        await auditor.caught_up()
+        async with raw(component.exchange, tls) as client:
+            await order(client, "BUY", 50, "0.0013", "resting")
+            await play("md.trade.elsewhere.XRP-ETH", "0.0012")
+            await play("md.trade.paper.BTC-USDT", "0.0012")
+            await play("md.trade.paper.XRP-ETH", "0.00120005")  # off the tick
+            await until(lambda: bool(letters))
+            assert letters[0].code == "MARKET_PRICE"
+            assert engine.order("main", "XRPETH", None, "resting").status == "NEW"
+            await play("md.trade.paper.XRP-ETH", "0.0012")
+            await until(lambda: engine.order("main", "XRPETH", None, "resting").status == "FILLED")
+        touch = engine.touch("XRPETH")
+        assert touch == (D("0.0012"), D(70), D("0.0012001"), D(70))
+        heard: list[Received] = []
+        listener = await desk.context("gateway")
+        listener.subscribe("md.trade.>", heard.append)
+        listener.open()
+        await listener.caught_up()
+        await play("md.trade.paper.XRP-ETH", "0.0011")
+        await until(lambda: bool(heard) and engine.touch("XRPETH") != touch)
+        touch = engine.touch("XRPETH")
+        await play("md.trade.paper.XRP-ETH", "0.0015")
+        await until(lambda: engine.touch("XRPETH") != touch)
+        touch = engine.touch("XRPETH")
+        component._on_trades(msgspec.structs.replace(heard[0], live=False))  # one that came late
+        assert engine.touch("XRPETH") == touch
+        component._on_trades(heard[0])
+        assert engine.touch("XRPETH") != touch
+    finally:
+        await context.release()
 
 
 @pytest.mark.parametrize("defect", ["no file", "no secret", "not paper", "not json"])
-def test_a_process_that_lacks_something_says_so_and_does_not_start(tls: ServerTls, tmp_path: Path, defect: str) -> None:
+async def test_a_process_that_lacks_something_says_so_and_does_not_start(
+    tls: ServerTls, tmp_path: Path, defect: str
+) -> None:
     class Half:
         clock = staticmethod(time.time_ns)
         secrets = SECRETS if defect != "no secret" else {}
@@ -319,10 +286,7 @@ def test_a_process_that_lacks_something_says_so_and_does_not_start(tls: ServerTl
         Half.config.paper_exchange.write_bytes(b"{")
     context: Any = Half()
 
-    async def run() -> None:
-        component = PaperExchange()
-        with pytest.raises(ConfigError):
-            await component.start(context)
-        await context.release()
-
-    asyncio.run(run())
+    component = PaperExchange()
+    with pytest.raises(ConfigError):
+        await component.start(context)
+    await context.release()

@@ -10,14 +10,13 @@ import asyncio
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tallystick.cli import operate
 from tallystick.record import verify as verifying
@@ -26,8 +25,10 @@ from tallystick.runtime.deployment import supervisor
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tests.faults.test_order_crash import STRATEGIES, Record, check, explain, make, reader
+from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow  # the chaos of a minute: `make slow`
+# The chaos of a minute: `make slow`.  The deployment, and with it the loop, lives on between tests.
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 SECOND = 1_000_000_000
 # How long a killed part stays away, where the test is about the time without it.
@@ -57,11 +58,7 @@ class Floor:
         await self.supervisor.stop()
 
     async def until(self, what: Callable[[], bool], why: str, seconds: float = 30) -> None:
-        end = time.monotonic() + seconds
-        while not what():
-            if time.monotonic() > end:
-                raise AssertionError(f"not in {seconds} s: {why}; {explain(self.record)}; {self.told[-6:]}")
-            await asyncio.sleep(0.02)
+        await until(what, lambda: f"{why}; {explain(self.record)}; {self.told[-6:]}", seconds)
 
     def pid(self, name: str) -> int:
         return next(s.pid for s in self.supervisor.states if s.name == name)
@@ -83,179 +80,115 @@ class Floor:
         await self.until(lambda: self.record.accepted() >= before + more, "no order is accepted any more")
 
 
-class Loop:
-    """An event loop in a thread of its own: the deployment lives on between tests."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name="floor")
-        self.thread.start()
-
-    def run(self, work: Coroutine[Any, Any, None], seconds: float = 90) -> None:
-        asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self.loop).result()
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-
-
-Run = Callable[[Callable[[Floor], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Floor, Loop]]:
-    floor, loop = Floor(tmp_path_factory.mktemp("parts") / "d"), Loop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def floor(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Floor]:
+    made = Floor(tmp_path_factory.mktemp("parts") / "d")
     try:
-        loop.run(floor.start())
-        yield floor, loop
+        await made.start()
+        yield made
     finally:
-        loop.run(floor.stop())
-        loop.close()
+        await made.stop()
 
 
-@pytest.fixture
-def on_floor(stage: tuple[Floor, Loop]) -> Run:
-    floor, loop = stage
-    return lambda work: loop.run(work(floor))
+async def test_broker_killed_it_is_started_again_and_everybody_reconnects(floor: Floor) -> None:
+    pids = {s.name: s.pid for s in floor.supervisor.states}
+    broker = floor.supervisor.server.pid
+    os.kill(broker, signal.SIGKILL)
+    await floor.until(lambda: any(t.startswith("broker: NATS_DIED") or "starting it again" in t for t in floor.told), "untold")  # fmt: skip
+    await floor.until(lambda: not Path(f"/proc/{broker}").exists(), "the broker lives")
+    await floor.trades()
+    assert {s.name: s.pid for s in floor.supervisor.states} == pids, "a process fell with the broker"
 
 
-def test_broker_killed_it_is_started_again_and_everybody_reconnects(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        pids = {s.name: s.pid for s in floor.supervisor.states}
-        broker = floor.supervisor.server.pid
-        os.kill(broker, signal.SIGKILL)
-        await floor.until(lambda: any(t.startswith("broker: NATS_DIED") or "starting it again" in t for t in floor.told), "untold")  # fmt: skip
-        await floor.until(lambda: not Path(f"/proc/{broker}").exists(), "the broker lives")
-        await floor.trades()
-        assert {s.name: s.pid for s in floor.supervisor.states} == pids, "a process fell with the broker"
-
-    on_floor(work)
+async def test_authority_killed_sessions_live_on_until_it_is_back(floor: Floor) -> None:
+    before = floor.record.accepted()
+    at = await floor.kill("authority")
+    await floor.trades()
+    assert floor.record.accepted() > before
+    refused = [n for n in floor.record.guard if n.ts > at and n.code in ("SESSION_UNLISTED", "SESSION_REVOKED")]
+    assert not refused, refused
 
 
-def test_authority_killed_sessions_live_on_until_it_is_back(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        before = floor.record.accepted()
-        at = await floor.kill("authority")
-        await floor.trades()
-        assert floor.record.accepted() > before
-        refused = [n for n in floor.record.guard if n.ts > at and n.code in ("SESSION_UNLISTED", "SESSION_REVOKED")]
-        assert not refused, refused
-
-    on_floor(work)
+async def test_gateway_killed_every_intent_is_decided_once(floor: Floor) -> None:
+    asked = set(floor.record.intents)
+    at = await floor.kill("gateway")
+    await floor.trades()
+    asked |= {i for i, intent in floor.record.intents.items() if intent.ts < at}
+    decided = [d.intent_id for d in floor.record.decisions.values()]
+    await floor.until(lambda: asked <= {d.intent_id for d in floor.record.decisions.values()}, "undecided intents")
+    assert len(decided) == len(set(decided)), "an intent was decided twice"
 
 
-def test_gateway_killed_every_intent_is_decided_once(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        asked = set(floor.record.intents)
-        at = await floor.kill("gateway")
-        await floor.trades()
-        asked |= {i for i, intent in floor.record.intents.items() if intent.ts < at}
-        decided = [d.intent_id for d in floor.record.decisions.values()]
-        await floor.until(lambda: asked <= {d.intent_id for d in floor.record.decisions.values()}, "undecided intents")
-        assert len(decided) == len(set(decided)), "an intent was decided twice"
+async def test_venue_killed_what_was_sent_is_asked_about_and_nothing_is_sent_twice(floor: Floor) -> None:
+    at = await floor.kill("paper-exchange")
+    await floor.trades()
+    before = {d.intent_id for d in floor.record.permits if d.ts < at}
 
-    on_floor(work)
+    def known() -> bool:
+        answered = ("accepted", "rejected", "void", "closed")
+        return before <= {e.intent_id for e in floor.record.events if e.state in answered}
 
-
-def test_venue_killed_what_was_sent_is_asked_about_and_nothing_is_sent_twice(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        at = await floor.kill("paper-exchange")
-        await floor.trades()
-        before = {d.intent_id for d in floor.record.permits if d.ts < at}
-
-        def known() -> bool:
-            answered = ("accepted", "rejected", "void", "closed")
-            return before <= {e.intent_id for e in floor.record.events if e.state in answered}
-
-        await floor.until(known, "an order from before is neither known nor void")
-
-    on_floor(work)
+    await floor.until(known, "an order from before is neither known nor void")
 
 
-def test_custody_killed_old_permits_are_worth_nothing_and_new_ones_name_the_new_boot(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        old = {d.permit.audience for d in floor.record.permits if d.permit is not None}
-        at = await floor.kill("custody")
-        await floor.trades()
-        taken = {e.intent_id for e in floor.record.events if e.state == "accepted" and e.ts > at + SECOND}
-        later = [
-            d.permit
-            for d in floor.record.permits
-            if d.permit is not None and d.intent_id in taken and d.ts > at + SECOND
-        ]
-        assert later
-        assert not {p.audience for p in later} & old, "a permit for the dead boot was signed"
-
-    on_floor(work)
+async def test_custody_killed_old_permits_are_worth_nothing_and_new_ones_name_the_new_boot(floor: Floor) -> None:
+    old = {d.permit.audience for d in floor.record.permits if d.permit is not None}
+    at = await floor.kill("custody")
+    await floor.trades()
+    taken = {e.intent_id for e in floor.record.events if e.state == "accepted" and e.ts > at + SECOND}
+    later = [
+        d.permit for d in floor.record.permits if d.permit is not None and d.intent_id in taken and d.ts > at + SECOND
+    ]
+    assert later
+    assert not {p.audience for p in later} & old, "a permit for the dead boot was signed"
 
 
-def test_breaker_killed_nothing_is_permitted_without_its_heartbeat(
-    on_floor: Run, monkeypatch: pytest.MonkeyPatch
+async def test_breaker_killed_nothing_is_permitted_without_its_heartbeat(
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "PAUSES_S", (AWAY_S,))
 
-    async def work(floor: Floor) -> None:
-        at = await floor.kill("breaker")
-        back = int(at + AWAY_S * SECOND)
-        decided = list(floor.record.decisions.values())
-        await floor.trades()
-        # It was heard for a second after its last heartbeat at the most.
-        gap = [d for d in floor.record.decisions.values() if at + 1.2 * SECOND < d.ts < back]
-        assert gap, f"no intent in the gap, {len(decided)} decisions"
-        assert not [d for d in gap if d.permit is not None]
-        codes = {denial.code for d in gap for denial in d.denials}
-        assert "BREAKER_HEARTBEAT_MISSING" in codes, codes
-
-    on_floor(work)
+    at = await floor.kill("breaker")
+    back = int(at + AWAY_S * SECOND)
+    decided = list(floor.record.decisions.values())
+    await floor.trades()
+    # It was heard for a second after its last heartbeat at the most.
+    gap = [d for d in floor.record.decisions.values() if at + 1.2 * SECOND < d.ts < back]
+    assert gap, f"no intent in the gap, {len(decided)} decisions"
+    assert not [d for d in gap if d.permit is not None]
+    codes = {denial.code for d in gap for denial in d.denials}
+    assert "BREAKER_HEARTBEAT_MISSING" in codes, codes
 
 
-def test_streams_and_portfolio_killed_trading_goes_on_meanwhile(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        await asyncio.gather(floor.kill("streams"), floor.kill("portfolio"), floor.trades())
-
-    on_floor(work)
+async def test_streams_and_portfolio_killed_trading_goes_on_meanwhile(floor: Floor) -> None:
+    await asyncio.gather(floor.kill("streams"), floor.kill("portfolio"), floor.trades())
 
 
-def test_execution_killed_no_permit_is_lost(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.kill("execution")
-        await floor.trades()
-
-    on_floor(work)
+async def test_execution_killed_no_permit_is_lost(floor: Floor) -> None:
+    await floor.kill("execution")
+    await floor.trades()
 
 
-def test_a_strategy_killed_leaves_the_other_alone(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        other = floor.pid(f"strategy-{STRATEGIES[1]}")
-        await floor.kill(f"strategy-{STRATEGIES[0]}")
-        await floor.trades()
-        assert floor.pid(f"strategy-{STRATEGIES[1]}") == other
-
-    on_floor(work)
+async def test_a_strategy_killed_leaves_the_other_alone(floor: Floor) -> None:
+    other = floor.pid(f"strategy-{STRATEGIES[1]}")
+    await floor.kill(f"strategy-{STRATEGIES[0]}")
+    await floor.trades()
+    assert floor.pid(f"strategy-{STRATEGIES[1]}") == other
 
 
-def test_audit_killed_at_any_moment_goes_on_without_a_hole(on_floor: Run) -> None:
-    async def work(floor: Floor) -> None:
-        for pause in (0.0, 0.3, 0.7):
-            await asyncio.sleep(pause)
-            await floor.kill("audit")
-
-    on_floor(work)
+async def test_audit_killed_at_any_moment_goes_on_without_a_hole(floor: Floor) -> None:
+    for pause in (0.0, 0.3, 0.7):
+        await asyncio.sleep(pause)
+        await floor.kill("audit")
 
 
-def test_at_the_end_every_order_is_accounted_for_and_the_archive_verifies(stage: tuple[Floor, Loop]) -> None:
-    floor, loop = stage
-
-    async def rest() -> None:
-        for name in STRATEGIES:
-            await floor.supervisor._stop(f"strategy-{name}")
-        await asyncio.sleep(0.5)
-        await operate.kill(floor.deployment, "all", "end of the test")
-        await floor.until(lambda: not floor.record.unfinished(), "unfinished orders")
-        await floor.stop()
-
-    loop.run(rest())
+async def test_at_the_end_every_order_is_accounted_for_and_the_archive_verifies(floor: Floor) -> None:
+    for name in STRATEGIES:
+        await floor.supervisor._stop(f"strategy-{name}")
+    await asyncio.sleep(0.5)
+    await operate.kill(floor.deployment, "all", "end of the test")
+    await floor.until(lambda: not floor.record.unfinished(), "unfinished orders")
+    await floor.stop()
     ends = check(floor.deployment, floor.record)
     assert ends["closed"] >= 5, ends
     report = verifying.verify(locate(floor.deployment.directory, None))

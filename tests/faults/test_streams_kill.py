@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,17 +29,6 @@ LEASE_S = 0.8
 def bus(tmp_path: Path) -> Iterator[TestBus]:
     with running_bus(tmp_path) as running:
         yield running
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 60.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), timeout)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
 
 
 class Worker:
@@ -99,93 +88,89 @@ def by_hand(messages: list[Received]) -> tuple[dict[str, int], dict[bytes, bytes
     return totals, alerts
 
 
-def test_killed_again_and_again_it_counts_every_intent_once_and_loses_no_alert(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        reader = await desk.context("gateway")
-        messages: list[Received] = []
-        alerts: list[Received] = []
-        reader.subscribe("order.intent.>", messages.append, start="all")
-        reader.subscribe("alert.>", alerts.append, start="all")
-        reader.open()
-        await reader.caught_up()
-        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
-        sending = True
-        sent = {"alpha": 0, "beta": 0}
+async def test_killed_again_and_again_it_counts_every_intent_once_and_loses_no_alert(desk: Desk, bus: TestBus) -> None:
+    reader = await desk.context("gateway")
+    messages: list[Received] = []
+    alerts: list[Received] = []
+    reader.subscribe("order.intent.>", messages.append, start="all")
+    reader.subscribe("alert.>", alerts.append, start="all")
+    reader.open()
+    await reader.caught_up()
+    alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+    sending = True
+    sent = {"alpha": 0, "beta": 0}
 
-        async def runaway() -> None:
-            while sending:
-                await alpha.publish(intents_of("alpha"), *(intent(alpha) for _ in range(2)))
-                sent["alpha"] += 2
-                await asyncio.sleep(0.01)
+    async def runaway() -> None:
+        while sending:
+            await alpha.publish(intents_of("alpha"), *(intent(alpha) for _ in range(2)))
+            sent["alpha"] += 2
+            await asyncio.sleep(0.01)
 
-        async def steady() -> None:
-            while sending:
-                await beta.publish(intents_of("beta"), intent(beta))
-                sent["beta"] += 1
-                await asyncio.sleep(0.12)
+    async def steady() -> None:
+        while sending:
+            await beta.publish(intents_of("beta"), intent(beta))
+            sent["beta"] += 1
+            await asyncio.sleep(0.12)
 
-        worker = await Worker.start(bus)
-        producers = [asyncio.create_task(runaway()), asyncio.create_task(steady())]
-        try:
-            for n in range(3):
-                await worker.says("ready")
-                # Into the middle of commits: some state is stored and some is not, some alerts are out and not committed.
-                await asyncio.sleep(0.3 + random.Random(n).random())
-                await worker.kill()
-                worker = await Worker.start(bus)
+    worker = await Worker.start(bus)
+    producers = [asyncio.create_task(runaway()), asyncio.create_task(steady())]
+    try:
+        for n in range(3):
             await worker.says("ready")
-            sending = False
-            await asyncio.gather(*producers)
-            for _ in range(100):
-                if await counts(bus) == sent:
-                    break
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.3)
-        finally:
+            # Into the middle of commits: some state is stored and some is not, some alerts are out and not committed.
+            await asyncio.sleep(0.3 + random.Random(n).random())
             await worker.kill()
-        assert len(messages) == reader.position("ORDERS")
-        totals, expected = by_hand(messages)
-        assert totals == sent
-        assert await counts(bus) == sent
-        got: dict[bytes, bytes] = {}
-        for received in alerts:
-            for event in received.events:
-                assert isinstance(event, Alert)
-                encoded = msgspec.msgpack.encode(event)
-                assert got.setdefault(event.id, encoded) == encoded
-        assert got == expected
-        assert len(expected) >= 3
+            worker = await Worker.start(bus)
+        await worker.says("ready")
+        sending = False
+        await asyncio.gather(*producers)
+        for _ in range(100):
+            if await counts(bus) == sent:
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)
+    finally:
+        await worker.kill()
+    assert len(messages) == reader.position("ORDERS")
+    totals, expected = by_hand(messages)
+    assert totals == sent
+    assert await counts(bus) == sent
+    got: dict[bytes, bytes] = {}
+    for received in alerts:
+        for event in received.events:
+            assert isinstance(event, Alert)
+            encoded = msgspec.msgpack.encode(event)
+            assert got.setdefault(event.id, encoded) == encoded
+    assert got == expected
+    assert len(expected) >= 3
 
-    on_desk(bus, work)
 
-
-def test_a_paused_worker_that_wakes_up_after_its_successor_started_stops_by_itself(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alpha = await desk.context("strategy-alpha")
-        first = await Worker.start(bus)
-        second: Worker | None = None
-        try:
-            await first.says("ready")
-            for _ in range(10):
-                await alpha.publish(intents_of("alpha"), intent(alpha))
-            await asyncio.sleep(0.4)
-            first.process.send_signal(signal.SIGSTOP)
-            second = await Worker.start(bus)
-            await second.says("ready")
-            first.process.send_signal(signal.SIGCONT)
-            # Both are connected for a moment, and both read.
-            for _ in range(10):
-                await alpha.publish(intents_of("alpha"), intent(alpha))
-            assert await first.says("failed FENCED", "ready") == "failed FENCED"
-            assert await first.process.wait() == 1
-            for _ in range(10):
-                await alpha.publish(intents_of("alpha"), intent(alpha))
-            await asyncio.sleep(0.8)
-            assert second.process.returncode is None
-            assert await counts(bus) == {"alpha": 30}
-        finally:
-            await first.kill()
-            if second is not None:
-                await second.kill()
-
-    on_desk(bus, work)
+async def test_a_paused_worker_that_wakes_up_after_its_successor_started_stops_by_itself(
+    desk: Desk, bus: TestBus
+) -> None:
+    alpha = await desk.context("strategy-alpha")
+    first = await Worker.start(bus)
+    second: Worker | None = None
+    try:
+        await first.says("ready")
+        for _ in range(10):
+            await alpha.publish(intents_of("alpha"), intent(alpha))
+        await asyncio.sleep(0.4)
+        first.process.send_signal(signal.SIGSTOP)
+        second = await Worker.start(bus)
+        await second.says("ready")
+        first.process.send_signal(signal.SIGCONT)
+        # Both are connected for a moment, and both read.
+        for _ in range(10):
+            await alpha.publish(intents_of("alpha"), intent(alpha))
+        assert await first.says("failed FENCED", "ready") == "failed FENCED"
+        assert await first.process.wait() == 1
+        for _ in range(10):
+            await alpha.publish(intents_of("alpha"), intent(alpha))
+        await asyncio.sleep(0.8)
+        assert second.process.returncode is None
+        assert await counts(bus) == {"alpha": 30}
+    finally:
+        await first.kill()
+        if second is not None:
+            await second.kill()

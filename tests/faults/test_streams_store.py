@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -16,14 +16,7 @@ from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.streams import store as module
 from tallystick.streams.store import MAX_CHANGES, Fenced, JetStream, Lease, StateStore, StoreRefused
-from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
 
 
 class Faulty(JetStream):
@@ -71,15 +64,9 @@ class Shop:
         return Lease(jetstream, self.name, context.boot, time.time_ns), jetstream
 
 
-def in_shop(bus: TestBus, work: Callable[[Shop], Awaitable[None]], timeout: float = 30.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(Shop(desk)), timeout)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
+@pytest.fixture
+def shop(desk: Desk) -> Shop:
+    return Shop(desk)
 
 
 async def kept(store: StateStore) -> dict[tuple[str, bytes], bytes]:
@@ -92,187 +79,156 @@ def moved(store: StateStore, applied: int) -> Any:
     return msgspec.structs.replace(store.position, applied=applied, time=applied)
 
 
-def test_changes_and_position_are_stored_together_and_read_back(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        store, _ = await shop.store()
-        keys = {("t", bytes([0, 255, n % 256, n // 256])): b"v%d" % n for n in range(MAX_CHANGES)}
-        await store.commit(moved(store, 1), keys)
-        more = {("u", b"%d" % n): b"w" for n in range(600)}
-        await store.commit(moved(store, 2), {**more, ("t", bytes([0, 255, 0, 0])): None})
-        successor, _ = await shop.store()
-        assert successor.position.applied == 2
-        # More than one page of the server's batched read.
-        expected = {**keys, **more}
-        del expected["t", bytes([0, 255, 0, 0])]
-        assert await kept(successor) == expected
-
-    in_shop(bus, work)
+async def test_changes_and_position_are_stored_together_and_read_back(shop: Shop) -> None:
+    store, _ = await shop.store()
+    keys = {("t", bytes([0, 255, n % 256, n // 256])): b"v%d" % n for n in range(MAX_CHANGES)}
+    await store.commit(moved(store, 1), keys)
+    more = {("u", b"%d" % n): b"w" for n in range(600)}
+    await store.commit(moved(store, 2), {**more, ("t", bytes([0, 255, 0, 0])): None})
+    successor, _ = await shop.store()
+    assert successor.position.applied == 2
+    # More than one page of the server's batched read.
+    expected = {**keys, **more}
+    del expected["t", bytes([0, 255, 0, 0])]
+    assert await kept(successor) == expected
 
 
-def test_more_than_an_atomic_batch_is_refused_before_it_is_sent(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        store, _ = await shop.store()
-        with pytest.raises(ConfigError, match="STATE_BATCH"):
-            await store.commit(moved(store, 1), {("t", b"%d" % n): b"v" for n in range(MAX_CHANGES + 1)})
-        assert await kept(store) == {}
-
-    in_shop(bus, work)
+async def test_more_than_an_atomic_batch_is_refused_before_it_is_sent(shop: Shop) -> None:
+    store, _ = await shop.store()
+    with pytest.raises(ConfigError, match="STATE_BATCH"):
+        await store.commit(moved(store, 1), {("t", b"%d" % n): b"v" for n in range(MAX_CHANGES + 1)})
+    assert await kept(store) == {}
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-def test_a_commit_whose_request_or_answer_is_lost_is_stored_once(bus: TestBus, fault: str) -> None:
-    async def work(shop: Shop) -> None:
-        store, jetstream = await shop.store()
-        for applied in (1, 2, 3):
-            setattr(jetstream, fault, 2)
-            await store.commit(moved(store, applied), {("t", b"k"): b"%d" % applied})
-            assert store.position.applied == applied
-        assert await kept(store) == {("t", b"k"): b"3"}
-        successor, _ = await shop.store()
-        assert successor.position.applied == 3
-
-    in_shop(bus, work)
+async def test_a_commit_whose_request_or_answer_is_lost_is_stored_once(shop: Shop, fault: str) -> None:
+    store, jetstream = await shop.store()
+    for applied in (1, 2, 3):
+        setattr(jetstream, fault, 2)
+        await store.commit(moved(store, applied), {("t", b"k"): b"%d" % applied})
+        assert store.position.applied == applied
+    assert await kept(store) == {("t", b"k"): b"3"}
+    successor, _ = await shop.store()
+    assert successor.position.applied == 3
 
 
-def test_a_batch_without_its_end_leaves_nothing(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        store, _ = await shop.store()
-        await store.commit(moved(store, 1), {("t", b"k"): b"old"})
-        connection = await store._jetstream.link.connection()
-        for number in (1, 2):
-            headers = {"Nats-Batch-Id": "torn", "Nats-Batch-Sequence": str(number)}
-            await connection.client.publish(f"state.{shop.name}.table.t.a{number}", b"torn", headers=headers)
-        await connection.client.flush()
-        assert await kept(store) == {("t", b"k"): b"old"}
-        await store.commit(moved(store, 2), {("t", b"k"): b"new"})
-        assert await kept(store) == {("t", b"k"): b"new"}
-
-    in_shop(bus, work)
+async def test_a_batch_without_its_end_leaves_nothing(shop: Shop) -> None:
+    store, _ = await shop.store()
+    await store.commit(moved(store, 1), {("t", b"k"): b"old"})
+    connection = await store._jetstream.link.connection()
+    for number in (1, 2):
+        headers = {"Nats-Batch-Id": "torn", "Nats-Batch-Sequence": str(number)}
+        await connection.client.publish(f"state.{shop.name}.table.t.a{number}", b"torn", headers=headers)
+    await connection.client.flush()
+    assert await kept(store) == {("t", b"k"): b"old"}
+    await store.commit(moved(store, 2), {("t", b"k"): b"new"})
+    assert await kept(store) == {("t", b"k"): b"new"}
 
 
-def test_a_batch_with_a_gap_is_refused_whole(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        store, _ = await shop.store()
-        connection = await store._jetstream.link.connection()
-        name = f"state.{shop.name}.table.t.a"
-        await connection.client.publish(name, b"1", headers={"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "1"})
-        end = {"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "3", "Nats-Batch-Commit": "1"}
-        answer = await connection.client.request(name, b"3", headers=end)
-        with pytest.raises(StoreRefused):
-            module.stored_seq(answer, name)
-        assert await kept(store) == {}
-
-    in_shop(bus, work)
+async def test_a_batch_with_a_gap_is_refused_whole(shop: Shop) -> None:
+    store, _ = await shop.store()
+    connection = await store._jetstream.link.connection()
+    name = f"state.{shop.name}.table.t.a"
+    await connection.client.publish(name, b"1", headers={"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "1"})
+    end = {"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "3", "Nats-Batch-Commit": "1"}
+    answer = await connection.client.request(name, b"3", headers=end)
+    with pytest.raises(StoreRefused):
+        module.stored_seq(answer, name)
+    assert await kept(store) == {}
 
 
-def test_whoever_was_taken_over_cannot_commit(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        first, _ = await shop.store()
-        await first.commit(moved(first, 1), {("t", b"k"): b"first"})
-        second, _ = await shop.store()
-        with pytest.raises(Fenced, match="FENCED"):
-            await first.commit(moved(first, 2), {("t", b"k"): b"late", ("t", b"l"): b"late"})
-        assert await kept(second) == {("t", b"k"): b"first"}
-        await second.commit(moved(second, 2), {("t", b"k"): b"second"})
-        with pytest.raises(Fenced):
-            await first.commit(moved(first, 3), {})
-
-    in_shop(bus, work)
+async def test_whoever_was_taken_over_cannot_commit(shop: Shop) -> None:
+    first, _ = await shop.store()
+    await first.commit(moved(first, 1), {("t", b"k"): b"first"})
+    second, _ = await shop.store()
+    with pytest.raises(Fenced, match="FENCED"):
+        await first.commit(moved(first, 2), {("t", b"k"): b"late", ("t", b"l"): b"late"})
+    assert await kept(second) == {("t", b"k"): b"first"}
+    await second.commit(moved(second, 2), {("t", b"k"): b"second"})
+    with pytest.raises(Fenced):
+        await first.commit(moved(first, 3), {})
 
 
-def test_a_takeover_between_a_commit_and_its_lost_answer_fences_the_first(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        first, jetstream = await shop.store()
-        persist = jetstream.persist
-        second: list[StateStore] = []
+async def test_a_takeover_between_a_commit_and_its_lost_answer_fences_the_first(shop: Shop) -> None:
+    first, jetstream = await shop.store()
+    persist = jetstream.persist
+    second: list[StateStore] = []
 
-        async def interrupted(attempt: Callable[[Connection], Any]) -> Any:
-            if not second:
-                await persist(attempt)
-                second.append((await shop.store())[0])
-            return await persist(attempt)
+    async def interrupted(attempt: Callable[[Connection], Any]) -> Any:
+        if not second:
+            await persist(attempt)
+            second.append((await shop.store())[0])
+        return await persist(attempt)
 
-        jetstream.persist = interrupted  # type: ignore[method-assign]
-        with pytest.raises(Fenced):
-            await first.commit(moved(first, 1), {("t", b"k"): b"v"})
-        # It was stored before the takeover, and the successor has it.
-        assert second[0].position.applied == 1
-        assert await kept(second[0]) == {("t", b"k"): b"v"}
-
-    in_shop(bus, work)
+    jetstream.persist = interrupted  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        await first.commit(moved(first, 1), {("t", b"k"): b"v"})
+    # It was stored before the takeover, and the successor has it.
+    assert second[0].position.applied == 1
+    assert await kept(second[0]) == {("t", b"k"): b"v"}
 
 
-def test_keys_without_a_position_are_refused_and_a_reset_deletes_them_all(bus: TestBus) -> None:
-    async def work(shop: Shop) -> None:
-        store, _ = await shop.store()
-        for page in range(3):
-            await store.commit(moved(store, 1), {("t", b"%d-%d" % (page, n)): b"v" for n in range(900)})
-        connection = await store._jetstream.link.connection()
-        await connection.client.publish(f"state.{shop.name}.position", b"")
-        await connection.client.flush()
-        successor, _ = await shop.store()
-        with pytest.raises(Unverified, match="2700 keys"):
-            await kept(successor)
-        await successor.reset()
-        assert await kept(successor) == {}
-
-    in_shop(bus, work)
+async def test_keys_without_a_position_are_refused_and_a_reset_deletes_them_all(shop: Shop) -> None:
+    store, _ = await shop.store()
+    for page in range(3):
+        await store.commit(moved(store, 1), {("t", b"%d-%d" % (page, n)): b"v" for n in range(900)})
+    connection = await store._jetstream.link.connection()
+    await connection.client.publish(f"state.{shop.name}.position", b"")
+    await connection.client.flush()
+    successor, _ = await shop.store()
+    with pytest.raises(Unverified, match="2700 keys"):
+        await kept(successor)
+    await successor.reset()
+    assert await kept(successor) == {}
 
 
-def test_a_lease_is_held_by_one_and_taken_at_once_when_given_back(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_a_lease_is_held_by_one_and_taken_at_once_when_given_back(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.1)
 
-    async def work(shop: Shop) -> None:
-        first, _ = await shop.lease()
-        second, _ = await shop.lease()
-        await first.take()
-        keeping = asyncio.create_task(first.keep())
-        with pytest.raises(ConfigError, match="LEASE_HELD"):
-            await second.take()
-        await first.release()
-        begin = time.monotonic()
+    first, _ = await shop.lease()
+    second, _ = await shop.lease()
+    await first.take()
+    keeping = asyncio.create_task(first.keep())
+    with pytest.raises(ConfigError, match="LEASE_HELD"):
         await second.take()
-        assert time.monotonic() - begin < 0.5
-        await keeping
-
-    in_shop(bus, work)
+    await first.release()
+    begin = time.monotonic()
+    await second.take()
+    assert time.monotonic() - begin < 0.5
+    await keeping
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
-def test_a_renewal_that_is_lost_on_the_way_keeps_the_lease(
-    bus: TestBus, fault: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_renewal_that_is_lost_on_the_way_keeps_the_lease(
+    shop: Shop, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.05)
 
-    async def work(shop: Shop) -> None:
-        lease, jetstream = await shop.lease()
-        setattr(jetstream, fault, 1)
-        await lease.take()
-        keeping = asyncio.create_task(lease.keep())
-        setattr(jetstream, fault, 1)
-        await asyncio.sleep(0.6)
-        assert not keeping.done()
-        await lease.release()
-        await keeping
-
-    in_shop(bus, work)
+    lease, jetstream = await shop.lease()
+    setattr(jetstream, fault, 1)
+    await lease.take()
+    keeping = asyncio.create_task(lease.keep())
+    setattr(jetstream, fault, 1)
+    await asyncio.sleep(0.6)
+    assert not keeping.done()
+    await lease.release()
+    await keeping
 
 
-def test_a_dead_workers_lease_runs_out_whatever_its_clock_said(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dead_workers_lease_runs_out_whatever_its_clock_said(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LEASE_S", 0.4)
     monkeypatch.setattr(module, "RENEW_S", 0.1)
 
-    async def work(shop: Shop) -> None:
-        dead, _ = await shop.lease()
-        dead._clock = lambda: time.time_ns() + 10**15
-        await dead.take()
-        second, _ = await shop.lease()
-        begin = time.monotonic()
-        await second.take()
-        assert 0.3 < time.monotonic() - begin < 2
-        with pytest.raises(Fenced, match="FENCED"):
-            await dead._write(1)
-
-    in_shop(bus, work)
+    dead, _ = await shop.lease()
+    dead._clock = lambda: time.time_ns() + 10**15
+    await dead.take()
+    second, _ = await shop.lease()
+    begin = time.monotonic()
+    await second.take()
+    assert 0.3 < time.monotonic() - begin < 2
+    with pytest.raises(Fenced, match="FENCED"):
+        await dead._write(1)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tallystick.schemas.security import CredentialIssued, Notice
 from tallystick.schemas.trust import ROOT_KEY_NAME, sign_document
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
+from tests.support.waiting import until
 from tests.support.world import key
 
 
@@ -81,17 +80,6 @@ class Hall:
         return read_manifest(self.path).rows
 
 
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 30.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), timeout)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
-
-
 def trades(context: ServiceContext, count: int) -> list[Trade]:
     return [
         context.new(Trade, trade_id=i + 1, price=Decimal("0.0014"), qty=Decimal(2), time=i, buyer_is_maker=True)
@@ -99,83 +87,65 @@ def trades(context: ServiceContext, count: int) -> list[Trade]:
     ]
 
 
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> float:
-    begun = time.monotonic()
-    while time.monotonic() - begun < timeout:
-        if condition():
-            return time.monotonic() - begun
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not within {timeout} s: {what}")
+async def test_every_event_is_archived_within_two_seconds_and_verifies(desk: Desk, tmp_path: Path) -> None:
+    hall = Hall(desk, tmp_path)
+    audit, context = await hall.start()
+    market = await hall.component("market-data")
+    market.open()
+    await market.publish("md.trade.paper.XRP-ETH", *trades(market, 500))
+    seq = audit.ctx.position("MARKET")
+    took = await until(lambda: read_manifest(hall.path).resume("MARKET") >= max(seq, 1), "archived", 4.0)
+    assert took < 2.0
+    await until(lambda: context.metrics.snapshot().get("messages_ok", 0) > 8, "heartbeats")
+    await audit.ctx.release()
+    report = verify(hall.place)
+    assert report.problems == []
+    assert report.status["ok"] == report.messages
+    assert report.events >= 500
 
 
-def test_every_event_is_archived_within_two_seconds_and_verifies(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        hall = Hall(desk, tmp_path)
-        audit, context = await hall.start()
-        market = await hall.component("market-data")
-        market.open()
-        await market.publish("md.trade.paper.XRP-ETH", *trades(market, 500))
-        seq = audit.ctx.position("MARKET")
-        took = await until(lambda: read_manifest(hall.path).resume("MARKET") >= max(seq, 1), "archived", 4.0)
-        assert took < 2.0
-        await until(lambda: context.metrics.snapshot().get("messages_ok", 0) > 8, "heartbeats")
-        await audit.ctx.release()
-        report = verify(hall.place)
-        assert report.problems == []
-        assert report.status["ok"] == report.messages
-        assert report.events >= 500
-
-    on_desk(bus, work)
-
-
-def test_unlisted_sessions_and_garbage_are_kept_as_evidence_and_noticed(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        hall = Hall(desk, tmp_path)
-        audit, _ = await hall.start()
-        codes: set[str] = set()
-        breaker = await hall.component("console")
-        breaker.subscribe("guard.audit", lambda r: codes.update(e.code for e in r.events if isinstance(e, Notice)))
-        breaker.open()
-        thief = await desk.context("market-data")
-        await thief.publish("md.trade.paper.XRP-ETH", *trades(thief, 3))
-        connection = await thief.link.connection()
-        await (await connection.publish("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
-        await until(lambda: {"UNLISTED_SESSION", "PAYLOAD"} <= codes, "both notices")
-        await audit.ctx.release()
-        report: Report = verify(hall.place)
-        assert report.problems == []
-        assert report.incidents["UNLISTED"] >= 1
-        assert report.incidents["PAYLOAD"] >= 1
-
-    on_desk(bus, work)
+async def test_unlisted_sessions_and_garbage_are_kept_as_evidence_and_noticed(desk: Desk, tmp_path: Path) -> None:
+    hall = Hall(desk, tmp_path)
+    audit, _ = await hall.start()
+    codes: set[str] = set()
+    breaker = await hall.component("console")
+    breaker.subscribe("guard.audit", lambda r: codes.update(e.code for e in r.events if isinstance(e, Notice)))
+    breaker.open()
+    thief = await desk.context("market-data")
+    await thief.publish("md.trade.paper.XRP-ETH", *trades(thief, 3))
+    connection = await thief.link.connection()
+    await (await connection.publish("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
+    await until(lambda: {"UNLISTED_SESSION", "PAYLOAD"} <= codes, "both notices")
+    await audit.ctx.release()
+    report: Report = verify(hall.place)
+    assert report.problems == []
+    assert report.incidents["UNLISTED"] >= 1
+    assert report.incidents["PAYLOAD"] >= 1
 
 
-def test_killed_without_warning_it_goes_on_where_the_archive_ends(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        hall = Hall(desk, tmp_path)
-        audit, context = await hall.start()
-        market = await hall.component("market-data")
-        market.open()
-        await market.publish("md.trade.paper.XRP-ETH", *trades(market, 50))
-        await until(lambda: hall.rows() > 50, "first rows")
-        # As by kill -9: nothing of what is in memory is written any more.
-        audit._stopping = True
-        audit.archive.close()
-        context._at_stop.clear()
-        desk.contexts.remove(context)
-        await context.close()
-        for _ in range(5):
-            await market.publish("md.trade.paper.BTC-USDT", *trades(market, 50))
-        again, _ = await hall.start()
-        await until(
-            lambda: (
-                read_manifest(hall.path).resume("MARKET") == again.projector.positions["MARKET"]
-                and again.ctx.position("MARKET") == again.projector.positions["MARKET"]
-            ),
-            "caught up",
-        )
-        await again.ctx.release()
-        report = verify(hall.place)
-        assert report.problems == []
-
-    on_desk(bus, work)
+async def test_killed_without_warning_it_goes_on_where_the_archive_ends(desk: Desk, tmp_path: Path) -> None:
+    hall = Hall(desk, tmp_path)
+    audit, context = await hall.start()
+    market = await hall.component("market-data")
+    market.open()
+    await market.publish("md.trade.paper.XRP-ETH", *trades(market, 50))
+    await until(lambda: hall.rows() > 50, "first rows")
+    # As by kill -9: nothing of what is in memory is written any more.
+    audit._stopping = True
+    audit.archive.close()
+    context._at_stop.clear()
+    desk.contexts.remove(context)
+    await context.close()
+    for _ in range(5):
+        await market.publish("md.trade.paper.BTC-USDT", *trades(market, 50))
+    again, _ = await hall.start()
+    await until(
+        lambda: (
+            read_manifest(hall.path).resume("MARKET") == again.projector.positions["MARKET"]
+            and again.ctx.position("MARKET") == again.projector.positions["MARKET"]
+        ),
+        "caught up",
+    )
+    await again.ctx.release()
+    report = verify(hall.place)
+    assert report.problems == []

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,9 @@ from tallystick.schemas.security import (
 )
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 from tests.support import world
-from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 
 SECOND = 1_000_000_000
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
 
 
 class Floor:
@@ -99,176 +92,145 @@ def rearm(desk: Desk, scope: str, since: int, key: str = "operator") -> str:
     return sign_document(document, (OPERATOR_KEY_NAME, world.key(key)))
 
 
-def on_floor(bus: TestBus, folder: Path, work: Callable[[Floor], Awaitable[None]]) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        floor = Floor(desk, folder)
-        try:
-            await floor.open()
-            await asyncio.wait_for(work(floor), 20)
-        finally:
-            await floor.breaker.ctx.release()
-            await desk.close()
-
-    asyncio.run(run())
+@pytest.fixture
+async def floor(desk: Desk, tmp_path: Path) -> AsyncIterator[Floor]:
+    made = Floor(desk, tmp_path)
+    try:
+        await made.open()
+        yield made
+    finally:
+        await made.breaker.ctx.release()
 
 
 def alert(context: ServiceContext, scope: str, code: str = "INTENT_RATE") -> Alert:
     return context.new(Alert, code=code, scope=scope, text="300 intents in 1 s")
 
 
-def test_an_alert_reaches_the_heartbeat_at_once(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        start = time.monotonic_ns()
-        floor.streams.publish("alert.rate.high", alert(floor.streams, "strategy-alpha"))
-        at, where, beat = await floor.tripped("strategy-alpha")
-        # Far below the 250 ms between heartbeats, whatever the machine is busy with.
-        assert at - start < 200_000_000
-        assert where == "control.breaker.all"
-        _, where, trip = await floor.until(lambda e: isinstance(e, BreakerTripped))
-        assert where == "control.breaker.strategy-alpha"
-        assert beat.tripped[0].since == trip.ts
-
-    on_floor(bus, tmp_path, work)
+async def test_an_alert_reaches_the_heartbeat_at_once(floor: Floor) -> None:
+    await floor.clear()
+    start = time.monotonic_ns()
+    floor.streams.publish("alert.rate.high", alert(floor.streams, "strategy-alpha"))
+    at, where, beat = await floor.tripped("strategy-alpha")
+    # Far below the 250 ms between heartbeats, whatever the machine is busy with.
+    assert at - start < 200_000_000
+    assert where == "control.breaker.all"
+    _, where, trip = await floor.until(lambda e: isinstance(e, BreakerTripped))
+    assert where == "control.breaker.strategy-alpha"
+    assert beat.tripped[0].since == trip.ts
 
 
-def test_an_alert_counts_without_the_authoritys_list(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        assert floor.breaker.ctx.sessions.listed_at == 0
-        await floor.streams.publish("alert.rate.high", alert(floor.streams, "strategy-alpha"))
-        await floor.tripped("strategy-alpha")
-
-    on_floor(bus, tmp_path, work)
+async def test_an_alert_counts_without_the_authoritys_list(floor: Floor) -> None:
+    await floor.clear()
+    assert floor.breaker.ctx.sessions.listed_at == 0
+    await floor.streams.publish("alert.rate.high", alert(floor.streams, "strategy-alpha"))
+    await floor.tripped("strategy-alpha")
 
 
-def test_heartbeats_come_several_times_a_second(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        floor.heard.clear()
-        await asyncio.sleep(1.3)
-        beats = [e.number for _, _, e in floor.heard if isinstance(e, BreakerHeartbeat)]
-        assert len(beats) >= 4
-        assert beats == sorted(set(beats))
-
-    on_floor(bus, tmp_path, work)
+async def test_heartbeats_come_several_times_a_second(floor: Floor) -> None:
+    floor.heard.clear()
+    await asyncio.sleep(1.3)
+    beats = [e.number for _, _, e in floor.heard if isinstance(e, BreakerHeartbeat)]
+    assert len(beats) >= 4
+    assert beats == sorted(set(beats))
 
 
-def test_a_person_kills_and_only_the_operators_note_rearms(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        answer = await ask(floor.socket, Kill("all", "drill"))
-        assert answer["ok"]
-        assert answer["stored"] is True
-        [trip] = answer["tripped"]
-        assert (trip["scope"], trip["reason"], trip["by"]) == ("all", "drill", f"uid {os.geteuid()}")
-        await floor.tripped("all")
-        forged = await ask(floor.socket, RearmRequest(rearm(floor.desk, "all", trip["since"], key="stranger")))
-        assert (forged["ok"], forged["code"]) == (False, "NOTE_UNSIGNED")
-        note = rearm(floor.desk, "all", trip["since"])
-        assert (await ask(floor.socket, RearmRequest(note)))["tripped"] == []
-        await floor.until(lambda e: isinstance(e, BreakerRearmed) and e.note == note)
-        again = await ask(floor.socket, RearmRequest(note))
-        assert (again["ok"], again["code"]) == (False, "REARM_NOT_TRIPPED")
-
-    on_floor(bus, tmp_path, work)
+async def test_a_person_kills_and_only_the_operators_note_rearms(floor: Floor) -> None:
+    await floor.clear()
+    answer = await ask(floor.socket, Kill("all", "drill"))
+    assert answer["ok"]
+    assert answer["stored"] is True
+    [trip] = answer["tripped"]
+    assert (trip["scope"], trip["reason"], trip["by"]) == ("all", "drill", f"uid {os.geteuid()}")
+    await floor.tripped("all")
+    forged = await ask(floor.socket, RearmRequest(rearm(floor.desk, "all", trip["since"], key="stranger")))
+    assert (forged["ok"], forged["code"]) == (False, "NOTE_UNSIGNED")
+    note = rearm(floor.desk, "all", trip["since"])
+    assert (await ask(floor.socket, RearmRequest(note)))["tripped"] == []
+    await floor.until(lambda e: isinstance(e, BreakerRearmed) and e.note == note)
+    again = await ask(floor.socket, RearmRequest(note))
+    assert (again["ok"], again["code"]) == (False, "REARM_NOT_TRIPPED")
 
 
-def test_what_is_tripped_stays_so_through_a_restart(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        await ask(floor.socket, Kill("venue-paper", "drill"))
-        before = (await ask(floor.socket, Status()))["tripped"]
-        await floor.breaker.ctx.release()
-        await floor.desk.contexts.pop().close()
-        floor.heard.clear()
-        await floor.start()
-        assert (await ask(floor.socket, Status()))["tripped"] == before
-        await floor.tripped("venue-paper")
-
-    on_floor(bus, tmp_path, work)
+async def test_what_is_tripped_stays_so_through_a_restart(floor: Floor) -> None:
+    await floor.clear()
+    await ask(floor.socket, Kill("venue-paper", "drill"))
+    before = (await ask(floor.socket, Status()))["tripped"]
+    await floor.breaker.ctx.release()
+    await floor.desk.contexts.pop().close()
+    floor.heard.clear()
+    await floor.start()
+    assert (await ask(floor.socket, Status()))["tripped"] == before
+    await floor.tripped("venue-paper")
 
 
-def test_an_alert_raised_while_the_breaker_is_down_trips_at_its_start(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        await floor.breaker.ctx.release()
-        await floor.desk.contexts.pop().close()
-        await floor.streams.publish("alert.rate.critical", alert(floor.streams, "strategy-beta"))
-        await floor.start()
-        await floor.tripped("strategy-beta")
-
-    on_floor(bus, tmp_path, work)
+async def test_an_alert_raised_while_the_breaker_is_down_trips_at_its_start(floor: Floor) -> None:
+    await floor.clear()
+    await floor.breaker.ctx.release()
+    await floor.desk.contexts.pop().close()
+    await floor.streams.publish("alert.rate.critical", alert(floor.streams, "strategy-beta"))
+    await floor.start()
+    await floor.tripped("strategy-beta")
 
 
-def test_a_long_history_without_a_heartbeat_in_its_newest_part_trips_everything(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        await floor.breaker.ctx.release()
-        await floor.desk.contexts.pop().close()
-        for _ in range(80):
-            await floor.streams.publish("alert.rate.info", alert(floor.streams, "all"))
-        floor.tail = 70
-        await floor.start()
-        _, _, beat = await floor.tripped("all")
-        assert "STATE_UNKNOWN" in beat.tripped[0].reason
-
-    on_floor(bus, tmp_path, work)
+async def test_a_long_history_without_a_heartbeat_in_its_newest_part_trips_everything(floor: Floor) -> None:
+    await floor.clear()
+    await floor.breaker.ctx.release()
+    await floor.desk.contexts.pop().close()
+    for _ in range(80):
+        await floor.streams.publish("alert.rate.info", alert(floor.streams, "all"))
+    floor.tail = 70
+    await floor.start()
+    _, _, beat = await floor.tripped("all")
+    assert "STATE_UNKNOWN" in beat.tripped[0].reason
 
 
-def test_a_fill_without_a_permit_trips_everything(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        await floor.clear()
-        fill = floor.portfolio.new(
-            Fill,
-            intent_id=b"",
-            client_order_id="",
-            venue_order_id="1",
-            trade_id=1,
-            side="buy",
-            price=Decimal(1),
-            qty=Decimal(1),
-            commission=Decimal(0),
-            commission_asset="",
-            maker=False,
-            time=0,
-        )
-        floor.portfolio.publish("fill.unknown.paper.XRP-ETH", fill)
-        _, _, beat = await floor.tripped("all")
-        assert "FILL_WITHOUT_PERMIT" in beat.tripped[0].reason
-
-    on_floor(bus, tmp_path, work)
+async def test_a_fill_without_a_permit_trips_everything(floor: Floor) -> None:
+    await floor.clear()
+    fill = floor.portfolio.new(
+        Fill,
+        intent_id=b"",
+        client_order_id="",
+        venue_order_id="1",
+        trade_id=1,
+        side="buy",
+        price=Decimal(1),
+        qty=Decimal(1),
+        commission=Decimal(0),
+        commission_asset="",
+        maker=False,
+        time=0,
+    )
+    floor.portfolio.publish("fill.unknown.paper.XRP-ETH", fill)
+    _, _, beat = await floor.tripped("all")
+    assert "FILL_WITHOUT_PERMIT" in beat.tripped[0].reason
 
 
-def test_arming_passes_the_operators_note_on_and_refuses_any_other(bus: TestBus, tmp_path: Path) -> None:
-    async def work(floor: Floor) -> None:
-        now = time.time_ns()
-        lease = ArmLease(
-            deployment=floor.desk.trust.deployment,
-            component="execution",
-            venues=("paper",),
-            start=now - SECOND,
-            until=now + 60 * SECOND,
-        )
-        for key, document, code in (
-            ("stranger", lease, "NOTE_UNSIGNED"),
-            (
-                "operator",
-                msgspec.structs.replace(lease, start=now - 9 * SECOND, until=now - SECOND),
-                "ARM_LEASE_EXPIRED",
-            ),
-            ("operator", msgspec.structs.replace(lease, component="custody"), "ARM_LEASE_SCOPE"),
-        ):
-            note = sign_document(document, (OPERATOR_KEY_NAME, world.key(key)))
-            answer = await ask(floor.socket, ArmRequest(note))
-            assert (answer["ok"], answer["code"]) == (False, code)
-        note = sign_document(lease, (OPERATOR_KEY_NAME, world.key("operator")))
-        assert (await ask(floor.socket, ArmRequest(note)))["ok"]
-        _, where, event = await floor.until(lambda e: isinstance(e, Arm))
-        assert where == "control.arm.execution"
-        assert event.note == note
-
-    on_floor(bus, tmp_path, work)
+async def test_arming_passes_the_operators_note_on_and_refuses_any_other(floor: Floor) -> None:
+    now = time.time_ns()
+    lease = ArmLease(
+        deployment=floor.desk.trust.deployment,
+        component="execution",
+        venues=("paper",),
+        start=now - SECOND,
+        until=now + 60 * SECOND,
+    )
+    for key, document, code in (
+        ("stranger", lease, "NOTE_UNSIGNED"),
+        (
+            "operator",
+            msgspec.structs.replace(lease, start=now - 9 * SECOND, until=now - SECOND),
+            "ARM_LEASE_EXPIRED",
+        ),
+        ("operator", msgspec.structs.replace(lease, component="custody"), "ARM_LEASE_SCOPE"),
+    ):
+        note = sign_document(document, (OPERATOR_KEY_NAME, world.key(key)))
+        answer = await ask(floor.socket, ArmRequest(note))
+        assert (answer["ok"], answer["code"]) == (False, code)
+    note = sign_document(lease, (OPERATOR_KEY_NAME, world.key("operator")))
+    assert (await ask(floor.socket, ArmRequest(note)))["ok"]
+    _, where, event = await floor.until(lambda e: isinstance(e, Arm))
+    assert where == "control.arm.execution"
+    assert event.note == note
 
 
 # ---------------------------------------------------------------- the socket alone
@@ -285,29 +247,25 @@ class Log:
         pass
 
 
-def on_socket(
-    folder: Path, work: Callable[[Path, list[Request], Log], Awaitable[None]], uid: int | None = None
-) -> None:
-    async def run() -> None:
-        seen: list[Request] = []
-        log = Log()
+@contextlib.asynccontextmanager
+async def serving(folder: Path, uid: int | None = None) -> AsyncIterator[tuple[Path, list[Request], Log]]:
+    seen: list[Request] = []
+    log = Log()
 
-        async def handle(request: Request, by: str) -> dict[str, Any]:
-            seen.append(request)
-            return {"by": by}
+    async def handle(request: Request, by: str) -> dict[str, Any]:
+        seen.append(request)
+        return {"by": by}
 
-        control = ControlSocket(folder / "b.sock", handle, log, uid)
-        await control.start()
-        try:
-            await asyncio.wait_for(work(folder / "b.sock", seen, log), 10)
-        finally:
-            await control.stop()
-
-    asyncio.run(run())
+    control = ControlSocket(folder / "b.sock", handle, log, uid)
+    await control.start()
+    try:
+        yield folder / "b.sock", seen, log
+    finally:
+        await control.stop()
 
 
-def test_a_peer_of_another_user_is_refused_unread(tmp_path: Path) -> None:
-    async def work(path: Path, seen: list[Request], log: Log) -> None:
+async def test_a_peer_of_another_user_is_refused_unread(tmp_path: Path) -> None:
+    async with serving(tmp_path, uid=os.geteuid() + 1) as (path, seen, log):
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b'{"op":"kill","scope":"all","reason":"x"}\n')
         with contextlib.suppress(ConnectionResetError):
@@ -316,14 +274,10 @@ def test_a_peer_of_another_user_is_refused_unread(tmp_path: Path) -> None:
         assert seen == []
         assert log.warnings == ["peer refused"]
 
-    on_socket(tmp_path, work, uid=os.geteuid() + 1)
 
-
-def test_the_socket_is_open_to_its_user_alone(tmp_path: Path) -> None:
-    async def work(path: Path, seen: list[Request], log: Log) -> None:
+async def test_the_socket_is_open_to_its_user_alone(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (path, _seen, _log):
         assert path.stat().st_mode & 0o777 == 0o600
-
-    on_socket(tmp_path, work)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +295,8 @@ def test_the_socket_is_open_to_its_user_alone(tmp_path: Path) -> None:
     ],
     ids=range(9),
 )
-def test_a_request_that_does_not_parse_is_answered_and_has_no_effect(tmp_path: Path, line: bytes) -> None:
-    async def work(path: Path, seen: list[Request], log: Log) -> None:
+async def test_a_request_that_does_not_parse_is_answered_and_has_no_effect(tmp_path: Path, line: bytes) -> None:
+    async with serving(tmp_path) as (path, seen, _log):
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(line)
         answer = msgspec.json.decode(await reader.readline())
@@ -350,19 +304,15 @@ def test_a_request_that_does_not_parse_is_answered_and_has_no_effect(tmp_path: P
         assert seen == []
         writer.close()
 
-    on_socket(tmp_path, work)
 
-
-def test_a_peer_that_says_nothing_does_not_keep_others_out(tmp_path: Path) -> None:
-    async def work(path: Path, seen: list[Request], log: Log) -> None:
+async def test_a_peer_that_says_nothing_does_not_keep_others_out(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (path, _seen, _log):
         mute = [await asyncio.open_unix_connection(str(path)) for _ in range(5)]
         assert (await ask(path, Status()))["ok"]
         for _, writer in mute:
             writer.close()
 
-    on_socket(tmp_path, work)
 
-
-def test_no_breaker_at_the_path_is_said(tmp_path: Path) -> None:
+async def test_no_breaker_at_the_path_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is the deployment up"):
-        asyncio.run(ask(tmp_path / "none.sock", Status()))
+        (await ask(tmp_path / "none.sock", Status()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -257,7 +256,7 @@ def test_a_path_too_long_for_sockets_is_refused_before_anything_is_made(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_session_of_its_role_key(
+async def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_session_of_its_role_key(
     made: Deployment, store: Keystore, tmp_path: Path
 ) -> None:
     bus = topology.load().expand(made.strategies)
@@ -296,7 +295,7 @@ def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_session_of_i
     )
     server.start()
     try:
-        asyncio.run(_log_in(server.url, made, store, credential, session))
+        await _log_in(server.url, made, store, credential, session)
     finally:
         server.stop()
 

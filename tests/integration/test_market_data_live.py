@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,13 @@ from tallystick.components.market_data.main import paper_urls
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.schemas.errors import ConfigError, Malformed
 from tests.support.paper import trade, venue
-from tests.support.tls import ServerTls, make_server_tls
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
+from tests.support.tls import ServerTls
+from tests.support.waiting import until
 
 
 class Heard:
+    following: asyncio.Task[None]
+
     def __init__(self) -> None:
         self.trades: list[DumpTrade] = []
         self.changes: list[Change] = []
@@ -40,63 +39,52 @@ class Heard:
         return [c.state for c in self.changes]
 
     async def until(self, condition: Callable[[], Any], timeout: float = 8.0) -> None:
-        for _ in range(int(timeout / 0.01)):
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"not within {timeout} s: {self.states}, {self.trades}")
+        """Wait for `condition()`, or for the feed's end if that comes first."""
+        await until(lambda: self.following.done() or condition(), lambda: f"{self.states}, {self.trades}", timeout)
+        if self.following.done():
+            self.following.result()
 
 
-def follow(
+@contextlib.asynccontextmanager
+async def follow(
     tls: ServerTls,
     folder: Path,
-    work: Callable[[Exchange, Heard], Awaitable[None]],
     faults: dict[str, Fault] | None = None,
     symbols: tuple[str, ...] = ("XRP/ETH",),
     stale_ns: int = 0,
-) -> Heard:
-    heard = Heard()
-
-    async def run() -> None:
-        async with venue(tls, folder, faults) as exchange:
-            ccxt_exchange = make_exchange("binance", urls=paper_urls(f"127.0.0.1:{exchange.port}"), tls=tls.client())
-            feed = LiveFeed(
-                ccxt_exchange,
-                symbols,
-                clock=time.time_ns,
-                stale_ns=stale_ns,
-                on_trade=heard.on_trade,
-                on_change=heard.changes.append,
-                backoff=lambda: Backoff(0.05, 0.2),
-            )
-            following = asyncio.create_task(feed.run())
-            try:
-                working = asyncio.create_task(asyncio.wait_for(work(exchange, heard), 15))
-                await asyncio.wait((following, working), return_when=asyncio.FIRST_COMPLETED)
-                if following.done():
-                    working.cancel()
-                    following.result()
-                await working
-            finally:
-                following.cancel()
-                await asyncio.gather(following, return_exceptions=True)
-
-    asyncio.run(run())
-    return heard
+) -> AsyncIterator[tuple[Exchange, Heard]]:
+    async with venue(tls, folder, faults) as exchange:
+        ccxt_exchange = make_exchange("binance", urls=paper_urls(f"127.0.0.1:{exchange.port}"), tls=tls.client())
+        heard = Heard()
+        feed = LiveFeed(
+            ccxt_exchange,
+            symbols,
+            clock=time.time_ns,
+            stale_ns=stale_ns,
+            on_trade=heard.on_trade,
+            on_change=heard.changes.append,
+            backoff=lambda: Backoff(0.05, 0.2),
+        )
+        heard.following = asyncio.create_task(feed.run())
+        try:
+            yield exchange, heard
+        finally:
+            heard.following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await heard.following
 
 
 async def subscribed(exchange: Exchange, heard: Heard) -> None:
     await heard.until(lambda: any(s.streams for s in exchange._sockets))
 
 
-def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path: Path) -> None:
-    async def work(exchange: Exchange, heard: Heard) -> None:
+async def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path: Path) -> None:
+    async with follow(tls, tmp_path) as (exchange, heard):
         await subscribed(exchange, heard)
         trade(exchange, "12345.1234567", "87654321", buyer_is_maker=True)
         trade(exchange, "0.0000001", "1", buyer_is_maker=False)
         await heard.until(lambda: len(heard.trades) == 2)
-
-    first, second = follow(tls, tmp_path, work).trades
+    first, second = heard.trades
     assert (first.price, first.qty, first.buyer_is_maker) == (
         Decimal("12345.1234567"),
         Decimal(87654321),
@@ -107,21 +95,18 @@ def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path
     assert abs(first.time_ns - time.time_ns()) < 60 * 10**9
 
 
-def test_numbers_that_no_float_holds_pass_through_ccxt_exactly() -> None:
-    async def run() -> DumpTrade:
-        exchange = make_exchange("binance")
-        message = {"e": "trade", "s": "XRPETH", "t": 7, "p": "1234567.000000000000000001", "q": "9007199254740993.1"}
-        try:
-            return parse_trade(exchange.parse_ws_trade(message | {"T": 1, "m": True}))
-        finally:
-            await exchange.close()
-
-    parsed = asyncio.run(run())
+async def test_numbers_that_no_float_holds_pass_through_ccxt_exactly() -> None:
+    exchange = make_exchange("binance")
+    message = {"e": "trade", "s": "XRPETH", "t": 7, "p": "1234567.000000000000000001", "q": "9007199254740993.1"}
+    try:
+        parsed = parse_trade(exchange.parse_ws_trade(message | {"T": 1, "m": True}))
+    finally:
+        await exchange.close()
     assert (str(parsed.price), str(parsed.qty)) == ("1234567.000000000000000001", "9007199254740993.1")
 
 
-def test_a_cut_connection_is_told_and_followed_anew_with_the_gap_named(tls: ServerTls, tmp_path: Path) -> None:
-    async def work(exchange: Exchange, heard: Heard) -> None:
+async def test_a_cut_connection_is_told_and_followed_anew_with_the_gap_named(tls: ServerTls, tmp_path: Path) -> None:
+    async with follow(tls, tmp_path) as (exchange, heard):
         await subscribed(exchange, heard)
         trade(exchange, "0.0013", buyer_is_maker=True)
         await heard.until(lambda: heard.trades)
@@ -132,39 +117,33 @@ def test_a_cut_connection_is_told_and_followed_anew_with_the_gap_named(tls: Serv
         await subscribed(exchange, heard)
         trade(exchange, "0.0015", buyer_is_maker=True)
         await heard.until(lambda: len(heard.trades) == 2)
-
-    heard = follow(tls, tmp_path, work)
     assert heard.states == ["live", "reconnecting", "gap", "live"]
     gap = heard.changes[2]
     missing = heard.trades[0].trade_id + 1
     assert (gap.missing_from, gap.missing_to) == (missing, missing)
 
 
-def test_a_quiet_feed_is_stale_until_the_next_trade(tls: ServerTls, tmp_path: Path) -> None:
-    async def work(exchange: Exchange, heard: Heard) -> None:
+async def test_a_quiet_feed_is_stale_until_the_next_trade(tls: ServerTls, tmp_path: Path) -> None:
+    async with follow(tls, tmp_path, stale_ns=300_000_000) as (exchange, heard):
         await subscribed(exchange, heard)
         trade(exchange, "0.0013", buyer_is_maker=True)
         await heard.until(lambda: "stale" in heard.states)
         trade(exchange, "0.0013", buyer_is_maker=True)
         await heard.until(lambda: len(heard.trades) == 2)
+    assert heard.states == ["live", "stale", "live"]
 
-    assert follow(tls, tmp_path, work, stale_ns=300_000_000).states == ["live", "stale", "live"]
 
-
-def test_an_exchange_that_does_not_answer_at_start_is_tried_again(tls: ServerTls, tmp_path: Path) -> None:
-    async def work(exchange: Exchange, heard: Heard) -> None:
+async def test_an_exchange_that_does_not_answer_at_start_is_tried_again(tls: ServerTls, tmp_path: Path) -> None:
+    faults = {"GET /api/v3/exchangeInfo": Fault("drop_before", times=2)}
+    async with follow(tls, tmp_path, faults) as (exchange, heard):
         await subscribed(exchange, heard)
-
-    heard = follow(tls, tmp_path, work, faults={"GET /api/v3/exchangeInfo": Fault("drop_before", times=2)})
     assert heard.states == ["reconnecting"]
 
 
-def test_a_symbol_that_the_exchange_has_not_is_a_configuration_error(tls: ServerTls, tmp_path: Path) -> None:
-    async def work(exchange: Exchange, heard: Heard) -> None:
-        await asyncio.sleep(10)
-
+async def test_a_symbol_that_the_exchange_has_not_is_a_configuration_error(tls: ServerTls, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="binance has no market DOGE/ETH"):
-        follow(tls, tmp_path, work, symbols=("XRP/ETH", "DOGE/ETH"))
+        async with follow(tls, tmp_path, symbols=("XRP/ETH", "DOGE/ETH")) as (_, heard):
+            await heard.following
 
 
 def test_an_exchange_that_ccxt_does_not_know_is_a_configuration_error() -> None:
@@ -172,14 +151,10 @@ def test_an_exchange_that_ccxt_does_not_know_is_a_configuration_error() -> None:
         make_exchange("nowhere")
 
 
-def test_a_server_below_tls_1_3_is_not_spoken_to() -> None:
-    async def run() -> int:
-        exchange = make_exchange("binance")
-        version = exchange.ssl_context.minimum_version
-        await exchange.close()
-        return int(version)
-
-    assert asyncio.run(run()) == 0x0304
+async def test_a_server_below_tls_1_3_is_not_spoken_to() -> None:
+    exchange = make_exchange("binance")
+    assert int(exchange.ssl_context.minimum_version) == 0x0304
+    await exchange.close()
 
 
 GOOD = {"id": "7", "price": "1.5", "amount": "2", "timestamp": 1, "side": "sell"}

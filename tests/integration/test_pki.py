@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -118,63 +117,63 @@ async def _echo(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "loc
     return version, peers[0]
 
 
-def test_both_sides_verify_each_other_over_tls_1_3(ours: Files) -> None:
-    version, peer = asyncio.run(_echo(ours.server(), ours.client()))
+async def test_both_sides_verify_each_other_over_tls_1_3(ours: Files) -> None:
+    version, peer = await _echo(ours.server(), ours.client())
     assert version == "TLSv1.3"
     assert pki.spiffe_component(peer, "lab") == "gateway"
     assert pki.fingerprint(peer) == pki.load_certificate(ours.folder / "gateway.pem").fingerprint(hashes.SHA256())
 
 
-def test_a_tls_1_2_client_is_refused(ours: Files) -> None:
+async def test_a_tls_1_2_client_is_refused(ours: Files) -> None:
     old = ours.client()
     old.minimum_version = ssl.TLSVersion.TLSv1_2
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(ours.server(), old))
+        (await _echo(ours.server(), old))
     lenient = ours.server()
     lenient.minimum_version = ssl.TLSVersion.TLSv1_2
-    assert asyncio.run(_echo(lenient, old))[0] == "TLSv1.2"  # nothing but the version stood in its way
+    assert (await _echo(lenient, old))[0] == "TLSv1.2"  # nothing but the version stood in its way
 
 
-def test_a_tls_1_2_server_is_refused(ours: Files) -> None:
+async def test_a_tls_1_2_server_is_refused(ours: Files) -> None:
     old = ours.server()
     old.minimum_version = ssl.TLSVersion.TLSv1_2
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(old, ours.client()))
+        (await _echo(old, ours.client()))
 
 
-def test_a_client_of_a_foreign_ca_is_refused(ours: Files, foreign: Files) -> None:
+async def test_a_client_of_a_foreign_ca_is_refused(ours: Files, foreign: Files) -> None:
     intruder = foreign.client()
     intruder.load_verify_locations(cafile=ours.ca)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(ours.server(), intruder))
+        (await _echo(ours.server(), intruder))
 
 
-def test_a_client_without_a_certificate_is_refused(ours: Files) -> None:
+async def test_a_client_without_a_certificate_is_refused(ours: Files) -> None:
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.load_verify_locations(cafile=ours.ca)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(ours.server(), anonymous))
-    assert asyncio.run(_echo(ours.server(mutual=False), anonymous)) == ("TLSv1.3", b"")
+        (await _echo(ours.server(), anonymous))
+    assert await _echo(ours.server(mutual=False), anonymous) == ("TLSv1.3", b"")
 
 
-def test_a_server_of_a_foreign_ca_is_refused(ours: Files, foreign: Files) -> None:
+async def test_a_server_of_a_foreign_ca_is_refused(ours: Files, foreign: Files) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match=r"self-signed certificate|unable to get local issuer"):
-        asyncio.run(_echo(foreign.server(), ours.client()))
+        (await _echo(foreign.server(), ours.client()))
 
 
-def test_a_server_under_another_host_name_is_refused(ours: Files) -> None:
+async def test_a_server_under_another_host_name_is_refused(ours: Files) -> None:
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
-        asyncio.run(_echo(ours.server(), ours.client(), "broker.example"))
+        (await _echo(ours.server(), ours.client(), "broker.example"))
 
 
-def test_a_component_without_host_names_cannot_pose_as_a_server(ours: Files) -> None:
+async def test_a_component_without_host_names_cannot_pose_as_a_server(ours: Files) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
-        asyncio.run(_echo(ours.server("gateway"), ours.client()))
+        (await _echo(ours.server("gateway"), ours.client()))
 
 
-def test_a_component_cannot_issue_certificates(ours: Files, tmp_path: Path) -> None:
+async def test_a_component_cannot_issue_certificates(ours: Files, tmp_path: Path) -> None:
     key = serialization.load_pem_private_key((ours.folder / "gateway.key").read_bytes(), PASSPHRASE.reveal().encode())
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     issuer = pki.load_certificate(ours.folder / "gateway.pem")
@@ -195,14 +194,14 @@ def test_a_component_cannot_issue_certificates(ours: Files, tmp_path: Path) -> N
     )
     intruder = pki.client_context(ours.ca, tmp_path / "forged.pem", tmp_path / "forged.key", PASSPHRASE)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(ours.server(), intruder))
+        (await _echo(ours.server(), intruder))
 
 
 @pytest.mark.parametrize("start", [-3 * DAY, 3 * DAY])
-def test_a_certificate_outside_its_time_is_refused(ours: Files, start: timedelta) -> None:
+async def test_a_certificate_outside_its_time_is_refused(ours: Files, start: timedelta) -> None:
     ours.issue("expired", now=NOW + int(start.total_seconds()) * 1_000_000_000)
     with pytest.raises((ssl.SSLError, ConnectionError)):
-        asyncio.run(_echo(ours.server(), ours.client("expired")))
+        (await _echo(ours.server(), ours.client("expired")))
 
 
 def test_no_session_is_resumed(ours: Files) -> None:
@@ -306,7 +305,7 @@ def test_no_bytes_or_text_pass_as_a_certificate(data: bytes, uri: str) -> None:
             pki.spiffe_component({"subjectAltName": (("URI", uri),)}, "lab")
 
 
-def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
+async def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
     ours: Files, foreign: Files, tmp_path: Path
 ) -> None:
     binary = shutil.which("nats-server", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
@@ -323,13 +322,15 @@ def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
         f'tls {{ cert_file: "{certificate}", key_file: "/proc/self/fd/{fd}", ca_file: "{ours.ca}",\n'
         '  verify: true, min_version: "1.3", handshake_first: true, timeout: 2 }\n'
     )
-    server = subprocess.Popen([binary, "-c", str(config)], pass_fds=[fd], stderr=subprocess.PIPE)
+    server = await asyncio.create_subprocess_exec(
+        binary, "-c", str(config), pass_fds=[fd], stderr=asyncio.subprocess.PIPE
+    )
     os.close(fd)
     try:
-        asyncio.run(_talk_to_nats(port, ours, foreign))
+        await _talk_to_nats(port, ours, foreign)
     finally:
         server.send_signal(signal.SIGTERM)
-        _, log = server.communicate(timeout=10)
+        _, log = await server.communicate()
     assert b"TLS required for client connections" in log
 
 
@@ -359,22 +360,19 @@ async def _talk_to_nats(port: int, ours: Files, foreign: Files) -> None:
             await nats.connect(url, tls=context, tls_handshake_first=True, allow_reconnect=False, connect_timeout=0.3)
 
 
-def test_aiohttp_serves_and_calls_with_the_certificates(ours: Files) -> None:
-    async def run() -> None:
-        async def who(request: web.Request) -> web.Response:
-            assert request.transport is not None
-            peer = request.transport.get_extra_info("peercert")
-            return web.Response(text=pki.spiffe_component(peer, "lab"))
+async def test_aiohttp_serves_and_calls_with_the_certificates(ours: Files) -> None:
+    async def who(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        peer = request.transport.get_extra_info("peercert")
+        return web.Response(text=pki.spiffe_component(peer, "lab"))
 
-        app = web.Application()
-        app.router.add_get("/", who)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ours.server())
-        await site.start()
-        port = runner.addresses[0][1]
-        async with ClientSession() as session, session.get(f"https://127.0.0.1:{port}/", ssl=ours.client()) as answer:
-            assert await answer.text() == "gateway"
-        await runner.cleanup()
-
-    asyncio.run(run())
+    app = web.Application()
+    app.router.add_get("/", who)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ours.server())
+    await site.start()
+    port = runner.addresses[0][1]
+    async with ClientSession() as session, session.get(f"https://127.0.0.1:{port}/", ssl=ours.client()) as answer:
+        assert await answer.text() == "gateway"
+    await runner.cleanup()

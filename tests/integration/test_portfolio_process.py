@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -27,14 +28,10 @@ from tests.support import paper
 from tests.support.bus import TestBus, running_bus
 from tests.support.paper import Raw, raw, sign, venue
 from tests.support.runtime import Desk
-from tests.support.tls import ServerTls, make_server_tls
+from tests.support.tls import ServerTls
+from tests.support.waiting import until
 
 D = Decimal
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
@@ -106,136 +103,112 @@ class Scene:
         return [e for text, e in self.heard if isinstance(e, kind) and where in text]
 
     async def until(self, condition: Callable[[], Any], timeout: float = 8.0) -> None:
-        for _ in range(int(timeout / 0.01)):
-            if condition():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"not within {timeout} s; heard {[(w, type(e).__name__) for w, e in self.heard[-9:]]}")
+        await until(condition, lambda: f"heard {[(w, type(e).__name__) for w, e in self.heard[-9:]]}", timeout)
 
 
-def on_scene(bus: TestBus, tls: ServerTls, folder: Path, work: Callable[[Scene], Awaitable[None]]) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        faults: dict[str, Fault] = {}
-        try:
-            async with venue(tls, folder, faults) as exchange, raw(exchange, tls) as client:
-                gateway = await desk.context("gateway")
-                auditor = await desk.context("audit")
-                scene = Scene(desk, exchange, client, tls, faults, gateway)
-                auditor.subscribe(("fill.>", "position.>", "balance.>"), scene.hear)
-                auditor.subscribe("guard.portfolio", scene.hear)
-                auditor.open()
-                await auditor.caught_up()
-                await asyncio.wait_for(work(scene), 25)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
+@contextlib.asynccontextmanager
+async def opened(desk: Desk, tls: ServerTls, folder: Path) -> AsyncIterator[Scene]:
+    faults: dict[str, Fault] = {}
+    async with venue(tls, folder, faults) as exchange, raw(exchange, tls) as client:
+        gateway = await desk.context("gateway")
+        auditor = await desk.context("audit")
+        made = Scene(desk, exchange, client, tls, faults, gateway)
+        auditor.subscribe(("fill.>", "position.>", "balance.>"), made.hear)
+        auditor.subscribe("guard.portfolio", made.hear)
+        auditor.open()
+        await auditor.caught_up()
+        yield made
+        # Before the venue goes.
+        await desk.close()
 
 
-def test_a_fill_comes_as_its_strategys_fill_and_position_with_balances(
-    bus: TestBus, tls: ServerTls, tmp_path: Path
-) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.start()
-        await scene.until(lambda: len(scene.of(Balance)) == 2)
-        intent = await scene.permit("c1")
-        await scene.order("c1")
-        await scene.until(lambda: scene.of(Position))
-        [fill] = scene.of(Fill, "fill.alpha.paper.XRP-ETH")
-        assert (fill.intent_id, fill.client_order_id, fill.side, fill.qty) == (intent, "c1", "buy", D(100))
-        assert (fill.price, fill.commission, fill.commission_asset) == (D("0.0013002"), D("0.1"), "XRP")
-        [position] = scene.of(Position, "position.alpha.paper.XRP-ETH")
-        assert (position.qty, position.average_price, position.causes) == (D(100), D("0.0013002"), (fill.id,))
-        await scene.until(lambda: len(scene.of(Balance, "balance.paper.XRP")) == 2)
-        assert scene.of(Balance, "balance.paper.XRP")[-1].free == D("100099.9")
-
-    on_scene(bus, tls, tmp_path, work)
+@pytest.fixture
+async def scene(desk: Desk, tls: ServerTls, tmp_path: Path) -> AsyncIterator[Scene]:
+    async with opened(desk, tls, tmp_path) as made:
+        yield made
 
 
-def test_a_fill_that_nobody_permitted_is_unknown_and_reported(bus: TestBus, tls: ServerTls, tmp_path: Path) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.start()
-        await scene.until(lambda: scene.of(Balance))
-        await scene.order("thief")
-        await scene.until(lambda: scene.of(Fill, "fill.unknown.paper.XRP-ETH"))
-        await scene.until(lambda: [n for n in scene.of(Notice) if n.code == "FILL_WITHOUT_PERMIT"])
-        assert scene.of(Fill)[0].intent_id == b""
-
-    on_scene(bus, tls, tmp_path, work)
-
-
-def test_fills_during_a_cut_of_the_stream_are_fetched_once(bus: TestBus, tls: ServerTls, tmp_path: Path) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.start()
-        await scene.until(lambda: scene.of(Balance))
-        for i in range(6):
-            await scene.permit(f"c{i}", qty="10")
-            if i % 2:
-                for socket in list(scene.exchange._sockets):
-                    socket.cut()
-            await scene.order(f"c{i}", qty="10")
-        await scene.until(lambda: len(scene.of(Position)) >= 6)
-        await asyncio.sleep(0.3)
-        assert [f.client_order_id for f in scene.of(Fill)] == [f"c{i}" for i in range(6)]
-        assert [p.qty for p in scene.of(Position)] == [D(10 * n) for n in range(1, 7)]
-        assert "USER_STREAM_DOWN" in [n.code for n in scene.of(Notice)]
-
-    on_scene(bus, tls, tmp_path, work)
+async def test_a_fill_comes_as_its_strategys_fill_and_position_with_balances(scene: Scene) -> None:
+    await scene.start()
+    await scene.until(lambda: len(scene.of(Balance)) == 2)
+    intent = await scene.permit("c1")
+    await scene.order("c1")
+    await scene.until(lambda: scene.of(Position))
+    [fill] = scene.of(Fill, "fill.alpha.paper.XRP-ETH")
+    assert (fill.intent_id, fill.client_order_id, fill.side, fill.qty) == (intent, "c1", "buy", D(100))
+    assert (fill.price, fill.commission, fill.commission_asset) == (D("0.0013002"), D("0.1"), "XRP")
+    [position] = scene.of(Position, "position.alpha.paper.XRP-ETH")
+    assert (position.qty, position.average_price, position.causes) == (D(100), D("0.0013002"), (fill.id,))
+    await scene.until(lambda: len(scene.of(Balance, "balance.paper.XRP")) == 2)
+    assert scene.of(Balance, "balance.paper.XRP")[-1].free == D("100099.9")
 
 
-def test_fills_while_the_portfolio_is_down_are_fetched_at_its_start(
-    bus: TestBus, tls: ServerTls, tmp_path: Path
-) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.permit("before", qty="5")
-        await scene.order("before", qty="5")
-        await scene.start()
-        await scene.until(lambda: len(scene.of(Position)) == 1)
-        await scene.stop()
-        await scene.permit("between", qty="7")
-        await scene.order("between", qty="7")
-        await scene.start()
-        await scene.until(lambda: len(scene.of(Position)) == 2)
-        await scene.stop()
-        await scene.start()
-        await scene.permit("after", side="SELL", qty="12", price="0.0012")
-        await scene.order("after", side="SELL", qty="12", price="0.0012")
-        await scene.until(lambda: len(scene.of(Position)) == 3)
-        assert [f.client_order_id for f in scene.of(Fill)] == ["before", "between", "after"]
-        last = scene.of(Position)[-1]
-        assert (last.qty, last.fills) == (D(0), 3)
-
-    on_scene(bus, tls, tmp_path, work)
+async def test_a_fill_that_nobody_permitted_is_unknown_and_reported(scene: Scene) -> None:
+    await scene.start()
+    await scene.until(lambda: scene.of(Balance))
+    await scene.order("thief")
+    await scene.until(lambda: scene.of(Fill, "fill.unknown.paper.XRP-ETH"))
+    await scene.until(lambda: [n for n in scene.of(Notice) if n.code == "FILL_WITHOUT_PERMIT"])
+    assert scene.of(Fill)[0].intent_id == b""
 
 
-def test_a_trade_before_the_first_permit_is_none_of_ours(bus: TestBus, tls: ServerTls, tmp_path: Path) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.order("somebodys")
-        await asyncio.sleep(0.01)
-        await scene.start()
-        await scene.until(lambda: scene.of(Balance))
-        await scene.permit("ours")
-        await scene.order("ours")
-        await scene.until(lambda: scene.of(Position))
-        await asyncio.sleep(0.3)
-        assert [f.client_order_id for f in scene.of(Fill)] == ["ours"]
+async def test_fills_during_a_cut_of_the_stream_are_fetched_once(scene: Scene) -> None:
+    await scene.start()
+    await scene.until(lambda: scene.of(Balance))
+    for i in range(6):
+        await scene.permit(f"c{i}", qty="10")
+        if i % 2:
+            for socket in list(scene.exchange._sockets):
+                socket.cut()
+        await scene.order(f"c{i}", qty="10")
+    await scene.until(lambda: len(scene.of(Position)) >= 6)
+    await asyncio.sleep(0.3)
+    assert [f.client_order_id for f in scene.of(Fill)] == [f"c{i}" for i in range(6)]
+    assert [p.qty for p in scene.of(Position)] == [D(10 * n) for n in range(1, 7)]
+    assert "USER_STREAM_DOWN" in [n.code for n in scene.of(Notice)]
 
-    on_scene(bus, tls, tmp_path, work)
+
+async def test_fills_while_the_portfolio_is_down_are_fetched_at_its_start(scene: Scene) -> None:
+    await scene.permit("before", qty="5")
+    await scene.order("before", qty="5")
+    await scene.start()
+    await scene.until(lambda: len(scene.of(Position)) == 1)
+    await scene.stop()
+    await scene.permit("between", qty="7")
+    await scene.order("between", qty="7")
+    await scene.start()
+    await scene.until(lambda: len(scene.of(Position)) == 2)
+    await scene.stop()
+    await scene.start()
+    await scene.permit("after", side="SELL", qty="12", price="0.0012")
+    await scene.order("after", side="SELL", qty="12", price="0.0012")
+    await scene.until(lambda: len(scene.of(Position)) == 3)
+    assert [f.client_order_id for f in scene.of(Fill)] == ["before", "between", "after"]
+    last = scene.of(Position)[-1]
+    assert (last.qty, last.fills) == (D(0), 3)
 
 
-def test_a_fill_that_a_mute_stream_kept_back_is_found_by_asking(bus: TestBus, tls: ServerTls, tmp_path: Path) -> None:
-    async def work(scene: Scene) -> None:
-        scene.reconcile_s = 0.3
-        await scene.start()
-        await scene.until(lambda: scene.of(Balance))
-        for socket in scene.exchange._sockets:
-            socket.users.clear()
-        await scene.permit("c1")
-        await scene.order("c1")
-        await scene.until(lambda: scene.of(Fill, "fill.alpha"))
+async def test_a_trade_before_the_first_permit_is_none_of_ours(scene: Scene) -> None:
+    await scene.order("somebodys")
+    await asyncio.sleep(0.01)
+    await scene.start()
+    await scene.until(lambda: scene.of(Balance))
+    await scene.permit("ours")
+    await scene.order("ours")
+    await scene.until(lambda: scene.of(Position))
+    await asyncio.sleep(0.3)
+    assert [f.client_order_id for f in scene.of(Fill)] == ["ours"]
 
-    on_scene(bus, tls, tmp_path, work)
+
+async def test_a_fill_that_a_mute_stream_kept_back_is_found_by_asking(scene: Scene) -> None:
+    scene.reconcile_s = 0.3
+    await scene.start()
+    await scene.until(lambda: scene.of(Balance))
+    for socket in scene.exchange._sockets:
+        socket.users.clear()
+    await scene.permit("c1")
+    await scene.order("c1")
+    await scene.until(lambda: scene.of(Fill, "fill.alpha"))
 
 
 @pytest.mark.parametrize(
@@ -246,43 +219,31 @@ def test_a_fill_that_a_mute_stream_kept_back_is_found_by_asking(bus: TestBus, tl
         ("GET /api/v3/order", "drop_before"),
     ],
 )
-def test_a_question_that_fails_is_asked_again(
-    bus: TestBus, tls: ServerTls, tmp_path: Path, endpoint: str, kind: Any
-) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.permit("c1")
-        await scene.order("c1")
-        scene.faults[endpoint] = Fault(kind, times=2)
-        await scene.start()
-        await scene.until(lambda: scene.of(Position, "position.alpha"))
-        assert len(scene.of(Fill)) == 1
-
-    on_scene(bus, tls, tmp_path, work)
+async def test_a_question_that_fails_is_asked_again(scene: Scene, endpoint: str, kind: Any) -> None:
+    await scene.permit("c1")
+    await scene.order("c1")
+    scene.faults[endpoint] = Fault(kind, times=2)
+    await scene.start()
+    await scene.until(lambda: scene.of(Position, "position.alpha"))
+    assert len(scene.of(Fill)) == 1
 
 
-def test_a_revoked_key_is_reported_as_such(bus: TestBus, tls: ServerTls, tmp_path: Path) -> None:
-    async def work(scene: Scene) -> None:
-        await scene.start()
-        await scene.until(lambda: scene.of(Balance))
-        scene.exchange.revoke("readerkey")
-        await scene.until(lambda: "VENUE_CREDENTIAL" in [n.code for n in scene.of(Notice)])
-
-    on_scene(bus, tls, tmp_path, work)
+async def test_a_revoked_key_is_reported_as_such(scene: Scene) -> None:
+    await scene.start()
+    await scene.until(lambda: scene.of(Balance))
+    scene.exchange.revoke("readerkey")
+    await scene.until(lambda: "VENUE_CREDENTIAL" in [n.code for n in scene.of(Notice)])
 
 
-def test_the_account_is_read_with_a_key_that_never_leaves_the_token(
-    bus: TestBus, tls: ServerTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_the_account_is_read_with_a_key_that_never_leaves_the_token(
+    desk: Desk, tls: ServerTls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_token(tmp_path / "hsm", "portfolio", Secret("1234567"), Secret("7654321"))
     with Token.open(tmp_path / "hsm", "portfolio", Secret("7654321"), writable=True) as token:
         public = token.generate_ed25519(b"venue", "read-only key")
-        signer = token.signer(b"venue")
         monkeypatch.setattr(paper, "SPKI", base64.b64encode(public).decode())
-
-        async def work(scene: Scene) -> None:
-            scene.signer = signer
+        async with opened(desk, tls, tmp_path) as scene:
+            scene.signer = token.signer(b"venue")
             await scene.start()
             await scene.until(lambda: len(scene.of(Balance)) == 2)
             assert not scene.of(Notice)
-
-        on_scene(bus, tls, tmp_path, work)

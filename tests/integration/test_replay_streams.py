@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -29,17 +29,6 @@ TRADES = "md.trade.paper.XRP-ETH"
 def bus(tmp_path: Path) -> Iterator[TestBus]:
     with running_bus(tmp_path) as running:
         yield running
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]]) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), 30)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
 
 
 async def issue(authority: ServiceContext, *contexts: ServiceContext) -> None:
@@ -91,90 +80,79 @@ def numbers(items: list[Examined]) -> list[int]:
     ]
 
 
-def test_what_is_stored_is_read_to_its_end_and_filtered(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        authority, market = await desk.context("authority"), await desk.context("market-data")
-        await issue(authority, authority, market)
-        for number in range(1, 6):
+async def test_what_is_stored_is_read_to_its_end_and_filtered(desk: Desk, bus: TestBus) -> None:
+    authority, market = await desk.context("authority"), await desk.context("market-data")
+    await issue(authority, authority, market)
+    for number in range(1, 6):
+        await trade(market, number)
+    everything = await read(desk, bus)
+    assert numbers(everything) == [1, 2, 3, 4, 5]
+    assert not [item for item in everything if isinstance(item, Failure)]
+    assert [item.stream for item in everything] == ["SECURITY"] * 2 + ["MARKET"] * 5
+    assert numbers(await read(desk, bus, streams=("MARKET",), first=2, last=3)) == [2, 3]
+    third = everything[4].time
+    assert numbers(await read(desk, bus, since=third)) == [3, 4, 5]
+    assert numbers(await read(desk, bus, until=third)) == [1, 2]
+    assert numbers(await read(desk, bus, patterns=("md.quote.>",))) == []
+
+
+async def test_what_an_attacker_stored_is_a_failure_at_its_position_and_hides_nothing_else(
+    desk: Desk, bus: TestBus
+) -> None:
+    authority, market = await desk.context("authority"), await desk.context("market-data")
+    await issue(authority, authority, market)
+    await trade(market, 1)
+    first = (await read(desk, bus, streams=("MARKET",)))[0]
+    assert isinstance(first, Played)
+    async with bus.connected("root") as [root]:
+        await root.request(TRADES, b"junk")
+        await root.request(TRADES, first.verified.payload)
+    await trade(market, 2)
+    items = await read(desk, bus, streams=("MARKET",))
+    assert [(item.stream, item.seq, item.code) for item in items if isinstance(item, Failure)] == [
+        ("MARKET", 2, "PAYLOAD"),
+        ("MARKET", 3, "REPLAY"),
+    ]
+    assert sorted(numbers(items)) == [1, 2]
+
+
+async def test_a_session_that_was_never_issued_or_had_ended_is_not_played(desk: Desk, bus: TestBus) -> None:
+    authority, market = await desk.context("authority"), await desk.context("market-data")
+    await issue(authority, authority)
+    await trade(market, 1)  # a stolen role key: the broker lets it in
+    items = await read(desk, bus, streams=("MARKET",))
+    assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED"]
+    await issue(authority, market)
+    await trade(market, 2)
+    await authority.publish("cred.market-data", authority.new(BootEnded, boot=market.boot, reason="gone"))
+    await trade(market, 3)
+    items = await read(desk, bus, streams=("MARKET",))
+    assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED", "LATE"]
+    assert numbers(items) == [2]
+
+
+async def test_what_is_published_meanwhile_does_not_keep_the_replay_from_ending(desk: Desk, bus: TestBus) -> None:
+    authority, market = await desk.context("authority"), await desk.context("market-data")
+    await issue(authority, authority, market)
+
+    async def publish() -> None:
+        for number in range(10_000):
             await trade(market, number)
-        everything = await read(desk, bus)
-        assert numbers(everything) == [1, 2, 3, 4, 5]
-        assert not [item for item in everything if isinstance(item, Failure)]
-        assert [item.stream for item in everything] == ["SECURITY"] * 2 + ["MARKET"] * 5
-        assert numbers(await read(desk, bus, streams=("MARKET",), first=2, last=3)) == [2, 3]
-        third = everything[4].time
-        assert numbers(await read(desk, bus, since=third)) == [3, 4, 5]
-        assert numbers(await read(desk, bus, until=third)) == [1, 2]
-        assert numbers(await read(desk, bus, patterns=("md.quote.>",))) == []
+            await asyncio.sleep(0.001)
 
-    on_desk(bus, work)
+    publishing = asyncio.create_task(publish())
+    await asyncio.sleep(0.2)
+    started = time.monotonic()
+    found = numbers(await read(desk, bus))
+    assert time.monotonic() - started < 5
+    assert found[:10] == list(range(10))
+    publishing.cancel()
 
 
-def test_what_an_attacker_stored_is_a_failure_at_its_position_and_hides_nothing_else(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        authority, market = await desk.context("authority"), await desk.context("market-data")
-        await issue(authority, authority, market)
-        await trade(market, 1)
-        first = (await read(desk, bus, streams=("MARKET",)))[0]
-        assert isinstance(first, Played)
-        async with bus.connected("root") as [root]:
-            await root.request(TRADES, b"junk")
-            await root.request(TRADES, first.verified.payload)
-        await trade(market, 2)
-        items = await read(desk, bus, streams=("MARKET",))
-        assert [(item.stream, item.seq, item.code) for item in items if isinstance(item, Failure)] == [
-            ("MARKET", 2, "PAYLOAD"),
-            ("MARKET", 3, "REPLAY"),
-        ]
-        assert sorted(numbers(items)) == [1, 2]
-
-    on_desk(bus, work)
-
-
-def test_a_session_that_was_never_issued_or_had_ended_is_not_played(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        authority, market = await desk.context("authority"), await desk.context("market-data")
-        await issue(authority, authority)
-        await trade(market, 1)  # a stolen role key: the broker lets it in
-        items = await read(desk, bus, streams=("MARKET",))
-        assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED"]
-        await issue(authority, market)
-        await trade(market, 2)
-        await authority.publish("cred.market-data", authority.new(BootEnded, boot=market.boot, reason="gone"))
-        await trade(market, 3)
-        items = await read(desk, bus, streams=("MARKET",))
-        assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED", "LATE"]
-        assert numbers(items) == [2]
-
-    on_desk(bus, work)
-
-
-def test_what_is_published_meanwhile_does_not_keep_the_replay_from_ending(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        authority, market = await desk.context("authority"), await desk.context("market-data")
-        await issue(authority, authority, market)
-
-        async def publish() -> None:
-            for number in range(10_000):
-                await trade(market, number)
-                await asyncio.sleep(0.001)
-
-        publishing = asyncio.create_task(publish())
-        await asyncio.sleep(0.2)
-        started = time.monotonic()
-        found = numbers(await read(desk, bus))
-        assert time.monotonic() - started < 5
-        assert found[:10] == list(range(10))
-        publishing.cancel()
-
-    on_desk(bus, work)
-
-
-def test_a_stream_that_the_console_cannot_read_is_refused_before_anything_is_read(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        custody = await desk.context("custody")
-        spec = bus.component("custody")
-        with pytest.raises(ConfigError, match="custody reads nothing of ORDERS"):
-            BusReader(spec, custody.link, Judge([Verifier(desk.trust)]), Selection(streams=("ORDERS",)), custody.log)
-
-    on_desk(bus, work)
+async def test_a_stream_that_the_console_cannot_read_is_refused_before_anything_is_read(
+    desk: Desk, bus: TestBus
+) -> None:
+    custody = await desk.context("custody")
+    spec = bus.component("custody")
+    with pytest.raises(ConfigError, match="custody reads nothing of ORDERS"):
+        BusReader(spec, custody.link, Judge([Verifier(desk.trust)]), Selection(streams=("ORDERS",)), custody.log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -17,41 +17,17 @@ from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter, Heartbeat
 from tallystick.schemas.subjects import subject
-from tests.support.bus import TestBus, running_bus
+from tests.support.bus import TestBus
 from tests.support.runtime import Desk
+from tests.support.waiting import until
 
 TRADES = subject("md.trade", venue="paper", symbol="XRP/ETH")
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 30.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), timeout)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
 
 
 def trade(context: ServiceContext, number: int) -> Trade:
     return context.new(
         Trade, trade_id=number, price=Decimal("0.00141342"), qty=Decimal(23), time=number, buyer_is_maker=True
     )
-
-
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
 
 
 def collect(into: list[int], first: int) -> Callable[[Received], None]:
@@ -61,203 +37,171 @@ def collect(into: list[int], first: int) -> Callable[[Received], None]:
     return handler
 
 
-def test_a_published_event_is_durable_and_verified_at_its_reader(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        got: list[Received] = []
-        reader.subscribe("md.trade.>", got.append)
-        reader.open()
-        await reader.caught_up("MARKET")
-        sequence = await source.publish(TRADES, trade(source, 1))
-        await until(lambda: bool(got), "the event")
-        assert got[0].stream_seq == sequence
-        assert got[0].live
-        assert got[0].credential.component == "market-data"
-        assert got[0].subject.symbol == "XRP/ETH"
-
-    on_desk(bus, work)
+async def test_a_published_event_is_durable_and_verified_at_its_reader(desk: Desk) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    got: list[Received] = []
+    reader.subscribe("md.trade.>", got.append)
+    reader.open()
+    await reader.caught_up("MARKET")
+    sequence = await source.publish(TRADES, trade(source, 1))
+    await until(lambda: bool(got), "the event")
+    assert got[0].stream_seq == sequence
+    assert got[0].live
+    assert got[0].credential.component == "market-data"
+    assert got[0].subject.symbol == "XRP/ETH"
 
 
-def test_nothing_is_lost_or_doubled_through_renewals_at_a_lifetime_of_5_seconds(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source = await desk.context("market-data", lifetime_s=5)
-        reader = await desk.context("gateway", lifetime_s=5)
-        got: list[int] = []
-        reader.subscribe("md.trade.>", collect(got, 10_000))
-        reader.open()
-        await reader.caught_up("MARKET")
-        sessions = set()
-        number = 10_000
-        end = asyncio.get_running_loop().time() + 8
-        while asyncio.get_running_loop().time() < end:
+async def test_nothing_is_lost_or_doubled_through_renewals_at_a_lifetime_of_5_seconds(desk: Desk) -> None:
+    source = await desk.context("market-data", lifetime_s=5)
+    reader = await desk.context("gateway", lifetime_s=5)
+    got: list[int] = []
+    reader.subscribe("md.trade.>", collect(got, 10_000))
+    reader.open()
+    await reader.caught_up("MARKET")
+    sessions = set()
+    number = 10_000
+    end = asyncio.get_running_loop().time() + 8
+    while asyncio.get_running_loop().time() < end:
+        source.publish(TRADES, trade(source, number))
+        sessions.add(source.link.session.credential.digest)
+        number += 1
+        await asyncio.sleep(0.002)
+    await until(lambda: len(got) >= number - 10_000, "all events", 5)
+    assert got == list(range(10_000, number))
+    assert len(sessions) >= 3
+    assert reader.metrics.snapshot().get("dead_letters", 0) == 0
+    assert source.metrics.snapshot()["renewals"] >= 2
+    assert reader.metrics.snapshot()["renewals"] >= 2
+
+
+async def test_nothing_is_lost_through_a_kill_of_the_broker(desk: Desk, bus: TestBus) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    got: list[int] = []
+    orders = await desk.context("strategy-alpha")
+    reader.subscribe("md.trade.>", collect(got, 1_000_000))
+    reader.open()
+    await reader.caught_up("MARKET")
+    assert orders.component == "strategy-alpha"
+    number = 1_000_000
+    stop = asyncio.Event()
+
+    async def produce() -> None:
+        nonlocal number
+        while not stop.is_set():
             source.publish(TRADES, trade(source, number))
-            sessions.add(source.link.session.credential.digest)
             number += 1
             await asyncio.sleep(0.002)
-        await until(lambda: len(got) >= number - 10_000, "all events", 5)
-        assert got == list(range(10_000, number))
-        assert len(sessions) >= 3
-        assert reader.metrics.snapshot().get("dead_letters", 0) == 0
-        assert source.metrics.snapshot()["renewals"] >= 2
-        assert reader.metrics.snapshot()["renewals"] >= 2
 
-    on_desk(bus, work)
-
-
-def test_nothing_is_lost_through_a_kill_of_the_broker(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        got: list[int] = []
-        orders = await desk.context("strategy-alpha")
-        reader.subscribe("md.trade.>", collect(got, 1_000_000))
-        reader.open()
-        await reader.caught_up("MARKET")
-        assert orders.component == "strategy-alpha"
-        number = 1_000_000
-        stop = asyncio.Event()
-
-        async def produce() -> None:
-            nonlocal number
-            while not stop.is_set():
-                source.publish(TRADES, trade(source, number))
-                number += 1
-                await asyncio.sleep(0.002)
-
-        producing = asyncio.create_task(produce())
-        await until(lambda: len(got) > 100, "a first hundred")
-        await asyncio.to_thread(bus.server.stop)
-        await asyncio.sleep(0.5)
-        bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
-        before = len(got)
-        await until(lambda: len(got) > before + 100, "events after the restart", 15)
-        stop.set()
-        await producing
-        await until(lambda: len(got) >= number - 1_000_000, "all events")
-        assert got == list(range(1_000_000, number))
-        assert source.metrics.snapshot()["reconnects"] >= 1
-
-    on_desk(bus, work, 60)
+    producing = asyncio.create_task(produce())
+    await until(lambda: len(got) > 100, "a first hundred")
+    await asyncio.to_thread(bus.server.stop)
+    await asyncio.sleep(0.5)
+    bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
+    before = len(got)
+    await until(lambda: len(got) > before + 100, "events after the restart", 15)
+    stop.set()
+    await producing
+    await until(lambda: len(got) >= number - 1_000_000, "all events")
+    assert got == list(range(1_000_000, number))
+    assert source.metrics.snapshot()["reconnects"] >= 1
 
 
-def test_a_message_that_does_not_verify_becomes_a_dead_letter_and_reading_goes_on(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader, audit = [await desk.context(name) for name in ("market-data", "gateway", "audit")]
-        got: list[int] = []
-        letters: list[DeadLetter] = []
-        reader.subscribe("md.trade.>", collect(got, 5_000))
-        audit.subscribe("dead.>", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter)))
-        for context in (reader, audit):
-            context.open()
-            await context.caught_up()
-        connection = await source.link.connection()
-        await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
-        await source.publish(TRADES, trade(source, 5_000))
-        await until(lambda: bool(got) and bool(letters), "the event and the dead letter")
-        assert got == [5_000]
-        assert (letters[0].code, letters[0].subject, letters[0].payload) == ("PAYLOAD", TRADES.text, b"not sealed")
-
-    on_desk(bus, work)
+async def test_a_message_that_does_not_verify_becomes_a_dead_letter_and_reading_goes_on(desk: Desk) -> None:
+    source, reader, audit = [await desk.context(name) for name in ("market-data", "gateway", "audit")]
+    got: list[int] = []
+    letters: list[DeadLetter] = []
+    reader.subscribe("md.trade.>", collect(got, 5_000))
+    audit.subscribe("dead.>", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter)))
+    for context in (reader, audit):
+        context.open()
+        await context.caught_up()
+    connection = await source.link.connection()
+    await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+    await source.publish(TRADES, trade(source, 5_000))
+    await until(lambda: bool(got) and bool(letters), "the event and the dead letter")
+    assert got == [5_000]
+    assert (letters[0].code, letters[0].subject, letters[0].payload) == ("PAYLOAD", TRADES.text, b"not sealed")
 
 
-def test_a_stored_message_published_again_is_refused_as_replay(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        seen: list[Received] = []
-        reader.subscribe("md.trade.>", seen.append)
-        reader.open()
-        await reader.caught_up("MARKET")
-        await source.publish(TRADES, trade(source, 77))
-        await until(lambda: bool(seen), "the event")
-        connection = await source.link.connection()
-        await connection.publish(TRADES.text, seen[0].verified.payload, os.urandom(16).hex())
-        await until(lambda: reader.metrics.snapshot().get("dead_letters", 0) == 1, "the refusal")
-        assert len(seen) == 1
-
-    on_desk(bus, work)
+async def test_a_stored_message_published_again_is_refused_as_replay(desk: Desk) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    seen: list[Received] = []
+    reader.subscribe("md.trade.>", seen.append)
+    reader.open()
+    await reader.caught_up("MARKET")
+    await source.publish(TRADES, trade(source, 77))
+    await until(lambda: bool(seen), "the event")
+    connection = await source.link.connection()
+    await connection.publish(TRADES.text, seen[0].verified.payload, os.urandom(16).hex())
+    await until(lambda: reader.metrics.snapshot().get("dead_letters", 0) == 1, "the refusal")
+    assert len(seen) == 1
 
 
-def test_a_taken_message_id_is_reported_and_the_event_is_sent_under_another(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source = await desk.context("market-data")
-        await source.publish(TRADES, trade(source, 1))
-        connection = await source.link.connection()
-        stolen = bytes(15) + b"\x01"
-        await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
-        publisher = source._publishers["MARKET"]
-        ids = [stolen]
-        publisher._entropy = lambda n: ids.pop() if ids else os.urandom(n)
-        sequence = await source.publish(TRADES, trade(source, 2))
-        assert sequence > 0
-        assert source.metrics.snapshot()["suppressed"] == 1
-        await until(lambda: source.metrics.snapshot().get("notices", 0) == 1, "the notice")
-
-    on_desk(bus, work)
+async def test_a_taken_message_id_is_reported_and_the_event_is_sent_under_another(desk: Desk) -> None:
+    source = await desk.context("market-data")
+    await source.publish(TRADES, trade(source, 1))
+    connection = await source.link.connection()
+    stolen = bytes(15) + b"\x01"
+    await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
+    publisher = source._publishers["MARKET"]
+    ids = [stolen]
+    publisher._entropy = lambda n: ids.pop() if ids else os.urandom(n)
+    sequence = await source.publish(TRADES, trade(source, 2))
+    assert sequence > 0
+    assert source.metrics.snapshot()["suppressed"] == 1
+    await until(lambda: source.metrics.snapshot().get("notices", 0) == 1, "the notice")
 
 
-def test_publishing_outside_the_own_scope_is_refused_before_it_reaches_the_broker(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("market-data")
-        with pytest.raises(Unverified, match="SCOPE"):
-            context.publish(
-                subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH"), trade(context, 1)
-            )
-        with pytest.raises(Malformed, match="EVENT_TYPE"):
-            context.publish(TRADES, context.new(Heartbeat, heads=()))
-        with pytest.raises(ConfigError, match="READ_SCOPE"):
-            context.subscribe("order.>", lambda _: None)
-
-    on_desk(bus, work)
+async def test_publishing_outside_the_own_scope_is_refused_before_it_reaches_the_broker(desk: Desk) -> None:
+    context = await desk.context("market-data")
+    with pytest.raises(Unverified, match="SCOPE"):
+        context.publish(subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH"), trade(context, 1))
+    with pytest.raises(Malformed, match="EVENT_TYPE"):
+        context.publish(TRADES, context.new(Heartbeat, heads=()))
+    with pytest.raises(ConfigError, match="READ_SCOPE"):
+        context.subscribe("order.>", lambda _: None)
 
 
-def test_a_full_queue_refuses_and_room_waits(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("market-data")
-        batch = tuple(trade(context, n) for n in range(1000))
-        with pytest.raises(Backpressure):
-            for _ in range(MAX_QUEUED // 1000 + 2):
-                context.publish(TRADES, *batch)
-        await context.room("MARKET")
-        await context.publish(TRADES, *batch)
-
-    on_desk(bus, work)
+async def test_a_full_queue_refuses_and_room_waits(desk: Desk) -> None:
+    context = await desk.context("market-data")
+    batch = tuple(trade(context, n) for n in range(1000))
+    with pytest.raises(Backpressure):
+        for _ in range(MAX_QUEUED // 1000 + 2):
+            context.publish(TRADES, *batch)
+    await context.room("MARKET")
+    await context.publish(TRADES, *batch)
 
 
-def test_a_failing_handler_stops_the_component_before_its_position_moves(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
+async def test_a_failing_handler_stops_the_component_before_its_position_moves(desk: Desk) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
 
-        def handler(received: Received) -> None:
-            raise ZeroDivisionError("a defect")
+    def handler(received: Received) -> None:
+        raise ZeroDivisionError("a defect")
 
-        reader.subscribe("md.trade.>", handler)
-        reader.open()
-        await reader.caught_up("MARKET")
-        before = reader.position("MARKET")
-        await source.publish(TRADES, trade(source, 9))
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(reader.failed(), 5)
-        assert reader.position("MARKET") == before
-
-    on_desk(bus, work)
+    reader.subscribe("md.trade.>", handler)
+    reader.open()
+    await reader.caught_up("MARKET")
+    before = reader.position("MARKET")
+    await source.publish(TRADES, trade(source, 9))
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(reader.failed(), 5)
+    assert reader.position("MARKET") == before
 
 
-def test_the_watchdog_leaves_a_broker_that_answers_nothing_and_nothing_is_lost(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        got: list[int] = []
-        reader.subscribe("md.trade.>", collect(got, 2_000_000))
-        reader.open()
-        await reader.caught_up("MARKET")
-        await source.publish(TRADES, trade(source, 2_000_000))
-        # The process lives and its sockets stay open: only the missing acknowledgement shows it.
-        os.kill(bus.server.pid, signal.SIGSTOP)
-        try:
-            for number in range(2_000_001, 2_000_101):
-                source.publish(TRADES, trade(source, number))
-            await until(lambda: source.metrics.snapshot().get("watchdog", 0) >= 1, "the watchdog", 6)
-        finally:
-            os.kill(bus.server.pid, signal.SIGCONT)
-        await until(lambda: len(got) >= 101, "all events", 20)
-        assert got == list(range(2_000_000, 2_000_101))
-
-    on_desk(bus, work, 60)
+async def test_the_watchdog_leaves_a_broker_that_answers_nothing_and_nothing_is_lost(desk: Desk, bus: TestBus) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    got: list[int] = []
+    reader.subscribe("md.trade.>", collect(got, 2_000_000))
+    reader.open()
+    await reader.caught_up("MARKET")
+    await source.publish(TRADES, trade(source, 2_000_000))
+    # The process lives and its sockets stay open: only the missing acknowledgement shows it.
+    os.kill(bus.server.pid, signal.SIGSTOP)
+    try:
+        for number in range(2_000_001, 2_000_101):
+            source.publish(TRADES, trade(source, number))
+        await until(lambda: source.metrics.snapshot().get("watchdog", 0) >= 1, "the watchdog", 6)
+    finally:
+        os.kill(bus.server.pid, signal.SIGCONT)
+    await until(lambda: len(got) >= 101, "all events", 20)
+    assert got == list(range(2_000_000, 2_000_101))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -28,10 +27,10 @@ from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Intent, Position
 from tallystick.schemas.security import Notice
-from tests.support.bus import TestBus, running_bus
 from tests.support.paper import venue
 from tests.support.runtime import Desk
 from tests.support.tls import make_server_tls
+from tests.support.waiting import until
 
 D = Decimal
 STRATEGY = """
@@ -45,12 +44,6 @@ class Echo(Strategy):
             raise RuntimeError("on purpose")
         ctx.buy(symbol, 1 + ctx.position(symbol), trade.price)
 """
-
-
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
 
 
 def deployment(desk: Desk, folder: Path, market: MarketDataConfig, host: str = "127.0.0.1:1") -> Deployment:
@@ -76,14 +69,6 @@ def dump(folder: Path, rows: int, bad: int = -1) -> str:
     return "XRPETH-trades-2020-09-13.csv"
 
 
-async def until(condition: Callable[[], Any], what: str, timeout: float = 8.0) -> None:
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
-
-
 class Ears:
     def __init__(self) -> None:
         self.heard: list[tuple[str, Any]] = []
@@ -93,17 +78,6 @@ class Ears:
 
     def of(self, kind: type) -> list[Any]:
         return [event for _, event in self.heard if isinstance(event, kind)]
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]]) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), 25)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
 
 
 async def listener(desk: Desk) -> Ears:
@@ -125,92 +99,74 @@ async def begin(desk: Desk, component: Any, name: str, **kw: Any) -> ServiceCont
     return context
 
 
-def test_a_recording_is_published_whole_in_order_with_its_recorded_times(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500),), speed=D(10), symbols=("XRP/ETH",))
-        start = time.monotonic()
+async def test_a_recording_is_published_whole_in_order_with_its_recorded_times(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500),), speed=D(10), symbols=("XRP/ETH",))
+    start = time.monotonic()
+    await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+    await until(lambda: [e for e in ears.of(FeedStatus) if e.state == "ended"], "the end")
+    await until(lambda: len(ears.of(Trade)) == 500, "all trades")
+    assert 0.4 < time.monotonic() - start < 5
+    trades = ears.of(Trade)
+    assert [t.trade_id for t in trades] == list(range(1, 501))
+    assert (trades[0].time, str(trades[0].price)) == (1_600_000_000_010 * 10**6, "0.0013")
+    assert abs(trades[0].ts - time.time_ns()) < 60 * 10**9
+    assert {w for w, e in ears.heard if isinstance(e, Trade)} == {"md.trade.paper.XRP-ETH"}
+
+
+async def test_a_bad_dump_stops_the_start_with_nothing_published(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500, bad=400),))
+    with pytest.raises(Malformed, match=r"csv:401: 1 columns"):
         await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
-        await until(lambda: [e for e in ears.of(FeedStatus) if e.state == "ended"], "the end")
-        await until(lambda: len(ears.of(Trade)) == 500, "all trades")
-        assert 0.4 < time.monotonic() - start < 5
-        trades = ears.of(Trade)
-        assert [t.trade_id for t in trades] == list(range(1, 501))
-        assert (trades[0].time, str(trades[0].price)) == (1_600_000_000_010 * 10**6, "0.0013")
-        assert abs(trades[0].ts - time.time_ns()) < 60 * 10**9
-        assert {w for w, e in ears.heard if isinstance(e, Trade)} == {"md.trade.paper.XRP-ETH"}
-
-    on_desk(bus, work)
+    await asyncio.sleep(0.2)
+    assert ears.of(Trade) == ears.of(FeedStatus) == []
 
 
-def test_a_bad_dump_stops_the_start_with_nothing_published(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500, bad=400),))
-        with pytest.raises(Malformed, match=r"csv:401: 1 columns"):
-            await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
-        await asyncio.sleep(0.2)
-        assert ears.of(Trade) == ears.of(FeedStatus) == []
-
-    on_desk(bus, work)
-
-
-def test_a_dump_of_no_instrument_is_a_configuration_error(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        path = tmp_path / "DOGEUSDT-trades-2020-09-13.csv"
-        path.write_text("1,1,1,1,1600000000000,True,True\n")
-        market = MarketDataConfig(source="dump", paths=(path.name,))
-        with pytest.raises(ConfigError, match="a dump of DOGE/USDT, which is no instrument"):
-            await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
-
-    on_desk(bus, work)
-
-
-def test_a_synthetic_market_plays_the_deployments_instruments(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        market = MarketDataConfig(source="synthetic", count=300, speed=D(10))
-        instruments = tuple(msgspec.structs.replace(i, market_price=D("0.01")) for i in desk.trust.instruments)
-        desk.trust = msgspec.structs.replace(desk.trust, instruments=instruments)
+async def test_a_dump_of_no_instrument_is_a_configuration_error(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "DOGEUSDT-trades-2020-09-13.csv"
+    path.write_text("1,1,1,1,1600000000000,True,True\n")
+    market = MarketDataConfig(source="dump", paths=(path.name,))
+    with pytest.raises(ConfigError, match="a dump of DOGE/USDT, which is no instrument"):
         await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
-        await until(lambda: len(ears.of(Trade)) == 300, "all trades")
-        for instrument in instruments:
-            token = instrument.symbol.replace("/", "-")
-            prices = [e.price for w, e in ears.heard if isinstance(e, Trade) and w.endswith(token)]
-            assert prices
-            assert all(p % instrument.tick == 0 for p in prices)
-
-    on_desk(bus, work)
 
 
-def test_the_venues_own_feed_is_followed_live(bus: TestBus, tmp_path: Path) -> None:
+async def test_a_synthetic_market_plays_the_deployments_instruments(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    market = MarketDataConfig(source="synthetic", count=300, speed=D(10))
+    instruments = tuple(msgspec.structs.replace(i, market_price=D("0.01")) for i in desk.trust.instruments)
+    desk.trust = msgspec.structs.replace(desk.trust, instruments=instruments)
+    await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+    await until(lambda: len(ears.of(Trade)) == 300, "all trades")
+    for instrument in instruments:
+        token = instrument.symbol.replace("/", "-")
+        prices = [e.price for w, e in ears.heard if isinstance(e, Trade) and w.endswith(token)]
+        assert prices
+        assert all(p % instrument.tick == 0 for p in prices)
+
+
+async def test_the_venues_own_feed_is_followed_live(desk: Desk, tmp_path: Path) -> None:
     tls = make_server_tls(tmp_path)
     (tmp_path / "pki").mkdir()
     (tmp_path / "pki" / "ca.pem").write_bytes(tls.ca.read_bytes())
 
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        async with venue(tls, tmp_path) as exchange:
-            market = MarketDataConfig(source="live", symbols=("XRP/ETH",))
-            made = deployment(desk, tmp_path, market, f"127.0.0.1:{exchange.port}")
-            await begin(desk, MarketData(), "market-data", config=made)
-            await until(lambda: any(s.streams for s in exchange._sockets), "the subscription")
-            exchange.on_market_trade("XRPETH", D("0.0013001"), D(17), True, time.time_ns())
-            await until(lambda: ears.of(Trade), "the trade")
-            [trade] = ears.of(Trade)
-            assert (str(trade.price), trade.qty, trade.buyer_is_maker) == ("0.00130010", D(17), True)
-            assert [s.state for s in ears.of(FeedStatus)] == ["live"]
-
-    on_desk(bus, work)
+    ears = await listener(desk)
+    async with venue(tls, tmp_path) as exchange:
+        market = MarketDataConfig(source="live", symbols=("XRP/ETH",))
+        made = deployment(desk, tmp_path, market, f"127.0.0.1:{exchange.port}")
+        await begin(desk, MarketData(), "market-data", config=made)
+        await until(lambda: any(s.streams for s in exchange._sockets), "the subscription")
+        exchange.on_market_trade("XRPETH", D("0.0013001"), D(17), True, time.time_ns())
+        await until(lambda: ears.of(Trade), "the trade")
+        [trade] = ears.of(Trade)
+        assert (str(trade.price), trade.qty, trade.buyer_is_maker) == ("0.00130010", D(17), True)
+        assert [s.state for s in ears.of(FeedStatus)] == ["live"]
 
 
-def test_an_instrument_without_any_price_cannot_be_made_up(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        instrument = msgspec.structs.replace(desk.trust.instruments[0], symbol="NEW/ETH", market_price=D(0))
-        with pytest.raises(ConfigError, match="give the instrument a market_price"):
-            synthetic_symbol(instrument)
-
-    on_desk(bus, work)
+async def test_an_instrument_without_any_price_cannot_be_made_up(desk: Desk) -> None:
+    instrument = msgspec.structs.replace(desk.trust.instruments[0], symbol="NEW/ETH", market_price=D(0))
+    with pytest.raises(ConfigError, match="give the instrument a market_price"):
+        synthetic_symbol(instrument)
 
 
 def strategy(folder: Path, **params: str) -> StrategyProcess:
@@ -223,65 +179,53 @@ def tick(context: ServiceContext, number: int) -> Trade:
     return context.new(Trade, trade_id=number, price=D("0.0013"), qty=D(1), time=0, buyer_is_maker=True)
 
 
-def test_a_tick_becomes_an_intent_caused_by_it_and_positions_count(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        feed, portfolio = await desk.context("market-data"), await desk.context("portfolio")
-        await begin(desk, strategy(tmp_path), "strategy-alpha")
-        first = tick(feed, 1)
-        await feed.publish("md.trade.paper.XRP-ETH", first)
-        await until(lambda: ears.of(Intent), "the intent")
-        where, intent = next((w, e) for w, e in ears.heard if isinstance(e, Intent))
-        assert where == "order.intent.alpha.paper.XRP-ETH"
-        assert (intent.qty, intent.causes) == (D(1), (first.id,))
-        await portfolio.publish(
-            "position.alpha.paper.XRP-ETH",
-            portfolio.new(Position, qty=D(41), average_price=D(1), realized=D(0), fills=1),
-        )
-        await asyncio.sleep(0.2)
-        await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 2))
-        await until(lambda: len(ears.of(Intent)) == 2, "the second intent")
-        assert ears.of(Intent)[1].qty == D(42)
-
-    on_desk(bus, work)
+async def test_a_tick_becomes_an_intent_caused_by_it_and_positions_count(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    feed, portfolio = await desk.context("market-data"), await desk.context("portfolio")
+    await begin(desk, strategy(tmp_path), "strategy-alpha")
+    first = tick(feed, 1)
+    await feed.publish("md.trade.paper.XRP-ETH", first)
+    await until(lambda: ears.of(Intent), "the intent")
+    where, intent = next((w, e) for w, e in ears.heard if isinstance(e, Intent))
+    assert where == "order.intent.alpha.paper.XRP-ETH"
+    assert (intent.qty, intent.causes) == (D(1), (first.id,))
+    await portfolio.publish(
+        "position.alpha.paper.XRP-ETH",
+        portfolio.new(Position, qty=D(41), average_price=D(1), realized=D(0), fills=1),
+    )
+    await asyncio.sleep(0.2)
+    await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 2))
+    await until(lambda: len(ears.of(Intent)) == 2, "the second intent")
+    assert ears.of(Intent)[1].qty == D(42)
 
 
-def test_a_restarted_strategy_knows_its_position(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        feed, portfolio = await desk.context("market-data"), await desk.context("portfolio")
-        await portfolio.publish(
-            "position.alpha.paper.XRP-ETH",
-            portfolio.new(Position, qty=D(6), average_price=D(1), realized=D(0), fills=1),
-        )
-        await begin(desk, strategy(tmp_path), "strategy-alpha")
-        await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 1))
-        await until(lambda: ears.of(Intent), "the intent")
-        assert ears.of(Intent)[0].qty == D(7)
-
-    on_desk(bus, work)
+async def test_a_restarted_strategy_knows_its_position(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    feed, portfolio = await desk.context("market-data"), await desk.context("portfolio")
+    await portfolio.publish(
+        "position.alpha.paper.XRP-ETH",
+        portfolio.new(Position, qty=D(6), average_price=D(1), realized=D(0), fills=1),
+    )
+    await begin(desk, strategy(tmp_path), "strategy-alpha")
+    await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 1))
+    await until(lambda: ears.of(Intent), "the intent")
+    assert ears.of(Intent)[0].qty == D(7)
 
 
-def test_a_strategy_that_raises_is_halted_reported_and_its_orders_cancelled(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        ears = await listener(desk)
-        feed = await desk.context("market-data")
-        await begin(desk, strategy(tmp_path, fail_at="2"), "strategy-alpha")
-        for number in (1, 2, 3):
-            await feed.publish("md.trade.paper.XRP-ETH", tick(feed, number))
-        await until(lambda: [n for n in ears.of(Notice) if n.code == "STRATEGY_HALTED"], "the notice")
-        await until(lambda: ears.of(CancelIntent), "the cancel")
-        await asyncio.sleep(0.2)
-        [intent] = ears.of(Intent)
-        assert ears.of(CancelIntent)[0].intent_id == intent.id
-        assert "RuntimeError" in ears.of(Notice)[0].text
-
-    on_desk(bus, work)
+async def test_a_strategy_that_raises_is_halted_reported_and_its_orders_cancelled(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    feed = await desk.context("market-data")
+    await begin(desk, strategy(tmp_path, fail_at="2"), "strategy-alpha")
+    for number in (1, 2, 3):
+        await feed.publish("md.trade.paper.XRP-ETH", tick(feed, number))
+    await until(lambda: [n for n in ears.of(Notice) if n.code == "STRATEGY_HALTED"], "the notice")
+    await until(lambda: ears.of(CancelIntent), "the cancel")
+    await asyncio.sleep(0.2)
+    [intent] = ears.of(Intent)
+    assert ears.of(CancelIntent)[0].intent_id == intent.id
+    assert "RuntimeError" in ears.of(Notice)[0].text
 
 
-def test_a_strategy_that_cannot_be_loaded_stops_the_start(bus: TestBus, tmp_path: Path) -> None:
-    async def work(desk: Desk) -> None:
-        with pytest.raises(ConfigError, match="has no parameter 'speed'"):
-            await begin(desk, strategy(tmp_path, speed="2"), "strategy-alpha")
-
-    on_desk(bus, work)
+async def test_a_strategy_that_cannot_be_loaded_stops_the_start(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no parameter 'speed'"):
+        await begin(desk, strategy(tmp_path, speed="2"), "strategy-alpha")

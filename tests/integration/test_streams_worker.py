@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.process import load_service
@@ -31,6 +30,7 @@ from tallystick.streams.store import Fenced
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 from tests.support.streams import begin, counts, intent, intents_of, stored_windows
+from tests.support.waiting import until
 
 ALPHA, BETA = intents_of("alpha"), intents_of("beta")
 NEVER = Rules({"burst": 10_000, "messages_per_second": 10_000})
@@ -47,26 +47,6 @@ def _short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 def bus(tmp_path: Path) -> Iterator[TestBus]:
     with running_bus(tmp_path) as running:
         yield running
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 40.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), timeout)
-        finally:
-            await desk.close()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
-
-
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
 
 
 async def alerts_at(desk: Desk, reader: str = "gateway") -> list[Received]:
@@ -101,202 +81,179 @@ async def crash(desk: Desk, context: ServiceContext) -> None:
     desk.contexts.remove(context)
 
 
-def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        await begin(await desk.context("streams"), Streams(rules=LOW))
-        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
-        for _ in range(5):
+async def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(desk: Desk) -> None:
+    alerts = await alerts_at(desk)
+    await begin(await desk.context("streams"), Streams(rules=LOW))
+    alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+    for _ in range(5):
+        await alpha.publish(ALPHA, intent(alpha))
+        await beta.publish(BETA, intent(beta))
+    await asyncio.sleep(0.2)
+    assert not alerts
+    sent = [intent(alpha) for _ in range(6)]
+    for one in sent:
+        await alpha.publish(ALPHA, one)
+    await until(lambda: bool(alerts), "the alert")
+    await asyncio.sleep(0.2)
+    assert [a.subject.text for a in alerts] == ["alert.burst.high"]
+    assert alerts[0].live
+    assert alerts[0].credential.component == "streams"
+    (alert,) = alerts[0].events
+    assert isinstance(alert, Alert)
+    assert (alert.code, alert.scope, alert.limit) == ("INTENT_BURST", "strategy-alpha", Decimal(5))
+    assert alert.value == 6
+    assert alert.causes[0] in {one.id for one in sent}
+
+
+async def test_cancels_are_not_counted(desk: Desk, bus: TestBus) -> None:
+    alerts = await alerts_at(desk)
+    await begin(await desk.context("streams"), Streams(rules=LOW))
+    alpha = await desk.context("strategy-alpha")
+    first = intent(alpha)
+    await alpha.publish(ALPHA, first)
+    await alpha.publish(ALPHA, *[alpha.new(CancelIntent, intent_id=first.id) for _ in range(50)])
+    await asyncio.sleep(0.6)
+    assert not alerts
+    assert await counts(bus) == {"alpha": 1}
+
+
+async def test_while_a_burst_lasts_there_is_one_alert_a_window(desk: Desk) -> None:
+    alerts = await alerts_at(desk)
+    await begin(await desk.context("streams"), Streams(rules=LOW))
+    alpha = await desk.context("strategy-alpha")
+    end = time.monotonic() + 1.7
+    while time.monotonic() < end:
+        await alpha.publish(ALPHA, intent(alpha))
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.3)
+    times = [event.ts for event in same(alerts).values()]
+    assert len(times) == 2
+    assert all(b - a >= main.NS for a, b in itertools.pairwise(times))
+
+
+async def test_a_worker_that_stops_and_starts_counts_each_intent_once(desk: Desk, bus: TestBus) -> None:
+    alpha = await desk.context("strategy-alpha")
+    for round_ in range(3):
+        for _ in range(50):
             await alpha.publish(ALPHA, intent(alpha))
-            await beta.publish(BETA, intent(beta))
-        await asyncio.sleep(0.2)
-        assert not alerts
-        sent = [intent(alpha) for _ in range(6)]
-        for one in sent:
-            await alpha.publish(ALPHA, one)
-        await until(lambda: bool(alerts), "the alert")
-        await asyncio.sleep(0.2)
-        assert [a.subject.text for a in alerts] == ["alert.burst.high"]
-        assert alerts[0].live
-        assert alerts[0].credential.component == "streams"
-        (alert,) = alerts[0].events
-        assert isinstance(alert, Alert)
-        assert (alert.code, alert.scope, alert.limit) == ("INTENT_BURST", "strategy-alpha", Decimal(5))
-        assert alert.value == 6
-        assert alert.causes[0] in {one.id for one in sent}
-
-    on_desk(bus, work)
-
-
-def test_cancels_are_not_counted(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        await begin(await desk.context("streams"), Streams(rules=LOW))
-        alpha = await desk.context("strategy-alpha")
-        first = intent(alpha)
-        await alpha.publish(ALPHA, first)
-        await alpha.publish(ALPHA, *[alpha.new(CancelIntent, intent_id=first.id) for _ in range(50)])
-        await asyncio.sleep(0.6)
-        assert not alerts
-        assert await counts(bus) == {"alpha": 1}
-
-    on_desk(bus, work)
-
-
-def test_while_a_burst_lasts_there_is_one_alert_a_window(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        await begin(await desk.context("streams"), Streams(rules=LOW))
-        alpha = await desk.context("strategy-alpha")
-        end = time.monotonic() + 1.7
-        while time.monotonic() < end:
-            await alpha.publish(ALPHA, intent(alpha))
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.3)
-        times = [event.ts for event in same(alerts).values()]
-        assert len(times) == 2
-        assert all(b - a >= main.NS for a, b in itertools.pairwise(times))
-
-    on_desk(bus, work)
-
-
-def test_a_worker_that_stops_and_starts_counts_each_intent_once(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alpha = await desk.context("strategy-alpha")
-        for round_ in range(3):
-            for _ in range(50):
-                await alpha.publish(ALPHA, intent(alpha))
-            context = await desk.context("streams")
-            worker = await begin(context, Streams(rules=NEVER))
-            for _ in range(50):
-                await alpha.publish(ALPHA, intent(alpha))
-            if round_ != 1:
-                await asyncio.sleep(0.1)
-            await worker._ctx.release()
-            await context.close()
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=NEVER))
-        assert await counts(bus) == {"alpha": 300}
-
-    on_desk(bus, work)
-
-
-def test_an_alert_whose_state_was_not_committed_is_found_again_as_the_same_event(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=LOW, commit_s=3600))
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(8):
+        for _ in range(50):
             await alpha.publish(ALPHA, intent(alpha))
-        await until(lambda: len(alerts) == 1, "the first alert")
-        await crash(desk, context)
-        await begin(await desk.context("streams"), Streams(rules=LOW))
-        await until(lambda: len(alerts) == 2, "the alert again")
-        await asyncio.sleep(0.2)
-        assert len(same(alerts)) == 1
-        assert await counts(bus) == {"alpha": 8}
-
-    on_desk(bus, work)
+        if round_ != 1:
+            await asyncio.sleep(0.1)
+        await worker._ctx.release()
+        await context.close()
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=NEVER))
+    assert await counts(bus) == {"alpha": 300}
 
 
-def test_an_alert_committed_but_never_durable_is_published_after_the_crash(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=LOW))
-        # The broker never answers the publish: the alert is committed as found, and not durable.
-        published: list[Any] = []
-
-        def swallow(to: Any, *events: Any) -> asyncio.Future[int]:
-            published.append((to, events))
-            return asyncio.get_running_loop().create_future()
-
-        context.publish = swallow  # type: ignore[method-assign]
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(8):
-            await alpha.publish(ALPHA, intent(alpha))
-        await until(lambda: len(published) == 1, "the finding")
-        before = context.metrics.snapshot()["state_commits"]
-        await until(lambda: context.metrics.snapshot()["state_commits"] > before, "its commit")
-        await crash(desk, context)
-        assert not alerts
-        assert worker._applied == 8
-        await begin(await desk.context("streams"), Streams(rules=LOW))
-        await until(lambda: len(alerts) == 1, "the alert")
-        assert msgspec.msgpack.encode(alerts[0].events[0]) == msgspec.msgpack.encode(published[0][1][0])
-
-    on_desk(bus, work)
+async def test_an_alert_whose_state_was_not_committed_is_found_again_as_the_same_event(
+    desk: Desk, bus: TestBus
+) -> None:
+    alerts = await alerts_at(desk)
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=LOW, commit_s=3600))
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(8):
+        await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: len(alerts) == 1, "the first alert")
+    await crash(desk, context)
+    await begin(await desk.context("streams"), Streams(rules=LOW))
+    await until(lambda: len(alerts) == 2, "the alert again")
+    await asyncio.sleep(0.2)
+    assert len(same(alerts)) == 1
+    assert await counts(bus) == {"alpha": 8}
 
 
-def test_history_without_state_is_counted_and_causes_nothing(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(main, "FRESH_NS", 0)
+async def test_an_alert_committed_but_never_durable_is_published_after_the_crash(desk: Desk) -> None:
+    alerts = await alerts_at(desk)
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
+    # The broker never answers the publish: the alert is committed as found, and not durable.
+    published: list[Any] = []
 
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(20):
-            await alpha.publish(ALPHA, intent(alpha))
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=LOW))
-        await asyncio.sleep(0.3)
-        assert not alerts
-        assert await counts(bus) == {"alpha": 20}
-        for _ in range(20):
-            await alpha.publish(ALPHA, intent(alpha))
-            await asyncio.sleep(0.06)
-        await until(lambda: bool(alerts), "an alert of what came afterwards")
+    def swallow(to: Any, *events: Any) -> asyncio.Future[int]:
+        published.append((to, events))
+        return asyncio.get_running_loop().create_future()
 
-    on_desk(bus, work)
+    context.publish = swallow  # type: ignore[method-assign]
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(8):
+        await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: len(published) == 1, "the finding")
+    before = context.metrics.snapshot()["state_commits"]
+    await until(lambda: context.metrics.snapshot()["state_commits"] > before, "its commit")
+    await crash(desk, context)
+    assert not alerts
+    assert worker._applied == 8
+    await begin(await desk.context("streams"), Streams(rules=LOW))
+    await until(lambda: len(alerts) == 1, "the alert")
+    assert msgspec.msgpack.encode(alerts[0].events[0]) == msgspec.msgpack.encode(published[0][1][0])
 
 
-def test_what_is_found_while_the_worker_is_down_is_published_when_it_is_back(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_history_without_state_is_counted_and_causes_nothing(
+    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "FRESH_NS", 0)
 
-    async def work(desk: Desk) -> None:
-        alerts = await alerts_at(desk)
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=LOW))
-        await worker._ctx.release()
-        await context.close()
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(20):
-            await alpha.publish(ALPHA, intent(alpha))
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=LOW))
-        await until(lambda: len(alerts) == 1, "the alert")
+    alerts = await alerts_at(desk)
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(20):
+        await alpha.publish(ALPHA, intent(alpha))
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=LOW))
+    await asyncio.sleep(0.3)
+    assert not alerts
+    assert await counts(bus) == {"alpha": 20}
+    for _ in range(20):
+        await alpha.publish(ALPHA, intent(alpha))
+        await asyncio.sleep(0.06)
+    await until(lambda: bool(alerts), "an alert of what came afterwards")
 
-    on_desk(bus, work)
+
+async def test_what_is_found_while_the_worker_is_down_is_published_when_it_is_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "FRESH_NS", 0)
+
+    alerts = await alerts_at(desk)
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
+    await worker._ctx.release()
+    await context.close()
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(20):
+        await alpha.publish(ALPHA, intent(alpha))
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=LOW))
+    await until(lambda: len(alerts) == 1, "the alert")
 
 
-def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=LOW))
-        last = 0
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
-            burst_ = alpha.publish(ALPHA, *(intent(alpha) for _ in range(7)))
-            last = max(await beta.publish(BETA, intent(beta)), await burst_)
-            await asyncio.sleep(0.02)
-        await until(lambda: worker._applied == last, "everything applied")
-        await asyncio.sleep(0.3)
-        await worker._ctx.release()
-        await context.close()
-        online = await stored_windows(bus)
-        await purge_state(bus)
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=LOW))
-        await asyncio.sleep(0.4)
-        await worker._ctx.release()
-        await context.close()
-        assert await stored_windows(bus) == online
-        assert {strategy for (strategy, _), bucket in online.items() if bucket.finding} == {"alpha", "beta"}
-
-    on_desk(bus, work)
+async def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(desk: Desk, bus: TestBus) -> None:
+    alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
+    last = 0
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        burst_ = alpha.publish(ALPHA, *(intent(alpha) for _ in range(7)))
+        last = max(await beta.publish(BETA, intent(beta)), await burst_)
+        await asyncio.sleep(0.02)
+    await until(lambda: worker._applied == last, "everything applied")
+    await asyncio.sleep(0.3)
+    await worker._ctx.release()
+    await context.close()
+    online = await stored_windows(bus)
+    await purge_state(bus)
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
+    await asyncio.sleep(0.4)
+    await worker._ctx.release()
+    await context.close()
+    assert await stored_windows(bus) == online
+    assert {strategy for (strategy, _), bucket in online.items() if bucket.finding} == {"alpha", "beta"}
 
 
 async def purge_state(bus: TestBus) -> None:
@@ -313,40 +270,37 @@ async def purge_state(bus: TestBus) -> None:
         await client.close()
 
 
-def test_windows_expire_by_stream_time_and_restored_ones_too(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alpha = await desk.context("strategy-alpha")
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=NEVER, expires_s=1))
-        await alpha.publish(ALPHA, intent(alpha))
-        await until(lambda: worker._applied == 1, "the intent")
-        await worker._ctx.release()
-        await context.close()
-        assert len(await stored_windows(bus)) == 1
-        await asyncio.sleep(2.1)
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=NEVER, expires_s=1))
-        await asyncio.sleep(0.5)
-        # Nobody sent anything: stream time stands still, whatever the clock says.
-        assert len(await stored_windows(bus)) == 1
-        await alpha.publish(ALPHA, intent(alpha))
-        await until(lambda: context.metrics.snapshot().get("windows_expired", 0) == 1, "the expiry")
-        await asyncio.sleep(0.4)
-        assert [bucket.count for bucket in (await stored_windows(bus)).values()] == [1]
-        await asyncio.sleep(1.5)
-        root = await bus.connect_as("streams")
-        try:
-            # The tombstone is gone as well: STATE does not grow.
-            info = msgspec.json.decode((await root.request("$JS.API.STREAM.INFO.STATE")).data)
-            assert info["state"]["messages"] == 2
-        finally:
-            await root.close()
-
-    on_desk(bus, work)
+async def test_windows_expire_by_stream_time_and_restored_ones_too(desk: Desk, bus: TestBus) -> None:
+    alpha = await desk.context("strategy-alpha")
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=NEVER, expires_s=1))
+    await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: worker._applied == 1, "the intent")
+    await worker._ctx.release()
+    await context.close()
+    assert len(await stored_windows(bus)) == 1
+    await asyncio.sleep(2.1)
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=NEVER, expires_s=1))
+    await asyncio.sleep(0.5)
+    # Nobody sent anything: stream time stands still, whatever the clock says.
+    assert len(await stored_windows(bus)) == 1
+    await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: context.metrics.snapshot().get("windows_expired", 0) == 1, "the expiry")
+    await asyncio.sleep(0.4)
+    assert [bucket.count for bucket in (await stored_windows(bus)).values()] == [1]
+    await asyncio.sleep(1.5)
+    root = await bus.connect_as("streams")
+    try:
+        # The tombstone is gone as well: STATE does not grow.
+        info = msgspec.json.decode((await root.request("$JS.API.STREAM.INFO.STATE")).data)
+        assert info["state"]["messages"] == 2
+    finally:
+        await root.close()
 
 
-def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_committed(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_committed(
+    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = 0
     observe = burst.observe
@@ -358,30 +312,27 @@ def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is_commi
             raise ZeroDivisionError("a defect")
         return observe(*arguments)
 
-    async def work(desk: Desk) -> None:
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=NEVER))
-        alpha = await desk.context("strategy-alpha")
-        monkeypatch.setattr(main, "observe", broken)
-        for _ in range(10):
-            await alpha.publish(ALPHA, intent(alpha))
-        with pytest.raises(ZeroDivisionError):
-            await asyncio.wait_for(context.failed(), 5)
-        await asyncio.sleep(0.5)
-        assert seen == 4
-        assert (await counts(bus)).get("alpha", 0) <= 3
-        # The successor begins at the message that broke this one, and counts all ten.
-        monkeypatch.setattr(main, "observe", observe)
-        await crash(desk, context)
-        await begin(await desk.context("streams"), Streams(rules=NEVER))
-        await asyncio.sleep(0.4)
-        assert await counts(bus) == {"alpha": 10}
-
-    on_desk(bus, work)
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=NEVER))
+    alpha = await desk.context("strategy-alpha")
+    monkeypatch.setattr(main, "observe", broken)
+    for _ in range(10):
+        await alpha.publish(ALPHA, intent(alpha))
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(context.failed(), 5)
+    await asyncio.sleep(0.5)
+    assert seen == 4
+    assert (await counts(bus)).get("alpha", 0) <= 3
+    # The successor begins at the message that broke this one, and counts all ten.
+    monkeypatch.setattr(main, "observe", observe)
+    await crash(desk, context)
+    await begin(await desk.context("streams"), Streams(rules=NEVER))
+    await asyncio.sleep(0.4)
+    assert await counts(bus) == {"alpha": 10}
 
 
-def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passed_over(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passed_over(
+    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     observe = burst.observe
     seen = 0
@@ -395,196 +346,173 @@ def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passed_over
 
     monkeypatch.setattr(main, "observe", refusing)
 
-    async def work(desk: Desk) -> None:
-        audit = await desk.context("audit")
-        letters: list[Received] = []
-        audit.subscribe("dead.streams", letters.append)
-        audit.open()
-        await audit.caught_up("GUARD")
-        await begin(await desk.context("streams"), Streams(rules=NEVER))
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(5):
-            await alpha.publish(ALPHA, intent(alpha))
-        await until(lambda: bool(letters), "the dead letter")
-        await asyncio.sleep(0.4)
-        assert letters[0].events[0].code == "POISON"  # type: ignore[attr-defined]
-        assert await counts(bus) == {"alpha": 4}
-
-    on_desk(bus, work)
+    audit = await desk.context("audit")
+    letters: list[Received] = []
+    audit.subscribe("dead.streams", letters.append)
+    audit.open()
+    await audit.caught_up("GUARD")
+    await begin(await desk.context("streams"), Streams(rules=NEVER))
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(5):
+        await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: bool(letters), "the dead letter")
+    await asyncio.sleep(0.4)
+    assert letters[0].events[0].code == "POISON"  # type: ignore[attr-defined]
+    assert await counts(bus) == {"alpha": 4}
 
 
-def test_an_alert_that_cannot_be_published_stops_the_worker(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=LOW))
+async def test_an_alert_that_cannot_be_published_stops_the_worker(desk: Desk) -> None:
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=LOW))
 
-        def refuse(to: Any, *events: Any) -> asyncio.Future[int]:
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            future.set_exception(ConnectionError("not stored"))
-            return future
+    def refuse(to: Any, *events: Any) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        future.set_exception(ConnectionError("not stored"))
+        return future
 
-        context.publish = refuse  # type: ignore[method-assign]
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(8):
-            await alpha.publish(ALPHA, intent(alpha))
-        with pytest.raises(ConnectionError):
-            await asyncio.wait_for(context.failed(), 5)
-
-    on_desk(bus, work)
+    context.publish = refuse  # type: ignore[method-assign]
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(8):
+        await alpha.publish(ALPHA, intent(alpha))
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(context.failed(), 5)
 
 
-def test_a_second_worker_does_not_start_beside_a_live_one(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        await begin(await desk.context("streams"), Streams(rules=NEVER))
-        second = await desk.context("streams", boot=os.urandom(16))
-        with pytest.raises(ConfigError, match="LEASE_HELD"):
-            await Streams(rules=NEVER).start(second)
-
-    on_desk(bus, work)
+async def test_a_second_worker_does_not_start_beside_a_live_one(desk: Desk) -> None:
+    await begin(await desk.context("streams"), Streams(rules=NEVER))
+    second = await desk.context("streams", boot=os.urandom(16))
+    with pytest.raises(ConfigError, match="LEASE_HELD"):
+        await Streams(rules=NEVER).start(second)
 
 
-def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_nothing_twice(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        first = await desk.context("streams")
-        # It missed its renewals: a pause as long as the lease.
-        paused = Streams(rules=NEVER)
-        await begin(first, paused)
-        keeper = paused._lease
-        keeper._released = True
-        second = await desk.context("streams", boot=os.urandom(16))
-        await begin(second, Streams(rules=NEVER))
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(10):
-            await alpha.publish(ALPHA, intent(alpha))
-        with pytest.raises(Fenced, match="FENCED"):
-            await asyncio.wait_for(first.failed(), 10)
-        await asyncio.sleep(0.5)
-        assert paused._failed.done()
-        assert await counts(bus) == {"alpha": 10}
+async def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_nothing_twice(
+    desk: Desk, bus: TestBus
+) -> None:
+    first = await desk.context("streams")
+    # It missed its renewals: a pause as long as the lease.
+    paused = Streams(rules=NEVER)
+    await begin(first, paused)
+    keeper = paused._lease
+    keeper._released = True
+    second = await desk.context("streams", boot=os.urandom(16))
+    await begin(second, Streams(rules=NEVER))
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(10):
+        await alpha.publish(ALPHA, intent(alpha))
+    with pytest.raises(Fenced, match="FENCED"):
+        await asyncio.wait_for(first.failed(), 10)
+    await asyncio.sleep(0.5)
+    assert paused._failed.done()
+    assert await counts(bus) == {"alpha": 10}
 
-    on_desk(bus, work)
 
-
-def test_state_that_cannot_be_read_is_reported_deleted_and_rebuilt(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        alpha = await desk.context("strategy-alpha")
-        for _ in range(9):
-            await alpha.publish(ALPHA, intent(alpha))
+async def test_state_that_cannot_be_read_is_reported_deleted_and_rebuilt(desk: Desk, bus: TestBus) -> None:
+    alpha = await desk.context("strategy-alpha")
+    for _ in range(9):
+        await alpha.publish(ALPHA, intent(alpha))
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=NEVER))
+    for name, payload in (
+        ("state.orders.table.intents.AAAA", b"\x01"),
+        ("state.orders.table.intents.!", b"\x01"),
+        ("state.orders.table.elsewhere.AAAA", b"\x01"),
+        ("state.orders.what", b"\x01"),
+        ("state.orders.position", b"\x01"),
+        ("state.orders.position", b""),
+    ):
+        await worker._ctx.release()
+        await context.close()
+        client = await bus.connect_as("streams")
+        await client.publish(name, payload)
+        await client.flush()
+        await client.close()
         context = await desk.context("streams")
         worker = await begin(context, Streams(rules=NEVER))
-        for name, payload in (
-            ("state.orders.table.intents.AAAA", b"\x01"),
-            ("state.orders.table.intents.!", b"\x01"),
-            ("state.orders.table.elsewhere.AAAA", b"\x01"),
-            ("state.orders.what", b"\x01"),
-            ("state.orders.position", b"\x01"),
-            ("state.orders.position", b""),
-        ):
-            await worker._ctx.release()
-            await context.close()
-            client = await bus.connect_as("streams")
-            await client.publish(name, payload)
-            await client.flush()
-            await client.close()
-            context = await desk.context("streams")
-            worker = await begin(context, Streams(rules=NEVER))
-            assert await counts(bus) == {"alpha": 9}, name
-            assert context.metrics.snapshot()["notices"] == 1, name
-
-    on_desk(bus, work)
+        assert await counts(bus) == {"alpha": 9}, name
+        assert context.metrics.snapshot()["notices"] == 1, name
 
 
-def test_more_changes_than_an_atomic_batch_holds_are_committed_sooner(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_more_changes_than_an_atomic_batch_holds_are_committed_sooner(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "FULL", 3)
 
-    async def work(desk: Desk) -> None:
-        context = await desk.context("streams")
-        await begin(context, Streams(rules=NEVER, commit_s=3600))
-        before = context.metrics.snapshot()["state_commits"]
-        alpha = await desk.context("strategy-alpha")
-        beta = await desk.context("strategy-beta")
-        end = time.monotonic() + 2.3
-        while time.monotonic() < end:
-            await alpha.publish(ALPHA, intent(alpha))
-            await beta.publish(BETA, intent(beta))
-            await asyncio.sleep(0.05)
-        assert context.metrics.snapshot()["state_commits"] > before
-
-    on_desk(bus, work)
+    context = await desk.context("streams")
+    await begin(context, Streams(rules=NEVER, commit_s=3600))
+    before = context.metrics.snapshot()["state_commits"]
+    alpha = await desk.context("strategy-alpha")
+    beta = await desk.context("strategy-beta")
+    end = time.monotonic() + 2.3
+    while time.monotonic() < end:
+        await alpha.publish(ALPHA, intent(alpha))
+        await beta.publish(BETA, intent(beta))
+        await asyncio.sleep(0.05)
+    assert context.metrics.snapshot()["state_commits"] > before
 
 
-def test_told_to_stop_before_it_has_started_it_leaves_nothing_behind(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        await begin(await desk.context("streams"), Streams(rules=NEVER))
-        waiting = Streams(rules=NEVER)
-        starting = asyncio.create_task(waiting.start(await desk.context("streams")))
-        await asyncio.sleep(0.02)
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        await waiting._ctx.release()
-
-    on_desk(bus, work)
+async def test_told_to_stop_before_it_has_started_it_leaves_nothing_behind(desk: Desk) -> None:
+    await begin(await desk.context("streams"), Streams(rules=NEVER))
+    waiting = Streams(rules=NEVER)
+    starting = asyncio.create_task(waiting.start(await desk.context("streams")))
+    await asyncio.sleep(0.02)
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await waiting._ctx.release()
 
 
-def test_the_process_loads_it_by_its_folder_and_it_takes_the_deployments_limits(bus: TestBus) -> None:
+async def test_the_process_loads_it_by_its_folder_and_it_takes_the_deployments_limits(desk: Desk, bus: TestBus) -> None:
     worker = load_service(bus.component("streams"))
     assert isinstance(worker, Streams)
 
-    async def work(desk: Desk) -> None:
-        limits = {"max_notional": "5", "burst": 3, "messages_per_second": 2, "strategy": {"beta": {"burst": 9}}}
-        deployment = SimpleNamespace(config=SimpleNamespace(limits=limits))
-        alerts = await alerts_at(desk)
-        await begin(await desk.context("streams", deployment=deployment), worker)
-        alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
-        await alpha.publish(ALPHA, *(intent(alpha) for _ in range(6)))
-        await beta.publish(BETA, *(intent(beta) for _ in range(11)))
-        await until(lambda: bool(alerts), "the alert")
-        await beta.publish(BETA, intent(beta))
-        await until(lambda: len(alerts) == 2, "the other alert")
-        assert [str(alert.limit) for alert in same(alerts).values()] == ["5", "11"]
-
-    on_desk(bus, work)
+    limits = {"max_notional": "5", "burst": 3, "messages_per_second": 2, "strategy": {"beta": {"burst": 9}}}
+    deployment = SimpleNamespace(config=SimpleNamespace(limits=limits))
+    alerts = await alerts_at(desk)
+    await begin(await desk.context("streams", deployment=deployment), worker)
+    alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+    await alpha.publish(ALPHA, *(intent(alpha) for _ in range(6)))
+    await beta.publish(BETA, *(intent(beta) for _ in range(11)))
+    await until(lambda: bool(alerts), "the alert")
+    await beta.publish(BETA, intent(beta))
+    await until(lambda: len(alerts) == 2, "the other alert")
+    assert [str(alert.limit) for alert in same(alerts).values()] == ["5", "11"]
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_or_counted_twice_through_renewals_and_a_kill_of_the_broker(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("streams", lifetime_s=5)
-        worker = await begin(context, Streams(rules=NEVER, commit_s=0.02))
-        alpha = await desk.context("strategy-alpha")
-        sent, last, sending = 0, 0, True
+async def test_nothing_is_lost_or_counted_twice_through_renewals_and_a_kill_of_the_broker(
+    desk: Desk, bus: TestBus
+) -> None:
+    context = await desk.context("streams", lifetime_s=5)
+    worker = await begin(context, Streams(rules=NEVER, commit_s=0.02))
+    alpha = await desk.context("strategy-alpha")
+    sent, last, sending = 0, 0, True
 
-        async def produce() -> None:
-            nonlocal sent, last
-            while sending:
-                last = await alpha.publish(ALPHA, intent(alpha))
-                sent += 1
-                await asyncio.sleep(0.005)
+    async def produce() -> None:
+        nonlocal sent, last
+        while sending:
+            last = await alpha.publish(ALPHA, intent(alpha))
+            sent += 1
+            await asyncio.sleep(0.005)
 
-        producing = asyncio.create_task(produce())
-        await asyncio.sleep(3.5)  # beyond the first renewal, at 60 % of the lifetime
-        await asyncio.to_thread(bus.server.stop)
-        await asyncio.sleep(0.3)
-        bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
-        before = sent
-        await until(lambda: sent > before + 50, "intents after the restart", 15)
-        sending = False
-        await producing
-        await until(lambda: worker._applied == last, "all applied")
-        await worker._ctx.release()
-        assert await counts(bus) == {"alpha": sent}
-        snapshot = context.metrics.snapshot()
-        assert snapshot["renewals"] >= 1
-        assert snapshot["reconnects"] >= 1
-        assert snapshot.get("dead_letters", 0) == 0
-
-    on_desk(bus, work)
+    producing = asyncio.create_task(produce())
+    await asyncio.sleep(3.5)  # beyond the first renewal, at 60 % of the lifetime
+    await asyncio.to_thread(bus.server.stop)
+    await asyncio.sleep(0.3)
+    bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
+    before = sent
+    await until(lambda: sent > before + 50, "intents after the restart", 15)
+    sending = False
+    await producing
+    await until(lambda: worker._applied == last, "all applied")
+    await worker._ctx.release()
+    assert await counts(bus) == {"alpha": sent}
+    snapshot = context.metrics.snapshot()
+    assert snapshot["renewals"] >= 1
+    assert snapshot["reconnects"] >= 1
+    assert snapshot.get("dead_letters", 0) == 0
 
 
-def test_faust_does_not_touch_print_signals_or_the_folder(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_faust_does_not_touch_print_signals_or_the_folder(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import signal
 
@@ -593,11 +521,8 @@ def test_faust_does_not_touch_print_signals_or_the_folder(
     monkeypatch.chdir(here)
     out, err, handler = sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)
 
-    async def work(desk: Desk) -> None:
-        context = await desk.context("streams")
-        worker = await begin(context, Streams(rules=NEVER))
-        assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)) == (out, err, handler)
-        await worker._ctx.release()
-
-    on_desk(bus, work)
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=NEVER))
+    assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGTERM)) == (out, err, handler)
+    await worker._ctx.release()
     assert list(here.iterdir()) == []

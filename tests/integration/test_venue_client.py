@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,52 +21,44 @@ from tests.support.tls import ServerTls, make_server_tls
 BINANCE = adapter("binance-spot")
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
-
-
 def request(port: int, path: str = "/api/v3/order", body: str = "symbol=XRPETH&signature=a%2Fb%3D%3D") -> Signed:
     headers = (("Content-Type", "application/x-www-form-urlencoded"), ("X-MBX-APIKEY", "k"))
     return Signed(id=1, method="POST", url=f"https://127.0.0.1:{port}{path}", headers=headers, body=body, signed_at=0)
 
 
-def against(
+@contextlib.asynccontextmanager
+async def against(
     tls: ServerTls,
     handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
-    work: Callable[[VenueClient, int], Awaitable[None]],
     server: ssl.SSLContext | None = None,
-) -> None:
-    async def run() -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{tail:.*}", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server or tls.server())
-        await site.start()
-        port = runner.addresses[0][1]
-        client = VenueClient(BINANCE, f"127.0.0.1:{port}", tls.client(), time.time_ns)
-        try:
-            await work(client, port)
-        finally:
-            await client.close()
-            await runner.cleanup()
-
-    asyncio.run(run())
+) -> AsyncIterator[tuple[VenueClient, int]]:
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=server or tls.server())
+    await site.start()
+    port = runner.addresses[0][1]
+    client = VenueClient(BINANCE, f"127.0.0.1:{port}", tls.client(), time.time_ns)
+    try:
+        yield client, port
+    finally:
+        await client.close()
+        await runner.cleanup()
 
 
 async def ok(_: web.Request) -> web.Response:
     return web.Response(body=b"{}")
 
 
-def test_url_and_body_go_out_byte_for_byte(tls: ServerTls) -> None:
+async def test_url_and_body_go_out_byte_for_byte(tls: ServerTls) -> None:
     seen: list[tuple[str, bytes, str]] = []
 
     async def keep(r: web.Request) -> web.Response:
         seen.append((r.raw_path, await r.read(), r.headers["X-MBX-APIKEY"]))
         return web.Response(body=b"{}")
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, keep) as (client, port):
         body = "symbol=XRPETH&signature=a%2Fb%3D%3D%2B"
         assert await client.send(request(port, body=body)) == (200, b"{}")
         get = Signed(
@@ -80,11 +72,9 @@ def test_url_and_body_go_out_byte_for_byte(tls: ServerTls) -> None:
         await client.send(get)
         assert seen == [("/api/v3/order", body.encode(), "k"), (f"/api/v3/order?{body}", b"", "k")]
 
-    against(tls, keep, work)
 
-
-def test_a_venue_that_is_not_there_was_sent_nothing(tls: ServerTls) -> None:
-    async def work(client: VenueClient, port: int) -> None:
+async def test_a_venue_that_is_not_there_was_sent_nothing(tls: ServerTls) -> None:
+    async with against(tls, ok):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             gone = free.getsockname()[1]
@@ -95,34 +85,28 @@ def test_a_venue_that_is_not_there_was_sent_nothing(tls: ServerTls) -> None:
             await other.warm()
         await other.close()
 
-    against(tls, ok, work)
 
-
-def test_a_certificate_of_another_authority_is_sent_nothing(tls: ServerTls, tmp_path: Path) -> None:
+async def test_a_certificate_of_another_authority_is_sent_nothing(tls: ServerTls, tmp_path: Path) -> None:
     reached = []
 
     async def note(r: web.Request) -> web.Response:
         reached.append(r)
         return web.Response()
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, note, server=make_server_tls(tmp_path).server()) as (client, port):
         with pytest.raises(Unsent, match="VENUE_AWAY"):
             await client.send(request(port))
         assert not reached
 
-    against(tls, note, work, server=make_server_tls(tmp_path).server())
 
-
-def test_tls_1_2_is_refused_on_both_sides(tls: ServerTls) -> None:
+async def test_tls_1_2_is_refused_on_both_sides(tls: ServerTls) -> None:
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     old.load_cert_chain(tls.certificate, tls.key)
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, ok, server=old) as (client, port):
         with pytest.raises(Unsent, match="VENUE_AWAY"):
             await client.send(request(port))
-
-    against(tls, ok, work, server=old)
     weak = tls.client()
     weak.minimum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ConfigError, match="VENUE_TLS"):
@@ -135,29 +119,25 @@ def test_tls_1_2_is_refused_on_both_sides(tls: ServerTls) -> None:
         VenueClient(BINANCE, "127.0.0.1:1", blind, time.time_ns)
 
 
-def test_a_request_for_another_host_is_not_sent(tls: ServerTls) -> None:
-    async def work(client: VenueClient, port: int) -> None:
+async def test_a_request_for_another_host_is_not_sent(tls: ServerTls) -> None:
+    async with against(tls, ok) as (client, port):
         with pytest.raises(Unsent, match="ENDPOINT"):
             await client.send(request(port + 1))
 
-    against(tls, ok, work)
 
-
-def test_a_redirect_is_an_answer_and_not_followed(tls: ServerTls) -> None:
+async def test_a_redirect_is_an_answer_and_not_followed(tls: ServerTls) -> None:
     paths = []
 
     async def redirect(r: web.Request) -> web.Response:
         paths.append(r.path)
         return web.Response(status=307, headers={"Location": "/elsewhere"})
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, redirect) as (client, port):
         assert (await client.send(request(port)))[0] == 307
         assert paths == ["/api/v3/order"]
 
-    against(tls, redirect, work)
 
-
-def test_a_connection_cut_before_the_answer_is_lost(tls: ServerTls) -> None:
+async def test_a_connection_cut_before_the_answer_is_lost(tls: ServerTls) -> None:
     received = []
 
     async def cut(r: web.Request) -> web.Response:
@@ -166,15 +146,13 @@ def test_a_connection_cut_before_the_answer_is_lost(tls: ServerTls) -> None:
         r.transport.abort()
         return web.Response()
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, cut) as (client, port):
         with pytest.raises(Lost, match="NO_ANSWER"):
             await client.send(request(port))
         assert len(received) == 1  # and not sent again
 
-    against(tls, cut, work)
 
-
-def test_an_endless_answer_is_lost_and_bounded(tls: ServerTls) -> None:
+async def test_an_endless_answer_is_lost_and_bounded(tls: ServerTls) -> None:
     async def endless(r: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(r)
@@ -182,21 +160,17 @@ def test_an_endless_answer_is_lost_and_bounded(tls: ServerTls) -> None:
             await response.write(bytes(65536))
         return response
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, endless) as (client, port):
         with pytest.raises(Lost, match="ANSWER_SIZE"):
             await client.send(request(port))
 
-    against(tls, endless, work)
-
 
 @pytest.mark.parametrize(("status", "header", "seconds"), [(429, "7", 7), (418, "120", 120), (429, "soon", 1)])
-def test_a_rate_limit_holds_new_orders_back(tls: ServerTls, status: int, header: str, seconds: int) -> None:
+async def test_a_rate_limit_holds_new_orders_back(tls: ServerTls, status: int, header: str, seconds: int) -> None:
     async def limited(_: web.Request) -> web.Response:
         return web.Response(status=status, headers={"Retry-After": header}, body=b'{"code":-1003,"msg":"x"}')
 
-    async def work(client: VenueClient, port: int) -> None:
+    async with against(tls, limited) as (client, port):
         before = time.time_ns()
         assert (await client.send(request(port)))[0] == status
         assert before + seconds * 10**9 <= client.backoff_until <= time.time_ns() + seconds * 10**9
-
-    against(tls, limited, work)

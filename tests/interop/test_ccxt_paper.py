@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +18,23 @@ from ccxt.base import errors as ccxt_errors
 
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tests.support.paper import client, trade, venue
-from tests.support.tls import ServerTls, make_server_tls
+from tests.support.tls import ServerTls
 
 
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> ServerTls:
-    return make_server_tls(tmp_path_factory.mktemp("tls"))
+@contextlib.asynccontextmanager
+async def serving(
+    tls: ServerTls, path: Path, kind: Any = ccxt_async.binance, faults: dict[str, Fault] | None = None
+) -> AsyncIterator[tuple[Exchange, Any]]:
+    async with venue(tls, path, faults) as exchange:
+        each = client(kind, exchange.port, tls.client())
+        try:
+            yield exchange, each
+        finally:
+            await each.close()
 
 
-def run(
-    tls: ServerTls,
-    path: Path,
-    body: Callable[[Exchange, Any], Awaitable[None]],
-    kind: Any = ccxt_async.binance,
-    faults: dict[str, Fault] | None = None,
-) -> None:
-    async def main() -> None:
-        async with venue(tls, path, faults) as exchange:
-            each = client(kind, exchange.port, tls.client())
-            try:
-                await asyncio.wait_for(body(exchange, each), 20)
-            finally:
-                await each.close()
-
-    asyncio.run(main())
-
-
-def test_ccxt_loads_markets_and_time(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(_exchange: Exchange, c: Any) -> None:
+async def test_ccxt_loads_markets_and_time(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path) as (_exchange, c):
         markets = await c.load_markets()
         assert list(markets) == ["XRP/ETH"]
         market = markets["XRP/ETH"]
@@ -58,11 +48,9 @@ def test_ccxt_loads_markets_and_time(tls: ServerTls, tmp_path: Path) -> None:
         assert rights["enableWithdrawals"] is False
         assert rights["enableSpotAndMarginTrading"] is True
 
-    run(tls, tmp_path, body)
 
-
-def test_ccxt_places_queries_and_cancels(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(exchange: Exchange, c: Any) -> None:
+async def test_ccxt_places_queries_and_cancels(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path) as (exchange, c):
         await c.load_markets()
         bought = await c.create_order("XRP/ETH", "market", "buy", 100, None, {"newClientOrderId": "m1"})
         assert (bought["status"], bought["filled"], bought["average"]) == ("closed", 100, 0.0013002)
@@ -101,8 +89,6 @@ def test_ccxt_places_queries_and_cancels(tls: ServerTls, tmp_path: Path) -> None
         with pytest.raises(ccxt_errors.AuthenticationError):
             await client_withdraw(c)
 
-    run(tls, tmp_path, body)
-
 
 async def client_withdraw(c: Any) -> None:
     # ccxt reads -2015 after a success as rate limiting unless told that there was none.
@@ -110,8 +96,8 @@ async def client_withdraw(c: Any) -> None:
     await c.sapi_post_capital_withdraw_apply({"coin": "ETH", "address": "0xdead", "amount": "1"})
 
 
-def test_ccxt_watches_trades(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(exchange: Exchange, c: Any) -> None:
+async def test_ccxt_watches_trades(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path, ccxt_pro.binance) as (exchange, c):
         await c.load_markets()
 
         async def feed() -> None:
@@ -128,11 +114,9 @@ def test_ccxt_watches_trades(tls: ServerTls, tmp_path: Path) -> None:
         trade(exchange, "0.0012998", "9", buyer_is_maker=True)
         assert (await quote)["XRP/ETH"]["bid"] == 0.0012998
 
-    run(tls, tmp_path, body, ccxt_pro.binance)
 
-
-def test_ccxt_watches_only_its_own_orders(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(exchange: Exchange, c: Any) -> None:
+async def test_ccxt_watches_only_its_own_orders(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path, ccxt_pro.binance) as (exchange, c):
         await c.load_markets()
         other = client(ccxt_async.binance, exchange.port, ccxt_context(c), "otherkey")
         watching = asyncio.create_task(c.watch_orders("XRP/ETH"))
@@ -156,8 +140,6 @@ def test_ccxt_watches_only_its_own_orders(tls: ServerTls, tmp_path: Path) -> Non
         await asyncio.sleep(0.1)  # the balance follows the order
         assert c.balance["spot"]["XRP"]["total"] == pytest.approx(100_000 + 50 - 0.05)
 
-    run(tls, tmp_path, body, ccxt_pro.binance)
-
 
 def ccxt_context(c: Any) -> ssl.SSLContext:
     context = c.ssl_context
@@ -165,8 +147,8 @@ def ccxt_context(c: Any) -> ssl.SSLContext:
     return context
 
 
-def test_a_revoked_key_loses_its_stream_and_its_requests(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(exchange: Exchange, c: Any) -> None:
+async def test_a_revoked_key_loses_its_stream_and_its_requests(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path, ccxt_pro.binance) as (exchange, c):
         await c.load_markets()
         watching = asyncio.create_task(c.watch_orders("XRP/ETH"))
         await asyncio.sleep(0.3)
@@ -176,25 +158,21 @@ def test_a_revoked_key_loses_its_stream_and_its_requests(tls: ServerTls, tmp_pat
         assert not exchange.engine.trades["main"]
         watching.cancel()
 
-    run(tls, tmp_path, body, ccxt_pro.binance)
 
-
-def test_lost_acknowledgement_leaves_the_order_done(tls: ServerTls, tmp_path: Path) -> None:
+async def test_lost_acknowledgement_leaves_the_order_done(tls: ServerTls, tmp_path: Path) -> None:
     faults = {"POST /api/v3/order": Fault("drop_after")}
 
-    async def body(exchange: Exchange, c: Any) -> None:
+    async with serving(tls, tmp_path, faults=faults) as (_exchange, c):
         await c.load_markets()
         with pytest.raises(ccxt_errors.NetworkError):
             await c.create_order("XRP/ETH", "limit", "buy", 50, 0.0012, {"newClientOrderId": "lost"})
         assert (await c.fetch_order(None, "XRP/ETH", {"origClientOrderId": "lost"}))["status"] == "open"
 
-    run(tls, tmp_path, body, faults=faults)
 
-
-def test_lost_request_leaves_nothing(tls: ServerTls, tmp_path: Path) -> None:
+async def test_lost_request_leaves_nothing(tls: ServerTls, tmp_path: Path) -> None:
     faults = {"POST /api/v3/order": Fault("drop_before")}
 
-    async def body(_exchange: Exchange, c: Any) -> None:
+    async with serving(tls, tmp_path, faults=faults) as (_exchange, c):
         await c.load_markets()
         with pytest.raises(ccxt_errors.NetworkError):
             await c.create_order("XRP/ETH", "limit", "buy", 50, 0.0012, {"newClientOrderId": "lost"})
@@ -202,22 +180,18 @@ def test_lost_request_leaves_nothing(tls: ServerTls, tmp_path: Path) -> None:
             await c.fetch_order(None, "XRP/ETH", {"origClientOrderId": "lost"})
         assert (tmp_path / "journal.jsonl").read_bytes() == b""
 
-    run(tls, tmp_path, body, faults=faults)
 
-
-def test_a_delayed_request_still_arrives(tls: ServerTls, tmp_path: Path) -> None:
+async def test_a_delayed_request_still_arrives(tls: ServerTls, tmp_path: Path) -> None:
     faults = {"GET /api/v3/time": Fault("delay", seconds=0.2)}
 
-    async def body(_exchange: Exchange, c: Any) -> None:
+    async with serving(tls, tmp_path, faults=faults) as (_exchange, c):
         started = time.monotonic()
         await c.fetch_time()
         assert time.monotonic() - started >= 0.2
 
-    run(tls, tmp_path, body, faults=faults)
 
-
-def test_tls_1_2_is_refused(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(exchange: Exchange, _c: Any) -> None:
+async def test_tls_1_2_is_refused(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path) as (exchange, _c):
         context = ssl.create_default_context(cafile=str(tls.ca))
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         # The server may reset the connection before its alert is read.
@@ -231,11 +205,9 @@ def test_tls_1_2_is_refused(tls: ServerTls, tmp_path: Path) -> None:
             await old.fetch_time()
         await old.close()
 
-    run(tls, tmp_path, body)
 
-
-def test_orders_take_the_server_little_time(tls: ServerTls, tmp_path: Path) -> None:
-    async def body(_exchange: Exchange, c: Any) -> None:
+async def test_orders_take_the_server_little_time(tls: ServerTls, tmp_path: Path) -> None:
+    async with serving(tls, tmp_path) as (_exchange, c):
         await c.load_markets()
         times = []
         for _ in range(100):
@@ -244,5 +216,3 @@ def test_orders_take_the_server_little_time(tls: ServerTls, tmp_path: Path) -> N
             times.append(time.perf_counter() - started)
         # Both ends share this event loop: ccxt's own work is in here.  Ten times what is measured on an idle core.
         assert statistics.median(times) < 0.020
-
-    run(tls, tmp_path, body)

@@ -5,7 +5,6 @@ Components in the test's own process get their sessions from the real authority 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import time
@@ -131,13 +130,4 @@ async def running(deployment: Deployment, keystore: Keystore, *processes: str, *
         await supervisor.stop()
 
 
-async def until(condition: Any, what: str, timeout: float = 10.0) -> None:
-    """Wait until `condition()`; fails with `what`."""
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
-
-
-__all__: Sequence[str] = ("PIN", "STRATEGIES", "Running", "make", "running", "until")
+__all__: Sequence[str] = ("PIN", "STRATEGIES", "Running", "make", "running")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import structlog
@@ -105,6 +105,12 @@ class Desk:
         )
         self.contexts.append(context)
         return context
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close what is open, newest first."""

@@ -32,6 +32,7 @@ from tests.support import world
 from tests.support.bus import TestBus
 from tests.support.runtime import Desk
 from tests.support.tls import make_server_tls
+from tests.support.waiting import until
 
 API_KEY = "tradingkey"
 XRP = "XRP/ETH"
@@ -254,11 +255,7 @@ class Floor:
 
     async def until(self, what: Callable[[], object], timeout: float = 8.0) -> None:
         """Wait until `what()` is true."""
-        end = time.monotonic() + timeout
-        while not what():
-            if time.monotonic() > end:
-                raise AssertionError(f"not in {timeout} s: {[(e.state, e.code, e.text) for e in self.events][-8:]}")
-            await asyncio.sleep(0.01)
+        await until(what, lambda: f"{[(e.state, e.code, e.text) for e in self.events][-8:]}", timeout)
 
     async def ends(self, decision: Decision, *states: str, timeout: float = 8.0) -> OrderEvent:
         """Wait until exactly these states were published."""

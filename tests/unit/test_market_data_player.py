@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -43,25 +42,25 @@ def dump(folder: Path, symbol: str, rows: list[tuple[int, int]], day: int = 1) -
     return path
 
 
-def played(paths: list[Path], speed: Fraction) -> World:
+async def played(paths: list[Path], speed: Fraction) -> World:
     world = World()
-    asyncio.run(play(open_tape(paths), speed, world.clock, world.sleep, world.trade, world.change))
+    await play(open_tape(paths), speed, world.clock, world.sleep, world.trade, world.change)
     return world
 
 
-def test_trades_come_in_their_own_rhythm_at_the_asked_speed(tmp_path: Path) -> None:
-    world = played([dump(tmp_path, "BTCUSDT", [(1, 0), (2, 1000), (3, 4000)])], Fraction(2))
+async def test_trades_come_in_their_own_rhythm_at_the_asked_speed(tmp_path: Path) -> None:
+    world = await played([dump(tmp_path, "BTCUSDT", [(1, 0), (2, 1000), (3, 4000)])], Fraction(2))
     ids = [(at, what) for at, _, what in world.out if isinstance(what, int)]
     assert ids == [(0, 1), (SECOND // 2, 2), (2 * SECOND, 3)]
 
 
-def test_several_files_are_merged_by_time_and_days_follow_each_other(tmp_path: Path) -> None:
+async def test_several_files_are_merged_by_time_and_days_follow_each_other(tmp_path: Path) -> None:
     paths = [
         dump(tmp_path, "BTCUSDT", [(10, 3000), (11, 3100)], day=2),
         dump(tmp_path, "XRPETH", [(7, 500), (8, 3050)]),
         dump(tmp_path, "BTCUSDT", [(8, 0), (9, 1000)], day=1),
     ]
-    world = played(paths, Fraction(1))
+    world = await played(paths, Fraction(1))
     assert [(s, i) for _, s, i in world.out if isinstance(i, int)] == [
         ("BTC/USDT", 8),
         ("XRP/ETH", 7),
@@ -72,7 +71,7 @@ def test_several_files_are_merged_by_time_and_days_follow_each_other(tmp_path: P
     ]
 
 
-def test_recordings_of_different_days_begin_together_and_end_together(tmp_path: Path) -> None:
+async def test_recordings_of_different_days_begin_together_and_end_together(tmp_path: Path) -> None:
     paths = [
         dump(tmp_path, "BTCUSDT", [(1, 10**9), (2, 10**9 + 500), (3, 10**9 + 1000)]),
         dump(tmp_path, "XRPETH", [(1, 0), (2, 100_000)]),
@@ -85,15 +84,15 @@ def test_recordings_of_different_days_begin_together_and_end_together(tmp_path: 
         (100 * SECOND, "XRP/ETH"),
         (100 * SECOND, "BTC/USDT"),
     ]
-    world = played(paths, speed_for(tape, 10 * SECOND))
+    world = await played(paths, speed_for(tape, 10 * SECOND))
     assert world.now - world.start == 10 * SECOND
 
 
-def test_a_gap_in_the_ids_is_reported_before_the_trade_after_it_and_the_end_at_last(tmp_path: Path) -> None:
+async def test_a_gap_in_the_ids_is_reported_before_the_trade_after_it_and_the_end_at_last(tmp_path: Path) -> None:
     world = World()
     changes: list[Change] = []
     tape = open_tape([dump(tmp_path, "BTCUSDT", [(1, 0), (5, 10)])])
-    asyncio.run(play(tape, Fraction(1), world.clock, world.sleep, world.trade, changes.append))
+    (await play(tape, Fraction(1), world.clock, world.sleep, world.trade, changes.append))
     assert changes == [
         Change("BTC/USDT", "live"),
         Change("BTC/USDT", "gap", "3 trades missing", 2, 4),
@@ -107,13 +106,13 @@ def test_days_that_overlap_are_refused(tmp_path: Path) -> None:
         open_tape(paths)
 
 
-def test_the_default_speed_makes_the_recording_last_the_asked_time(tmp_path: Path) -> None:
+async def test_the_default_speed_makes_the_recording_last_the_asked_time(tmp_path: Path) -> None:
     path = dump(tmp_path, "BTCUSDT", [(i, i * 977) for i in range(1000)])
-    world = played([path], speed_for(open_tape([path]), 30 * SECOND))
+    world = await played([path], speed_for(open_tape([path]), 30 * SECOND))
     assert abs(world.now - world.start - 30 * SECOND) < SECOND // 100
 
 
-def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -> None:
+async def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -> None:
     class Slow(World):
         def trade(self, symbol: str, trade: DumpTrade) -> None:
             super().trade(symbol, trade)
@@ -122,7 +121,7 @@ def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -
 
     world = Slow()
     tape = open_tape([dump(tmp_path, "BTCUSDT", [(i, i * 10) for i in range(1000)])])
-    asyncio.run(play(tape, Fraction(1), world.clock, world.sleep, world.trade, world.change))
+    (await play(tape, Fraction(1), world.clock, world.sleep, world.trade, world.change))
     assert [i for _, _, i in world.out if isinstance(i, int)] == list(range(1000))
     assert world.now - world.start < 11 * SECOND
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -46,21 +45,19 @@ class World:
         self.taken.append((played.seq, (self.now - self.start) / SECOND))
         self.now += self.busy
 
-    def run(self, items: Sequence[Examined], speed: str = "max", **options: object) -> None:
+    async def run(self, items: Sequence[Examined], speed: str = "max", **options: object) -> None:
         async def source() -> AsyncIterator[Examined]:
             for item in items:
                 yield item
 
-        asyncio.run(
-            play(
-                source(),
-                self,
-                self.tally,
-                schedule=Schedule(parse_speed(speed)),
-                clock=lambda: self.now,
-                sleep=self.sleep,
-                **options,  # type: ignore[arg-type]
-            )
+        await play(
+            source(),
+            self,
+            self.tally,
+            schedule=Schedule(parse_speed(speed)),
+            clock=lambda: self.now,
+            sleep=self.sleep,
+            **options,  # type: ignore[arg-type]
         )
 
 
@@ -68,60 +65,60 @@ BAD = Failure("MARKET", 2, "md.trade.paper.XRP-ETH", "SIGNATURE", "not signed", 
 
 
 @pytest.mark.parametrize(("speed", "factor"), [("1", 1.0), ("10", 10.0), ("0.5", 0.5)])
-def test_messages_come_as_they_were_stated_at_the_chosen_speed(speed: str, factor: float) -> None:
+async def test_messages_come_as_they_were_stated_at_the_chosen_speed(speed: str, factor: float) -> None:
     world = World()
-    world.run(messages(0, 1, 1.5, 4), speed)
+    await world.run(messages(0, 1, 1.5, 4), speed)
     assert [seq for seq, _ in world.taken] == [1, 2, 3, 4]
     assert [at for _, at in world.taken] == pytest.approx([0, 1 / factor, 1.5 / factor, 4 / factor], abs=0.001)
 
 
-def test_at_full_speed_nobody_waits() -> None:
+async def test_at_full_speed_nobody_waits() -> None:
     world = World()
-    world.run(messages(0, 100, 200))
+    await world.run(messages(0, 100, 200))
     assert world.sleeps == []
     assert len(world.taken) == 3
 
 
-def test_a_slow_sink_delays_without_losing_and_is_caught_up_with() -> None:
+async def test_a_slow_sink_delays_without_losing_and_is_caught_up_with() -> None:
     world = World(busy=SECOND)
-    world.run(messages(0, 0.1, 0.2, 10), "1")
+    await world.run(messages(0, 0.1, 0.2, 10), "1")
     assert [at for _, at in world.taken] == pytest.approx([0, 1, 2, 10], abs=0.001)
 
 
-def test_a_clock_that_stepped_back_keeps_the_order() -> None:
+async def test_a_clock_that_stepped_back_keeps_the_order() -> None:
     world = World()
-    world.run(messages(5, 3, 6), "1")
+    await world.run(messages(5, 3, 6), "1")
     assert [seq for seq, _ in world.taken] == [1, 2, 3]
     assert [at for _, at in world.taken] == pytest.approx([0, 0, 1], abs=0.001)
 
 
-def test_what_does_not_verify_stops_the_replay_and_is_not_played() -> None:
+async def test_what_does_not_verify_stops_the_replay_and_is_not_played() -> None:
     world = World()
     first, second = messages(0, 1)
     with pytest.raises(ReplayFailed, match="SIGNATURE at MARKET 2"):
-        world.run([first, BAD, second])
+        await world.run([first, BAD, second])
     assert [seq for seq, _ in world.taken] == [1]
     assert (world.tally.messages, world.tally.failed, world.tally.failures) == (1, 1, [BAD])
 
 
-def test_told_to_go_on_it_passes_over_and_counts() -> None:
+async def test_told_to_go_on_it_passes_over_and_counts() -> None:
     world, told = World(), list[Failure]()
     first, second = messages(0, 1)
-    world.run([first, BAD, second], keep_going=True, on_failure=told.append)
+    await world.run([first, BAD, second], keep_going=True, on_failure=told.append)
     assert [seq for seq, _ in world.taken] == [1, 2]
     assert told == [BAD]
     assert (world.tally.messages, world.tally.failed) == (2, 1)
 
 
-def test_a_limit_counts_messages() -> None:
+async def test_a_limit_counts_messages() -> None:
     world = World()
-    world.run(messages(0, 1, 2), limit=2)
+    await world.run(messages(0, 1, 2), limit=2)
     assert (world.tally.messages, world.tally.events) == (2, 2)
 
 
-def test_a_stop_is_heard_during_a_long_wait() -> None:
+async def test_a_stop_is_heard_during_a_long_wait() -> None:
     world = World()
-    world.run(messages(0, 200), "1", stopped=lambda: world.now > world.start + SECOND)
+    await world.run(messages(0, 200), "1", stopped=lambda: world.now > world.start + SECOND)
     assert [seq for seq, _ in world.taken] == [1]
     assert world.now < world.start + 2 * SECOND
 

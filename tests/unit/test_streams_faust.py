@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import inspect
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from faust.types.tuples import Message
 from tallystick.schemas.errors import Unverified
 from tallystick.streams.app import LogBridge, StreamsApp
 from tallystick.streams.table import StateTable
+from tests.support.waiting import until
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True):
@@ -56,24 +58,18 @@ class World:
         await self.channel.put(self.app.event(value, len(self.seen) + 1, seconds))
 
     async def settled(self, count: int) -> None:
-        for _ in range(200):
-            if len(self.seen) >= count:
-                return
-            await asyncio.sleep(0.005)
-        raise AssertionError(f"{len(self.seen)} of {count} events")
+        await until(lambda: len(self.seen) >= count, lambda: f"{len(self.seen)} of {count} events")
 
 
-def in_world(work: Callable[[World], Awaitable[None]], **kw: int) -> None:
-    async def run() -> None:
-        world = World(**kw)
-        await world.app.start()
-        world.app.flow_control.resume()
-        try:
-            await asyncio.wait_for(work(world), 10)
-        finally:
-            await world.app.stop()
-
-    asyncio.run(run())
+@contextlib.asynccontextmanager
+async def in_world(**kw: int) -> AsyncIterator[World]:
+    world = World(**kw)
+    await world.app.start()
+    world.app.flow_control.resume()
+    try:
+        yield world
+    finally:
+        await world.app.stop()
 
 
 def test_the_pinned_version_is_installed() -> None:
@@ -93,8 +89,8 @@ def test_what_is_overridden_is_still_there_with_the_same_arguments() -> None:
     assert list(inspect.signature(faust.App._on_agent_error).parameters) == ["self", "agent", "exc"]
 
 
-def test_a_change_inside_the_agent_reaches_the_table_and_is_marked() -> None:
-    async def work(world: World) -> None:
+async def test_a_change_inside_the_agent_reaches_the_table_and_is_marked() -> None:
+    async with in_world() as world:
         world.apply = world.count
         for seconds in (100, 100, 101):
             await world.put("a", seconds)
@@ -108,19 +104,15 @@ def test_a_change_inside_the_agent_reaches_the_table_and_is_marked() -> None:
         assert [msgspec.msgpack.decode(value) for value in changes.values() if value] == [[2], [1]]
         assert world.table.take() == {}
 
-    in_world(work)
 
-
-def test_a_change_outside_an_agent_is_refused() -> None:
-    async def work(world: World) -> None:
+async def test_a_change_outside_an_agent_is_refused() -> None:
+    async with in_world() as world:
         with pytest.raises(TypeError, match="outside of stream iteration"):
             world.table["a", (1.0, 1.9)] = Value(1)
 
-    in_world(work)
 
-
-def test_the_window_before_is_found_by_delta() -> None:
-    async def work(world: World) -> None:
+async def test_the_window_before_is_found_by_delta() -> None:
+    async with in_world() as world:
         before: list[int] = []
 
         async def step(event: Any) -> None:
@@ -133,32 +125,27 @@ def test_the_window_before_is_found_by_delta() -> None:
         await world.settled(4)
         assert before == [0, 0, 2, 0]
 
-    in_world(work)
+
+async def test_events_wait_until_flow_control_is_resumed_and_those_of_another_generation_are_skipped() -> None:
+    world = World()
+    await world.app.start()
+    waiting = asyncio.create_task(world.put("a"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    world.app.flow_control.resume()
+    await waiting
+    await world.settled(1)
+    stranger = world.app.event("b", 2, 100)
+    stranger.message.generation_id = 1
+    await world.channel.put(stranger)
+    await world.put("c")
+    await world.settled(2)
+    assert world.seen == ["a", "c"]
+    await world.app.stop()
 
 
-def test_events_wait_until_flow_control_is_resumed_and_those_of_another_generation_are_skipped() -> None:
-    async def run() -> None:
-        world = World()
-        await world.app.start()
-        waiting = asyncio.create_task(world.put("a"))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        world.app.flow_control.resume()
-        await waiting
-        await world.settled(1)
-        stranger = world.app.event("b", 2, 100)
-        stranger.message.generation_id = 1
-        await world.channel.put(stranger)
-        await world.put("c")
-        await world.settled(2)
-        assert world.seen == ["a", "c"]
-        await world.app.stop()
-
-    asyncio.run(run())
-
-
-def test_a_full_channel_holds_the_source_up() -> None:
-    async def work(world: World) -> None:
+async def test_a_full_channel_holds_the_source_up() -> None:
+    async with in_world() as world:
         gate = asyncio.Event()
 
         async def step(event: Any) -> None:
@@ -172,11 +159,10 @@ def test_a_full_channel_holds_the_source_up() -> None:
         await source
         await world.settled(30)
 
-    in_world(work)
 
+async def test_an_exception_that_leaves_an_agent_is_handed_to_us_and_ends_the_agent() -> None:
+    async with in_world() as world:
 
-def test_an_exception_that_leaves_an_agent_is_handed_to_us_and_ends_the_agent() -> None:
-    async def work(world: World) -> None:
         async def step(event: Any) -> None:
             raise ZeroDivisionError("a defect")
 
@@ -193,11 +179,9 @@ def test_an_exception_that_leaves_an_agent_is_handed_to_us_and_ends_the_agent() 
         # With Faust's own supervisor the agent would be started again, and the poison skipped.
         assert world.seen == []
 
-    in_world(work)
 
-
-def test_windows_expire_by_stream_time_oldest_first_and_only_as_many_as_asked() -> None:
-    async def work(world: World) -> None:
+async def test_windows_expire_by_stream_time_oldest_first_and_only_as_many_as_asked() -> None:
+    async with in_world() as world:
         world.apply = world.count
         for seconds in (100, 101, 102):
             for name in "ab":
@@ -213,11 +197,9 @@ def test_windows_expire_by_stream_time_oldest_first_and_only_as_many_as_asked() 
         assert sorted(world.table.data) == [("a", (102.0, 102.9)), ("b", (102.0, 102.9))]
         assert list(world.table.take().values()) == [None] * 4
 
-    in_world(work)
 
-
-def test_the_expiry_heap_holds_a_window_once_however_often_it_changes() -> None:
-    async def work(world: World) -> None:
+async def test_the_expiry_heap_holds_a_window_once_however_often_it_changes() -> None:
+    async with in_world() as world:
         world.apply = world.count
         for _ in range(50):
             await world.put("a", 100)
@@ -225,11 +207,9 @@ def test_the_expiry_heap_holds_a_window_once_however_often_it_changes() -> None:
         await world.settled(100)
         assert [len(heap) for heap in world.table._partition_timestamps.values()] == [1]
 
-    in_world(work)
 
-
-def test_restored_windows_are_the_same_keys_and_expire() -> None:
-    async def work(world: World) -> None:
+async def test_restored_windows_are_the_same_keys_and_expire() -> None:
+    async with in_world() as world:
         world.apply = world.count
         await world.put("a", 100)
         await world.settled(1)
@@ -240,8 +220,6 @@ def test_restored_windows_are_the_same_keys_and_expire() -> None:
             other.restore(key, value)
         assert dict(other.data) == dict(world.table.data)
         assert other.expire(200.0, 10) == 1
-
-    in_world(work)
 
 
 @pytest.mark.parametrize(
@@ -255,36 +233,30 @@ def test_restored_windows_are_the_same_keys_and_expire() -> None:
         (msgspec.msgpack.encode(("a", (1.0, 1.9))), b"\x91\xa1x"),
     ],
 )
-def test_state_that_this_table_cannot_have_written_is_refused(key: bytes, value: bytes) -> None:
-    async def work(world: World) -> None:
+async def test_state_that_this_table_cannot_have_written_is_refused(key: bytes, value: bytes) -> None:
+    async with in_world() as world:
         with pytest.raises(Unverified, match="STATE"):
             world.table.restore(key, value)
 
-    in_world(work)
 
-
-def test_nothing_is_configured_by_the_environment_and_no_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_configured_by_the_environment_and_no_folder_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_URL", "kafka://attacker:9092")
     monkeypatch.setenv("APP_STORE", "rocksdb://")
     monkeypatch.setenv("WEB_PORT", "1")
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.chdir(folder)
 
-        async def work(world: World) -> None:
+        async with in_world() as world:
             await world.put("a")
             await world.settled(1)
             assert [str(url) for url in world.app.conf.broker] == ["kafka://127.0.0.1:1"]
             assert str(world.app.conf.store) == "memory:"
-
-        in_world(work)
         assert list(Path(folder).iterdir()) == []
 
 
-def test_no_sensor_is_called_for_each_event() -> None:
-    async def work(world: World) -> None:
+async def test_no_sensor_is_called_for_each_event() -> None:
+    async with in_world() as world:
         assert list(world.app.sensors) == []
-
-    in_world(work)
 
 
 def test_an_event_has_whole_seconds_and_the_generation_of_an_app_that_never_rebalances() -> None:
