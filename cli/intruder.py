@@ -13,7 +13,7 @@ import hashlib
 import os
 import time
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tallystick.components.console.state import DeskState
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import CredentialSource, Link, OwnSession
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
 from tallystick.runtime.keys import pki
@@ -88,7 +89,7 @@ class Intruder:
     """The compromised strategy `name` and its owner's tricks; one instance performs each attack once."""
 
     def __init__(
-        self, deployment: Deployment, keystore: Keystore, trust: TrustRoot, name: str, symbol: str, log: Any
+        self, deployment: Deployment, keystore: Keystore, trust: TrustRoot, name: str, symbol: str, log: Log
     ) -> None:
         self.component = f"strategy-{name}"
         self._deployment = deployment

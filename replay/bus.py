@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Any, Final
+from typing import Final
 
 from tallystick.infra.nats.topology import Component
 from tallystick.replay.selection import ORDER, Selection
 from tallystick.replay.verify import Examined, Judge, Recorded
 from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery, StreamReader
 from tallystick.schemas.errors import ConfigError
@@ -30,7 +31,7 @@ QUEUE: Final = 1024
 class _Stream:
     """One stream's messages up to what was stored at the start.  `None` in the queue ends it."""
 
-    def __init__(self, stream: str, spec: Component, link: Link, log: Any, first: int, last: int) -> None:
+    def __init__(self, stream: str, spec: Component, link: Link, log: Log, first: int, last: int) -> None:
         self.stream = stream
         self._last = last
         self._ended = False
@@ -90,7 +91,7 @@ class _Stream:
 class BusReader:
     """One replay of a running deployment's streams; `judge` holds the counts."""
 
-    def __init__(self, spec: Component, link: Link, judge: Judge, selection: Selection, log: Any) -> None:
+    def __init__(self, spec: Component, link: Link, judge: Judge, selection: Selection, log: Log) -> None:
         """`link` is a started link of the component `spec`.  Raises `ConfigError` for streams that it cannot read."""
         self.judge = judge
         self._spec = spec

@@ -19,6 +19,8 @@ from faust.types import TP
 from faust.types.tuples import Message
 from mode.supervisors import CrashingSupervisor
 
+from tallystick.runtime.bus.log import Log
+
 TOPIC: Final = "orders"
 _TP: Final = TP(TOPIC, 0)
 # Messages between reader and agent; the reader waits when it is full.
@@ -82,7 +84,7 @@ class StreamsApp(faust.App):  # type: ignore[misc, unused-ignore]
 class LogBridge(logging.Handler):
     """Passes what Faust and mode log at warning and above to the component's log."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__(logging.WARNING)
         self._log = log
 

@@ -28,6 +28,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from tallystick.runtime.bus.link import Connection, Link
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 
@@ -93,7 +94,7 @@ _lease_decoder = msgspec.msgpack.Decoder(LeaseRecord)
 class JetStream:
     """Requests to the JetStream of the component's own account; lost connections are tried again."""
 
-    def __init__(self, link: Link, metrics: Metrics, log: Any) -> None:
+    def __init__(self, link: Link, metrics: Metrics, log: Log) -> None:
         self.link = link
         self.metrics = metrics
         self.log = log

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas.control import MAX_REQUEST, Request, encode_line, parse_request
 from tallystick.schemas.errors import Malformed, TallystickError
@@ -27,7 +28,7 @@ Handle = Callable[[Request, str], Awaitable[dict[str, Any]]]
 class ControlSocket:
     """Listens at `path`; `handle(request, by)` answers.  `uid` is the only user let in."""
 
-    def __init__(self, path: Path, handle: Handle, log: Any, uid: int | None = None) -> None:
+    def __init__(self, path: Path, handle: Handle, log: Log, uid: int | None = None) -> None:
         self._handle = handle
         self._log = log
         uids = frozenset((os.geteuid() if uid is None else uid,))

@@ -29,7 +29,7 @@ from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.ids import id_text
-from tallystick.schemas.seal import Verifier
+from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.subjects import ORDERS
 from tallystick.venues import Denied, Requests, SignedRequest
 
@@ -109,28 +109,29 @@ class SigningServer:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
                 request = signing.decode_request(await reader.readexactly(signing.frame_length(length)))
-                if isinstance(request, signing.SignOrder):
-                    await self._await_listing(request)
-                writer.write(signing.encode_frame(self.answer(request)))
+                writer.write(signing.encode_frame(self.answer(request, await self._opened(request))))
                 await writer.drain()
         except Malformed as exc:
             self._note_refusal(exc.code, f"pid {peer.pid}: {exc.text}")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the peer is gone; whatever was signed for it is used
 
-    async def _await_listing(self, request: signing.SignOrder) -> None:
-        """Let the listing of a gateway session that is new arrive: permits come by the socket, lists by the bus.
+    async def _opened(self, request: signing.Request) -> Verified | None:
+        """The permit in an order's request, once its session is listed; None leaves it to `answer` to say what is wrong.
 
-        Opened here for its session alone; `answer` opens it again, whatever came of the wait, and says what is wrong.
+        Permits come by the socket and lists by the bus: a new session's listing may still be on its way.
         """
+        if not isinstance(request, signing.SignOrder):
+            return None
         try:
-            credential = self._verifier.open(request.subject, ORDERS, request.payload).credential
-            await self._listing(credential, ORDERS)
+            verified = self._verifier.open(request.subject, ORDERS, request.payload)
+            await self._listing(verified.credential, ORDERS)
         except TallystickError:
-            return
+            return None
+        return verified
 
-    def answer(self, request: signing.Request) -> signing.Reply:
-        """The reply to one request; refusals are replies."""
+    def answer(self, request: signing.Request, opened: Verified | None = None) -> signing.Reply:
+        """The reply to one request; refusals are replies.  `opened`: the permit in it, where it was opened before."""
         try:
             if isinstance(request, signing.StatusRequest):
                 return signing.Status(
@@ -141,14 +142,14 @@ class SigningServer:
                     used=self._permits.used,
                     public_key=self._public_key,
                 )
-            signed = self._order(request) if isinstance(request, signing.SignOrder) else self._always(request)
+            signed = self._order(request, opened) if isinstance(request, signing.SignOrder) else self._always(request)
         except TallystickError as exc:
             self._note_refusal(exc.code, exc.text)
             return signing.Refused(id=request.id, code=exc.code, text=exc.text)
         return signing.Signed(id=request.id, **msgspec.structs.asdict(signed))
 
-    def _order(self, request: signing.SignOrder) -> SignedRequest:
-        verified = self._verifier.open(request.subject, ORDERS, request.payload)
+    def _order(self, request: signing.SignOrder, opened: Verified | None) -> SignedRequest:
+        verified = opened or self._verifier.open(request.subject, ORDERS, request.payload)
         now = self._clock()
         allowed = self._permits.authorize(verified, request.decision_id, now)
         self._checkpoint("permit")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.strategy import Number, OpenOrder, Strategy
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import MAX_CAUSES, Event, check_decimal
@@ -75,7 +76,7 @@ class Host:
         params: Mapping[str, Any],
         new: New,
         instrument: Callable[[str], Instrument],
-        log: Any,
+        log: Log,
     ) -> None:
         """`new(type, causes=…, **fields)` makes an event of now; `instrument(symbol)` finds the signed record."""
         self.name = name

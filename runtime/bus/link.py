@@ -23,13 +23,14 @@ import random
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.credential import Credential, open_credential
@@ -194,7 +195,7 @@ class Link:
         clock: Callable[[], int],
         entropy: Callable[[int], bytes],
         metrics: Metrics,
-        log: Any,
+        log: Log,
     ) -> None:
         self.component = component
         self.boot = boot

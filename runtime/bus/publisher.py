@@ -23,11 +23,12 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import nats.errors
 
 from tallystick.runtime.bus.link import Connection, ConnectionLost, Link, PubAck, PublishRefused
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.errors import Malformed, TallystickError
@@ -82,7 +83,7 @@ class ChainPublisher:
         clock: Callable[[], int],
         entropy: Callable[[int], bytes],
         metrics: Metrics,
-        log: Any,
+        log: Log,
     ) -> None:
         self.stream = stream
         self.head: Head | None = None

@@ -27,6 +27,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from tallystick.runtime.bus.link import Connection, Link
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import TallystickError
@@ -76,7 +77,7 @@ class StreamReader:
         handler: Callable[[Delivery], Awaitable[None] | None],
         *,
         metrics: Metrics,
-        log: Any,
+        log: Log,
         on_caught_up: Callable[[], None],
         start: int | None = 1,
         tail: int = 0,

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
+from tallystick.runtime.bus.log import Log
 from tallystick.schemas.market import Quote, Trade
 from tallystick.schemas.orders import Decision, Fill, OrderEvent, Position, TimeInForce
 from tallystick.schemas.trust import Instrument
@@ -52,7 +53,7 @@ class StrategyContext(Protocol):
     """The instruments that the deployment lets it trade."""
     params: Mapping[str, Any]
     """`Strategy.params`, overridden by the deployment's, of the defaults' types."""
-    log: Any
+    log: Log
     """A structured logger: `ctx.log.info("crossed", symbol=symbol)`."""
 
     @property

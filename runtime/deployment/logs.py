@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import structlog
 
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.durable import open_append
 from tallystick.schemas.errors import ConfigError
 
@@ -46,7 +47,7 @@ def redact(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types
     return event
 
 
-def open_log(path: Path, component: str) -> Any:
+def open_log(path: Path, component: str) -> Log:
     """The process's logger, writing to `path` (mode 0600).  Raises `ConfigError`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def open_log(path: Path, component: str) -> Any:
         logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")),
         cache_logger_on_first_use=False,
     )
-    log = structlog.get_logger().bind(component=component, pid=os.getpid())
+    log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(component=component, pid=os.getpid())
     # Libraries speak through the standard logging: the same file, the same redaction, nothing on stderr.
     logging.root.handlers[:] = [_Forward(log)]
     logging.root.setLevel(logging.WARNING)
@@ -76,7 +77,7 @@ def open_log(path: Path, component: str) -> Any:
 class _Forward(logging.Handler):
     """Hands the records of the standard logging on."""
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: structlog.stdlib.BoundLogger) -> None:
         super().__init__()
         self._log = log
 

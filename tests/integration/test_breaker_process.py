@@ -31,6 +31,7 @@ from tallystick.schemas.security import (
 )
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 from tests.support import world
+from tests.support.log import Lines
 from tests.support.runtime import Desk
 
 SECOND = 1_000_000_000
@@ -236,21 +237,10 @@ async def test_arming_passes_the_operators_note_on_and_refuses_any_other(floor: 
 # ---------------------------------------------------------------- the socket alone
 
 
-class Log:
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warning(self, event: str, **_: Any) -> None:
-        self.warnings.append(event)
-
-    def info(self, event: str, **_: Any) -> None:
-        pass
-
-
 @contextlib.asynccontextmanager
-async def serving(folder: Path, uid: int | None = None) -> AsyncIterator[tuple[Path, list[Request], Log]]:
+async def serving(folder: Path, uid: int | None = None) -> AsyncIterator[tuple[Path, list[Request], Lines]]:
     seen: list[Request] = []
-    log = Log()
+    log = Lines()
 
     async def handle(request: Request, by: str) -> dict[str, Any]:
         seen.append(request)
@@ -272,7 +262,7 @@ async def test_a_peer_of_another_user_is_refused_unread(tmp_path: Path) -> None:
             assert await reader.read() == b""
         writer.close()
         assert seen == []
-        assert log.warnings == ["peer refused"]
+        assert log.said("warning") == ["peer refused"]
 
 
 async def test_the_socket_is_open_to_its_user_alone(tmp_path: Path) -> None:

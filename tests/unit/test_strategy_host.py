@@ -33,6 +33,7 @@ from tallystick.schemas.orders import (
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
 from tallystick.schemas.trust import Instrument
+from tests.support.log import Lines
 
 NOW = 1_800_000_000_000_000_000
 MS = 1_000_000
@@ -49,17 +50,6 @@ XRP = Instrument(
 )
 
 
-class Log:
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def error(self, event: str, **fields: Any) -> None:
-        self.errors.append(f"{event} {fields}")
-
-    def info(self, event: str, **fields: Any) -> None:
-        pass
-
-
 class World:
     """A host and the market around it: every limit order is filled at once, wholly, at its price."""
 
@@ -72,7 +62,7 @@ class World:
             return kind(id=ids.next(now), ts=now, causes=causes, **fields)
 
         self.new: Callable[..., Any] = new
-        self.log = Log()
+        self.log = Lines()
         self.out: list[tuple[str, Any]] = []
         self.trades = 0
         self.host = Host(
@@ -214,7 +204,7 @@ def test_a_mistake_in_user_code_halts_the_strategy_and_nothing_is_sent(ask: Any)
     assert notice.code == "STRATEGY_HALTED"
     assert "on_trade: " in notice.text
     assert world.out[-1][0] == "guard.strategy-alpha"
-    assert "Traceback" in world.log.errors[0]
+    assert "Traceback" in str(world.log.lines[0])
     assert world.trade("1") == []
     assert world.host.open_orders() == ()
 

@@ -21,6 +21,7 @@ from faust.types.tuples import Message
 from tallystick.schemas.errors import Unverified
 from tallystick.streams.app import LogBridge, StreamsApp
 from tallystick.streams.table import StateTable
+from tests.support.log import Lines
 from tests.support.waiting import until
 
 
@@ -268,16 +269,11 @@ def test_an_event_has_whole_seconds_and_the_generation_of_an_app_that_never_reba
 
 
 def test_warnings_of_faust_reach_the_components_log() -> None:
-    lines: list[dict[str, Any]] = []
-
-    class Log:
-        def warning(self, _: str, **fields: Any) -> None:
-            lines.append(fields)
-
-    bridge = LogBridge(Log())
+    log = Lines()
+    bridge = LogBridge(log)
     bridge.attach()
     logging.getLogger("faust.agents").warning("something %s", "odd")
     logging.getLogger("faust.agents").info("nothing")
     bridge.detach()
     logging.getLogger("faust.agents").warning("later")
-    assert [line["text"] for line in lines] == ["something odd"]
+    assert [values["text"] for _, _, values in log.lines] == ["something odd"]
