@@ -117,6 +117,12 @@ CODES: Final = (
         "Nothing, if it goes away; else look at the broker's log.",
     ),
     Code(
+        "TASK_CANCELLED",
+        ERROR,
+        "Something that a task of the process waited for was cancelled; the process ends and is started again.",
+        "Look at its log for what ended first.",
+    ),
+    Code(
         "BACKPRESSURE",
         ERROR,
         "More is published than the broker takes: the queue is full, or the process is ending.",

@@ -162,6 +162,12 @@ CODES: Final = (
         "Look into the account: somebody else has its API key, or traded by hand.",
     ),
     Code(
+        "HISTORY",
+        ORDER,
+        "What permits the order was stored before this process had read what came before it; it is not sent.",
+        "Nothing: the strategy may send a new intent.",
+    ),
+    Code(
         "RECOVERED",
         ORDER,
         "Execution restarted while the order was being sent; the venue is asked.",

@@ -165,12 +165,6 @@ CODES: Final = (
     Code("POLICY_TEMPLATE", ERROR, "A policy template, which is not used here.", "Write the policy out."),
     Code("POLICY_TYPE_CHECK", ERROR, "A policy that does not type-check against the schema.", _POLICY),
     Code(
-        "GATEWAY",
-        ERROR,
-        "The gateway was started without its deployment's folder.",
-        "Start it with `tallystick up DIR` or `tallystick run DIR gateway`.",
-    ),
-    Code(
         "LIMITS",
         ERROR,
         "A limit that is unknown, of the wrong form, or out of its range.",
