@@ -117,6 +117,12 @@ CODES: Final = (
         "Nothing, if it goes away; else look at the broker's log.",
     ),
     Code(
+        "UNPUBLISHED",
+        ERROR,
+        "The process ended before the broker had confirmed all events: some may not be stored.",
+        "Look at the broker: it was away or slow; whoever sent orders asks the venue when it is back.",
+    ),
+    Code(
         "TASK_CANCELLED",
         ERROR,
         "Something that a task of the process waited for was cancelled; the process ends and is started again.",

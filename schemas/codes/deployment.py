@@ -107,6 +107,12 @@ CODES: Final = (
         "Look at the logs of those that the line names.",
     ),
     Code(
+        "SUPERVISOR",
+        ERROR,
+        "The supervisor itself failed, so nothing is watched any more.",
+        "Stop what still runs and start again with `tallystick up DIR`; the log that the line names says why.",
+    ),
+    Code(
         "PROCESS",
         ERROR,
         "The supervisor has no such process running.",

@@ -66,6 +66,12 @@ CODES: Final = (
         "The TLS context would not verify the venue, or would allow less than TLS 1.3.",
         "It is a defect to report.",
     ),
+    Code(
+        "VENUE_KIND",
+        ERROR,
+        "There is no adapter for a venue of this kind.",
+        "Correct `venue.kind` in `deployment.toml`, or write an adapter.",
+    ),
     Code("VENUE_HOST", ERROR, "The venue's host is not HOST:PORT.", "Correct `venue.host` in `deployment.toml`."),
     Code(
         "USER_STREAM_DOWN",
