@@ -256,7 +256,7 @@ class Intruder:
         return Attack(
             name="unlisted session",
             told="a session minted with the stolen role key: the broker lets it in, the authority never listed it",
-            refused_as=("SESSION_UNLISTED", "UNLISTED_SESSION"),
+            refused_as=("SESSION_UNLISTED", "UNLISTED"),
             digest=hashlib.sha256(sealed).digest(),
             intent_id=intent.id,
         )

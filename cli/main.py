@@ -14,12 +14,12 @@ import sys
 import time
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from tallystick.cli.stopping import INTERRUPTED, interrupt_on_sigterm
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.errors import ConfigError, TallystickError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +68,7 @@ def init(
 
     pin = read_pin("New master PIN (8 characters or more): ", pin_fd)
     if pin_fd is None and read_pin("Again: ") != pin:
-        _fail("PIN_INPUT: the two PINs differ; nothing was made")
+        raise ConfigError("PIN_INPUT", "the two PINs differ; nothing was made")
     made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say)
     typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
     typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
@@ -141,7 +141,7 @@ def status(directory: _Dir) -> None:
     for name, pid in running:
         typer.echo(f"{name:24} ready   pid {pid}")
     if not running:
-        _fail(f"NOT_UP: nothing of {directory} is running; start it with: tallystick up {directory}")
+        raise ConfigError("NOT_UP", f"nothing of {directory} is running; start it with: tallystick up {directory}")
     for trip in asyncio.run(operate.status(deployment))["tripped"]:
         typer.echo(f"TRIPPED  {trip['scope']}: {trip['reason']} (by {trip['by']})")
 
@@ -191,7 +191,7 @@ def arm(
     try:
         wanted = Decimal(hours)
     except InvalidOperation:
-        _fail(f"ARM_HOURS: not a number of hours: {hours!r}")
+        raise ConfigError("ARM_HOURS", f"not a number of hours: {hours!r}") from None
     operate.lease_ns(wanted)
     deployment = Deployment.load(directory)
     asyncio.run(operate.status(deployment))  # no PIN is asked for where nobody would take the lease
@@ -222,9 +222,9 @@ def demo(
     try:
         wanted = Decimal(speed) if speed else None
     except InvalidOperation:
-        _fail(f"SPEED: not a number: {speed!r}")
+        raise ConfigError("SPEED", f"not a number: {speed!r}") from None
     if wanted is not None and not (wanted.is_finite() and wanted > 0):
-        _fail(f"SPEED: must be above zero, got {speed}")
+        raise ConfigError("SPEED", f"must be above zero, got {speed}")
     raise typer.Exit(play(directory, data or [], wanted))
 
 
@@ -273,7 +273,7 @@ def api_key(
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     if component not in ("custody", "portfolio"):
-        _fail(f"COMPONENT: {component!r} has no key at the venue; custody and portfolio have")
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; custody and portfolio have")
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     if store:
@@ -281,11 +281,6 @@ def api_key(
         typer.echo(f"kept; {component} uses it from its next start")
         return
     typer.echo(operate.public_key(deployment, keystore, component), nl=False)
-
-
-def _fail(text: str) -> NoReturn:
-    typer.echo(f"tallystick: {text}", err=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:
@@ -304,7 +299,8 @@ def main() -> None:
         # Whatever no part has put into words of its own: a full disk, a folder without rights.
         place = f"{exc.filename}: " if exc.filename else ""
         advice = "; free some space and run it again" if exc.errno == errno.ENOSPC else ""
-        sys.stderr.write(f"tallystick: SYSTEM: {place}{exc.strerror or type(exc).__name__}{advice}\n")
+        refusal = ConfigError("SYSTEM", f"{place}{exc.strerror or type(exc).__name__}{advice}")
+        sys.stderr.write(f"tallystick: {refusal}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("tallystick: interrupted\n")
@@ -313,10 +309,15 @@ def main() -> None:
 
 def _add_parts() -> None:
     from tallystick.cli.audit import app as audit
+    from tallystick.cli.explain import explain
     from tallystick.cli.replay import EXAMPLES, replay
     from tallystick.infra.nats.cli import app as topology
 
     app.command(epilog=EXAMPLES)(replay)
+    # A venue's number starts with a minus: -2010.
+    app.command(epilog="Example: tallystick explain NOT_ARMED", context_settings={"ignore_unknown_options": True})(
+        explain
+    )
     app.add_typer(audit, name="audit")
     app.add_typer(topology, name="topology")
 

@@ -91,7 +91,7 @@ async def ask(path: Path, request: Request, timeout: float = BREAKER_S) -> dict[
 async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:
     answer = await ask(deployment.run / SOCKET, request)
     if not answer.get("ok"):
-        raise ConfigError(str(answer.get("code", "BREAKER")), str(answer.get("text", "the breaker refused")))
+        raise ConfigError(str(answer.get("code", "BREAKER_ANSWER")), str(answer.get("text", "the breaker refused")))
     return answer
 
 
@@ -184,9 +184,11 @@ async def revoke(deployment: Deployment, keystore: Keystore, component: str, rea
         ):
             answer = await response.json(content_type=None)
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
-        raise ConfigError("AUTHORITY", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
+        raise ConfigError("AUTHORITY_UNREACHABLE", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
     if response.status != HTTPStatus.OK:
-        raise ConfigError(str(answer.get("code", "AUTHORITY")), str(answer.get("text", "the authority refused")))
+        raise ConfigError(
+            str(answer.get("code", "AUTHORITY_REFUSED")), str(answer.get("text", "the authority refused"))
+        )
     return int(answer["revoked"])
 
 

@@ -62,7 +62,7 @@ class Options:
         self.schedule = player.Schedule(player.parse_speed(speed))
         self.keep_going = keep_going
         if limit < 0:
-            raise ConfigError("LIMIT", f"--limit counts messages, got {limit}")
+            raise ConfigError("OPTION", f"--limit counts messages, got {limit}")
         self.limit = limit
 
 
@@ -291,7 +291,7 @@ async def _in_zone(
             await process.run(setup, replayer, leaving)
             if not leaving.is_set():
                 raise Unverified(
-                    "REPLAY", f"the replay's component ended before the last message; see {zone.log(REPLAY)}"
+                    "REPLAY_ENDED", f"the replay's component ended before the last message; see {zone.log(REPLAY)}"
                 )
 
         running = tasks.start(run_component(), "replay")

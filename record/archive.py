@@ -156,7 +156,7 @@ class Archive:
             try:
                 size = (self.directory / segment.file).stat().st_size
             except FileNotFoundError:
-                raise ArchiveError("SEGMENT_MISSING", f"{segment.file} is in the manifest but not there") from None
+                raise ArchiveError("FILE_MISSING", f"{segment.file} is in the manifest but not there") from None
             if size != segment.size:
                 raise ArchiveError("SEGMENT_SIZE", f"{segment.file} has {size} bytes, its manifest line {segment.size}")
         return Recovery(torn, tuple(temporary), tuple(orphans))

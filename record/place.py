@@ -55,7 +55,7 @@ def load_verifiers(place: Place) -> list[Verifier]:
         found = sorted(folder.glob("root-*.note"), key=lambda p: (len(p.name), p.name))
         notes = [path.read_text("utf-8") for path in found]
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("TRUST_UNREADABLE", f"{place.root} or {place.archive / TRUST}: {exc}") from exc
+        raise ConfigError("TRUST_ROOT", f"{place.root} or {place.archive / TRUST}: {exc}") from exc
     if not notes:
         raise ConfigError("TRUST_ROOT_MISSING", f"no root-*.note in {place.archive / TRUST}")
     return [Verifier(root) for root in open_trust_roots(notes, pinned)]

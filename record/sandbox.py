@@ -203,6 +203,12 @@ def _line(value: Any) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
+def _broken(exc: Exception) -> QueryRefused:
+    if isinstance(exc, MemoryError | duckdb.OutOfMemoryException):
+        return QueryRefused("SQL_LIMITS", "the query needs more memory than it may")
+    return QueryRefused("SANDBOX", f"{type(exc).__name__}: {exc}")
+
+
 def main() -> int:
     """Answer one request; exit code 0 answered, 2 refused (the last line says why)."""
     out = sys.stdout.buffer
@@ -218,8 +224,8 @@ def main() -> int:
             out.write(line)
         out.flush()
     except (QueryRefused, msgspec.DecodeError, duckdb.Error, MemoryError) as exc:
-        code = exc.code if isinstance(exc, QueryRefused) else type(exc).__name__.upper()
-        out.write(_line({"error": code, "text": exc.text if isinstance(exc, QueryRefused) else str(exc)}))
+        refusal = exc if isinstance(exc, QueryRefused) else _broken(exc)
+        out.write(_line({"error": refusal.code, "text": refusal.text}))
         out.flush()
         return 2
     return 0

@@ -175,7 +175,7 @@ def _resolve(log: _Log, name: str) -> bytes:
             names = ", ".join(map(id_text, sorted(orders)[:5]))
             raise TraceError("ORDER_AMBIGUOUS", f"{name[:64]!r} names {len(orders)} orders; trace one of {names}")
     raise TraceError(
-        "ORDER_UNKNOWN",
+        "ORDER_NOT_RECORDED",
         f"no order, event, client or venue order id {name[:64]!r} in this archive; "  # noqa: S608 - a hint for people
         'list them with: tallystick audit sql DIR "select order_id, client_order_id, venue_order_id from orders"',
     )

@@ -100,7 +100,7 @@ class BusReader:
         self._log = log
         self._wanted = [s for s in selection.wanted if s in spec.reads]
         if not self._wanted:
-            raise ConfigError("STREAM", f"{spec.name} reads nothing of {', '.join(selection.wanted)}")
+            raise ConfigError("REPLAY_STREAM", f"{spec.name} reads nothing of {', '.join(selection.wanted)}")
 
     def _open(self, stream: str, first: int = 1, last: int = 2**63 - 1) -> _Stream:
         return _Stream(stream, self._spec, self._link, self._log, first, last)

@@ -12,7 +12,7 @@ class Alone(Replayer):
 
     async def start(self, ctx: ServiceContext) -> None:
         """Raise `ConfigError`."""
-        raise ConfigError("REPLAY", f"nothing to play: tallystick replay DIR --into {ctx.deployment.directory}")
+        raise ConfigError("REPLAY_NOTHING", f"nothing to play: tallystick replay DIR --into {ctx.deployment.directory}")
 
 
 SERVICE = Alone

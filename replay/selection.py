@@ -39,21 +39,24 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for stream in self.streams:
             if stream not in STREAMS:
-                raise ConfigError("STREAM", f"unknown stream {stream[:32]!r}; there are {', '.join(STREAMS)}")
+                raise ConfigError("REPLAY_STREAM", f"unknown stream {stream[:32]!r}; there are {', '.join(STREAMS)}")
         for pattern in self.patterns:
             if not covered(pattern):
                 raise ConfigError(
-                    "SUBJECT",
+                    "REPLAY_SUBJECT",
                     f"{pattern[:96]!r} covers no kind of subject; kinds: {', '.join(KINDS)} "
                     "(`*` is one token, a final `>` the rest: order.>, md.trade.*.XRP-ETH)",
                 )
         if self.since >= self.until:
-            raise ConfigError("TIME", f"nothing lies between {time_text(self.since)} and {time_text(self.until)}")
+            raise ConfigError(
+                "REPLAY_TIME", f"nothing lies between {time_text(self.since)} and {time_text(self.until)}"
+            )
         if self.first > self.last:
-            raise ConfigError("SEQUENCE", f"sequence {self.first} lies behind {self.last}")
+            raise ConfigError("REPLAY_SEQUENCE", f"sequence {self.first} lies behind {self.last}")
         if (self.first, self.last) != (1, MAX_INT) and len(self.wanted) != 1:
             raise ConfigError(
-                "SEQUENCE", f"sequences count within one stream: choose one of {', '.join(self.wanted)} with --stream"
+                "REPLAY_SEQUENCE",
+                f"sequences count within one stream: choose one of {', '.join(self.wanted)} with --stream",
             )
 
     @property
@@ -106,7 +109,7 @@ def parse_time(text: str) -> int:
             if value <= MAX_INT:
                 return value
     raise ConfigError(
-        "TIME",
+        "REPLAY_TIME",
         f"{text[:64]!r} is no time: write UTC as 2026-11-22T16:00:00.123Z, a day as 2026-11-22, or Unix nanoseconds",
     )
 
@@ -115,11 +118,11 @@ def parse_sequences(text: str) -> tuple[int, int]:
     """First and last sequence of `7`, `7-` or `7-90`.  Raises `ConfigError`."""
     match = _RANGE.fullmatch(text)
     if match is None or (match.group(3) and not match.group(2)):
-        raise ConfigError("SEQUENCE", f"{text[:64]!r} is no range of sequences: write 7, 7- or 7-90")
+        raise ConfigError("REPLAY_SEQUENCE", f"{text[:64]!r} is no range of sequences: write 7, 7- or 7-90")
     first = int(match.group(1))
     last = int(match.group(3)) if match.group(3) else MAX_INT if match.group(2) else first
     if not 1 <= first <= MAX_INT or last > MAX_INT:
-        raise ConfigError("SEQUENCE", f"sequences go from 1 to {MAX_INT}, got {text[:64]!r}")
+        raise ConfigError("REPLAY_SEQUENCE", f"sequences go from 1 to {MAX_INT}, got {text[:64]!r}")
     return first, last
 
 

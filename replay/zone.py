@@ -99,7 +99,7 @@ class Replayer(Service):
         """Publish one message; returns when there is room for the next."""
         ctx = self._ctx
         if ctx is None:
-            raise ConfigError("REPLAY", "the replay has no session yet")
+            raise ConfigError("NO_SESSION", "the replay has no session yet")
         verified = played.verified
         subject = verified.subject
         if not verified.events:

@@ -79,7 +79,7 @@ class BreakerView:
         age = self.age(now)
         if age is None or age > limit:
             shown = f"{age / 1e9:.3f} s ago" if age is not None else "ahead of this clock" if self.heard else "never"
-            raise Unverified("BREAKER_SILENT", f"heartbeat heard {shown}, limit {limit / 1e9:.0f} s")
+            raise Unverified("BREAKER_HEARTBEAT_MISSING", f"heartbeat heard {shown}, limit {limit / 1e9:.0f} s")
         scopes = self.tripped_for(strategy, venue)
         if scopes:
             raise Unverified("BREAKER_TRIPPED", f"{' '.join(scopes)} tripped")

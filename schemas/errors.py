@@ -44,6 +44,18 @@ class Ahead(Unverified):
     """A message stated further ahead of the receiver's clock than clocks differ."""
 
 
+class BootOver(Unverified):
+    """A boot that is over asks for a session: it gets none any more."""
+
+
+class Unreachable(Unverified):
+    """A part of the system that does not answer, or lets nobody in: whoever needs it starts later."""
+
+
+class LoginRefused(Unreachable):
+    """The broker is there and refuses the login."""
+
+
 class LeaseOver(Unverified):
     """An operator's lease, genuine and for this component, that does not hold now."""
 

@@ -41,7 +41,7 @@ class EventIds:
 def id_text(event_id: bytes) -> str:
     """The id as a lower-case UUID string, as people and SQL see it.  Raises `Malformed`."""
     if len(event_id) != ID_BYTES:
-        raise Malformed("ID_LENGTH", f"an event id has {ID_BYTES} bytes, got {len(event_id)}")
+        raise Malformed("EVENT_ID", f"an event id has {ID_BYTES} bytes, got {len(event_id)}")
     return str(uuid.UUID(bytes=event_id))
 
 

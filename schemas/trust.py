@@ -148,7 +148,7 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for record in self.instruments:
             if record.venue == venue and record.symbol == symbol:
                 return record
-        raise Unverified("INSTRUMENT_UNKNOWN", f"{symbol[:64]} at {venue} is not in trust root {self.number}")
+        raise Unverified("UNKNOWN_INSTRUMENT", f"{symbol[:64]} at {venue} is not in trust root {self.number}")
 
     @property
     def operator_keys(self) -> dict[str, bytes]:
@@ -278,7 +278,7 @@ def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmL
     if lease.deployment != root.deployment or lease.component != component:
         raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
     if not lease.start <= now < lease.until:
-        raise LeaseOver("ARM_LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
+        raise LeaseOver("LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
     return lease
 
 

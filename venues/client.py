@@ -110,7 +110,7 @@ class VenueClient:
                 async for chunk in answer.content.iter_any():
                     body += chunk
                     if len(body) > MAX_BODY:
-                        raise Lost("ANSWER_SIZE", f"more than {MAX_BODY} bytes")
+                        raise Lost("VENUE_ANSWER", f"more than {MAX_BODY} bytes")
                 if answer.status in self._adapter.BUSY:
                     self._back_off(answer.headers.get("Retry-After", ""))
                 return answer.status, bytes(body)

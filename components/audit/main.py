@@ -51,8 +51,6 @@ BURST: Final = 256
 NOTICE_EVERY_NS: Final = 10_000_000_000
 DEFECT_EVERY_NS: Final = 1_000_000_000
 
-_CODES: Final = {"UNLISTED": "UNLISTED_SESSION", "LATE": "LATE_EVENT", "HOLE": "TAMPERED", "LINK": "TAMPERED"}
-
 
 class _Queued(NamedTuple):
     message: Stored
@@ -218,14 +216,13 @@ class Audit(Service):
                 )
 
     def _notice(self, finding: Finding) -> None:
-        code = _CODES.get(finding.code, finding.code)
-        now, key = self.ctx.clock(), (code, finding.component)
+        now, key = self.ctx.clock(), (finding.code, finding.component)
         self.ctx.metrics.add("findings")
         if now < self._noticed.get(key, 0) + (DEFECT_EVERY_NS if finding.defect else NOTICE_EVERY_NS):
             return
         self._noticed[key] = now
         if not self._stopping:
-            self.ctx.notice(code, f"{finding.stream} {finding.stream_seq}: {finding.text}"[:1000])
+            self.ctx.notice(finding.code, f"{finding.stream} {finding.stream_seq}: {finding.text}"[:1000])
 
     async def _keep_archive(self) -> None:
         while True:

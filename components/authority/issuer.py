@@ -29,7 +29,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.schemas.enrolment import SessionRequest, hex_bytes, proof_bytes
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import BootOver, Unverified
 from tallystick.schemas.nats_jwt import (
     BOOT_BYTES,
     KEY_BYTES,
@@ -128,7 +128,7 @@ class Issuer:
     def issue(self, component: str, boot: bytes, session_key: bytes, now: int) -> Issued:
         """A new session at `now` (Unix ns).  Raises `Unverified` for a boot that ended."""
         if boot in self._dead:
-            raise Unverified("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
+            raise BootOver("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
         record = self._trust.component(component)
         self._spend(component, now)
         lifetime = record.lifetime if self._lifetime_s is None else min(record.lifetime, self._lifetime_s)

@@ -314,9 +314,7 @@ class Authority(OwnSource):
         try:
             await web.TCPSite(self._runner, config.host, config.authority.port, ssl_context=tls).start()
         except OSError as exc:
-            raise Unverified(
-                "AUTHORITY_PORT", f"port {config.authority.port} on {config.host}: {exc.strerror}"
-            ) from exc
+            raise Unverified("PORT_TAKEN", f"port {config.authority.port} on {config.host}: {exc.strerror}") from exc
 
     async def _on_session(self, request: web.Request) -> web.Response:
         try:

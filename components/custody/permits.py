@@ -147,7 +147,7 @@ class Permits:
             raise Denied("NOT_ARMED", f"no operator's lease arms {EXECUTION} at {subject.venue} now")
         venue = self.trust.venues.get(subject.venue)
         if venue is None or permit.account != venue.account:
-            raise Denied("ACCOUNT", f"{permit.account[:48]!r} is not our account at {subject.venue}")
+            raise Denied("VENUE_ACCOUNT", f"{permit.account[:48]!r} is not our account at {subject.venue}")
         record = self.trust.instrument(subject.venue, subject.symbol)
         if permit.instrument_hash != record.digest:
             raise Denied("INSTRUMENT_HASH", f"not the operator's record of {record.symbol} at {record.venue}")

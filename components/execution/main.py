@@ -275,7 +275,7 @@ class Execution(Service):
         outcome = self._adapter.order_answer(status, body, self._symbols[order.symbol])
         self._watch(outcome)
         if isinstance(outcome, OrderReport) and outcome.client_order_id != order.client_order_id:
-            return NoAnswer("ANSWER", f"about order {outcome.client_order_id[:36]}, not {order.client_order_id}")
+            return NoAnswer("VENUE_ANSWER", f"about order {outcome.client_order_id[:36]}, not {order.client_order_id}")
         return outcome
 
     async def _ask_many(

@@ -228,7 +228,10 @@ class Orders:
             return self._end(order, "void", now, *late)
         if taken:
             text = f"order id {order.client_order_id} is permitted for two intents"
-            return [Alarm("CLIENT_ORDER_ID", text), *self._end(order, "void", now, "CLIENT_ORDER_ID", text)]
+            return [
+                Alarm("CLIENT_ORDER_ID_REUSED", text),
+                *self._end(order, "void", now, "CLIENT_ORDER_ID_REUSED", text),
+            ]
         if now >= permit.expires_at:
             return self._end(order, "void", now, "PERMIT_EXPIRED", "read after the permit had expired")
         stop = self._stopped(order, now)
@@ -379,7 +382,7 @@ class Orders:
                     self._strangers.add(report.client_order_id)
                     effects.append(
                         Alarm(
-                            "UNKNOWN_ORDER", f"{symbol} at {venue}: {report.client_order_id[:36]} is open and not ours"
+                            "ORDER_NOT_OURS", f"{symbol} at {venue}: {report.client_order_id[:36]} is open and not ours"
                         )
                     )
             elif order.state == "unknown":
@@ -395,7 +398,10 @@ class Orders:
         if not self._silent and self._quiet(now):
             self._silent = True
             effects.append(
-                Alarm("BREAKER_SILENT", f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s: cancelling all")
+                Alarm(
+                    "BREAKER_HEARTBEAT_MISSING",
+                    f"no heartbeat of the breaker for {SILENCE_NS / 1e9:.0f} s: cancelling all",
+                )
             )
             effects += self._cancel_scope("all", now)
         for (venue, symbol), due in list(self._cancelling.items()):

@@ -64,7 +64,7 @@ class PaperExchange(Service):
         except OSError as exc:
             where = f"port {venue.port()} on {deployment.config.host}"
             # No ConfigError: whoever holds the port may let it go, and the supervisor tries again.
-            raise Unverified("PAPER_PORT", f"{where}: {exc.strerror}; stop the other program or change it") from exc
+            raise Unverified("PORT_TAKEN", f"{where}: {exc.strerror}; stop the other program or change it") from exc
         ctx.log.info("listening", host=deployment.config.host, port=self.exchange.port)
 
     def _on_trades(self, received: Received) -> None:

@@ -167,7 +167,7 @@ class EmbeddedServer:
     def pid(self) -> int:
         """The process id.  Raises `ServerStopped` before `start`."""
         if self._process is None:
-            raise ServerStopped("NATS_SERVER", "the server was not started")
+            raise ServerStopped("NATS_DIED", "the server was not started")
         return self._process.pid
 
     def start(self, *, accounts: Mapping[str, str] | None = None) -> None:

@@ -163,12 +163,14 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             for name in sorted(names):
                 _name(name, f"{what} {name!r}")
                 if names.count(name) > 1:
-                    raise ConfigError(what.upper(), f"{what} {name!r} is given twice")
+                    raise ConfigError("TOPOLOGY_DUPLICATE", f"{what} {name!r} is given twice")
         for template, spec in self.templates.items():
             for one in each[spec.each]:
                 component = self._component(template, spec, one)
                 if component.name in components:
-                    raise ConfigError("COMPONENT", f"{self.source}: two components are called {component.name!r}")
+                    raise ConfigError(
+                        "TOPOLOGY_DUPLICATE", f"{self.source}: two components are called {component.name!r}"
+                    )
                 components[component.name] = component
         return Bus(streams=self.streams, components=components)
 

@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRefusal, SessionRequest, proof_bytes
-from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.errors import BootOver, Malformed, Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 
 TIMEOUT_S: Final = 5.0
@@ -34,7 +34,7 @@ class AuthorityClient:
         self._held: tuple[bytes, SessionKey] | None = None
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        """A credential for `key`.  Raises `Unverified` when refused or unreachable, `Malformed` for nonsense."""
+        """A credential for `key`.  Raises `Unverified` when refused (`BootOver`) or `Unreachable`, `Malformed` for nonsense."""
         if self._held is None or self._held[0] != boot:
             self._held = (boot, key)
         body = await self._post("/v1/session", key, boot)
@@ -67,7 +67,7 @@ class AuthorityClient:
                 status = response.status
         except (TimeoutError, aiohttp.ClientError, OSError) as exc:
             cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-            raise Unverified(
+            raise Unreachable(
                 "AUTHORITY_UNREACHABLE",
                 f"{self._url}: {type(cause).__name__}: {cause}; is the deployment up (`tallystick up`)?",
             ) from exc
@@ -77,6 +77,6 @@ class AuthorityClient:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 refusal = SessionRefusal("", "")
             if refusal.code == "BOOT_ENDED":
-                raise Unverified(refusal.code, refusal.text[:300])
+                raise BootOver("BOOT_ENDED", refusal.text[:300])
             raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")
         return body

@@ -34,7 +34,7 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.credential import Credential, open_credential
-from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.errors import BootOver, LoginRefused, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
 from tallystick.schemas.trust import TrustRoot
 
@@ -46,8 +46,6 @@ CLOSE_S: Final = 0.3
 # How often the client is asked whether it is closed.
 CHECK_S: Final = 0.5
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-# The authority's word for a boot that is over: revoked, replaced, or away for longer than its session lived.
-BOOT_ENDED: Final = "BOOT_ENDED"
 MAX_PENDING_BYTES: Final = 64 << 20
 
 
@@ -271,10 +269,8 @@ class Link:
         key = SessionKey(self._entropy(32))
         try:
             text = await self._source.obtain(key, self.boot)
-        except Unverified as exc:
-            if exc.code == BOOT_ENDED:
-                raise SessionLost(exc.code, exc.text) from exc
-            raise
+        except BootOver as exc:
+            raise SessionLost(exc.code, exc.text) from exc
         credential = open_credential(text, self._trust)
         if (credential.component, credential.boot, credential.session_key) != (self.component, self.boot, key.public):
             raise Unverified("CREDENTIAL_FOREIGN", "the authority handed out a credential that is not ours")
@@ -322,9 +318,10 @@ class Link:
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             await connection.close()
             cause = told[-1] if told and isinstance(exc, nats.errors.NoServersError) else exc
-            raise Unverified(
-                "BROKER_LOGIN", f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
-            ) from cause
+            text = f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
+            if isinstance(cause, OSError):
+                raise Unreachable("BROKER_LOGIN", text) from cause
+            raise LoginRefused("BROKER_LOGIN", text) from cause
         self._metrics.add("logins")
         return connection
 
@@ -385,8 +382,7 @@ class Link:
                     session, refused = await self._obtain(), 0
                 new = await self._login(session)
             except (Unverified, Malformed) as exc:
-                # A broker that is not there has refused nobody.
-                refused += exc.code == "BROKER_LOGIN" and not isinstance(exc.__cause__, OSError)
+                refused += isinstance(exc, LoginRefused)
                 self._log.warning("reconnect failed", attempt=attempt + 1, code=exc.code, text=exc.text)
                 await asyncio.sleep(delay * (0.5 + random.random()))  # noqa: S311 - jitter, not a secret
                 continue

@@ -252,9 +252,9 @@ def parse_config(text: str, source: str) -> Config:
     try:
         return msgspec.convert(tomllib.loads(text, parse_float=_no_float), Config)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as exc:
-        raise ConfigError("DEPLOYMENT", f"{source}: {exc}") from exc
+        raise ConfigError("DEPLOYMENT_FILE", f"{source}: {exc}") from exc
     except Malformed as exc:
-        raise ConfigError("DEPLOYMENT", f"{source}: {exc.text}") from exc
+        raise ConfigError("DEPLOYMENT_FILE", f"{source}: {exc.text}") from exc
 
 
 class Deployment:
@@ -274,12 +274,12 @@ class Deployment:
             text = path.read_text("utf-8")
         except FileNotFoundError as exc:
             raise ConfigError(
-                "DEPLOYMENT", f"{path} does not exist; make a deployment with `tallystick init {directory}`"
+                "DEPLOYMENT_FILE", f"{path} does not exist; make a deployment with `tallystick init {directory}`"
             ) from exc
         except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError("DEPLOYMENT", f"{path} cannot be read: {exc}") from exc
+            raise ConfigError("DEPLOYMENT_FILE", f"{path} cannot be read: {exc}") from exc
         if mode & 0o022:
-            raise ConfigError("DEPLOYMENT", f"others may write to {directory}: chmod 700 {directory}")
+            raise ConfigError("DEPLOYMENT_FILE", f"others may write to {directory}: chmod 700 {directory}")
         return cls(directory, parse_config(text, str(path)))
 
     @property

@@ -38,7 +38,7 @@ from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.service import OwnSource, Service, ServiceContext, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.trust import require_current
 
 BOOT_BYTES: Final = 16
@@ -47,8 +47,6 @@ _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.repla
 METRICS_S: Final = 10.0
 # How long a stop waits for the authority to hear that the boot ended.
 GOODBYE_S: Final = 0.5
-# Only the first login lets these out; later ones are tried again for as long as it takes.
-_UNREACHABLE: Final = ("AUTHORITY_UNREACHABLE", "BROKER_LOGIN")
 
 
 def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> Setup:
@@ -83,7 +81,7 @@ def load_service(spec: topology.Component) -> Service:
     package = _PACKAGES.get(spec.folder, f"tallystick.components.{spec.folder}")
     made = importlib.import_module(f"{package}.main").SERVICE()
     if not isinstance(made, Service):
-        raise ConfigError("COMPONENT", f"{package}.main.SERVICE is no Service")
+        raise ConfigError("COMPONENT_CLASS", f"{package}.main.SERVICE is no Service")
     return made
 
 
@@ -201,7 +199,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         except TallystickError as exc:
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
-            if exc.code in _UNREACHABLE:
+            if isinstance(exc, Unreachable):
                 return unreachable
             return 2 if isinstance(exc, ConfigError | Malformed) else 1
         except Exception as exc:

@@ -160,7 +160,7 @@ class Supervisor:
     def server(self) -> EmbeddedServer:
         """The broker.  Raises `ConfigError` before `start`."""
         if self._server is None:
-            raise ConfigError("SUPERVISOR", "the broker was not started")
+            raise ConfigError("NATS_DIED", "the broker was not started")
         return self._server
 
     async def start(self) -> None:

@@ -159,7 +159,7 @@ class Keystore:
 def check_master_pin(master_pin: Secret) -> None:
     """Raise `ConfigError` for a PIN that is too short to protect a keystore."""
     if len(master_pin.reveal()) < MIN_MASTER_PIN:
-        raise ConfigError("KEYSTORE_PIN", f"the master PIN must have at least {MIN_MASTER_PIN} characters")
+        raise ConfigError("PIN_INPUT", f"the master PIN must have at least {MIN_MASTER_PIN} characters")
 
 
 def _derive(master_pin: Secret, salt: bytes) -> bytes:

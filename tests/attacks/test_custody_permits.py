@@ -194,14 +194,14 @@ def test_without_a_heartbeat_nothing_is_signed(desk: Desk) -> None:
     desk.advance(1)
     signed(desk.ask(desk.request()))
     desk.now += 1
-    assert code(desk.sign(order=order(client_order_id="another-id"))) == "BREAKER_SILENT"
+    assert code(desk.sign(order=order(client_order_id="another-id"))) == "BREAKER_HEARTBEAT_MISSING"
 
 
 def test_a_heartbeat_of_history_counts_for_nothing(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     desk.permits._breakers = BreakerView()
     desk.tell("breaker", "control.breaker.all", desk.event(BreakerHeartbeat, number=1, tripped=()), live=False)
-    assert code(desk.ask(desk.request())) == "BREAKER_SILENT"
+    assert code(desk.ask(desk.request())) == "BREAKER_HEARTBEAT_MISSING"
 
 
 @pytest.mark.parametrize("scope", ["all", "strategy-alpha", "venue-paper"])
@@ -315,7 +315,7 @@ def test_an_order_that_is_not_plainly_the_instruments_is_refused(
 
 
 def test_a_permit_for_another_account_is_refused(desk: Desk) -> None:
-    assert code(desk.sign(account="another")) == "ACCOUNT"
+    assert code(desk.sign(account="another")) == "VENUE_ACCOUNT"
 
 
 def test_a_permit_under_an_instrument_record_that_the_operator_never_signed_is_refused(desk: Desk) -> None:
@@ -410,8 +410,8 @@ class TestKillSwitch:
         assert code(desk.ask(cancel)) == "CLIENT_ORDER_ID"
 
     def test_unknown_instruments_and_venues_are_refused(self, desk: Desk) -> None:
-        assert code(desk.ask(signing.SignCancelAll(id=1, venue="paper", symbol="DOGE/ETH"))) == "INSTRUMENT_UNKNOWN"
-        assert code(desk.ask(signing.SignCancelAll(id=1, venue="other", symbol="XRP/ETH"))) == "INSTRUMENT_UNKNOWN"
+        assert code(desk.ask(signing.SignCancelAll(id=1, venue="paper", symbol="DOGE/ETH"))) == "UNKNOWN_INSTRUMENT"
+        assert code(desk.ask(signing.SignCancelAll(id=1, venue="other", symbol="XRP/ETH"))) == "UNKNOWN_INSTRUMENT"
 
 
 def test_a_withdrawal_is_not_even_a_request() -> None:

@@ -24,7 +24,7 @@ def test_custody_takes_no_heartbeat_from_the_future_for_a_fresh_one(tmp_path: Pa
     """A clock put back by an hour would otherwise keep the last heartbeat fresh for an hour of silence."""
     desk = Desk(tmp_path)
     desk.now -= HOUR
-    with pytest.raises(Unverified, match="BREAKER_SILENT"):
+    with pytest.raises(Unverified, match="BREAKER_HEARTBEAT_MISSING"):
         desk.permits._breakers.require_closed("alpha", "paper", desk.now, SECOND)
 
 
@@ -42,7 +42,7 @@ def test_execution_is_not_kept_waiting_by_heartbeats_that_come_late() -> None:
     orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     orders.on_breaker(heartbeat(stated=NOW + SECOND), LISTED, NOW + 5 * SECOND)
     effects = orders.tick(NOW + 5 * SECOND)
-    assert [e.code for e in effects if isinstance(e, o.Alarm)] == ["BREAKER_SILENT"]
+    assert [e.code for e in effects if isinstance(e, o.Alarm)] == ["BREAKER_HEARTBEAT_MISSING"]
     assert any(isinstance(e, o.CancelAll) for e in effects)
 
 

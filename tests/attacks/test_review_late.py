@@ -21,7 +21,7 @@ from tallystick.components.portfolio.main import Portfolio
 from tallystick.runtime.bus.link import SessionLost
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import BootOver
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, Position, VenueOrder
@@ -328,7 +328,7 @@ async def test_a_boot_that_has_ended_stops_instead_of_asking_in_vain(scene: Scen
     context = await scene.desk.context("portfolio", lifetime_s=2)
 
     async def refuse(*_: Any) -> str:
-        raise Unverified("BOOT_ENDED", "start a new one")
+        raise BootOver("BOOT_ENDED", "start a new one")
 
     source: Any = context.link._source
     source.obtain = refuse

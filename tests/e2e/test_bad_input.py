@@ -358,7 +358,7 @@ def test_commands_on_a_folder_that_is_none(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_not_there_yet_is_named(desk: Path) -> None:
     refused(tallystick("audit", "verify", desk), "ARCHIVE_EMPTY", str(desk))
-    refused(tallystick("audit", "trace", desk, "01935478-7283-7000-8b4c-847c76da509f"), "ORDER_UNKNOWN")
+    refused(tallystick("audit", "trace", desk, "01935478-7283-7000-8b4c-847c76da509f"), "ORDER_NOT_RECORDED")
 
 
 def test_admit_of_nothing_new_and_hours_that_are_none(desk: Path) -> None:

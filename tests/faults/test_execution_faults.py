@@ -79,7 +79,7 @@ async def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_unders
     # Somebody places an order with our key behind our back.
     floor.exchange.engine.place("main", stranger(), now_ms())
     await floor.place()
-    await floor.until(lambda: any(n.code == "UNKNOWN_ORDER" for n in floor.notices))
+    await floor.until(lambda: any(n.code == "ORDER_NOT_OURS" for n in floor.notices))
     hashes = [e.payload_sha256 for e in floor.posted()]
     assert len(hashes) == len(set(hashes))
 
@@ -180,11 +180,11 @@ async def test_a_silent_breaker_cancels_everything_and_places_nothing(floor: Flo
     await asyncio.sleep(1.2)
     # Custody is the stricter one.
     unsigned = await floor.place()
-    assert (await floor.ends(unsigned, "submitting", "void")).code == "BREAKER_SILENT"
+    assert (await floor.ends(unsigned, "submitting", "void")).code == "BREAKER_HEARTBEAT_MISSING"
     assert floor.open_orders()
     await floor.until(lambda: not floor.open_orders(), timeout=4)
     await floor.ends(resting, "submitting", "accepted", "closed")
-    assert (await floor.ends(await floor.place(), "void")).code == "BREAKER_SILENT"
+    assert (await floor.ends(await floor.place(), "void")).code == "BREAKER_HEARTBEAT_MISSING"
     floor.beating = True
     await asyncio.sleep(0.3)
     await floor.ends(await floor.place(), "submitting", "accepted")

@@ -199,7 +199,7 @@ def check(deployment: Deployment, record: Record) -> Counter[str]:
         ends[final.pop()] += 1
     permitted = {d.permit.order.client_order_id for d in record.permits if d.permit is not None}
     assert {entry.client_order_id for entry in posted} <= permitted
-    assert not [n for n in record.guard if n.code in {"UNKNOWN_ORDER", "ORDER_VANISHED", "ORDER_WITHOUT_PERMIT"}]
+    assert not [n for n in record.guard if n.code in {"ORDER_NOT_OURS", "ORDER_VANISHED", "ORDER_WITHOUT_PERMIT"}]
     return ends
 
 

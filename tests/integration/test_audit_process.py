@@ -115,7 +115,7 @@ async def test_unlisted_sessions_and_garbage_are_kept_as_evidence_and_noticed(de
     await thief.publish("md.trade.paper.XRP-ETH", *trades(thief, 3))
     connection = await thief.link.connection()
     await (await connection.publish("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
-    await until(lambda: {"UNLISTED_SESSION", "PAYLOAD"} <= codes, "both notices")
+    await until(lambda: {"UNLISTED", "PAYLOAD"} <= codes, "both notices")
     await audit.ctx.release()
     report: Report = verify(hall.place)
     assert report.problems == []

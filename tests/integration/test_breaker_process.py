@@ -220,7 +220,7 @@ async def test_arming_passes_the_operators_note_on_and_refuses_any_other(floor: 
         (
             "operator",
             msgspec.structs.replace(lease, start=now - 9 * SECOND, until=now - SECOND),
-            "ARM_LEASE_EXPIRED",
+            "LEASE_EXPIRED",
         ),
         ("operator", msgspec.structs.replace(lease, component="custody"), "ARM_LEASE_SCOPE"),
     ):

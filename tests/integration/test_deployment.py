@@ -242,7 +242,7 @@ def test_a_killed_ceremony_leaves_no_deployment_and_can_be_repeated(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "pin", "code"),
-    [("Lab", MASTER, "NAME"), ("a/b", MASTER, "NAME"), ("lab", Secret("short"), "KEYSTORE_PIN")],
+    [("Lab", MASTER, "NAME"), ("a/b", MASTER, "NAME"), ("lab", Secret("short"), "PIN_INPUT")],
 )
 def test_an_unusable_name_or_pin_leaves_nothing(tmp_path: Path, name: str, pin: Secret, code: str) -> None:
     with pytest.raises((ConfigError, Malformed), match=code):

@@ -182,7 +182,7 @@ class World:
                 if choice != 0:
                     self.do(self.machine.listed(venue, symbol, reports, self.now, self.now))
             case o.Alarm(code, text):
-                assert code in {"BREAKER_SILENT", "PERMIT_REPEATED"}, (code, text)
+                assert code in {"BREAKER_HEARTBEAT_MISSING", "PERMIT_REPEATED"}, (code, text)
 
     def heartbeat(self) -> None:
         self.do(self.machine.on_breaker(heartbeat(*self.tripped, stated=self.now), LISTED, self.now))

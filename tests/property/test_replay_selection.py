@@ -67,7 +67,7 @@ def test_times_in_utc(text: str, ns: int) -> None:
      "2026-11-22T16:60", "-5", "20261122", "1e18", "9" * 25, "2026-11-22T16:00:00.1234567890Z"],
 )  # fmt: skip
 def test_times_that_are_none_or_of_another_zone_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="TIME"):
+    with pytest.raises(ConfigError, match="REPLAY_TIME"):
         parse_time(text)
 
 
@@ -78,7 +78,7 @@ def test_ranges_of_sequences(text: str, found: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "-", "-5", "0", "0-5", "a", "5-a", "1.5", "5 - 6", "5--6", "٣"])
 def test_ranges_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="SEQUENCE"):
+    with pytest.raises(ConfigError, match="REPLAY_SEQUENCE"):
         parse_sequences(text)
 
 
@@ -102,7 +102,7 @@ def test_a_pattern_is_accepted_if_and_only_if_some_subject_matches_it(tokens: li
     if any(matches(pattern, subject) for subject in shown) and ">" not in tokens[:-1]:
         assert covered(pattern)
     if not covered(pattern):
-        with pytest.raises(ConfigError, match="SUBJECT"):
+        with pytest.raises(ConfigError, match="REPLAY_SUBJECT"):
             Selection(patterns=(pattern,))
 
 

@@ -186,7 +186,7 @@ def test_a_missing_or_cut_segment_stops_the_writer(vault: Vault, story: Story) -
     with pytest.raises(ArchiveError, match="SEGMENT_SIZE"):
         Archive(vault.path)
     path.unlink()
-    with pytest.raises(ArchiveError, match="SEGMENT_MISSING"):
+    with pytest.raises(ArchiveError, match="FILE_MISSING"):
         Archive(vault.path)
 
 

@@ -120,9 +120,9 @@ def test_a_denied_order_is_traced_as_well(hall: Hall) -> None:
 
 
 def test_an_unknown_order_says_how_to_find_one(hall: Hall) -> None:
-    with pytest.raises(TraceError, match=r"ORDER_UNKNOWN.*select order_id"):
+    with pytest.raises(TraceError, match=r"ORDER_NOT_RECORDED.*select order_id"):
         trace(hall.vault.place, "nobody")
-    with pytest.raises(TraceError, match="ORDER_UNKNOWN"):
+    with pytest.raises(TraceError, match="ORDER_NOT_RECORDED"):
         trace(hall.vault.place, "01935478-0000-7000-8000-000000000000")
 
 

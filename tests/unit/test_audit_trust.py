@@ -76,5 +76,5 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="TRUST_ROOT_MISSING"):
         load_verifiers(vault.place)
     vault.place.root.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="TRUST_UNREADABLE"):
+    with pytest.raises(ConfigError, match="TRUST_ROOT"):
         load_verifiers(vault.place)

@@ -112,10 +112,10 @@ def test_a_signature_that_waited_too_long_for_durability_is_not_sent() -> None:
 def test_a_permit_before_the_first_heartbeat_or_after_silence_is_void() -> None:
     fresh = o.Orders([("paper", "XRP/ETH")], NOW)
     fresh.recover(NOW)
-    assert codes(fresh.decided(WHERE, decision(), NOW)) == ["BREAKER_SILENT"]
+    assert codes(fresh.decided(WHERE, decision(), NOW)) == ["BREAKER_HEARTBEAT_MISSING"]
     orders = machine()
     late = decision(permit=Permit("main", decision().permit.order, b"", b"", NOW + 9 * SECOND))  # type: ignore[union-attr]
-    assert codes(orders.decided(WHERE, late, NOW + o.SILENCE_NS + 1)) == ["BREAKER_SILENT"]
+    assert codes(orders.decided(WHERE, late, NOW + o.SILENCE_NS + 1)) == ["BREAKER_HEARTBEAT_MISSING"]
 
 
 def test_a_trip_between_signature_and_sending_stops_the_order() -> None:
@@ -185,7 +185,7 @@ def test_a_cancel_that_the_venue_refuses_for_another_reason_is_repeated() -> Non
 def test_silence_cancels_everything_also_what_is_not_known() -> None:
     orders = machine()
     effects = orders.tick(NOW + o.SILENCE_NS + 1)
-    assert codes(effects) == ["BREAKER_SILENT"]
+    assert codes(effects) == ["BREAKER_HEARTBEAT_MISSING"]
     assert [e for e in effects if isinstance(e, o.CancelAll)] == [
         o.CancelAll("paper", "XRP/ETH"),
         o.CancelAll("paper", "BTC/USDT"),
@@ -265,13 +265,13 @@ def test_a_second_permit_for_an_order_is_not_carried_out() -> None:
     again = decision(id=bytes(15) + b"\x63")
     assert codes(orders.decided(WHERE, again, NOW)) == ["PERMIT_REPEATED"]
     taken = decision(2, name=(1).to_bytes(16, "big").hex())
-    assert codes(orders.decided(WHERE, taken, NOW)) == ["CLIENT_ORDER_ID", "CLIENT_ORDER_ID"]
+    assert codes(orders.decided(WHERE, taken, NOW)) == ["CLIENT_ORDER_ID_REUSED", "CLIENT_ORDER_ID_REUSED"]
 
 
 def test_an_open_order_that_is_not_ours_raises_one_alarm() -> None:
     orders = machine()
     stranger = OrderReport("somebody-elses", "9", "NEW", Decimal(0), final=False)
-    assert codes(orders.listed("paper", "XRP/ETH", [stranger], NOW, NOW)) == ["UNKNOWN_ORDER"]
+    assert codes(orders.listed("paper", "XRP/ETH", [stranger], NOW, NOW)) == ["ORDER_NOT_OURS"]
     assert orders.listed("paper", "XRP/ETH", [stranger], NOW, NOW) == []
 
 
@@ -279,7 +279,7 @@ def test_an_order_that_ended_and_is_open_all_the_same_raises_an_alarm() -> None:
     orders = machine()
     order = place(orders)
     orders.queried(order, report(order, "CANCELED"), NOW, NOW)
-    assert codes(orders.listed("paper", "XRP/ETH", [report(order)], NOW + 1, NOW + 2)) == ["UNKNOWN_ORDER"]
+    assert codes(orders.listed("paper", "XRP/ETH", [report(order)], NOW + 1, NOW + 2)) == ["ORDER_NOT_OURS"]
 
 
 def test_open_orders_are_followed_and_asked_for_when_they_are_gone() -> None:

@@ -33,7 +33,7 @@ def test_little_entropy_is_refused() -> None:
 
 @pytest.mark.parametrize("length", [0, 15, 17])
 def test_bytes_of_another_length_are_no_id(length: int) -> None:
-    with pytest.raises(Malformed, match="ID_LENGTH"):
+    with pytest.raises(Malformed, match="EVENT_ID"):
         id_text(bytes(length))
 
 

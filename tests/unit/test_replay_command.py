@@ -84,16 +84,16 @@ def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--from", "yesterday"], "TIME: 'yesterday'"),
-        (["--from", "2026-01-02", "--until", "2026-01-01"], "TIME: nothing lies between 2026-01-02"),
-        (["--subject", "orders.>"], "SUBJECT: 'orders.>' covers no kind of subject"),
-        (["--stream", "orders"], "STREAM: unknown stream 'orders'"),
-        (["--seq", "5"], "SEQUENCE: sequences count within one stream"),
+        (["--from", "yesterday"], "REPLAY_TIME: 'yesterday'"),
+        (["--from", "2026-01-02", "--until", "2026-01-01"], "REPLAY_TIME: nothing lies between 2026-01-02"),
+        (["--subject", "orders.>"], "REPLAY_SUBJECT: 'orders.>' covers no kind of subject"),
+        (["--stream", "orders"], "REPLAY_STREAM: unknown stream 'orders'"),
+        (["--seq", "5"], "REPLAY_SEQUENCE: sequences count within one stream"),
         (["--speed", "fast"], "SPEED: 'fast'"),
         (["--format", "xml"], "OPTION: --format is text or json, got 'xml'"),
         (["--source", "tape"], "OPTION: --source is archive or streams, got 'tape'"),
         (["--run", "streams"], "OPTION: --run and --stay are about a zone"),
-        (["--limit", "-1"], "LIMIT: "),
+        (["--limit", "-1"], "OPTION: "),
         (["--root", "/nowhere"], "ROOT_MISSING: /nowhere is not there"),
     ],
 )

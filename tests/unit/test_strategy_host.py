@@ -79,7 +79,7 @@ class World:
     @staticmethod
     def instrument(symbol: str) -> Instrument:
         if symbol != XRP.symbol:
-            raise Unverified("INSTRUMENT_UNKNOWN", symbol)
+            raise Unverified("UNKNOWN_INSTRUMENT", symbol)
         return XRP
 
     def take(self, outputs: Any) -> list[Any]:

@@ -79,7 +79,7 @@ def test_what_the_operator_did_not_sign_is_unknown() -> None:
     with pytest.raises(Unverified, match="SCOPE"):
         ROOT.require_scope("audit", "order.decision.alpha.paper.XRP-ETH")
     for venue, symbol in (("paper", "DOGE/ETH"), ("other", "XRP/ETH")):
-        with pytest.raises(Unverified, match="INSTRUMENT_UNKNOWN"):
+        with pytest.raises(Unverified, match="UNKNOWN_INSTRUMENT"):
             ROOT.instrument(venue, symbol)
     assert ROOT.instrument("paper", "XRP/ETH").venue_symbol == "XRPETH"
 
@@ -107,8 +107,8 @@ def test_a_lease_arms_its_component_from_start_to_end() -> None:
     note = sign_document(LEASE, OPERATOR)
     assert open_arm_lease(note, ROOT, "execution", NOW) == LEASE
     assert open_arm_lease(note, ROOT, "execution", LEASE.until - 1) == LEASE
-    assert refusal(note, NOW - 1) == "ARM_LEASE_EXPIRED"
-    assert refusal(note, LEASE.until) == "ARM_LEASE_EXPIRED"
+    assert refusal(note, NOW - 1) == "LEASE_EXPIRED"
+    assert refusal(note, LEASE.until) == "LEASE_EXPIRED"
     assert refusal(note, component="gateway") == "ARM_LEASE_SCOPE"
 
 

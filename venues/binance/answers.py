@@ -180,7 +180,7 @@ def _report(order: _Order, venue_symbol: str) -> OrderReport:
 
 
 def _unreadable(exc: Malformed) -> NoAnswer:
-    return NoAnswer("ANSWER", f"unreadable answer: {exc.text[:MAX_TEXT]}")
+    return NoAnswer("VENUE_ANSWER", f"unreadable answer: {exc.text[:MAX_TEXT]}")
 
 
 def _refusal(status: int, body: bytes) -> Outcome:

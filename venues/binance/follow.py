@@ -75,7 +75,7 @@ class UserStream:
                 ) as http:
                     await self._connection(http)
             except (TallystickError, aiohttp.ClientError, OSError, TimeoutError) as exc:
-                code = exc.code if isinstance(exc, TallystickError) else "VENUE_CONNECTION"
+                code = exc.code if isinstance(exc, TallystickError) else "VENUE_AWAY"
                 self._listener.on_connection(False, code, f"{type(exc).__name__}: {exc}"[:300])
             wait = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
             self._failures += 1
@@ -115,7 +115,7 @@ class UserStream:
         except TimeoutError:
             return None
         if message.type is not aiohttp.WSMsgType.TEXT:
-            raise Malformed("VENUE_CONNECTION", f"user stream closed ({message.type.name}, {socket.close_code})")
+            raise Malformed("VENUE_AWAY", f"user stream closed ({message.type.name}, {socket.close_code})")
         return str(message.data)
 
     def _apply(self, text: str) -> None:

@@ -261,7 +261,9 @@ class RequestBuilder:
         except TallystickError:
             raise
         except Exception as exc:  # ccxt's own errors and its bugs alike: nothing was captured, nothing is signed
-            raise Denied("REQUEST", f"the exchange library refused: {type(exc).__name__}: {str(exc)[:200]}") from exc
+            raise Denied(
+                "EXCHANGE_LIBRARY", f"the exchange library refused: {type(exc).__name__}: {str(exc)[:200]}"
+            ) from exc
         else:
             raise Denied("ENDPOINT", "the exchange library made no request")
         finally:

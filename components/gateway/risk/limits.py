@@ -48,7 +48,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         ):
             number: int = getattr(self, name)
             if not 1 <= number <= most:
-                raise Malformed("LIMIT", f"{name} must be 1 to {most}, got {number}")
+                raise Malformed("LIMITS", f"{name} must be 1 to {most}, got {number}")
 
 
 class LimitBook:

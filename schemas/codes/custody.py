@@ -1,0 +1,201 @@
+"""Codes of custody and execution: permits, signing, and what becomes of an order."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.schemas.codes.code import ERROR, NOTICE, ORDER, REFUSAL, Code
+
+_CUSTODY: Final = "None is needed, nothing was signed; a permit like that is forged or a defect: find out which."
+_LIBRARY: Final = "Nothing was signed; install the pinned ccxt again, since what it does is not what was tested."
+
+CODES: Final = (
+    Code("PERMIT_ISSUER", REFUSAL, "Custody was shown something that is no decision of the gateway.", _CUSTODY),
+    Code(
+        "NOT_A_PERMIT",
+        REFUSAL,
+        "The decision that custody was shown is not in the message, or permits nothing.",
+        _CUSTODY,
+    ),
+    Code(
+        "PERMIT_AUDIENCE",
+        REFUSAL,
+        "The permit is for another boot of custody, mostly the one before a restart.",
+        "Nothing: the gateway permits for the new boot once it is listed.",
+    ),
+    Code(
+        "PERMIT_EXPIRED",
+        REFUSAL | ORDER,
+        "The permit was over before the order was signed or sent.",
+        "Nothing, if seldom; else look at what holds up execution or custody, and at the clocks.",
+    ),
+    Code("PERMIT_LIFETIME", REFUSAL, "A permit that lives longer than any may.", _CUSTODY),
+    Code(
+        "PERMIT_USED",
+        REFUSAL,
+        "The permit, or an order with its client order id, was signed before.",
+        "None is needed, it is signed once; find out who asked twice.",
+    ),
+    Code(
+        "PERMITS_FULL",
+        REFUSAL,
+        "More permits are in use than custody remembers; it signs none until some expire.",
+        "Find out what sends so many orders.",
+    ),
+    Code("VENUE_ACCOUNT", REFUSAL, "The permit names another account than the trust root's at this venue.", _CUSTODY),
+    Code(
+        "INSTRUMENT_HASH",
+        REFUSAL,
+        "The permit was given under another record of the instrument than the operator's.",
+        "Start gateway and custody again after `tallystick admit`, so that both have the same trust root.",
+    ),
+    Code(
+        "CAP_EXCEEDED",
+        REFUSAL,
+        "The order, or the orders of an hour, exceed the operator's cap.",
+        "Wait for the hour to pass, or let the operator sign a higher cap with `tallystick admit DIR`.",
+    ),
+    Code(
+        "CAP_MISSING",
+        REFUSAL,
+        "The operator signed no cap for this quote asset and account.",
+        "Add it to `[[caps]]` and run `tallystick admit DIR`.",
+    ),
+    Code(
+        "FIELD_MISMATCH",
+        REFUSAL,
+        "A field of the request is not what the permit or the instrument's record says.",
+        _CUSTODY,
+    ),
+    Code("ORDER_TYPE", REFUSAL, "An order that is neither a limit order nor a plain market order.", _CUSTODY),
+    Code("CLIENT_ORDER_ID", REFUSAL, "A client order id that is not 8 to 36 of the letters allowed.", _CUSTODY),
+    Code(
+        "INSTRUMENT",
+        ERROR,
+        "An instrument's record holds values that cannot be used.",
+        "Correct `[[instruments]]` and run `tallystick admit DIR`.",
+    ),
+    Code(
+        "ENDPOINT",
+        REFUSAL | ORDER,
+        "A request to another address or another operation of the venue than the one allowed.",
+        _LIBRARY,
+    ),
+    Code(
+        "EXCHANGE_LIBRARY",
+        REFUSAL,
+        "The exchange library could not build the request.",
+        "The text holds its words; check the instrument's record against the venue's.",
+    ),
+    Code(
+        "SIGNATURE_KIND",
+        REFUSAL,
+        "The exchange library asks for another signature than Ed25519 with the token's key.",
+        _LIBRARY,
+    ),
+    Code("SECRET_USED", REFUSAL, "The exchange library tried to read or to send the secret.", _LIBRARY),
+    Code(
+        "SIGNED",
+        NOTICE,
+        "How many requests custody has signed, with the head of its journal.",
+        "Nothing: compare it with the orders when in doubt.",
+    ),
+    Code("SIGNING_REFUSED", NOTICE, "Custody refused to sign; the text counts the codes.", "Look up those codes."),
+    Code(
+        "PEER",
+        NOTICE,
+        "Somebody who may not, or too many, connected to custody's socket.",
+        "Find out which process it was: the text names its user and pid.",
+    ),
+    Code(
+        "SOCKET",
+        ERROR,
+        "Custody cannot listen on its socket.",
+        "Give the deployment's user the folder; choose a shorter path.",
+    ),
+    Code(
+        "JOURNAL",
+        ERROR | REFUSAL,
+        "Custody cannot read or write its journal, so it signs nothing.",
+        "Free disk space, and give the deployment's user the folder that the line names.",
+    ),
+    Code(
+        "JOURNAL_CHAIN",
+        ERROR,
+        "A line of custody's journal does not follow the one before: somebody changed it.",
+        "Keep it as evidence and move it away to start.",
+    ),
+    Code(
+        "CUSTODY",
+        ORDER,
+        "Custody answered with something else than was asked.",
+        "Start custody and execution again, of the same release.",
+    ),
+    Code(
+        "CUSTODY_AWAY",
+        ORDER,
+        "Custody cannot be reached, so the order was not signed.",
+        "Start custody if it is down; look at its log if it is up.",
+    ),
+    Code(
+        "PERMIT_REPEATED",
+        NOTICE,
+        "A second permit for an order that execution has.",
+        "Find out who permitted it again: the gateway permits once.",
+    ),
+    Code(
+        "CLIENT_ORDER_ID_REUSED",
+        ORDER | NOTICE,
+        "One client order id is permitted for two intents; the second is void.",
+        _CUSTODY,
+    ),
+    Code(
+        "ORDER_WITHOUT_PERMIT",
+        NOTICE,
+        "The record holds events of an order and no decision for it.",
+        "Run `tallystick audit verify DIR`: a decision was lost, or somebody traded without one.",
+    ),
+    Code(
+        "ORDER_NOT_OURS",
+        NOTICE,
+        "An order is open at the venue that is none of ours.",
+        "Look into the account: somebody else has its API key, or traded by hand.",
+    ),
+    Code(
+        "HISTORY",
+        ORDER,
+        "What permits the order was stored before this process had read what came before it; it is not sent.",
+        "Nothing: the strategy may send a new intent.",
+    ),
+    Code(
+        "RECOVERED",
+        ORDER,
+        "Execution restarted while the order was being sent; the venue is asked.",
+        "Nothing: the next event says what became of it.",
+    ),
+    Code("CANCELLED", ORDER, "The order was cancelled before it was sent.", "Nothing."),
+    Code(
+        "SIGNATURE_STALE",
+        ORDER,
+        "The signed request was not durable in time, so it was not sent.",
+        "Look at the broker's disk; the strategy may send a new intent.",
+    ),
+    Code(
+        "NOT_FOUND",
+        ORDER,
+        "The venue answered a new order with: not found; it is asked again.",
+        "Nothing: the next event says what became of it.",
+    ),
+    Code(
+        "NOT_AT_VENUE",
+        ORDER,
+        "The venue never took the order and cannot any more.",
+        "Nothing: the strategy may send a new intent.",
+    ),
+    Code(
+        "ORDER_VANISHED",
+        ORDER | NOTICE,
+        "The venue knew the order and does not any more.",
+        "Compare with the venue's own history, and correct the position by hand if it filled.",
+    ),
+)

@@ -1,0 +1,151 @@
+"""Codes of a deployment: its folder and configuration, ceremony, admission, supervisor, user code, commands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.schemas.codes.code import ERROR, NOTICE, Code
+
+_TOML: Final = "The line names key and file: correct it in `deployment.toml`."
+_DEFECT: Final = "It is a defect to report."
+
+CODES: Final = (
+    Code(
+        "DEPLOYMENT_FILE",
+        ERROR,
+        "`deployment.toml` is missing, cannot be read, has an unknown key or a wrong value, or others may write to it.",
+        "The line names key and file; exact numbers are text.",
+    ),
+    Code("CAPS", ERROR, "A cap for another account than the venue's.", _TOML),
+    Code("FLOAT", ERROR, "A float, which is not exact.", "Write the number as text."),
+    Code("INSTRUMENTS", ERROR, "No instrument, one at another venue, or one that is named but not there.", _TOML),
+    Code("PORT", ERROR, "A port that is not 0 to 65535.", _TOML),
+    Code("TWICE", ERROR, "A name that must be unique stands twice.", _TOML),
+    Code(
+        "STRATEGY",
+        ERROR,
+        "`deployment.toml` has no such strategy.",
+        "Add it to `[[strategies]]` and run `tallystick admit DIR`.",
+    ),
+    Code(
+        "STRATEGY_PARAM",
+        ERROR,
+        "A strategy has no such parameter, or its value is of another kind.",
+        "Correct the strategy's parameters in `deployment.toml`.",
+    ),
+    Code(
+        "STRATEGY_HALTED",
+        NOTICE,
+        "A strategy's code raised; it sends nothing more and its orders are cancelled.",
+        "The text names the error: correct the code, then start the strategy again.",
+    ),
+    Code(
+        "OBSERVER",
+        ERROR,
+        "`deployment.toml` has no such observer.",
+        "Add it to `[[observers]]` and run `tallystick admit DIR`.",
+    ),
+    Code(
+        "USER_CLASS",
+        ERROR,
+        "A file holds no class, or several, of the kind that is wanted.",
+        "Name it as FILE:CLASS.",
+    ),
+    Code(
+        "USER_CODE",
+        ERROR,
+        "A file of yours does not compile, or raises as it is loaded.",
+        "The line names file and line number.",
+    ),
+    Code(
+        "USER_FILE",
+        ERROR,
+        "A file of yours is not there, or is no Python.",
+        "Give a path that ends in .py, from the deployment's folder.",
+    ),
+    Code(
+        "NOT_ADMITTED",
+        ERROR,
+        "A strategy or observer that the operator has not signed.",
+        "`tallystick admit DIR`, while it is down.",
+    ),
+    Code(
+        "ADMIT",
+        ERROR,
+        "Another trust root is in force than the one that was just signed.",
+        "Run `tallystick admit DIR` again; one at a time.",
+    ),
+    Code(
+        "INIT_EXISTS",
+        ERROR,
+        "The folder for a new deployment holds something.",
+        "Choose another folder, or empty it yourself.",
+    ),
+    Code(
+        "INIT_PATH",
+        ERROR,
+        "The folder for a new deployment cannot be used, or its path is too long for Unix sockets.",
+        "Choose another folder.",
+    ),
+    Code("INIT_POLICY", ERROR, "The installation has no policies to begin with.", "Install the package again."),
+    Code(
+        "RUNNING",
+        ERROR,
+        "The deployment is up already.",
+        "Stop it first; if the pid that the line names is another program's, remove the file that it names.",
+    ),
+    Code(
+        "START_FAILED",
+        ERROR,
+        "A process ended while the deployment started.",
+        "The line ends with its last words; all else was stopped.",
+    ),
+    Code(
+        "START_TIMEOUT",
+        ERROR,
+        "Not all processes were ready in time.",
+        "Look at the logs of those that the line names.",
+    ),
+    Code(
+        "SUPERVISOR",
+        ERROR,
+        "The supervisor itself failed, so nothing is watched any more.",
+        "Stop what still runs and start again with `tallystick up DIR`; the log that the line names says why.",
+    ),
+    Code(
+        "PROCESS",
+        ERROR,
+        "The supervisor has no such process running.",
+        "Look at its log; it is started again unless it ended with 2.",
+    ),
+    Code("COMPONENT_CLASS", ERROR, "A component's package does not define what is to run.", _DEFECT),
+    Code(
+        "LOG_FILE",
+        ERROR,
+        "A log file cannot be written.",
+        "Free disk space, and give the deployment's user the folder.",
+    ),
+    Code("SYSTEM", ERROR, "The machine refused: no rights, no space.", "The line names the file."),
+    Code("NOT_UP", ERROR, "Nothing of the deployment is running.", "Start it with `tallystick up DIR`."),
+    Code("ARM_HOURS", ERROR, "A lease of no time, or of more than 12 hours.", "`--hours 8`."),
+    Code(
+        "OPTION",
+        ERROR,
+        "An option's value is not one of those that it takes, or two options do not go together.",
+        "Use what the line lists.",
+    ),
+    Code("DEMO_FOLDER", ERROR, "The folder is not a demo's, so it is not emptied.", "Choose another with `--dir`."),
+    Code("INTRUDER", ERROR, "The demo's intruder acted before it was inside.", _DEFECT),
+    Code(
+        "CODE_UNKNOWN",
+        ERROR,
+        "`explain` was asked about a code that there is not.",
+        "Use one of those that the line suggests.",
+    ),
+    Code(
+        "DOCS",
+        ERROR,
+        "A document is missing, or has no place for a generated table.",
+        "Run the command from a checkout, or name its `docs` folder.",
+    ),
+)

@@ -1,0 +1,189 @@
+"""Codes of sessions: who lives, the authority that says so, and who is connected to the broker."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tallystick.schemas.codes.code import DEAD, DENIAL, ERROR, NOTICE, REFUSAL, Code
+
+_DEFECT: Final = "It is a defect to report."
+_AGAIN: Final = "Nothing at once: it is tried again; if it goes on, look at the broker's log."
+
+CODES: Final = (
+    Code(
+        "SESSIONS_STALE",
+        DENIAL | DEAD,
+        "The authority's list of sessions is missing or older than 3 s, so nobody can be believed.",
+        "Start the authority again if it is down; look at its log if it is up.",
+    ),
+    Code(
+        "SESSIONS_FUTURE",
+        DENIAL | DEAD,
+        "The authority's list of sessions is dated ahead of this clock.",
+        "Set the clocks of both machines (NTP).",
+    ),
+    Code(
+        "SESSION_UNLISTED",
+        DENIAL | DEAD | NOTICE,
+        "The authority does not list the session that sealed the message: it never issued it, or it is over.",
+        "If the component runs, it renews by itself; if nobody started one, somebody holds its role key: make "
+        "new keys.",
+    ),
+    Code(
+        "SESSION_EXPIRED",
+        DENIAL | DEAD,
+        "The session that sealed the message has expired.",
+        "Nothing, if it goes away: the component renews by itself; else look at its log and at the authority's.",
+    ),
+    Code(
+        "SESSION_REVOKED",
+        DENIAL | DEAD,
+        "The session that sealed the message, or its boot, was revoked or has ended.",
+        "Start the component again if it is yours; whatever else uses that session is a thief.",
+    ),
+    Code("NO_SESSION", ERROR, "The process has no session yet.", "Start it again once the authority is up."),
+    Code(
+        "SESSION_REFUSED_*",
+        NOTICE,
+        "The authority refused a session; the rest of the code says why.",
+        "Look up that code; a refusal that nobody of yours caused is somebody who tries certificates.",
+    ),
+    Code(
+        "IDENTITY",
+        REFUSAL,
+        "The certificate is another's than the request says, or not the operator's where only the operator may ask.",
+        "Use the certificate of the component that asks; revoking needs the operator's.",
+    ),
+    Code("PROOF", REFUSAL, "The requester did not prove that it holds the session key.", _DEFECT),
+    Code(
+        "RENEWAL",
+        REFUSAL,
+        "A renewal that no key of the running boot signed: another process asks in its name.",
+        "Find out who else has the component's certificate.",
+    ),
+    Code(
+        "BOOT_ENDED",
+        ERROR | REFUSAL,
+        "The boot has ended or was revoked; it gets no more sessions.",
+        "Start the component again: it becomes a new boot.",
+    ),
+    Code(
+        "BOOT_UNKNOWN",
+        REFUSAL,
+        "The boot has no live session, so nothing vouches for its renewal.",
+        "Start the component again.",
+    ),
+    Code(
+        "SESSION_RATE",
+        REFUSAL,
+        "A component asks for sessions faster than it may.",
+        "Find out why it starts so often, or who else uses its certificate.",
+    ),
+    Code(
+        "REQUEST",
+        REFUSAL,
+        "The body of a request to the authority does not parse.",
+        "Run the same release everywhere.",
+    ),
+    Code(
+        "REQUEST_SIZE",
+        REFUSAL,
+        "A request to the authority longer than the limit.",
+        "Find out who sends it: no component of this system does.",
+    ),
+    Code(
+        "HEX",
+        REFUSAL,
+        "A key, boot or signature in a request is no hex of its length.",
+        "Run the same release everywhere.",
+    ),
+    Code(
+        "CLIENT_CERTIFICATE",
+        REFUSAL,
+        "A connection to the authority without a client certificate.",
+        "Connect with the component's certificate from `DIR/pki`.",
+    ),
+    Code("AUTHORITY_STARTING", REFUSAL, "The authority has no session of its own yet.", "Nothing: it is tried again."),
+    Code(
+        "AUTHORITY_ANSWER",
+        ERROR,
+        "The authority's answer does not parse.",
+        "Run the same release everywhere; check what listens at that address.",
+    ),
+    Code("AUTHORITY_REFUSED", ERROR, "The authority refused and gave no code.", "Look at the authority's log."),
+    Code(
+        "AUTHORITY_UNREACHABLE",
+        ERROR,
+        "The authority cannot be reached.",
+        "Start the deployment with `tallystick up DIR`, or the authority where it runs; a service manager starts "
+        "the component again.",
+    ),
+    Code(
+        "AUTHORITY_CUT_OFF",
+        ERROR,
+        "The authority's own session ended while the broker was away.",
+        "Nothing: the supervisor starts it anew.",
+    ),
+    Code(
+        "AUTHORITY_OWN",
+        ERROR,
+        "The broker did not confirm the authority's own session in time.",
+        "Start the broker if it is down; the supervisor starts the authority anew.",
+    ),
+    Code(
+        "SECOND_AUTHORITY",
+        NOTICE,
+        "Another process publishes as the authority.",
+        "Stop both, find out where the other one runs; if nobody started it, make a new deployment with new keys.",
+    ),
+    Code(
+        "BROKER_REVOCATION",
+        NOTICE,
+        "Sessions are revoked for all verifiers, but the broker was not told yet.",
+        _AGAIN,
+    ),
+    Code(
+        "BROKER_SYSTEM",
+        ERROR,
+        "The authority cannot log in to the broker's system account.",
+        "Start the broker; if it is up, check that it is this deployment's.",
+    ),
+    Code(
+        "ACCOUNT_TOKENS",
+        NOTICE,
+        "The broker's tokens of the accounts are not as they should be, and could not be put right.",
+        _AGAIN,
+    ),
+    Code(
+        "ACCOUNT_ROLLBACK",
+        NOTICE,
+        "The broker held another token of an account than the one that was pushed; it was pushed again.",
+        "Find out who restored or changed the broker's files: a revocation could have been undone.",
+    ),
+    Code(
+        "CLAIMS_LOOKUP",
+        NOTICE,
+        "The broker did not say which token of an account it holds, or holds one of another issuer.",
+        _AGAIN,
+    ),
+    Code("CLAIMS_UPDATE", NOTICE, "The broker did not take, or did not confirm, a token of an account.", _AGAIN),
+    Code("CONNZ", NOTICE, "The broker did not say who is connected, or its list cannot be read whole.", _AGAIN),
+    Code(
+        "CONNECTION_CERTIFICATE",
+        NOTICE,
+        "A connection whose client certificate is not that of the component it logged in as; it is kicked.",
+        "Revoke that component: somebody uses its session with another certificate.",
+    ),
+    Code(
+        "CONNECTION_CREDENTIAL",
+        NOTICE,
+        "A connection that logged in with something that is no session's token; it is kicked.",
+        "Find out who holds a key of the broker's accounts.",
+    ),
+    Code(
+        "CONNECTION_UNLISTED",
+        NOTICE,
+        "A connection with a credential that the authority never listed; it is kicked.",
+        "Somebody holds that component's role key: make new keys.",
+    ),
+)
