@@ -150,6 +150,10 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 return record
         raise Unverified("UNKNOWN_INSTRUMENT", f"{symbol[:64]} at {venue} is not in trust root {self.number}")
 
+    def cap(self, account: str, quote: str) -> Cap | None:
+        """What the operator lets `account` spend of `quote`; None: nothing, no cap was signed."""
+        return next((cap for cap in self.caps if (cap.account, cap.quote) == (account, quote)), None)
+
     @property
     def operator_keys(self) -> dict[str, bytes]:
         """The keys that may sign leases and re-arming, as `open_note` wants them."""

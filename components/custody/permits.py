@@ -28,7 +28,6 @@ controls it can at most withhold orders, cancel ours and ask about them.
 
 from __future__ import annotations
 
-import decimal
 from collections import deque
 from decimal import Decimal
 from typing import Final
@@ -36,6 +35,7 @@ from typing import Final
 import msgspec
 
 from tallystick import venues
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_PERMIT_NS
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.ids import id_text
@@ -45,14 +45,13 @@ from tallystick.schemas.seal import Verified, require_live
 from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import Standing
-from tallystick.schemas.trust import HOUR_NS, Cap, Instrument, TrustRoot, require_current
+from tallystick.schemas.trust import HOUR_NS, Instrument, TrustRoot, require_current
 from tallystick.venues import Denied
 
 GATEWAY: Final = "gateway"
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
 # Sums of DECIMAL(38,18) and their products are exact in this.
-_EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
 class Authorized(msgspec.Struct, frozen=True):
@@ -158,15 +157,17 @@ class Permits:
         return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, notional)
 
     def _require_within_caps(self, account: str, quote: str, notional: Decimal, now: int) -> None:
-        cap = find_cap(self.trust, account, quote)
+        cap = self.trust.cap(account, quote)
+        if cap is None:  # no cap, no order
+            raise Denied("CAP_MISSING", f"the operator signed no cap for {quote} of {account}")
         if notional > cap.max_order_notional:
             raise Denied(
                 "CAP_EXCEEDED", f"notional={notional} {quote}, limit={cap.max_order_notional} {quote} per order"
             )
         while self._spent and self._spent[0].time <= now - HOUR_NS:
             old = self._spent.popleft()
-            self._totals[old.account, old.quote] = _EXACT.subtract(self._total(old.account, old.quote), old.notional)
-        hourly = _EXACT.add(self._total(account, quote), notional)
+            self._totals[old.account, old.quote] = EXACT.subtract(self._total(old.account, old.quote), old.notional)
+        hourly = EXACT.add(self._total(account, quote), notional)
         if hourly > cap.max_hourly_notional:
             raise Denied("CAP_EXCEEDED", f"hourly notional={hourly} {quote}, limit={cap.max_hourly_notional} {quote}")
 
@@ -176,7 +177,7 @@ class Permits:
     def _spend(self, spent: Spent) -> None:
         self._spent.append(spent)
         total = self._total(spent.account, spent.quote)
-        self._totals[spent.account, spent.quote] = _EXACT.add(total, spent.notional)
+        self._totals[spent.account, spent.quote] = EXACT.add(total, spent.notional)
 
     def _use(self, decision_id: bytes, name: str, expires_at: int, now: int) -> None:
         if decision_id in self._used or name in self._used_names:
@@ -187,11 +188,3 @@ class Permits:
             if len(self._used) >= MAX_USED:
                 raise Denied("PERMITS_FULL", f"{MAX_USED} permits in use; none is signed until some expire")
         self._used[decision_id] = self._used_names[name] = expires_at
-
-
-def find_cap(trust: TrustRoot, account: str, quote: str) -> Cap:
-    """The operator's cap.  Raises `Denied` where there is none: no cap, no order."""
-    for cap in trust.caps:
-        if cap.account == account and cap.quote == quote:
-            return cap
-    raise Denied("CAP_MISSING", f"the operator signed no cap for {quote} of {account}")

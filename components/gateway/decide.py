@@ -100,7 +100,6 @@ class Gateway:
         self._limits = limits
         self._new = new
         self._instruments = {(i.venue, i.symbol): (i, i.digest) for i in trust.instruments}
-        self._caps = {(c.account, c.quote): c.max_order_notional for c in trust.caps}
         self._leases = LeaseBook(trust)
         self._breakers = BreakerView()
         self._throttles: dict[str, Throttle] = {}
@@ -267,19 +266,20 @@ class Gateway:
         subject, limits = verified.subject, self._limits.of(caller.strategy)
         market = self.markets.of(subject.venue, subject.symbol)
         lease = self._leases.newest(subject.venue)
+        cap = self._trust.cap(self._account(subject.venue), instrument.quote)
         return Facts(
             caller=caller,
             order=value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure),
             instrument=instrument,
             limits=limits,
-            cap=self._caps.get((self._account(subject.venue), instrument.quote)),
+            cap=None if cap is None else cap.max_order_notional,
             lease=(lease.start, lease.until) if lease is not None else None,
             armed=self._leases.holds(subject.venue, now),
             custody=self._custody(now),
             heartbeat_age=self._breakers.age(now),
             tripped=self._breakers.tripped_for(subject.strategy, subject.venue),
             feed=market.feed,
-            data_age=None if market.price is None else _age(market.stated, now),
+            data_age=market.age(now),
             messages_left=self._throttle(subject.strategy, now).left(now),
         )
 
@@ -333,11 +333,6 @@ class Gateway:
                 expires_at=permit.expires_at,
             )
         )
-
-
-def _age(stated: int, now: int) -> int | None:
-    """How old a statement is; None, which denies, where the clock has been put back behind it."""
-    return None if stated > now + MAX_SKEW_NS else max(0, now - stated)
 
 
 def _open_order(subject: Subject, quote: str, intent: Intent, worth: Decimal, expires_at: int) -> OpenOrder:

@@ -28,8 +28,8 @@ from typing import Any, Final, Literal
 import cedarpy
 import msgspec
 
-from tallystick.components.gateway.risk.amounts import EXACT
 from tallystick.components.gateway.risk.facts import Caller, Order
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import TrustRoot

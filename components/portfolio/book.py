@@ -28,6 +28,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event, check_decimal
 from tallystick.schemas.orders import Decision, Fill, OrderEvent, Position, Side, VenueOrder
@@ -44,7 +45,6 @@ OVERLAP: Final = 1_000
 # Waiting fills without a permit: beyond it they count as unknown at once.
 MAX_WAITING: Final = 10_000
 
-_EXACT = decimal.Context(prec=120, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.Overflow])
 _ROUND = decimal.Context(prec=120, rounding=decimal.ROUND_HALF_EVEN, traps=[decimal.InvalidOperation, decimal.Overflow])
 _PLACES = Decimal(1).scaleb(-18)
 _ZERO = Decimal(0)
@@ -63,7 +63,7 @@ class Holding(msgspec.Struct, frozen=True):
 
     def after(self, side: Side, price: Decimal, qty: Decimal) -> Holding:
         """The position after a fill.  Raises `Malformed` where a number no longer fits DECIMAL(38,18)."""
-        with decimal.localcontext(_EXACT):
+        with decimal.localcontext(EXACT):
             signed = qty if side == "buy" else -qty
             total = self.qty + signed
             realized, average = self.realized, self.average_price
@@ -197,9 +197,9 @@ class Book:
             self._use(permit, event.client_order_id, permit.left)
         elif event.state == "closed" and event.executed is not None:
             # What was executed and not reported yet may still come; the permit never grows by it.
-            filled = _EXACT.subtract(permit.quantity, permit.left)
-            still = _EXACT.subtract(event.executed, filled)
-            self._use(permit, event.client_order_id, _EXACT.subtract(permit.left, min(still, permit.left)))
+            filled = EXACT.subtract(permit.quantity, permit.left)
+            still = EXACT.subtract(event.executed, filled)
+            self._use(permit, event.client_order_id, EXACT.subtract(permit.left, min(still, permit.left)))
 
     def on_order(self, venue: str, symbol: str, venue_order_id: str, client_order_id: str) -> None:
         """The venue or execution named an order by both its ids."""
@@ -317,6 +317,6 @@ class Book:
         return subject("guard", component="portfolio"), self._new(Notice, causes=causes, code=code, text=text)
 
     def _use(self, permit: _Permitted, client_order_id: str, qty: Decimal) -> None:
-        permit.left = _EXACT.subtract(permit.left, qty)
+        permit.left = EXACT.subtract(permit.left, qty)
         if permit.left <= 0:
             del self._permits[permit.venue, client_order_id]

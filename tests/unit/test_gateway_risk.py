@@ -12,10 +12,11 @@ import pytest
 
 from tallystick.components import gateway
 from tallystick.components.gateway.risk import controls
-from tallystick.components.gateway.risk.amounts import EXACT, deviation_bps, notional, worst_price
+from tallystick.components.gateway.risk.amounts import deviation_bps, notional, worst_price
 from tallystick.components.gateway.risk.controls import check
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.throttle import Throttle
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.codes import CODES
 from tallystick.schemas.codes.code import DENIAL
 from tallystick.schemas.errors import ConfigError

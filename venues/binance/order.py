@@ -10,18 +10,16 @@ counted for what it is.
 
 from __future__ import annotations
 
-import decimal
 import re
 from decimal import Decimal
 
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.event import check_positive
 from tallystick.schemas.orders import Intent, VenueOrder
 from tallystick.schemas.trust import Instrument
 from tallystick.venues import Denied
 from tallystick.venues.binance.codes import CLIENT_ORDER_ID
 
-# Products and remainders of DECIMAL(38,18) are exact in this.
-_EXACT = decimal.Context(prec=100, traps=[decimal.Inexact, decimal.InvalidOperation])
 _PLAIN = re.compile(r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,17}[1-9])?")
 
 
@@ -41,7 +39,7 @@ def venue_order(record: Instrument, intent: Intent) -> VenueOrder:
 
 def plain(value: Decimal) -> str:
     """A decimal without exponent, sign or trailing zeros: one string for each number."""
-    return format(value.normalize(_EXACT), "f")
+    return format(value.normalize(EXACT), "f")
 
 
 def client_order_id(intent_id: bytes) -> str:
@@ -75,7 +73,7 @@ def notional(record: Instrument, order: VenueOrder) -> Decimal:
                 "MARKET_UNBOUNDED", f"the record of {record.symbol} has no market_price to count a MARKET order at"
             )
     check_client_order_id(order.client_order_id)
-    return _EXACT.multiply(quantity, price)
+    return EXACT.multiply(quantity, price)
 
 
 def require_market(order: VenueOrder) -> None:
@@ -89,6 +87,6 @@ def _amount(text: str, unit: Decimal, what: str) -> Decimal:
         raise Denied("FIELD_MISMATCH", f"{what}: {text[:40]!r} is not a plain decimal without trailing zeros")
     value = Decimal(text)
     check_positive(value, what)
-    if _EXACT.remainder(value, unit):
+    if EXACT.remainder(value, unit):
         raise Denied("FIELD_MISMATCH", f"{what}: {text} is not a multiple of {unit}")
     return value

@@ -1,4 +1,4 @@
-"""Exact decimal arithmetic: what cannot be computed exactly raises, nothing is rounded."""
+"""What prices and quantities are worth, exactly."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import decimal
 from decimal import Decimal
 from typing import Final
 
-# 38 digits times 38 digits, with room for sums: no product of wire decimals is ever rounded.
-EXACT: Final = decimal.Context(
-    prec=120,
-    traps=[decimal.Inexact, decimal.InvalidOperation, decimal.DivisionByZero, decimal.Overflow],
-)
+from tallystick.schemas.amounts import EXACT
+
 ZERO: Final = Decimal(0)
 BPS: Final = 10_000
 

@@ -27,8 +27,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Final
 
-from tallystick.components.gateway.risk.amounts import EXACT
 from tallystick.components.gateway.risk.facts import Caller, Facts
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import (
     MAX_HEARTBEAT_AGE_NS,
     MAX_INTENT_AGE_NS,

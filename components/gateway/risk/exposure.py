@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from tallystick.components.gateway.risk.amounts import EXACT, ZERO
+from tallystick.components.gateway.risk.amounts import ZERO
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Fill, OrderEvent, Position, Side
 from tallystick.schemas.subjects import Subject

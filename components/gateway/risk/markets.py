@@ -11,6 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
+from tallystick.schemas.bounds import MAX_SKEW_NS
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.subjects import Subject
 
@@ -21,6 +22,10 @@ class Market(msgspec.Struct):
     price: Decimal | None = None
     stated: int = 0
     feed: str = ""
+
+    def age(self, now: int) -> int | None:
+        """How old the last trade is (ns); None: there is none, or the clock has been put back behind it."""
+        return None if self.price is None or self.stated > now + MAX_SKEW_NS else max(0, now - self.stated)
 
 
 class Markets:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import decimal
 
-from tallystick.components.gateway.risk.amounts import EXACT, ZERO, deviation_bps, notional, worst_price
+from tallystick.components.gateway.risk.amounts import ZERO, deviation_bps, notional, worst_price
 from tallystick.components.gateway.risk.exposure import Exposure
 from tallystick.components.gateway.risk.facts import Order
 from tallystick.components.gateway.risk.markets import Markets
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import Subject
 from tallystick.schemas.trust import Instrument
