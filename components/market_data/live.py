@@ -147,18 +147,25 @@ class LiveFeed:
     async def _follow(self, feed: Feed) -> None:
         backoff = self._backoff()
         while True:
+            trades: list[DumpTrade] = []
+            failure = ""
             try:
-                for raw in await self._exchange.watch_trades(feed.symbol):
-                    trade = parse_trade(raw)
-                    new, changes = feed.trade(trade.trade_id, self._clock())
-                    self._tell(changes)
-                    if new:
-                        self._on_trade(feed.symbol, trade)
+                # Those before one that is malformed stay.
+                trades.extend(parse_trade(raw) for raw in await self._exchange.watch_trades(feed.symbol))
+            except _FEED_ERRORS as exc:
+                failure = _why(exc)
+            # Outside: what goes wrong with our own work is not the feed's failure.
+            for trade in trades:
+                new, changes = feed.trade(trade.trade_id, self._clock())
+                self._tell(changes)
+                if new:
+                    self._on_trade(feed.symbol, trade)
+            if failure:
+                self._tell(feed.down(failure))
+                await self._sleep(backoff.next())
+            else:
                 backoff.reset()
                 await self._sleep(0)
-            except _FEED_ERRORS as exc:
-                self._tell(feed.down(_why(exc)))
-                await self._sleep(backoff.next())
 
     async def _ticks(self) -> None:
         while True:

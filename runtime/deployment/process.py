@@ -153,12 +153,10 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
             await asyncio.sleep(METRICS_S)
             setup.log.info("metrics", **metrics.snapshot())
 
-    serving = asyncio.create_task(serve(), name=spec.name)
+    serving = ctx.tasks.start(serve(), spec.name)
     try:
-        await asyncio.wait((stopping, failed, serving), return_when=asyncio.FIRST_COMPLETED)
-        for ended in (failed, serving):
-            if ended.done() and not ended.cancelled():
-                ended.result()
+        await asyncio.wait((stopping, failed), return_when=asyncio.FIRST_COMPLETED)
+        ctx.tasks.check()
     finally:
         ready.unlink(missing_ok=True)
         await end(serving, stopping, failed)

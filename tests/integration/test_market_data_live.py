@@ -196,3 +196,35 @@ def test_without_contiguous_ids_a_jump_is_no_gap_and_a_repeat_is_dropped() -> No
     for i in range(1000, 1000 + RECENT):
         feed.trade(i, 0)
     assert feed.trade(50, 0)[0]
+
+
+@pytest.mark.parametrize("raised", [OSError("disk"), KeyError("symbol"), Malformed("EVENTS_SIZE", "ours")], ids=repr)
+def test_what_goes_wrong_with_a_trade_on_our_side_is_not_the_feeds_failure(raised: Exception) -> None:
+    class OneTrade:
+        id = "binance"
+        closed = False
+
+        async def load_markets(self) -> dict[str, Any]:
+            return {"XRP/ETH": {}}
+
+        async def watch_trades(self, symbol: str) -> list[dict[str, Any]]:
+            return [{"id": "7", "timestamp": 1, "side": "buy", "price": "0.0013", "amount": "1"}]
+
+        async def close(self) -> None:
+            self.closed = True
+
+    def fails(symbol: str, trade: DumpTrade) -> None:
+        raise raised
+
+    exchange = OneTrade()
+    changes: list[Change] = []
+
+    async def run() -> None:
+        feed = LiveFeed(exchange, ["XRP/ETH"], clock=time.time_ns, stale_ns=0, on_trade=fails, on_change=changes.append)
+        with pytest.raises(type(raised)) as caught:
+            await asyncio.wait_for(feed.run(), 5)
+        assert caught.value is raised
+
+    asyncio.run(run())
+    assert [c.state for c in changes] == ["live"]
+    assert exchange.closed
