@@ -30,7 +30,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from tallystick.components.paper_exchange.matching import Depth, Instrument, Refused
+from tallystick.components.paper_exchange.orders import Depth, Instrument, Refused
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 Permission = Literal["read", "trade", "withdraw"]

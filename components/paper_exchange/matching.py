@@ -25,241 +25,35 @@ Source of behaviour, codes and messages: Binance Spot API documentation, "REST A
 
 from __future__ import annotations
 
-import bisect
 import decimal
-import re
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
-
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
+from tallystick.components.paper_exchange.book import Book, MarketSide, Plan
+from tallystick.components.paper_exchange.orders import (
+    MAX_VALUE,
+    PLACES,
+    UNIT,
+    ZERO,
+    Balance,
+    Depth,
+    Execution,
+    Instrument,
+    NewOrder,
+    Order,
+    Refused,
+    Report,
+    Status,
+    Trade,
+)
+from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_decimal, check_positive
 
-Side = Literal["BUY", "SELL"]
-OrderType = Literal["LIMIT", "LIMIT_MAKER", "MARKET"]
-TimeInForce = Literal["GTC", "IOC", "FOK"]
-Status = Literal["NEW", "PARTIALLY_FILLED", "FILLED", "CANCELED", "EXPIRED", "EXPIRED_IN_MATCH"]
-Execution = Literal["NEW", "TRADE", "CANCELED", "EXPIRED", "TRADE_PREVENTION"]
-
-ZERO: Final = Decimal(0)
-# Binance keeps every asset to 8 places.
-PLACES: Final = 8
-_SYMBOL = re.compile("[A-Z0-9]{1,20}")
-_UNIT = Decimal(1).scaleb(-PLACES)
 _ROUND_DOWN = decimal.Context(prec=60, rounding=decimal.ROUND_DOWN)
-# Products of price and quantity below this, with 8 places, are exact in the 28 digits of the default context.
-_MAX_VALUE = Decimal(10) ** 18
 # How many closed orders, and trades of each account, are kept for queries; older ones are forgotten.
 HISTORY: Final = 100_000
-
-
-class Refused(TallystickError):
-    """The venue refuses a request: Binance's error number, its message, and the HTTP status it comes with."""
-
-    def __init__(self, number: int, text: str, status: int = 400) -> None:
-        super().__init__(str(number), text)
-        self.number = number
-        self.status = status
-
-
-class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A symbol and its filters; `name` is the unified symbol (`XRP/ETH`) that market data calls it by."""
-
-    symbol: str
-    name: str
-    base: str
-    quote: str
-    tick: Decimal
-    step: Decimal
-    min_notional: Decimal
-    max_price: Decimal = Decimal(1_000_000)
-    max_qty: Decimal = Decimal(90_000_000)
-    max_market_qty: Decimal = Decimal(1_000_000)
-    max_notional: Decimal = Decimal(9_000_000)
-    max_orders: int = 200
-
-    def __post_init__(self) -> None:
-        if not _SYMBOL.fullmatch(self.symbol):
-            raise ConfigError("INSTRUMENT", f"symbol {self.symbol[:32]!r} must be 1 to 20 of A-Z and 0-9")
-        for value, what in (
-            (self.tick, "tick"),
-            (self.step, "step"),
-            (self.min_notional, "min_notional"),
-            (self.max_price, "max_price"),
-            (self.max_qty, "max_qty"),
-            (self.max_market_qty, "max_market_qty"),
-            (self.max_notional, "max_notional"),
-        ):
-            check_positive(value, f"{self.symbol}: {what}")
-        if (self.tick * self.step) % _UNIT:
-            raise ConfigError("INSTRUMENT", f"{self.symbol}: tick * step has more than {PLACES} places")
-        if self.max_price * self.max_qty > _MAX_VALUE:
-            raise ConfigError("INSTRUMENT", f"{self.symbol}: max_price * max_qty is above {_MAX_VALUE:f}")
-
-
-class Depth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How much each side of the played market shows: `levels` prices, each `multiple` times the last trade there."""
-
-    levels: int = 10
-    multiple: Decimal = Decimal(1)
-
-
-@dataclass(slots=True)
-class Balance:
-    """One asset of one account: `locked` is the sum over its open orders."""
-
-    free: Decimal = ZERO
-    locked: Decimal = ZERO
-
-
-@dataclass(slots=True, frozen=True)
-class Trade:
-    """One account's side of a trade; both sides of a trade between accounts carry the same `id`."""
-
-    id: int
-    order_id: int
-    symbol: str
-    price: Decimal
-    qty: Decimal
-    value: Decimal
-    commission: Decimal
-    commission_asset: str
-    time_ms: int
-    is_buyer: bool
-    is_maker: bool
-
-
-@dataclass(slots=True, frozen=True)
-class NewOrder:
-    """What a client asks for, parsed but not checked."""
-
-    symbol: str
-    side: Side
-    type: OrderType
-    tif: TimeInForce | None = None
-    qty: Decimal | None = None
-    quote_qty: Decimal | None = None
-    price: Decimal | None = None
-    client_id: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """An order; `price` is zero for MARKET, `locked` is what it still holds of the account's locked balance."""
-
-    id: int
-    account: str
-    symbol: str
-    client_id: str
-    side: Side
-    type: OrderType
-    tif: TimeInForce
-    price: Decimal
-    qty: Decimal
-    quote_qty: Decimal
-    time_ms: int
-    update_ms: int
-    locked: Decimal
-    status: Status = "NEW"
-    executed: Decimal = ZERO
-    value: Decimal = ZERO
-    trades: list[Trade] = field(default_factory=list)
-
-    @property
-    def open(self) -> bool:
-        """Whether it can still trade."""
-        return self.status in ("NEW", "PARTIALLY_FILLED")
-
-
-@dataclass(slots=True, frozen=True)
-class Report:
-    """One thing that happened to an order, with its state right after: what a user stream carries."""
-
-    order: Order
-    execution: Execution
-    status: Status
-    qty: Decimal
-    executed: Decimal
-    value: Decimal
-    trade: Trade | None
-    time_ms: int
-    cancel_id: str = ""
-
-
-@dataclass(slots=True)
-class _MarketSide:
-    """One side of the played market; `taken` is what orders took at a price since a trade set the side."""
-
-    price: Decimal
-    qty: Decimal
-    taken: dict[Decimal, Decimal] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Plan:
-    """What an incoming order would do: fills in order, its own account's orders in the way, and the totals."""
-
-    fills: list[tuple[Decimal, Decimal, Order | None]] = field(default_factory=list)
-    own: list[Order] = field(default_factory=list)
-    qty: Decimal = ZERO
-    value: Decimal = ZERO
-    satisfied: bool = False
-
-
-class _Book:
-    """Resting orders and the played market of one instrument."""
-
-    __slots__ = ("ask", "bid", "buys", "instrument", "last", "sells", "trade_id")
-
-    def __init__(self, instrument: Instrument, first_id: int) -> None:
-        self.instrument = instrument
-        # Sorted by priority: (-price, id) for buys, (price, id) for sells; ids rise with time.
-        self.buys: list[tuple[Decimal, int, Order]] = []
-        self.sells: list[tuple[Decimal, int, Order]] = []
-        self.bid: _MarketSide | None = None
-        self.ask: _MarketSide | None = None
-        self.last = ZERO
-        self.trade_id = first_id - 1
-
-    def next_trade(self) -> int:
-        self.trade_id += 1
-        return self.trade_id
-
-    def rest(self, order: Order) -> None:
-        side, price = (self.buys, -order.price) if order.side == "BUY" else (self.sells, order.price)
-        bisect.insort(side, (price, order.id, order))
-
-    def remove(self, order: Order) -> None:
-        side, price = (self.buys, -order.price) if order.side == "BUY" else (self.sells, order.price)
-        at = bisect.bisect_left(side, (price, order.id), key=lambda entry: entry[:2])
-        if at == len(side) or side[at][2] is not order:
-            raise AssertionError(f"order {order.id} does not rest in the book of {order.symbol}")
-        del side[at]
-
-    def market_levels(self, side: Side, depth: Depth) -> Iterable[tuple[Decimal, Decimal]]:
-        """`(price, quantity)` of the played market that an incoming order of `side` could take, best first."""
-        market, away = (self.ask, self.instrument.tick) if side == "BUY" else (self.bid, -self.instrument.tick)
-        if market is None:
-            return
-        price, step = market.price, self.instrument.step
-        shown = market.qty * depth.multiple // step * step
-        for _ in range(depth.levels):
-            if price <= 0 or price > self.instrument.max_price:
-                return
-            left = shown - market.taken.get(price, ZERO)
-            if left > 0:
-                yield price, left
-            price += away
-
-    def take(self, side: Side, price: Decimal, qty: Decimal) -> None:
-        market = self.ask if side == "BUY" else self.bid
-        if market is None:
-            raise AssertionError("a fill against a market side that does not exist")
-        market.taken[price] = market.taken.get(price, ZERO) + qty
 
 
 class Engine:
@@ -279,7 +73,7 @@ class Engine:
         history: int = HISTORY,
         first_id: int = 1,
     ) -> None:
-        self.books = {i.symbol: _Book(i, first_id) for i in instruments}
+        self.books = {i.symbol: Book(i, first_id) for i in instruments}
         if not ZERO <= commission < 1:
             raise ConfigError("COMMISSION", f"commission must be a share from 0 to below 1, got {commission}")
         self.commission = commission
@@ -291,8 +85,8 @@ class Engine:
         for name, held in accounts.items():
             for asset, amount in held.items():
                 check_decimal(amount, f"balance of {asset} in {name}")
-                if not ZERO <= amount <= _MAX_VALUE or amount % _UNIT:
-                    raise ConfigError("BALANCE", f"{name}: {asset} must be 0 to {_MAX_VALUE:f} with {PLACES} places")
+                if not ZERO <= amount <= MAX_VALUE or amount % UNIT:
+                    raise ConfigError("BALANCE", f"{name}: {asset} must be 0 to {MAX_VALUE:f} with {PLACES} places")
             self.accounts[name] = {a: Balance(held.get(a, ZERO)) for a in sorted(assets | set(held))}
         self.market: dict[str, Decimal] = {}
         self.fees: dict[str, Decimal] = {}
@@ -434,7 +228,7 @@ class Engine:
         if new.type != "MARKET" and len(self.open_orders(account, new.symbol)) >= instrument.max_orders:
             raise Refused(-1013, "Filter failure: MAX_NUM_ORDERS")
         book = self.books[new.symbol]
-        plan = self._plan(book, account, new)
+        plan = book.plan(account, new, self.depth)
         if new.type == "LIMIT_MAKER" and (plan.fills or plan.own):
             raise Refused(-2010, "Order would immediately match and take.")
         if new.quote_qty is not None and not plan.fills:
@@ -540,13 +334,13 @@ class Engine:
         self._fill_resting(book, price, qty, buyer_is_maker, now_ms)
         book.last = price
         if buyer_is_maker:
-            book.bid = _MarketSide(price, qty)
+            book.bid = MarketSide(price, qty)
             if book.ask is None or book.ask.price <= price:
-                book.ask = _MarketSide(price + tick, qty)
+                book.ask = MarketSide(price + tick, qty)
         else:
-            book.ask = _MarketSide(price, qty)
+            book.ask = MarketSide(price, qty)
             if book.bid is None or book.bid.price >= price:
-                book.bid = _MarketSide(price - tick, qty)
+                book.bid = MarketSide(price - tick, qty)
         return trade_id
 
     # How it is done.
@@ -568,50 +362,7 @@ class Engine:
         if value and not instrument.min_notional <= value <= instrument.max_notional:
             raise Refused(-1013, "Filter failure: NOTIONAL")
 
-    def _plan(self, book: _Book, account: str, new: NewOrder) -> _Plan:
-        """What an incoming order would trade; changes nothing."""
-        plan = _Plan()
-        step, buying = book.instrument.step, new.side == "BUY"
-        resting = iter(book.sells if buying else book.buys)
-        market = iter(book.market_levels(new.side, self.depth))
-        next_order, next_level = next(resting, None), next(market, None)
-        while True:
-            maker = next_order[2] if next_order is not None else None
-            if maker is not None and next_level is not None:
-                comes_first = maker.price <= next_level[0] if buying else maker.price >= next_level[0]
-                maker = maker if comes_first else None
-            if maker is not None:
-                price, there = maker.price, maker.qty - maker.executed
-            elif next_level is not None:
-                price, there = next_level
-            else:
-                break
-            if new.price is not None and (price > new.price if buying else price < new.price):
-                break
-            if new.qty is not None:
-                wanted = new.qty - plan.qty
-            else:
-                wanted = ((new.quote_qty or ZERO) - plan.value) // (price * step) * step
-            if wanted <= 0:
-                plan.satisfied = True
-                break
-            if maker is not None:
-                next_order = next(resting, None)
-                if maker.account == account:
-                    plan.own.append(maker)
-                    continue
-            else:
-                next_level = next(market, None)
-            qty = min(wanted, there)
-            plan.fills.append((price, qty, maker))
-            plan.qty += qty
-            plan.value += price * qty
-            if new.qty is not None and qty == wanted:
-                plan.satisfied = True
-                break
-        return plan
-
-    def _funds(self, new: NewOrder, plan: _Plan) -> tuple[Decimal, Decimal]:
+    def _funds(self, new: NewOrder, plan: Plan) -> tuple[Decimal, Decimal]:
         """What must be free for the order, and what it locks of that."""
         if new.type != "MARKET":
             qty, price = new.qty or ZERO, new.price or ZERO
@@ -621,7 +372,7 @@ class Engine:
         asked = new.quote_qty if new.side == "BUY" else new.qty
         return max(locked, asked or ZERO), locked
 
-    def _fill_resting(self, book: _Book, price: Decimal, left: Decimal, buyer_is_maker: bool, now_ms: int) -> None:
+    def _fill_resting(self, book: Book, price: Decimal, left: Decimal, buyer_is_maker: bool, now_ms: int) -> None:
         """Fill resting orders that a market trade reaches.  Only one side can be in reach: the book is not crossed."""
         for side, is_makers_side in ((book.buys, buyer_is_maker), (book.sells, not buyer_is_maker)):
             while left > 0 and side:
@@ -656,7 +407,7 @@ class Engine:
             base.locked -= qty
             got, asset, into = value, instrument.quote, quote
         order.locked -= reserved
-        fee = _ROUND_DOWN.quantize(_ROUND_DOWN.multiply(got, self.commission), _UNIT)
+        fee = _ROUND_DOWN.quantize(_ROUND_DOWN.multiply(got, self.commission), UNIT)
         into.free += got - fee
         self.fees[asset] = self.fees.get(asset, ZERO) + fee
         order.executed += qty

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from tallystick.components.paper_exchange.matching import Balance, Order
+from tallystick.components.paper_exchange.orders import Balance, Order
 from tallystick.runtime.durable import append
 from tallystick.schemas.errors import ConfigError
 

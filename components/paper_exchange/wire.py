@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 from tallystick.components.paper_exchange.access import Key, Limits
-from tallystick.components.paper_exchange.matching import (
+from tallystick.components.paper_exchange.orders import (
     PLACES,
     Balance,
     Instrument,

@@ -35,7 +35,8 @@ from nats.aio.client import Client
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
-from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped, provision, provision_state
+from tallystick.infra.nats.provision import provision, provision_state
+from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment

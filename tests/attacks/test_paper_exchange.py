@@ -402,7 +402,7 @@ async def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: A
 
 
 async def test_a_reader_that_does_not_keep_up_is_cut_off(attack: Attack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tallystick.components.paper_exchange.server.MAX_BACKLOG", 10)
+    monkeypatch.setattr("tallystick.components.paper_exchange.sockets.MAX_BACKLOG", 10)
 
     async with attack() as (exchange, client):
         ws = await socket(client, "/ws/xrpeth@trade")
@@ -413,7 +413,7 @@ async def test_a_reader_that_does_not_keep_up_is_cut_off(attack: Attack, monkeyp
             if (await ws.receive(timeout=5)).type is not aiohttp.WSMsgType.TEXT:
                 break
         assert ws.closed
-        assert not exchange._sockets
+        assert not exchange.sockets.open
 
 
 def test_the_venue_does_not_start_below_tls_1_3(tls: ServerTls, tmp_path: Path) -> None:

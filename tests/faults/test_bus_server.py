@@ -17,16 +17,8 @@ import pytest
 from nats.errors import Error as NatsError
 
 from tallystick.infra.nats.claims import Accounts
-from tallystick.infra.nats.server import (
-    MIN_FREE_BYTES,
-    EmbeddedServer,
-    ServerConfig,
-    ServerStopped,
-    provision,
-    provision_state,
-    render_config,
-    stream_config,
-)
+from tallystick.infra.nats.provision import provision, provision_state, stream_config
+from tallystick.infra.nats.server import MIN_FREE_BYTES, EmbeddedServer, ServerConfig, ServerStopped, render_config
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tests.support.bus import Connection, TestBus, now_s, running_bus

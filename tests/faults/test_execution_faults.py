@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.paper_exchange.matching import NewOrder
+from tallystick.components.paper_exchange.orders import NewOrder
 from tallystick.components.paper_exchange.server import Fault
 from tallystick.schemas.orders import Decision
 from tests.support.bus import TestBus, running_bus

@@ -14,7 +14,7 @@ import pytest
 
 from tallystick.components import Received
 from tallystick.components.paper_exchange.main import PaperExchange
-from tallystick.components.paper_exchange.matching import Order
+from tallystick.components.paper_exchange.orders import Order
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
 from tallystick.runtime.bus.tasks import Tasks

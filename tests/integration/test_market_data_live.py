@@ -75,7 +75,7 @@ async def follow(
 
 
 async def subscribed(exchange: Exchange, heard: Heard) -> None:
-    await heard.until(lambda: any(s.streams for s in exchange._sockets))
+    await heard.until(lambda: any(s.streams for s in exchange.sockets.open))
 
 
 async def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_a_cut_connection_is_told_and_followed_anew_with_the_gap_named(tls
         await subscribed(exchange, heard)
         trade(exchange, "0.0013", buyer_is_maker=True)
         await heard.until(lambda: heard.trades)
-        for socket in list(exchange._sockets):
+        for socket in list(exchange.sockets.open):
             socket.cut()
         trade(exchange, "0.0014", buyer_is_maker=True)
         await heard.until(lambda: "reconnecting" in heard.states)

@@ -158,7 +158,7 @@ async def test_fills_during_a_cut_of_the_stream_are_fetched_once(scene: Scene) -
     for i in range(6):
         await scene.permit(f"c{i}", qty="10")
         if i % 2:
-            for socket in list(scene.exchange._sockets):
+            for socket in list(scene.exchange.sockets.open):
                 socket.cut()
         await scene.order(f"c{i}", qty="10")
     await scene.until(lambda: len(scene.of(Position)) >= 6)
@@ -204,7 +204,7 @@ async def test_a_fill_that_a_mute_stream_kept_back_is_found_by_asking(scene: Sce
     scene.reconcile_s = 0.3
     await scene.start()
     await scene.until(lambda: scene.of(Balance))
-    for socket in scene.exchange._sockets:
+    for socket in scene.exchange.sockets.open:
         socket.users.clear()
     await scene.permit("c1")
     await scene.order("c1")

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.components.paper_exchange import access, wire
-from tallystick.components.paper_exchange.matching import Depth, Engine, Instrument, NewOrder, Refused
+from tallystick.components.paper_exchange.matching import Engine
+from tallystick.components.paper_exchange.orders import Depth, Instrument, NewOrder, Refused
 
 D = Decimal
 A = Instrument(

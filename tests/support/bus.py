@@ -27,7 +27,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nats.aio.client import Client
 
 from tallystick.infra.nats.claims import ADMIN, Accounts, BusKeys, ComponentKeys, Validity, operator_token
-from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, provision, provision_state
+from tallystick.infra.nats.provision import provision, provision_state
+from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
 from tallystick.infra.nats.topology import Bus, Component, load
 from tallystick.schemas.nats_jwt import Claims, SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
 from tests.support.world import DEPLOYMENT, key, seed

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from yarl import URL
 
 from tallystick.components.paper_exchange.access import Config, Key, Limits
-from tallystick.components.paper_exchange.matching import Instrument
+from tallystick.components.paper_exchange.orders import Instrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.runtime.bus.tasks import Tasks
 from tests.support.tls import ServerTls

@@ -17,7 +17,7 @@ from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
 from tallystick.components.paper_exchange.access import Config, Key, Limits
 from tallystick.components.paper_exchange.journal import Entry, read_journal
-from tallystick.components.paper_exchange.matching import Instrument as PaperInstrument
+from tallystick.components.paper_exchange.orders import Instrument as PaperInstrument
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from tallystick.components.paper_exchange.matching import (
+from tallystick.components.paper_exchange.matching import Engine
+from tallystick.components.paper_exchange.orders import (
     Depth,
-    Engine,
     Instrument,
     NewOrder,
     Order,
