@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +21,7 @@ import msgspec
 import uvloop
 
 from benchmarks.report import Row, Void, percentiles, say
+from tallystick import venues
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
@@ -293,8 +293,7 @@ def venue_client(deployment: Deployment) -> Any:
     """Bare ccxt on the deployment's paper exchange."""
     import ccxt.async_support as ccxt_async  # a second to import, which only a measurement needs
 
-    tls = ssl.create_default_context(cafile=str(deployment.ca))
-    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls = venues.client_tls(deployment.ca)
     return client(ccxt_async.binance, deployment.config.venue.port(), tls, "benchkey")
 
 

@@ -13,7 +13,7 @@ The package of a venue is its adapter: it holds what `Adapter` names.  What an a
 - Numbers are Decimals from the venue's text; no float is ever made of them.  The clock is an argument.
 
 Who uses it: the gateway makes the order, custody checks it and has it signed, execution sends it and reads the
-answers, portfolio follows the account.  Custody checks for itself what the gateway made, with the same code: a second
+answers, portfolio follows the account, market data its public trades.  Custody checks for itself what the gateway made, with the same code: a second
 process is a reason to check again, not to write it again.
 
 To add a venue (docs/add-a-venue.md)
@@ -32,7 +32,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -211,6 +211,7 @@ class Adapter(Protocol):
     """One venue's API; see the module docstring for what it guarantees.
 
     - `PING`: a path that answers without a key; `BUSY`: HTTP statuses by which the venue asks for fewer requests.
+    - `FEED`: the venue in ccxt.pro, whose public trades are the market data.
     """
 
     @property
@@ -218,6 +219,12 @@ class Adapter(Protocol):
 
     @property
     def BUSY(self) -> frozenset[int]: ...  # noqa: D102, N802
+
+    @property
+    def FEED(self) -> str: ...  # noqa: D102, N802
+
+    def feed_urls(self, host: str) -> dict[str, Any]:
+        """`exchange.urls["api"]` of `FEED` for a paper exchange at `host` (`HOST:PORT`)."""
 
     def venue_order(self, record: Instrument, intent: Intent) -> VenueOrder:
         """The order that `intent` asks for, in the venue's strings."""

@@ -40,8 +40,8 @@ _MAX_TIME_MS: Final = 2**63 // _NS_PER_MS
 _FEED_ERRORS: Final = (BaseError, aiohttp.ClientError, OSError, TimeoutError, KeyError, Malformed)
 
 
-def make_exchange(exchange_id: str, *, urls: Mapping[str, Any] | None = None, tls: ssl.SSLContext | None = None) -> Any:
-    """A ccxt.pro exchange with exact numbers and TLS 1.3, spot markets only where it distinguishes them.
+def make_exchange(exchange_id: str, *, tls: ssl.SSLContext, urls: Mapping[str, Any] | None = None) -> Any:
+    """A ccxt.pro exchange with exact numbers, spot markets only where it distinguishes them.
 
     `urls` replaces `exchange.urls["api"]`.  Raises `ConfigError` for an exchange that ccxt.pro does not know.
     """
@@ -49,9 +49,6 @@ def make_exchange(exchange_id: str, *, urls: Mapping[str, Any] | None = None, tl
         raise ConfigError("EXCHANGE", f"ccxt.pro knows no exchange {exchange_id[:48]!r}")
     exchange = getattr(ccxt.pro, exchange_id)({"options": {"fetchMarkets": {"types": ["spot"]}, "fetchMargins": False}})
     exchange.number = str
-    if tls is None:
-        tls = ssl.create_default_context()
-        tls.minimum_version = ssl.TLSVersion.TLSv1_3
     exchange.ssl_context = tls
     if urls is not None:
         exchange.urls["api"] = dict(urls)

@@ -11,13 +11,13 @@ collar and the operator-signed caps bound.
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
+from tallystick import venues
 from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import Change
 from tallystick.components.market_data.live import LiveFeed, make_exchange
@@ -64,20 +64,12 @@ def open_recording(deployment: Deployment, instruments: tuple[Instrument, ...], 
     return tape
 
 
-def paper_urls(host: str) -> dict[str, Any]:
-    """Ccxt's addresses of a paper exchange at `host` (`HOST:PORT`), for public market data."""
-    rest = f"https://{host}"
-    return {"public": f"{rest}/api/v3", "v1": f"{rest}/api/v1", "ws": {"spot": f"wss://{host}/ws"}}
-
-
 def open_live(deployment: Deployment) -> Any:
-    """The venue's exchange in ccxt.pro; the paper exchange speaks Binance's language."""
+    """The venue's exchange in ccxt.pro, or the paper exchange in the same language."""
     venue = deployment.config.venue
-    if venue.kind != "paper":
-        return make_exchange(venue.kind)
-    tls = ssl.create_default_context(cafile=str(deployment.ca))
-    tls.minimum_version = ssl.TLSVersion.TLSv1_3
-    return make_exchange("binance", urls=paper_urls(venue.host), tls=tls)
+    adapter = venues.adapter(venue.api)
+    urls = adapter.feed_urls(venue.host) if venue.kind == "paper" else None
+    return make_exchange(adapter.FEED, urls=urls, tls=venues.client_tls(deployment.venue_ca))
 
 
 class MarketData(Service):

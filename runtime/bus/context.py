@@ -321,7 +321,7 @@ class BusContext:
             for reader in self._readers.values():
                 await reader.kill()
             for publisher in self._publishers.values():
-                publisher.kill()
+                await publisher.kill()
         await self.link.stop()
         left = {stream: p.unstored for stream, p in sorted(self._publishers.items()) if p.unstored}
         if left:

@@ -30,7 +30,7 @@ import nats.errors
 from tallystick.runtime.bus.link import Connection, ConnectionLost, Link, PubAck, PublishRefused
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.event import Event
 from tallystick.schemas.registry import encode_events, join_events
@@ -141,9 +141,9 @@ class ChainPublisher:
         """How many events were published and are not known to be stored."""
         return self._queued + sum(message.count for message in self._sending if not message.seq)
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Stop at once, as a crash would."""
-        self._task.cancel()
+        await end(self._task)
 
     def _gather(self) -> list[_Message]:
         messages: dict[str, _Message] = {}

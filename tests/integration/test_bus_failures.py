@@ -11,7 +11,7 @@ from typing import Any
 import nats.errors
 import pytest
 
-from tallystick.runtime.bus.link import Connection
+from tallystick.runtime.bus.link import Connection, ConnectionLost
 from tallystick.runtime.bus.reader import Delivery, ReadRefused
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import TaskCancelled
@@ -206,6 +206,21 @@ def test_a_handler_goes_on_to_its_end_while_its_connection_is_lost_or_replaced(b
         await until(lambda: len(handled) >= 2, "both events")
         assert begun == handled == [1, 2]
         assert reader.metrics.snapshot().get("dead_letters", 0) == 0
+
+    on_desk(bus, work)
+
+
+def test_a_lost_connection_answers_what_it_still_owes_and_takes_nothing_more(bus: TestBus) -> None:
+    async def work(desk: Desk) -> None:
+        source = await desk.context("market-data")
+        connection = await source.link.connection()
+        owed = await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+        connection.mark_lost()
+        with pytest.raises(ConnectionLost):
+            await owed
+        with pytest.raises(nats.errors.ConnectionClosedError):
+            await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+        assert await source.publish(TRADES, trade(source, 1)) > 0
 
     on_desk(bus, work)
 

@@ -15,9 +15,10 @@ import pytest
 from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
 from tallystick.components.market_data.live import LiveFeed, make_exchange, parse_trade, trade_number
-from tallystick.components.market_data.main import paper_urls
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.schemas.errors import ConfigError, Malformed
+from tallystick.venues import client_tls
+from tallystick.venues.binance import feed_urls
 from tests.support.paper import trade, venue
 from tests.support.tls import ServerTls
 from tests.support.waiting import until
@@ -54,7 +55,7 @@ async def follow(
     stale_ns: int = 0,
 ) -> AsyncIterator[tuple[Exchange, Heard]]:
     async with venue(tls, folder, faults) as exchange:
-        ccxt_exchange = make_exchange("binance", urls=paper_urls(f"127.0.0.1:{exchange.port}"), tls=tls.client())
+        ccxt_exchange = make_exchange("binance", urls=feed_urls(f"127.0.0.1:{exchange.port}"), tls=tls.client())
         heard = Heard()
         feed = LiveFeed(
             ccxt_exchange,
@@ -96,7 +97,7 @@ async def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tm
 
 
 async def test_numbers_that_no_float_holds_pass_through_ccxt_exactly() -> None:
-    exchange = make_exchange("binance")
+    exchange = make_exchange("binance", tls=client_tls(None))
     message = {"e": "trade", "s": "XRPETH", "t": 7, "p": "1234567.000000000000000001", "q": "9007199254740993.1"}
     try:
         parsed = parse_trade(exchange.parse_ws_trade(message | {"T": 1, "m": True}))
@@ -148,11 +149,11 @@ async def test_a_symbol_that_the_exchange_has_not_is_a_configuration_error(tls: 
 
 def test_an_exchange_that_ccxt_does_not_know_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="knows no exchange 'nowhere'"):
-        make_exchange("nowhere")
+        make_exchange("nowhere", tls=client_tls(None))
 
 
 async def test_a_server_below_tls_1_3_is_not_spoken_to() -> None:
-    exchange = make_exchange("binance")
+    exchange = make_exchange("binance", tls=client_tls(None))
     assert int(exchange.ssl_context.minimum_version) == 0x0304
     await exchange.close()
 

@@ -76,7 +76,7 @@ async def crash(desk: Desk, context: ServiceContext) -> None:
     for reader in context._readers.values():
         await reader.stop()
     for publisher in context._publishers.values():
-        publisher.kill()
+        await publisher.kill()
     await context.link.stop()
     desk.contexts.remove(context)
 

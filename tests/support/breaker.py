@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
 from tallystick.schemas.seal import Statement, Verified
 from tallystick.schemas.security import BreakerHeartbeat, BreakerTripped, Trip
@@ -9,9 +12,15 @@ from tallystick.schemas.subjects import parse_subject
 from tests.support import world
 
 
+@functools.cache
+def _credential() -> Credential:
+    # Made once: property tests let the breaker speak a million times.
+    return world.credential("breaker", world.trust_root())[0]
+
+
 def said(subject: str, event: Event, stated: int) -> Verified:
     """A message of the breaker with one event, stated at `stated` (ns)."""
-    credential, _ = world.credential("breaker", world.trust_root())
+    credential = _credential()
     return Verified(
         subject=parse_subject(subject),
         events=[event],

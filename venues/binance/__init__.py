@@ -1,7 +1,7 @@
 """Binance spot, as `tallystick.venues.Adapter` describes a venue."""
 
 from tallystick.venues.binance.answers import order_answer, orders_answer
-from tallystick.venues.binance.codes import BUSY, PING
+from tallystick.venues.binance.codes import BUSY, FEED, PING, feed_urls
 from tallystick.venues.binance.follow import UserStream
 from tallystick.venues.binance.order import notional, venue_order
 from tallystick.venues.binance.request import RequestBuilder
@@ -11,7 +11,9 @@ user_stream = UserStream
 
 __all__ = [
     "BUSY",
+    "FEED",
     "PING",
+    "feed_urls",
     "notional",
     "order_answer",
     "orders_answer",

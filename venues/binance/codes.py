@@ -7,13 +7,14 @@ General API information" (HTTP return codes), "Account endpoints" and "WebSocket
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from tallystick.venues import VALID_NS
 
 NS_PER_MS: Final = 1_000_000
 API: Final = "/api/v3"
 PING: Final = f"{API}/ping"
+FEED: Final = "binance"
 
 # --- requests ----------------------------------------------------------------------------------------
 
@@ -56,3 +57,9 @@ DUPLICATE: Final = "Duplicate order sent."
 def socket_host(host: str, *, paper: bool) -> str:
     """Where the WebSocket API is: Binance has it on a host of its own (`ws-api.binance.com`), the paper exchange not."""
     return host if paper else f"ws-api.{host.removeprefix('api.')}"
+
+
+def feed_urls(host: str) -> dict[str, Any]:
+    """Where ccxt finds the public market data of a paper exchange at `host`."""
+    rest = f"https://{host}"
+    return {"public": f"{rest}{API}", "v1": f"{rest}/api/v1", "ws": {"spot": f"wss://{host}/ws"}}
