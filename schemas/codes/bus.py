@@ -111,9 +111,9 @@ CODES: Final = (
         "Run the pinned nats-server; nothing else should listen at its address.",
     ),
     Code(
-        "JS_ERROR",
+        "CONNECTION_LOST",
         ERROR,
-        "A publish failed without an answer of the broker; it is tried again.",
+        "The connection to the broker ended before it answered; the publish is tried again.",
         "Nothing, if it goes away; else look at the broker's log.",
     ),
     Code(

@@ -6,7 +6,9 @@ import shutil
 import socket
 import time
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
@@ -275,18 +278,13 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
 async def test_a_process_that_lacks_something_says_so_and_does_not_start(
     tls: ServerTls, tmp_path: Path, defect: str
 ) -> None:
-    class Half:
-        clock = staticmethod(time.time_ns)
-        secrets = SECRETS if defect != "no secret" else {}
-        config = deployment(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
-
+    made = deployment(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
     if defect == "no file":
-        Half.config.paper_exchange.unlink()
+        made.paper_exchange.unlink()
     elif defect == "not json":
-        Half.config.paper_exchange.write_bytes(b"{")
-    context: Any = Half()
-
-    component = PaperExchange()
+        made.paper_exchange.write_bytes(b"{")
+    context: Any = SimpleNamespace(clock=time.time_ns, component="paper-exchange", deployment=made)
+    context._secrets = SECRETS if defect != "no secret" else {}
+    context.secret = partial(ServiceContext.secret, context)
     with pytest.raises(ConfigError):
-        await component.start(context)
-    await context.release()
+        await PaperExchange().start(context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -20,8 +19,8 @@ from tallystick.schemas.errors import Malformed
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
 from tallystick.schemas.subjects import subject
-from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
+from tests.support.waiting import until
 
 TRADES = subject("md.trade", venue="paper", symbol="XRP/ETH")
 # What a handler may raise, and what the component then ends with.
@@ -40,35 +39,10 @@ REFUSALS: list[tuple[BaseException, type[BaseException]]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBus]:
-    with running_bus(tmp_path_factory.mktemp("bus")) as running:
-        yield running
-
-
-def on_desk(bus: TestBus, work: Callable[[Desk], Awaitable[None]], timeout: float = 30.0) -> None:
-    async def run() -> None:
-        desk = Desk(bus)
-        try:
-            await asyncio.wait_for(work(desk), timeout)
-        finally:
-            await desk.close()
-
-    asyncio.run(run())
-
-
 def trade(context: ServiceContext, number: int) -> Trade:
     return context.new(
         Trade, trade_id=number, price=Decimal("0.00141342"), qty=Decimal(23), time=number, buyer_is_maker=True
     )
-
-
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
-    for _ in range(int(timeout / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"not within {timeout} s: {what}")
 
 
 def numbers(received: Received) -> list[int]:
@@ -83,244 +57,216 @@ async def restart(desk: Desk, context: ServiceContext) -> ServiceContext:
 
 @pytest.mark.parametrize(("raised", "seen"), DEFECTS, ids=lambda value: getattr(value, "__name__", None))
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
-def test_whatever_a_handler_raises_ends_the_component_and_the_message_is_handled_after_a_restart(
-    bus: TestBus, raised: BaseException, seen: type[BaseException], waits: bool
+async def test_whatever_a_handler_raises_ends_the_component_and_the_message_is_handled_after_a_restart(
+    desk: Desk, raised: BaseException, seen: type[BaseException], waits: bool
 ) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        start = await source.publish(TRADES, trade(source, 1))
-        handled: list[int] = []
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    start = await source.publish(TRADES, trade(source, 1))
+    handled: list[int] = []
 
-        async def fails(received: Received) -> None:
-            if 3 in numbers(received):
-                if waits:
-                    await asyncio.sleep(0.01)
-                raise raised
-            handled.extend(numbers(received))
+    async def fails(received: Received) -> None:
+        if 3 in numbers(received):
+            if waits:
+                await asyncio.sleep(0.01)
+            raise raised
+        handled.extend(numbers(received))
 
-        reader.subscribe("md.trade.>", fails, after=start)
-        reader.open()
-        await reader.caught_up("MARKET")
-        for number in (2, 3, 4):
-            await source.publish(TRADES, trade(source, number))
-        with pytest.raises(seen):
-            await asyncio.wait_for(reader.failed(), 5)
-        assert handled == [2]
-        assert reader.position("MARKET") == start + 1
-        assert reader.metrics.snapshot().get("dead_letters", 0) == 0
+    reader.subscribe("md.trade.>", fails, after=start)
+    reader.open()
+    await reader.caught_up("MARKET")
+    for number in (2, 3, 4):
+        await source.publish(TRADES, trade(source, number))
+    with pytest.raises(seen):
+        await asyncio.wait_for(reader.failed(), 5)
+    assert handled == [2]
+    assert reader.position("MARKET") == start + 1
+    assert reader.metrics.snapshot().get("dead_letters", 0) == 0
 
-        again = await restart(desk, reader)
-        again.subscribe("md.trade.>", lambda received: handled.extend(numbers(received)), after=start + 1)
-        again.open()
-        await until(lambda: len(handled) >= 3, "the message and what followed")
-        assert handled == [2, 3, 4]
-
-    on_desk(bus, work)
+    again = await restart(desk, reader)
+    again.subscribe("md.trade.>", lambda received: handled.extend(numbers(received)), after=start + 1)
+    again.open()
+    await until(lambda: len(handled) >= 3, "the message and what followed")
+    assert handled == [2, 3, 4]
 
 
 @pytest.mark.parametrize(("raised", "seen"), DEFECTS + REFUSALS, ids=lambda value: getattr(value, "__name__", None))
-def test_whatever_a_raw_handler_raises_ends_the_component_and_the_message_is_handled_after_a_restart(
-    bus: TestBus, raised: BaseException, seen: type[BaseException]
+async def test_whatever_a_raw_handler_raises_ends_the_component_and_the_message_is_handled_after_a_restart(
+    desk: Desk, raised: BaseException, seen: type[BaseException]
 ) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        start = await source.publish(TRADES, trade(source, 1))
-        handled: list[int] = []
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    start = await source.publish(TRADES, trade(source, 1))
+    handled: list[int] = []
 
-        def fails(delivery: Delivery) -> None:
-            if delivery.stream_seq == start + 2:
-                raise raised
-            handled.append(delivery.stream_seq)
+    def fails(delivery: Delivery) -> None:
+        if delivery.stream_seq == start + 2:
+            raise raised
+        handled.append(delivery.stream_seq)
 
-        reader.subscribe_raw("MARKET", fails, after_seq=start)
-        reader.open()
-        for number in (2, 3, 4):
-            await source.publish(TRADES, trade(source, number))
-        with pytest.raises(seen):
-            await asyncio.wait_for(reader.failed(), 5)
-        assert handled == [start + 1]
-        assert reader.position("MARKET") == start + 1
+    reader.subscribe_raw("MARKET", fails, after_seq=start)
+    reader.open()
+    for number in (2, 3, 4):
+        await source.publish(TRADES, trade(source, number))
+    with pytest.raises(seen):
+        await asyncio.wait_for(reader.failed(), 5)
+    assert handled == [start + 1]
+    assert reader.position("MARKET") == start + 1
 
-        again = await restart(desk, reader)
-        again.subscribe_raw("MARKET", lambda delivery: handled.append(delivery.stream_seq), after_seq=start + 1)
-        again.open()
-        await until(lambda: len(handled) >= 3, "the message and what followed")
-        assert handled == [start + 1, start + 2, start + 3]
-
-    on_desk(bus, work)
+    again = await restart(desk, reader)
+    again.subscribe_raw("MARKET", lambda delivery: handled.append(delivery.stream_seq), after_seq=start + 1)
+    again.open()
+    await until(lambda: len(handled) >= 3, "the message and what followed")
+    assert handled == [start + 1, start + 2, start + 3]
 
 
-def test_a_refusal_by_a_handler_dead_letters_its_message_whatever_its_type(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader, audit = [await desk.context(name) for name in ("market-data", "gateway", "audit")]
-        handled: list[int] = []
-        letters: list[DeadLetter] = []
+async def test_a_refusal_by_a_handler_dead_letters_its_message_whatever_its_type(desk: Desk) -> None:
+    source, reader, audit = [await desk.context(name) for name in ("market-data", "gateway", "audit")]
+    handled: list[int] = []
+    letters: list[DeadLetter] = []
 
-        def refuses(received: Received) -> None:
-            if 2 in numbers(received):
-                raise ReadRefused("READ_ENDED", "a handler's own")
-            handled.extend(numbers(received))
+    def refuses(received: Received) -> None:
+        if 2 in numbers(received):
+            raise ReadRefused("READ_ENDED", "a handler's own")
+        handled.extend(numbers(received))
 
-        reader.subscribe("md.trade.>", refuses)
-        audit.subscribe("dead.>", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter)))
-        for context in (reader, audit):
-            context.open()
-            await context.caught_up()
-        for number in (2, 3):
-            await source.publish(TRADES, trade(source, number))
-        await until(lambda: bool(handled) and bool(letters), "the event and the dead letter")
-        assert handled == [3]
-        assert [letter.code for letter in letters] == ["READ_ENDED"]
-        assert reader.metrics.snapshot().get("reads_refused", 0) == 0
-
-    on_desk(bus, work)
+    reader.subscribe("md.trade.>", refuses)
+    audit.subscribe("dead.>", lambda r: letters.extend(e for e in r.events if isinstance(e, DeadLetter)))
+    for context in (reader, audit):
+        context.open()
+        await context.caught_up()
+    for number in (2, 3):
+        await source.publish(TRADES, trade(source, number))
+    await until(lambda: bool(handled) and bool(letters), "the event and the dead letter")
+    assert handled == [3]
+    assert [letter.code for letter in letters] == ["READ_ENDED"]
+    assert reader.metrics.snapshot().get("reads_refused", 0) == 0
 
 
 @pytest.mark.parametrize("cut", ["lost", "replaced"])
-def test_a_handler_goes_on_to_its_end_while_its_connection_is_lost_or_replaced(bus: TestBus, cut: str) -> None:
-    async def work(desk: Desk) -> None:
-        source, reader = await desk.context("market-data"), await desk.context("gateway")
-        begun: list[int] = []
-        handled: list[int] = []
-        go_on = asyncio.Event()
+async def test_a_handler_goes_on_to_its_end_while_its_connection_is_lost_or_replaced(desk: Desk, cut: str) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    begun: list[int] = []
+    handled: list[int] = []
+    go_on = asyncio.Event()
 
-        async def slow(received: Received) -> None:
-            begun.extend(numbers(received))
-            await go_on.wait()
-            handled.extend(numbers(received))
+    async def slow(received: Received) -> None:
+        begun.extend(numbers(received))
+        await go_on.wait()
+        handled.extend(numbers(received))
 
-        reader.subscribe("md.trade.>", slow)
-        reader.open()
-        await reader.caught_up("MARKET")
-        for number in (1, 2):
-            await source.publish(TRADES, trade(source, number))
-        await until(lambda: begun == [1], "the handler's beginning")
-        connection = await reader.link.connection()
-        if cut == "lost":
-            await connection.close()
-        else:
-            await reader.link._renew(connection)
-        await asyncio.sleep(0.5)
-        assert (begun, handled) == ([1], [])
-        go_on.set()
-        await until(lambda: len(handled) >= 2, "both events")
-        assert begun == handled == [1, 2]
-        assert reader.metrics.snapshot().get("dead_letters", 0) == 0
-
-    on_desk(bus, work)
+    reader.subscribe("md.trade.>", slow)
+    reader.open()
+    await reader.caught_up("MARKET")
+    for number in (1, 2):
+        await source.publish(TRADES, trade(source, number))
+    await until(lambda: begun == [1], "the handler's beginning")
+    connection = await reader.link.connection()
+    if cut == "lost":
+        await connection.close()
+    else:
+        await reader.link._renew(connection)
+    await asyncio.sleep(0.5)
+    assert (begun, handled) == ([1], [])
+    go_on.set()
+    await until(lambda: len(handled) >= 2, "both events")
+    assert begun == handled == [1, 2]
+    assert reader.metrics.snapshot().get("dead_letters", 0) == 0
 
 
-def test_a_lost_connection_answers_what_it_still_owes_and_takes_nothing_more(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source = await desk.context("market-data")
-        connection = await source.link.connection()
-        owed = await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
-        connection.mark_lost()
-        with pytest.raises(ConnectionLost):
-            await owed
-        with pytest.raises(nats.errors.ConnectionClosedError):
-            await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
-        assert await source.publish(TRADES, trade(source, 1)) > 0
-
-    on_desk(bus, work)
+async def test_a_lost_connection_answers_what_it_still_owes_and_takes_nothing_more(desk: Desk) -> None:
+    source = await desk.context("market-data")
+    connection = await source.link.connection()
+    owed = await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+    connection.mark_lost()
+    with pytest.raises(ConnectionLost):
+        await owed
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+    assert await source.publish(TRADES, trade(source, 1)) > 0
 
 
 @pytest.mark.parametrize("raised", [OSError("disk"), nats.errors.TimeoutError(), TimeoutError("slow")], ids=repr)
-def test_a_failure_of_the_publishers_own_code_ends_the_component_and_its_connection_stays(
-    bus: TestBus, raised: Exception
+async def test_a_failure_of_the_publishers_own_code_ends_the_component_and_its_connection_stays(
+    desk: Desk, raised: Exception
 ) -> None:
-    async def work(desk: Desk) -> None:
-        source = await desk.context("market-data")
-        await source.publish(TRADES, trade(source, 1))
-        connection = await source.link.connection()
+    source = await desk.context("market-data")
+    await source.publish(TRADES, trade(source, 1))
+    connection = await source.link.connection()
 
-        def fails(_: int) -> bytes:
-            raise raised
+    def fails(_: int) -> bytes:
+        raise raised
 
-        source._publishers["MARKET"]._entropy = fails
-        source.publish(TRADES, trade(source, 2))
-        with pytest.raises(type(raised)):
-            await asyncio.wait_for(source.failed(), 5)
-        assert connection.alive
-        del source._publishers["MARKET"]
-
-    on_desk(bus, work)
+    source._publishers["MARKET"]._entropy = fails
+    source.publish(TRADES, trade(source, 2))
+    with pytest.raises(type(raised)):
+        await asyncio.wait_for(source.failed(), 5)
+    assert connection.alive
+    del source._publishers["MARKET"]
 
 
-def test_a_failure_of_who_is_told_of_a_suppression_ends_the_component(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        source = await desk.context("market-data")
-        await source.publish(TRADES, trade(source, 1))
-        connection = await source.link.connection()
-        stolen = os.urandom(16)
-        await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
+async def test_a_failure_of_who_is_told_of_a_suppression_ends_the_component(desk: Desk) -> None:
+    source = await desk.context("market-data")
+    await source.publish(TRADES, trade(source, 1))
+    connection = await source.link.connection()
+    stolen = os.urandom(16)
+    await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
 
-        def fails(*_: str) -> None:
-            raise OSError("disk")
+    def fails(*_: str) -> None:
+        raise OSError("disk")
 
-        publisher = source._publishers.pop("MARKET")
-        publisher.on_suppressed = fails
-        publisher._entropy = lambda _: stolen
-        source._publishers["MARKET"] = publisher
-        source.publish(TRADES, trade(source, 2))
-        with pytest.raises(OSError, match="disk"):
-            await asyncio.wait_for(source.failed(), 5)
-        assert connection.alive
-        del source._publishers["MARKET"]
-
-    on_desk(bus, work)
+    publisher = source._publishers.pop("MARKET")
+    publisher.on_suppressed = fails
+    publisher._entropy = lambda _: stolen
+    source._publishers["MARKET"] = publisher
+    source.publish(TRADES, trade(source, 2))
+    with pytest.raises(OSError, match="disk"):
+        await asyncio.wait_for(source.failed(), 5)
+    assert connection.alive
+    del source._publishers["MARKET"]
 
 
-def test_the_death_of_what_keeps_the_connection_ends_the_component(bus: TestBus) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("gateway")
-        context.open()
+async def test_the_death_of_what_keeps_the_connection_ends_the_component(desk: Desk) -> None:
+    context = await desk.context("gateway")
+    context.open()
 
-        def broken() -> int:
-            raise ValueError("no clock")
+    def broken() -> int:
+        raise ValueError("no clock")
 
-        context.link._clock = broken
-        with pytest.raises(ValueError, match="no clock"):
+    context.link._clock = broken
+    with pytest.raises(ValueError, match="no clock"):
+        await asyncio.wait_for(context.failed(), 5)
+
+
+async def test_the_death_of_what_closes_an_old_connection_ends_the_component(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = await desk.context("gateway")
+
+    async def broken(_: Connection) -> None:
+        raise ValueError("no goodbye")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "close", broken)
+        (await context.link.connection()).mark_lost()
+        with pytest.raises(ValueError, match="no goodbye"):
             await asyncio.wait_for(context.failed(), 5)
 
-    on_desk(bus, work)
 
-
-def test_the_death_of_what_closes_an_old_connection_ends_the_component(
-    bus: TestBus, monkeypatch: pytest.MonkeyPatch
+async def test_a_login_that_breaks_after_it_was_granted_is_tried_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("gateway")
+    context = await desk.context("gateway")
+    listen: Any = Connection.listen_for_acks
+    broken: list[Connection] = []
 
-        async def broken(_: Connection) -> None:
-            raise ValueError("no goodbye")
+    async def breaks_once(connection: Connection) -> None:
+        if not broken:
+            broken.append(connection)
+            raise nats.errors.ConnectionClosedError
+        await listen(connection)
 
-        with monkeypatch.context() as patched:
-            patched.setattr(Connection, "close", broken)
-            (await context.link.connection()).mark_lost()
-            with pytest.raises(ValueError, match="no goodbye"):
-                await asyncio.wait_for(context.failed(), 5)
-
-    on_desk(bus, work)
-
-
-def test_a_login_that_breaks_after_it_was_granted_is_tried_again(bus: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(desk: Desk) -> None:
-        context = await desk.context("gateway")
-        listen: Any = Connection.listen_for_acks
-        broken: list[Connection] = []
-
-        async def breaks_once(connection: Connection) -> None:
-            if not broken:
-                broken.append(connection)
-                raise nats.errors.ConnectionClosedError
-            await listen(connection)
-
-        monkeypatch.setattr(Connection, "listen_for_acks", breaks_once)
-        (await context.link.connection()).mark_lost()
-        connection = await asyncio.wait_for(context.link.connection(), 5)
-        assert broken
-        assert connection is not broken[0]
-        context.tasks.check()
-
-    on_desk(bus, work)
+    monkeypatch.setattr(Connection, "listen_for_acks", breaks_once)
+    (await context.link.connection()).mark_lost()
+    connection = await asyncio.wait_for(context.link.connection(), 5)
+    assert broken
+    assert connection is not broken[0]
+    context.tasks.check()

@@ -19,7 +19,7 @@ VENUE_NUMBERS = "-*"
 HANDED_ON = {
     # The paper exchange answers with Binance's numbers.
     "components/paper_exchange/access.py: number",
-    "components/paper_exchange/matching.py: str(number)",
+    "components/paper_exchange/orders.py: str(number)",
     # From the query's process, which says a code of its own (record/sandbox.py).
     "record/query.py: value['error']",
     # As archived.

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,7 +22,7 @@ from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement
 from tallystick.record.manifest import GENESIS, MANIFEST, Entry, Manifest, Segment, encode_entry, line_hash
 from tallystick.record.place import Place, load_verifiers
-from tallystick.record.verify import Report, verify
+from tallystick.record.verify import Problem, Report, verify
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
@@ -317,10 +319,6 @@ class Vault:
         (self.path / MANIFEST).write_bytes(b"".join(lines))
 
     def _measure(self, segment: Segment) -> Segment:
-        import hashlib
-
-        import msgspec
-
         path = self.path / segment.file
         if not path.exists():
             return segment
@@ -348,3 +346,15 @@ class Vault:
             first_log=min(logs),
             last_log=max(logs),
         )
+
+
+def codes(report: Report) -> set[str]:
+    """The codes of what was found wrong."""
+    return {p.code for p in report.problems}
+
+
+def found(report: Report, code: str) -> Problem:
+    """The first problem of this code."""
+    matching = [p for p in report.problems if p.code == code]
+    assert matching, f"no {code} in {[str(p) for p in report.problems]}"
+    return matching[0]

@@ -1,8 +1,10 @@
-"""One bad message that stays in the stream for ever must not stop whoever reads it at every start."""
+"""One bad message that stays in the stream for ever, or bad ones without end, must not stop whoever reads them."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,10 @@ import structlog
 from tallystick.components.breaker import main as breaker_main
 from tallystick.components.breaker.main import Breaker
 from tallystick.components.portfolio.book import Book
+from tallystick.runtime.bus.context import MAX_DEAD
+from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.reader import Delivery
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
@@ -100,3 +106,41 @@ def test_numbers_at_the_edge_of_the_wire_are_decided_not_raised(size: str) -> No
     world.trade(Decimal(size))
     for price in (size, None):
         assert world.codes(world.intent(size, price))
+
+
+def context() -> ServiceContext:
+    nothing_is_sent: Any = SimpleNamespace(tasks=None)
+    return ServiceContext(
+        component="gateway",
+        boot=os.urandom(16),
+        link=nothing_is_sent,
+        trust=trust_root(),
+        clock=time.time_ns,
+        entropy=os.urandom,
+        metrics=Metrics(),
+        log=structlog.get_logger(),
+        reads={},
+        api="$JS.API",
+    )
+
+
+async def test_rubbish_without_end_fills_neither_memory_nor_queue_nor_ends_the_reader() -> None:
+    """A full queue used to raise out of the reader: any component could end the gateway with its own subjects."""
+    made: Any = context()
+    waiting: list[asyncio.Future[int]] = []
+
+    def publish(*_: Any) -> asyncio.Future[int]:
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
+
+    made.publish = publish
+    rubbish = Delivery("order.intent.alpha.paper.XRP-ETH", bytes(60_000), 1, 1, 0)
+    for _ in range(10_000):
+        made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+    assert len(waiting) == MAX_DEAD
+    counts = made.metrics.snapshot()
+    assert (counts["dead_letters"], counts["dead_letters_dropped"]) == (10_000, 10_000 - MAX_DEAD)
+    waiting[0].set_result(1)
+    await asyncio.sleep(0)
+    made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+    assert len(waiting) == MAX_DEAD + 1
