@@ -262,7 +262,7 @@ class Intruder:
         )
 
 
-async def outcome(attack: Attack, state: DeskState, timeout_s: float = 5.0) -> Attack:
+async def outcome(attack: Attack, state: DeskState, timeout_s: float = 15.0) -> Attack:
     """Look up on the bus what became of an attack: the gateway's dead letter or its denial."""
     for _ in range(int(timeout_s / 0.05)):
         letters = state.dead_by_digest.get(attack.digest, {}) if attack.digest else {}

@@ -73,7 +73,7 @@ def replay(
     """Read history back, every message verified again, and print it or play it where nothing can trade."""
     import uvloop
 
-    from tallystick.cli.replay_run import Options, Session, open_zone
+    from tallystick.cli.replay_run import Options, Playback, open_zone
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
@@ -97,7 +97,7 @@ def replay(
         deployment = Deployment.load(directory)
         source_keys = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     zone = open_zone(into, into_pin_fd) if into is not None else None
-    session = Session(
+    session = Playback(
         directory, options, root, source_keys, zone, run or [], "json" if form == "json" else "text", stay=stay
     )
     try:

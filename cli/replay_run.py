@@ -103,7 +103,7 @@ def _note(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}\n")
 
 
-class Session:
+class Playback:
     """One run of the command."""
 
     def __init__(
