@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import sys
@@ -283,6 +284,24 @@ def api_key(
     typer.echo(operate.public_key(deployment, keystore, component), nl=False)
 
 
+@functools.cache
+def commands() -> typer.Typer:
+    """Every command.  The parts are read when they are asked for: a signal meanwhile is no traceback."""
+    from tallystick.cli.audit import app as audit
+    from tallystick.cli.explain import explain
+    from tallystick.cli.replay import EXAMPLES, replay
+    from tallystick.infra.nats.cli import app as topology
+
+    app.command(epilog=EXAMPLES)(replay)
+    # A venue's number starts with a minus: -2010.
+    app.command(epilog="Example: tallystick explain NOT_ARMED", context_settings={"ignore_unknown_options": True})(
+        explain
+    )
+    app.add_typer(audit, name="audit")
+    app.add_typer(topology, name="topology")
+    return app
+
+
 def main() -> None:
     """The entry point: every `TallystickError` becomes one line and exit code 2."""
     interrupt_on_sigterm()
@@ -291,7 +310,7 @@ def main() -> None:
     # The client library's TLS shutdown makes asyncio warn about nothing.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
-        app()
+        commands()()
     except TallystickError as exc:
         sys.stderr.write(f"tallystick: {exc}\n")
         sys.exit(2)
@@ -306,23 +325,6 @@ def main() -> None:
         sys.stderr.write("tallystick: interrupted\n")
         sys.exit(INTERRUPTED)
 
-
-def _add_parts() -> None:
-    from tallystick.cli.audit import app as audit
-    from tallystick.cli.explain import explain
-    from tallystick.cli.replay import EXAMPLES, replay
-    from tallystick.infra.nats.cli import app as topology
-
-    app.command(epilog=EXAMPLES)(replay)
-    # A venue's number starts with a minus: -2010.
-    app.command(epilog="Example: tallystick explain NOT_ARMED", context_settings={"ignore_unknown_options": True})(
-        explain
-    )
-    app.add_typer(audit, name="audit")
-    app.add_typer(topology, name="topology")
-
-
-_add_parts()
 
 if __name__ == "__main__":
     main()

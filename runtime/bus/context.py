@@ -50,7 +50,8 @@ MAX_STRANGERS: Final = 1024
 MAX_DEAD: Final = 256
 # A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
 # was busy itself may miss the answer to one.
-ASK_S: Final = 0.3
+ASK_S: Final = 0.25
+BRIEF_S: Final = 0.05
 MAX_UNANSWERED: Final = 2
 # In all, for a broker that answers but does not take what is queued, and a component that does not come to its end.
 LONGEST_STOP_S: Final = 10.0
@@ -347,13 +348,14 @@ class BusContext:
     async def _cut(self, finishing: asyncio.Task[None]) -> str:
         """Wait for `finishing`, as long as there is a broker; why it has to be given up, if so."""
         loop = asyncio.get_running_loop()
-        started, unanswered = loop.time(), 0
-        while not (await asyncio.wait((finishing,), timeout=ASK_S))[0]:
-            unanswered = 0 if await self.link.answers(ASK_S) else unanswered + 1
+        started, unanswered, pause = loop.time(), 0, BRIEF_S
+        while not (await asyncio.wait((finishing,), timeout=pause))[0]:
+            answered = await self.link.answers(ASK_S)
+            unanswered, pause = (0, ASK_S) if answered else (unanswered + 1, 0)
             if finishing.done():
                 break
             if unanswered == MAX_UNANSWERED:
-                return f"the broker is silent since {loop.time() - started:.1f} s"
+                return f"the broker did not answer for {loop.time() - started:.1f} s"
             if loop.time() - started > LONGEST_STOP_S:
                 return f"not done within {LONGEST_STOP_S:.0f} s"
         return ""

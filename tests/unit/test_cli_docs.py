@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup, TyperOption
 
 import tests
-from tallystick.cli.main import app
+from tallystick.cli import main
 
 DOCUMENT = Path(tests.__path__[0]).parent / "docs" / "cli.md"
 
@@ -24,7 +24,7 @@ def commands(group: TyperGroup, prefix: str) -> list[tuple[str, Any]]:
 
 
 def all_commands() -> list[tuple[str, Any]]:
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(main.commands())
     assert isinstance(root, TyperGroup)
     return commands(root, "tallystick")
 
