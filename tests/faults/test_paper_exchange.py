@@ -19,6 +19,7 @@ from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
@@ -176,7 +177,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deployment(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
+def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
     """A folder with what this process reads of one."""
     instrument = Instrument(
         venue="paper",
@@ -225,7 +226,7 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
             await feed.publish(where, event)
 
         await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
-        context = await desk.context("paper-exchange", deployment=deployment(tmp_path / "dir", tls), secrets=SECRETS)
+        context = await desk.context("paper-exchange", deployment=made(tmp_path / "dir", tls), secrets=SECRETS)
         await component.start(context)
         context.open()
         await context.caught_up()
@@ -275,18 +276,19 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
 async def test_a_process_that_lacks_something_says_so_and_does_not_start(
     tls: ServerTls, tmp_path: Path, defect: str
 ) -> None:
-    class Half:
+    class Half:  # without `at_stop`: nothing is acquired that would have to be let go
         clock = staticmethod(time.time_ns)
-        secrets = SECRETS if defect != "no secret" else {}
-        config = deployment(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
+        component = "paper-exchange"
+        _secrets = SECRETS if defect != "no secret" else {}
+        secret = ServiceContext.secret
+        deployment = made(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
 
     if defect == "no file":
-        Half.config.paper_exchange.unlink()
+        Half.deployment.paper_exchange.unlink()
     elif defect == "not json":
-        Half.config.paper_exchange.write_bytes(b"{")
+        Half.deployment.paper_exchange.write_bytes(b"{")
     context: Any = Half()
 
     component = PaperExchange()
     with pytest.raises(ConfigError):
         await component.start(context)
-    await context.release()
