@@ -179,7 +179,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deployment(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
+def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
     """A folder with what this process reads of one."""
     instrument = Instrument(
         venue="paper",
@@ -228,7 +228,7 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
             await feed.publish(where, event)
 
         await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
-        context = await desk.context("paper-exchange", deployment=deployment(tmp_path / "dir", tls), secrets=SECRETS)
+        context = await desk.context("paper-exchange", deployment=made(tmp_path / "dir", tls), secrets=SECRETS)
         await component.start(context)
         context.open()
         await context.caught_up()
