@@ -9,7 +9,7 @@
 
 To add a control:
 
-1. give its code and meaning in `codes` and docs/denial-codes.md;
+1. give its code, meaning and remedy in `schemas.codes.gateway`, from which docs/denial-codes.md is made;
 2. a new number: a field of `Limits` (`limits`), where an operator sets it per strategy; a bound that other
    processes keep too stands in `schemas.bounds`;
 3. a new fact: a field in `facts`, None while unknown; the gateway fills it (`decide`, `valuation`);
