@@ -278,12 +278,12 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
 async def test_a_process_that_lacks_something_says_so_and_does_not_start(
     tls: ServerTls, tmp_path: Path, defect: str
 ) -> None:
-    made = deployment(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
+    desk = made(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
     if defect == "no file":
-        made.paper_exchange.unlink()
+        desk.paper_exchange.unlink()
     elif defect == "not json":
-        made.paper_exchange.write_bytes(b"{")
-    context: Any = SimpleNamespace(clock=time.time_ns, component="paper-exchange", deployment=made)
+        desk.paper_exchange.write_bytes(b"{")
+    context: Any = SimpleNamespace(clock=time.time_ns, component="paper-exchange", deployment=desk)
     context._secrets = SECRETS if defect != "no secret" else {}
     context.secret = partial(ServiceContext.secret, context)
     with pytest.raises(ConfigError):
