@@ -18,8 +18,10 @@ which holes, heads and the streams themselves show; it can forge no event of ano
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,6 +40,8 @@ from tallystick.schemas.trust import open_trust_roots, public_key_bytes
 
 HOLD_S: Final = 0.05
 PATIENCE_S: Final = 2.0
+# How long a stop waits for the streams' ends; a broker that is silent ends it sooner.
+CATCH_UP_S: Final = 6.0
 FLUSH_S: Final = 0.8
 CHECKPOINT_S: Final = 5.0
 COMPACT_S: Final = 10.0
@@ -136,12 +140,22 @@ class Audit(Service):
         ctx.at_stop(self._finish)
 
     async def _finish(self) -> None:
-        """Log and archive what was read; what comes after is read at the next start."""
+        """Log and archive what was read, in order; what comes after is read at the next start.
+
+        A heartbeat that is logged before the messages that it counts would make them look dropped: so what others
+        said last is waited for, and if it does not come, nothing later than it is logged.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CATCH_UP_S):
+                while any(source.behind for source in self._sources.values()):
+                    self._wake.clear()
+                    await self._wake.wait()
         self._stopping = True
+        whole = not any(source.behind for source in self._sources.values())
         for source in self._sources.values():
             source.room.set()
         while True:
-            ready, _ = self._merge.next(0.0, final=True)
+            ready, _ = self._merge.next(math.inf, final=whole)
             if ready is None:
                 break
             self._take(ready)
