@@ -92,11 +92,18 @@ class Command:
 
         until(said, text, seconds)
 
+    def queued_s(self) -> float:
+        """How long it was ready to run and did not, because the machine did something else."""
+        try:
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+        except FileNotFoundError:  # a kernel without CONFIG_SCHED_INFO
+            return 0.0
+
     def until_it_waits(self) -> None:
         """Until it does nothing any more: it has read its code, and waits for somebody."""
         before, same = -1, 0
         end = time.monotonic() + READY_S
-        while self.process.poll() is None and same < 5:
+        while self.process.poll() is None and same < 2:
             assert time.monotonic() < end, self.said
             fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
             used = int(fields[11]) + int(fields[12])
@@ -106,13 +113,12 @@ class Command:
 
     def ended_by(self, number: signal.Signals, within: float = SOON_S) -> int:
         """Send the signal; the exit code, which has to come in time."""
-        sent = time.monotonic()
+        sent, queued = time.monotonic(), self.queued_s()
         self.process.send_signal(number)
-        try:
-            code = self.process.wait(within + 20)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still there {within + 20} s after {number.name}: {self.said[-1500:]}") from None
-        took = time.monotonic() - sent
+        # The dead process is looked at before it is reaped.
+        until(lambda: not alive(self.process.pid), f"{number.name} ends it: {self.said[-1500:]}", within + 20)
+        took = time.monotonic() - sent - (self.queued_s() - queued)
+        code = self.process.wait()
         assert took < within, f"{took:.1f} s after {number.name}: {self.said[-1500:]}"
         assert "Traceback" not in self.said, self.said
         return code
@@ -228,9 +234,9 @@ def test_who_logs_in_while_a_part_is_away_can_be_stopped(
         started.until_it_waits()
         if started.process.poll() is None:
             assert started.ended_by(signal.SIGINT) in (0, 130)
-        else:  # nobody listens there, which was said at once
-            assert how == signal.SIGKILL
+        else:  # nobody answers there, which was said before we came
             assert started.process.returncode == 2, started.said
+            assert re.search("AUTHORITY_UNREACHABLE|BROKER_LOGIN", started.said), started.said
 
 
 def test_run_ends_while_the_broker_is_silent_and_says_what_it_could_not_publish(desk: Desk) -> None:
