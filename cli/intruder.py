@@ -38,6 +38,8 @@ from tallystick.schemas.subjects import ORDERS, Subject, subject
 from tallystick.schemas.trust import TrustRoot
 
 NS: Final = 1_000_000_000
+# The gateway answers in milliseconds; a loaded machine takes longer.
+OUTCOME_S: Final = 15.0
 
 
 class Attack(msgspec.Struct, kw_only=True):
@@ -262,9 +264,9 @@ class Intruder:
         )
 
 
-async def outcome(attack: Attack, state: DeskState, timeout_s: float = 15.0) -> Attack:
+async def outcome(attack: Attack, state: DeskState) -> Attack:
     """Look up on the bus what became of an attack: the gateway's dead letter or its denial."""
-    for _ in range(int(timeout_s / 0.05)):
+    for _ in range(int(OUTCOME_S / 0.05)):
         letters = state.dead_by_digest.get(attack.digest, {}) if attack.digest else {}
         line = state.orders.get(attack.intent_id) if attack.intent_id else None
         if letters.get("gateway") in attack.refused_as:
@@ -278,5 +280,5 @@ async def outcome(attack: Attack, state: DeskState, timeout_s: float = 15.0) -> 
             continue
         return attack
     if not attack.held:
-        attack.outcome = attack.outcome or f"no refusal seen within {timeout_s:.0f} s"
+        attack.outcome = attack.outcome or f"no refusal seen within {OUTCOME_S:.0f} s"
     return attack

@@ -33,7 +33,7 @@ import pyarrow as pa
 from tallystick.schemas import registry
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event
-from tallystick.schemas.ids import id_text
+from tallystick.schemas.ids import id_or_hex
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, Intent, OrderEvent
 from tallystick.schemas.seal import Payload, Verified
 
@@ -91,14 +91,10 @@ def _hex(value: bytes) -> str:
     return value.hex()
 
 
-def _id_text(value: bytes) -> str:
-    return id_text(value) if len(value) == 16 else value.hex()
-
-
 def _converter(kind: msgspec.inspect.Type, name: str = "") -> _Convert | None:
     """How a raw msgpack value of `kind` becomes a JSON value; None where it already is one."""
     if isinstance(kind, msgspec.inspect.BytesType):
-        return _id_text if name.endswith("_id") else _hex
+        return id_or_hex if name.endswith("_id") else _hex
     if isinstance(kind, msgspec.inspect.UnionType):
         inner = next((c for c in (_converter(t, name) for t in kind.types) if c is not None), None)
         return None if inner is None else (lambda v: None if v is None else inner(v))

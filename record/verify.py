@@ -45,7 +45,6 @@ ORDER: Final = (SECURITY, GUARD, ORDERS, SIGNALS, MARKET)
 # Enough to see what happened; the rest is counted.
 MAX_SHOWN: Final = 1000
 BATCH_ROWS: Final = 32_768
-AUDIT: Final = "audit"
 
 Progress = Callable[[str, int], None]
 

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from decimal import Decimal
 from typing import Final, Protocol
 
@@ -86,12 +86,6 @@ async def play(
         tally.events += len(item.verified.events)
         if limit and tally.messages >= limit:
             return
-
-
-async def from_archive(items: Iterator[Examined]) -> AsyncIterator[Examined]:
-    """An archive's reader as `play` wants it."""
-    for item in items:
-        yield item
 
 
 def parse_speed(text: str) -> Decimal:

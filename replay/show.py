@@ -30,7 +30,7 @@ import msgspec
 from tallystick.replay.selection import time_text
 from tallystick.replay.verify import Played
 from tallystick.schemas.event import Event
-from tallystick.schemas.ids import ID_BYTES, id_text
+from tallystick.schemas.ids import id_or_hex, id_text
 
 _json = msgspec.json.Encoder(decimal_format="string")
 
@@ -93,7 +93,7 @@ def _plain(value: Any, name: str) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     if isinstance(value, bytes):
-        return id_text(value) if name.endswith("_id") and len(value) == ID_BYTES else value.hex()
+        return id_or_hex(value) if name.endswith("_id") else value.hex()
     if isinstance(value, tuple | list):
         return [_plain(item, name) for item in value]
     if isinstance(value, msgspec.Struct):

@@ -45,6 +45,11 @@ def id_text(event_id: bytes) -> str:
     return str(uuid.UUID(bytes=event_id))
 
 
+def id_or_hex(value: bytes) -> str:
+    """A field named `…_id`, as people and SQL see it: a UUID where it is one of ours, else hex."""
+    return id_text(value) if len(value) == ID_BYTES else value.hex()
+
+
 def id_bytes(text: str) -> bytes:
     """The 16 bytes of a UUID string as `id_text` writes it, in either case.  Raises `Malformed`."""
     try:

@@ -20,10 +20,10 @@ from tallystick.cli.replay_run import _in_zone, make_zone, open_zone
 from tallystick.cli.stopping import Stop
 from tallystick.replay import player
 from tallystick.replay.bus import BusReader
-from tallystick.replay.player import from_archive, play
+from tallystick.replay.player import play
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
-from tallystick.replay.verify import Judge, Played
+from tallystick.replay.verify import Examined, Judge, Played
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
@@ -93,9 +93,14 @@ class Zone:
 
     async def play(self) -> None:
         reader = ArchiveReader(self.vault.place, Selection())
+
+        async def archived() -> AsyncIterator[Examined]:
+            for item in reader:
+                yield item
+
         async with _in_zone(self.deployment, self.keystore, [], Stop(), Tasks()) as replayer:
             await play(
-                from_archive(iter(reader)),
+                archived(),
                 replayer,
                 reader.judge.tally,
                 schedule=player.Schedule(Decimal(0)),

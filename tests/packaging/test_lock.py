@@ -86,6 +86,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DIRECT = [
     *(("requirements.lock", line) for line in PYPROJECT["project"]["dependencies"]),
     *(("requirements.lock", line) for line in PYPROJECT["build-system"]["requires"]),
+    *(("requirements-dev.lock", line) for line in PYPROJECT["project"]["optional-dependencies"]["dev"]),
 ]
 
 
@@ -95,12 +96,6 @@ def test_a_direct_dependency_ranges_from_what_the_lock_holds_to_what_may_break(l
     version = parse_lock((ROOT / lock).read_text())[canonicalize_name(requirement.name)]
     exact, ranged = SpecifierSet(f"=={version}"), SpecifierSet(f">={version},<{next_break(Version(version))}")
     assert requirement.specifier == (exact if requirement.name in EXACT else ranged)
-
-
-def test_the_dev_extra_is_pinned_to_what_its_lock_holds() -> None:
-    dev = parse_lock((ROOT / "requirements-dev.lock").read_text())
-    for requirement in map(Requirement, PYPROJECT["project"]["optional-dependencies"]["dev"]):
-        assert requirement.specifier == SpecifierSet(f"=={dev[canonicalize_name(requirement.name)]}")
 
 
 def test_the_dev_lock_holds_the_runtime_lock() -> None:
