@@ -104,7 +104,7 @@ class BreakerRearmed(Event, frozen=True, array_like=True, kw_only=True, tag="bre
 
 
 class Arm(Event, frozen=True, array_like=True, kw_only=True, tag="control.arm/1"):
-    """An operator-signed lease that lets execution trade: `[…, note]` (see `identity.ArmLease`)."""
+    """An operator-signed lease that lets execution trade: `[…, note]` (see `trust.ArmLease`)."""
 
     note: str
 

@@ -122,11 +122,14 @@ def test_the_index_names_every_document() -> None:
     }
 
 
-def test_the_numbers_of_decisions_have_no_hole_and_their_titles_bear_them() -> None:
+def test_decisions_are_numbered_without_a_hole_and_have_the_templates_form() -> None:
     decisions = sorted((DOCS / "adr").glob("*.md"))
     assert [path.name[:4] for path in decisions] == [f"{number:04}" for number in range(len(decisions))]
+    form = re.findall(r"^(?:## .+|- \w+:|Held by:)", decisions[0].read_text("utf-8"), re.MULTILINE)
     for path in decisions[1:]:
-        assert path.read_text("utf-8").startswith(f"# {path.name[:4]}: ")
+        text = path.read_text("utf-8")
+        assert text.startswith(f"# {path.name[:4]}: ")
+        assert [line for line in form if not re.search(f"^{re.escape(line)}", text, re.MULTILINE)] == [], path.name
 
 
 def test_the_picture_of_the_architecture_is_the_topologys() -> None:
