@@ -142,14 +142,17 @@ class Playback:
     async def _replay(self) -> int:
         stop, tasks = self._stop, Tasks()
         async with contextlib.AsyncExitStack() as stack:
+            # Last of all: the zone's own component comes to its end first.
+            stack.push_async_callback(tasks.end)
             examined, self._tally = await self._source(stack)
             sink: player.Sink = _Printer(self._form, sys.stdout)
             replayer = None
             if self._zone is not None:
                 replayer = await stack.enter_async_context(_in_zone(*self._zone, self._run, stop, tasks))
                 sink = replayer
-            tasks.start(self._tell(), "progress")
-            stack.push_async_callback(tasks.end)
+            telling = Tasks(tasks)
+            telling.start(self._tell(), "progress")
+            stack.push_async_callback(telling.end)
             started = time.monotonic()
             try:
                 await unless(stop, self._play(examined, sink, replayer), tasks.failed())
