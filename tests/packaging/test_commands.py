@@ -72,7 +72,7 @@ def test_the_readme_is_the_description_of_the_package() -> None:
 def test_every_tallystick_command_of_the_readme_exists() -> None:
     lines = [line for line in fenced_commands(README.read_text()) if re.match(r"(?:\.venv/bin/)?tallystick ", line)]
     assert lines
-    command = typer.main.get_command(importlib.import_module("tallystick.cli.main").app)
+    command = typer.main.get_command(importlib.import_module("tallystick.cli.main").commands())
     assert {line: unknown for line in lines if (unknown := unknown_words(command, line))} == {}
 
 
