@@ -19,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 PIN = "a pin for tests"
-READY_S = 90.0
+READY_S = 240.0
+pytestmark = pytest.mark.timeout(3 * READY_S)
 
 
 class User(NamedTuple):

@@ -45,6 +45,7 @@ UP = [sys.executable, "-P", "-c", CORE]
 # The promise, and the time to start up to what is interrupted, on a machine that does much else.
 SOON_S = 2.0
 READY_S = 240.0
+pytestmark = pytest.mark.timeout(2 * READY_S)
 
 
 def alive(pid: int) -> bool:
