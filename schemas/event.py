@@ -23,13 +23,13 @@ from typing import Annotated, Final
 
 import msgspec
 
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import ID_BYTES
 
 # DECIMAL(38,18): the widest that Parquet, Arrow and DuckDB hold exactly.
 MAX_DECIMAL: Final = Decimal(10) ** 20
 _STEP = Decimal(1).scaleb(-18)
-_EXACT = decimal.Context(prec=38, traps=[decimal.Inexact, decimal.InvalidOperation])
 # A longer chain of causes is a bug or an attack on memory, not a decision.
 MAX_CAUSES: Final = 64
 # A zero may carry any exponent; written out in full, 0E-999999999 would take a gigabyte.
@@ -48,7 +48,7 @@ def check_decimal(value: Decimal, what: str) -> None:
     """Raise `Malformed` unless `value` is finite and fits DECIMAL(38,18) exactly."""
     try:
         if -MAX_DECIMAL < value < MAX_DECIMAL and (value or abs(value.adjusted()) <= MAX_ZERO_EXPONENT):
-            _EXACT.quantize(value, _STEP)
+            EXACT.quantize(value, _STEP)
             return
     except decimal.DecimalException as exc:
         raise Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}") from exc
