@@ -296,29 +296,36 @@ def test_what_is_queued_is_published_at_a_clean_stop(desk: Desk) -> None:
     assert "UNPUBLISHED" not in watch.said
 
 
-# From here on each test has the deployment up for itself: the module's own `up` is over.
-
-
-def test_up_killed_leaves_nothing_in_the_way_of_the_next_one(desk: Desk) -> None:
-    pids = desk.pids()
-    assert {"broker", "authority", "gateway"} <= set(pids)
+@pytest.fixture
+def alone(desk: Desk) -> Deployment:
+    """The deployment, with nothing of it running: for tests whose own `up` is stopped."""
     desk.up.kill()
-    until(lambda: not any(alive(pid) for pid in pids.values()), "what it had started ends", 10)
+    until(lambda: not desk.pids(), "the module's own deployment ends", 20)
+    return desk.deployment
 
 
-def test_up_ends_at_once_at_the_second_signal(desk: Desk, deployment: Deployment) -> None:
-    with Desk(deployment) as again:
+def test_up_killed_leaves_nothing_in_the_way_of_the_next_one(alone: Deployment) -> None:
+    with Desk(alone) as again:
+        pids = again.pids()
+        assert {"broker", "authority", "gateway"} <= set(pids)
+        again.up.process.kill()
+        again.up.process.wait()
+        until(lambda: not any(alive(pid) for pid in pids.values()), "what it had started ends", 10)
+
+
+def test_up_ends_at_once_at_the_second_signal(alone: Deployment) -> None:
+    with Desk(alone) as again:
         pids = again.pids()
         os.kill(pids["broker"], signal.SIGSTOP)
         again.up.process.send_signal(signal.SIGINT)
         again.up.until_said("UNPUBLISHED")
         assert again.up.ended_by(signal.SIGINT) == 130
         assert not [name for name, pid in pids.items() if alive(pid)]
-        assert not (deployment.run / "supervisor.pid").exists()
+        assert not (alone.run / "supervisor.pid").exists()
 
 
-def test_up_whose_broker_is_silent_ends_by_itself_and_says_what_it_waits_for(deployment: Deployment) -> None:
-    with Desk(deployment) as again:
+def test_up_whose_broker_is_silent_ends_by_itself_and_says_what_it_waits_for(alone: Deployment) -> None:
+    with Desk(alone) as again:
         pids = again.pids()
         os.kill(pids["broker"], signal.SIGSTOP)
         assert again.up.ended_by(signal.SIGTERM, within=60) == 1
@@ -327,8 +334,8 @@ def test_up_whose_broker_is_silent_ends_by_itself_and_says_what_it_waits_for(dep
         assert not [name for name, pid in pids.items() if alive(pid)]
 
 
-def test_up_can_be_stopped_while_it_starts(deployment: Deployment) -> None:
-    again = Desk(deployment)
+def test_up_can_be_stopped_while_it_starts(alone: Deployment) -> None:
+    again = Desk(alone)
     try:
         again.up.until_said("authority lists sessions")
         pids = again.pids()
@@ -338,15 +345,15 @@ def test_up_can_be_stopped_while_it_starts(deployment: Deployment) -> None:
         again.end()
 
 
-def test_up_ends_when_its_watch_dies_and_stops_what_it_started(deployment: Deployment, tmp_path: Path) -> None:
-    up = Command(tmp_path, "defect", deployment.directory, pin=True, program=UP)
+def test_up_ends_when_its_watch_dies_and_stops_what_it_started(alone: Deployment, tmp_path: Path) -> None:
+    up = Command(tmp_path, "defect", alone.directory, pin=True, program=UP)
     try:
         assert up.process.wait(READY_S) == 1, up.said
         assert "SUPERVISOR: RuntimeError: a defect of the watch" in up.said
-        log = deployment.log("supervisor").read_text()
+        log = alone.log("supervisor").read_text()
         assert "Traceback" in log
         assert "in check" in log
-        assert not running(deployment)
+        assert not running(alone)
     finally:
         up.kill()
 
