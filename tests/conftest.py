@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("tallystick")
+
+# No loop stands outside a test: asked for one, asyncio would make one that nobody closes.
+asyncio.set_event_loop(None)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pkcs11
 import pytest
@@ -19,6 +21,9 @@ from tallystick.runtime.keys import hsm
 from tallystick.runtime.keys.keystore import Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError
+from tallystick.venues.binance.request import RequestBuilder
+from tests.support.custody import API_KEY, order, trust_root
+from tests.support.world import NOW
 
 PIN = Secret("unit-test-pin-29c1")
 SO_PIN = Secret("unit-test-so-pin-77")
@@ -227,3 +232,13 @@ def test_a_token_process_ends_with_its_parent(home: Path) -> None:
     process._connection.close()  # what the kernel does when a parent dies
     assert process._process.wait(10) == 0
     process.close()
+
+
+def test_the_tokens_signature_under_a_request_to_the_venue_verifies(token: hsm.Token) -> None:
+    public = token.generate_ed25519(b"venue", "venue")
+    root = trust_root()
+    builder = RequestBuilder(root.venues["paper"], root.instruments, API_KEY, token.signer(b"venue"), lambda: NOW)
+    body = builder.order(root.instruments[0], order(quantity="7")).body
+    payload, _, signature = body.rpartition("&signature=")
+    Ed25519PublicKey.from_public_bytes(public).verify(b64decode(unquote(signature)), payload.encode())
+    assert dict(p.split("=") for p in payload.split("&"))["quantity"] == "7"

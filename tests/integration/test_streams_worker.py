@@ -18,7 +18,6 @@ import pytest
 
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.process import load_service
-from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert
@@ -29,7 +28,7 @@ from tallystick.streams.main import Streams
 from tallystick.streams.store import Fenced
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-from tests.support.streams import begin, counts, intent, intents_of, stored_windows
+from tests.support.streams import alerts_at, begin, counts, crash, intent, intents_of, same, stored_windows
 from tests.support.waiting import until
 
 ALPHA, BETA = intents_of("alpha"), intents_of("beta")
@@ -47,38 +46,6 @@ def _short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 def bus(tmp_path: Path) -> Iterator[TestBus]:
     with running_bus(tmp_path) as running:
         yield running
-
-
-async def alerts_at(desk: Desk, reader: str = "gateway") -> list[Received]:
-    """All alerts from the beginning, as a reader verifies them."""
-    context = await desk.context(reader)
-    got: list[Received] = []
-    context.subscribe("alert.>", got.append, start="all")
-    context.open()
-    await context.caught_up("SECURITY")
-    return got
-
-
-def same(alerts: list[Received]) -> dict[bytes, Alert]:
-    """Alerts by id; a repeat must be the same event bit for bit."""
-    by_id: dict[bytes, Alert] = {}
-    for received in alerts:
-        for event in received.events:
-            assert isinstance(event, Alert)
-            known = by_id.setdefault(event.id, event)
-            assert msgspec.msgpack.encode(known) == msgspec.msgpack.encode(event)
-    return by_id
-
-
-async def crash(desk: Desk, context: ServiceContext) -> None:
-    """Stop as a crash would: nothing is committed, nothing is given back."""
-    await context.tasks.end()
-    for reader in context._readers.values():
-        await reader.stop()
-    for publisher in context._publishers.values():
-        await publisher.kill()
-    await context.link.stop()
-    desk.contexts.remove(context)
 
 
 async def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(desk: Desk) -> None:

@@ -22,7 +22,7 @@ from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.registry import array_header, decode_events, encode_event
 from tallystick.schemas.seal import Verifier, decode_statement
 from tallystick.schemas.subjects import parse_subject
-from tests.interop import test_independent_verifier as independent
+from tests.interop import independent_verifier as independent
 from tests.support.forge import field, forge, samples, sealed, session_key
 from tests.support.world import trust_root
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def make_targets() -> set[str]:
 
 def test_the_promised_targets_exist() -> None:
     assert {"demo", "test", "slow", "lint", "bench", "clean"} <= make_targets()
+
+
+def test_the_benchmarks_say_how_they_are_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "usage" in done.stderr
 
 
 @pytest.mark.skipif(not README.exists(), reason="no README yet")

@@ -18,7 +18,7 @@ from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.market import FeedStatus, Trade
-from tallystick.schemas.orders import CancelIntent, Decision, Intent
+from tallystick.schemas.orders import CancelIntent, Decision, Fill, Intent, OrderEvent, OrderState
 from tallystick.schemas.seal import Statement, Verified
 from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, SessionList, Trip
 from tallystick.schemas.sessions import SessionView
@@ -236,3 +236,36 @@ class World:
         """The codes of the denials of an intent; [] for a permit."""
         decision = self.ask(intent, strategy, **more)
         return [d.code for d in decision.denials]
+
+
+def wide(**changes: Any) -> LimitBook:
+    """Limits that only the changed one can hold back."""
+    huge = Decimal(10**9)
+    wide = {"max_notional": huge, "max_qty": huge, "max_open_notional": huge, "max_position_notional": huge}
+    limits: Limits = msgspec.structs.replace(LIMITS, **{**wide, "max_gross_notional": huge, **changes})
+    return LimitBook(limits)
+
+
+def order_event(w: World, intent_id: bytes, state: OrderState, **more: Any) -> None:
+    """Execution says that an order is in `state`."""
+    event = OrderEvent(**w.base(), intent_id=intent_id, decision_id=bytes(16), client_order_id="x", state=state, **more)
+    w.apply("execution", f"order.event.alpha.{XRP}", event)
+
+
+def fill(w: World, intent_id: bytes, qty: str, side: Any = "buy", trade_id: int = 1, subject: str = XRP) -> None:
+    """The portfolio says that an order was filled, in part or whole."""
+    event = Fill(
+        **w.base(),
+        intent_id=intent_id,
+        client_order_id="x",
+        venue_order_id="1",
+        trade_id=trade_id,
+        side=side,
+        price=LAST,
+        qty=Decimal(qty),
+        commission=Decimal(0),
+        commission_asset="BNB",
+        maker=False,
+        time=w.now,
+    )
+    w.apply("portfolio", f"fill.alpha.{subject}", event)

@@ -21,9 +21,11 @@ import msgspec
 import uvloop
 
 from tallystick.infra.nats.topology import load
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.orders import Intent
+from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import subject
 from tallystick.streams import store
 from tallystick.streams.detectors.burst import Bucket
@@ -76,6 +78,38 @@ async def stored_windows(bus: TestBus) -> dict[tuple[str, float], Bucket]:
                 return windows
     finally:
         await reader.close()
+
+
+async def alerts_at(desk: Desk, reader: str = "gateway") -> list[Received]:
+    """All alerts from the beginning, as a reader verifies them."""
+    context = await desk.context(reader)
+    got: list[Received] = []
+    context.subscribe("alert.>", got.append, start="all")
+    context.open()
+    await context.caught_up("SECURITY")
+    return got
+
+
+def same(alerts: list[Received]) -> dict[bytes, Alert]:
+    """Alerts by id; a repeat must be the same event bit for bit."""
+    by_id: dict[bytes, Alert] = {}
+    for received in alerts:
+        for event in received.events:
+            assert isinstance(event, Alert)
+            known = by_id.setdefault(event.id, event)
+            assert msgspec.msgpack.encode(known) == msgspec.msgpack.encode(event)
+    return by_id
+
+
+async def crash(desk: Desk, context: ServiceContext) -> None:
+    """Stop as a crash would: nothing is committed, nothing is given back."""
+    await context.tasks.end()
+    for reader in context._readers.values():
+        await reader.stop()
+    for publisher in context._publishers.values():
+        await publisher.kill()
+    await context.link.stop()
+    desk.contexts.remove(context)
 
 
 def _unbase64(token: str) -> bytes:

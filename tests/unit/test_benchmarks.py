@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,11 +72,3 @@ def test_a_missing_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_measured_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(arguments) == 2
     assert capsys.readouterr().err
-
-
-def test_the_command_is_there() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "nonsense"], cwd=FOLDER.parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "usage" in done.stderr

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from base64 import b64decode
 from collections.abc import Callable
-from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import ccxt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tallystick.runtime.keys.hsm import Token, create_token
-from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Venue
 from tallystick.venues import Denied, SignedRequest
@@ -324,18 +318,3 @@ def test_a_venue_symbol_that_could_carry_a_field_is_refused() -> None:
     bad = RECORD.__class__(**{**{f: getattr(RECORD, f) for f in RECORD.__struct_fields__}, "venue_symbol": "X&a=b"})
     with pytest.raises(Exception, match="venue symbol"):
         RequestBuilder(Venue(kind="binance-spot", account="main", host="h"), (bad,), API_KEY, VENUE_KEY, lambda: 0)
-
-
-def test_the_hsms_signature_is_the_same_as_softwares(tmp_path: Path) -> None:
-    pin = Secret("custody-test-pin-11")
-    create_token(tmp_path / "custody", "custody", Secret("custody-test-so-pin-22"), pin)
-    with Token.open(tmp_path / "custody", "custody", pin, writable=True) as token:
-        public = token.generate_ed25519(b"venue", "venue")
-        root = trust_root()
-        builder = RequestBuilder(
-            root.venues["paper"], root.instruments, API_KEY, token.signer(b"venue"), lambda: world.NOW
-        )
-        body = builder.order(RECORD, order(quantity="7")).body
-    payload, _, signature = body.rpartition("&signature=")
-    Ed25519PublicKey.from_public_bytes(public).verify(b64decode(unquote(signature)), payload.encode())
-    assert Decimal(7) == Decimal(dict(p.split("=") for p in payload.split("&"))["quantity"])

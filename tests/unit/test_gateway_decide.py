@@ -6,55 +6,31 @@ import re
 import statistics
 import time
 from decimal import Decimal
-from typing import Any
 
 import msgspec
 import pytest
 
-from tallystick.components.gateway.decide import REMEMBER_NS
-from tallystick.components.gateway.risk.exposure import FILLS_REMEMBERED, PERMIT_GRACE_NS
-from tallystick.components.gateway.risk.limits import LimitBook, Limits
-from tallystick.schemas.bounds import MAX_LEASES, PERMIT_NS
+from tallystick.schemas.bounds import PERMIT_NS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.market import Trade
-from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent, OrderState, Position
+from tallystick.schemas.orders import CancelIntent, Decision
 from tallystick.schemas.registry import decode_events, encode_events
 from tallystick.schemas.security import Arm, BootEnded, BreakerTripped
 from tallystick.schemas.trust import ArmLease, sign_document
 from tests.support import world
-from tests.support.gateway import CUSTODY_BOOT, LAST, LIMITS, MS, NOW, SECOND, XRP, World, trust_root
-
-
-def _wide(**changes: Any) -> LimitBook:
-    """Limits that only the changed one can hold back."""
-    huge = Decimal(10**9)
-    wide = {"max_notional": huge, "max_qty": huge, "max_open_notional": huge, "max_position_notional": huge}
-    limits: Limits = msgspec.structs.replace(LIMITS, **{**wide, "max_gross_notional": huge, **changes})
-    return LimitBook(limits)
-
-
-def _event(w: World, intent_id: bytes, state: OrderState, **more: Any) -> None:
-    event = OrderEvent(**w.base(), intent_id=intent_id, decision_id=bytes(16), client_order_id="x", state=state, **more)
-    w.apply("execution", f"order.event.alpha.{XRP}", event)
-
-
-def _fill(w: World, intent_id: bytes, qty: str, side: Any = "buy", trade_id: int = 1, subject: str = XRP) -> None:
-    event = Fill(
-        **w.base(),
-        intent_id=intent_id,
-        client_order_id="x",
-        venue_order_id="1",
-        trade_id=trade_id,
-        side=side,
-        price=LAST,
-        qty=Decimal(qty),
-        commission=Decimal(0),
-        commission_asset="BNB",
-        maker=False,
-        time=w.now,
-    )
-    w.apply("portfolio", f"fill.alpha.{subject}", event)
-
+from tests.support.gateway import (
+    CUSTODY_BOOT,
+    LAST,
+    LIMITS,
+    MS,
+    NOW,
+    SECOND,
+    XRP,
+    World,
+    order_event,
+    trust_root,
+    wide,
+)
 
 # --- permits ------------------------------------------------------------------------------------------
 
@@ -87,7 +63,7 @@ def test_decision_is_accepted_by_the_wire_codec() -> None:
 
 
 def test_market_order_has_neither_price_nor_time_in_force_and_is_valued_at_the_collar() -> None:
-    w = World(_wide(max_notional=Decimal("0.101")))  # 100 XRP at 0.001 plus 100 bps
+    w = World(wide(max_notional=Decimal("0.101")))  # 100 XRP at 0.001 plus 100 bps
     decision = w.ask(w.intent(price=None))
     assert decision.permit is not None
     order = decision.permit.order
@@ -113,13 +89,13 @@ def test_same_inputs_give_the_same_decision_bytes() -> None:
 
 
 def test_quantity_limit() -> None:
-    w = World(_wide(max_qty=Decimal(600)))
+    w = World(wide(max_qty=Decimal(600)))
     assert w.codes(w.intent(qty="600")) == []
     assert w.codes(w.intent(qty="601")) == ["QUANTITY_EXCEEDS_LIMIT"]
 
 
 def test_notional_limit() -> None:
-    w = World(_wide(max_notional=Decimal("0.5")))
+    w = World(wide(max_notional=Decimal("0.5")))
     assert w.codes(w.intent(qty="500")) == []
     assert w.codes(w.intent(qty="501")) == ["NOTIONAL_EXCEEDS_LIMIT"]
     denial = w.ask(w.intent(qty="501")).denials[0]
@@ -127,7 +103,7 @@ def test_notional_limit() -> None:
 
 
 def test_operators_cap_holds_whatever_the_limits_say() -> None:
-    w = World(_wide())
+    w = World(wide())
     assert w.codes(w.intent(qty="5000")) == []
     assert w.codes(w.intent(qty="5001")) == ["NOTIONAL_EXCEEDS_CAP"]
 
@@ -145,7 +121,7 @@ def test_minimum_notional() -> None:
 
 @pytest.mark.parametrize("side", ["buy", "sell"])
 def test_collar_holds_in_both_directions(side: str) -> None:
-    w = World(_wide())
+    w = World(wide())
     assert w.codes(w.intent(price="0.00101", side=side)) == []
     assert w.codes(w.intent(price="0.00099", side=side)) == []
     assert w.codes(w.intent(price="0.0010101", side=side)) == ["PRICE_OUTSIDE_COLLAR"]
@@ -163,7 +139,7 @@ def test_quantity_must_be_a_multiple_of_the_step() -> None:
 
 
 def test_throttle_allows_the_burst_and_then_the_rate() -> None:
-    w = World(_wide())
+    w = World(wide())
     assert [w.codes(w.intent(qty="10")) for _ in range(LIMITS.burst)] == [[]] * LIMITS.burst
     assert w.codes(w.intent(qty="10")) == ["MESSAGE_RATE_EXCEEDED"]
     w.now += SECOND // LIMITS.messages_per_second - 1
@@ -344,146 +320,17 @@ def test_instrument_outside_the_trust_root() -> None:
 
 
 def test_strategy_that_is_not_listed_for_the_instrument_is_denied_by_default() -> None:
-    w = World(_wide())
+    w = World(wide())
     w.trade(Decimal(50000), "paper.BTC-USDT")
     intent = {"qty": "0.01", "price": "50000"}
     root = msgspec.structs.replace(w.trust.instruments[1], step=Decimal("0.01"))
-    w = World(_wide(), trust=msgspec.structs.replace(trust_root(), instruments=(w.trust.instruments[0], root)))
+    w = World(wide(), trust=msgspec.structs.replace(trust_root(), instruments=(w.trust.instruments[0], root)))
     w.trade(Decimal(50000), "paper.BTC-USDT")
     assert w.ask(w.intent(**intent), strategy="alpha", subject="paper.BTC-USDT").verdict == "permit"
     denied = w.ask(w.intent(**intent), strategy="beta", subject="paper.BTC-USDT")
     assert [d.code for d in denied.denials] == ["POLICY_DENIED"]
     assert "no policy permits it" in denied.denials[0].text
     assert denied.policies == ()
-
-
-# --- exposure -------------------------------------------------------------------------------------------
-
-
-def test_open_orders_add_up_to_the_limit_and_are_released_when_final() -> None:
-    w = World(_wide(max_open_notional=Decimal(1)))
-    intents = [w.intent(qty="400") for _ in range(2)]
-    assert [w.codes(i) for i in intents] == [[], []]
-    assert w.codes(w.intent(qty="201")) == ["OPEN_NOTIONAL_EXCEEDS_LIMIT"]
-    assert w.codes(w.intent(qty="200")) == []
-    _event(w, intents[0].id, "rejected")
-    _event(w, intents[1].id, "accepted")
-    assert w.codes(w.intent(qty="401")) == ["OPEN_NOTIONAL_EXCEEDS_LIMIT"]
-    assert w.codes(w.intent(qty="400")) == []
-
-
-def test_closed_order_keeps_its_reservation_until_its_fills_have_come() -> None:
-    w = World(_wide(max_open_notional=Decimal("0.5")))
-    intent = w.intent(qty="500")
-    assert w.codes(intent) == []
-    _event(w, intent.id, "closed", executed=Decimal(300))
-    assert w.codes(w.intent(qty="201")) == ["OPEN_NOTIONAL_EXCEEDS_LIMIT"]
-    _fill(w, intent.id, "300")
-    assert w.codes(w.intent(qty="500")) == []
-    assert w.gateway.exposure.position("alpha", "paper", "XRP/ETH") == 300
-
-
-def test_fill_moves_from_reservation_to_position_once() -> None:
-    w = World(_wide())
-    intent = w.intent(qty="100")
-    w.ask(intent)
-    for _ in range(2):
-        _fill(w, intent.id, "40", trade_id=7)
-    assert w.gateway.exposure.open_notional("alpha", "ETH") == Decimal("0.060")
-    assert w.gateway.exposure.position("alpha", "paper", "XRP/ETH") == 40
-
-
-def test_position_limit_counts_open_orders_and_lets_reductions_pass() -> None:
-    w = World(_wide(max_position_notional=Decimal("0.8")))
-    _fill(w, b"", "500")
-    assert w.codes(w.intent(qty="200")) == []
-    assert w.codes(w.intent(qty="101")) == ["POSITION_EXCEEDS_LIMIT"]
-    assert w.codes(w.intent(qty="1300", side="sell")) == []
-    assert w.codes(w.intent(qty="10", side="sell")) == ["POSITION_EXCEEDS_LIMIT"]
-
-
-def test_gross_exposure_counts_everything_of_a_quote_and_lets_reductions_pass() -> None:
-    w = World(_wide(max_gross_notional=Decimal("1.5")))
-    _fill(w, b"", "1400")
-    assert w.codes(w.intent(qty="101")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]
-    assert w.codes(w.intent(qty="100")) == []
-    assert w.codes(w.intent(qty="1400", side="sell")) == [], "it can only bring the position nearer to zero"
-
-
-def test_order_that_could_turn_the_position_is_no_reduction() -> None:
-    w = World(_wide(max_gross_notional=Decimal("0.1")))
-    _fill(w, b"", "100")
-    assert w.codes(w.intent(qty="60", side="sell")) == []
-    assert w.codes(w.intent(qty="41", side="sell")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"], "60 are on their way"
-    assert w.codes(w.intent(qty="40", side="sell")) == []
-
-
-def test_position_is_valued_at_the_last_trade_where_that_is_higher() -> None:
-    w = World(_wide(max_position_notional=Decimal("0.1")))
-    assert w.codes(w.intent(qty="101", price="0.00099")) == ["POSITION_EXCEEDS_LIMIT"]
-    assert w.codes(w.intent(qty="100", price="0.00099")) == []
-
-
-def test_positions_of_another_quote_are_not_added() -> None:
-    w = World(_wide(max_gross_notional=Decimal(1)))
-    w.trade(Decimal(50000), "paper.BTC-USDT")
-    _fill(w, b"", "2", subject="paper.BTC-USDT")
-    assert w.codes(w.intent(qty="1000")) == []
-
-
-def test_position_without_any_known_price_denies() -> None:
-    w = World(_wide())
-    w.gateway.markets.last.clear()
-    for average, qty, expected in ((0, 5, ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]), (1, 5, [])):
-        position = Position(**w.base(), qty=Decimal(qty), average_price=Decimal(average), realized=Decimal(0), fills=0)
-        w.apply("portfolio", f"position.alpha.{XRP}", position)
-        market = w.gateway.markets.of("paper", "XRP/ETH")
-        assert market.price is not None
-        assert w.codes(w.intent()) == expected
-
-
-def test_memory_is_flat() -> None:
-    w = World()
-    for n in range(40):
-        w.arm(until=NOW + (n + 1) * SECOND)
-    assert len(w.gateway._leases._leases) == MAX_LEASES
-    for n in range(FILLS_REMEMBERED + 10):
-        _fill(w, b"", "1", trade_id=n)
-    assert len(w.gateway.exposure._trades["paper", "XRP/ETH"]) == FILLS_REMEMBERED
-    for _ in range(30):
-        w.now += SECOND
-        w.ask(w.intent())
-    assert len(w.gateway._seen) == REMEMBER_NS // SECOND + 1
-
-
-def test_portfolios_position_counts_unless_it_knows_fewer_fills() -> None:
-    w = World()
-    _fill(w, b"", "500")
-    for fills, qty in ((0, 0), (1, 499)):
-        position = Position(**w.base(), qty=Decimal(qty), average_price=LAST, realized=Decimal(0), fills=fills)
-        w.apply("portfolio", f"position.alpha.{XRP}", position)
-        assert w.gateway.exposure.position("alpha", "paper", "XRP/ETH") == (500 if fills == 0 else 499)
-
-
-def test_permit_that_was_never_submitted_is_released_after_its_expiry() -> None:
-    w = World(_wide(max_open_notional=Decimal("0.5")))
-    w.ask(w.intent(qty="500"))
-    w.now += PERMIT_NS + PERMIT_GRACE_NS
-    w.refresh()
-    assert w.codes(w.intent(qty="100")) == ["OPEN_NOTIONAL_EXCEEDS_LIMIT"]
-    w.now += 1
-    assert w.codes(w.intent(qty="100")) == []
-
-
-def test_submitted_order_stays_reserved_without_end() -> None:
-    w = World(_wide(max_open_notional=Decimal("0.5")))
-    intent = w.intent(qty="500")
-    w.ask(intent)
-    _event(w, intent.id, "submitting")
-    w.now += 3600 * SECOND - 2 * SECOND
-    w.credentials = {n: world.credential(n, w.trust, boot=c.boot, issued_at=w.now)[0] for n, c in w.credentials.items()}
-    w.refresh()
-    assert w.codes(w.intent(qty="100")) == ["OPEN_NOTIONAL_EXCEEDS_LIMIT"]
 
 
 # --- duplicates, cancellations, restarts ------------------------------------------------------------------
@@ -528,7 +375,7 @@ def test_cancel_of_anothers_or_of_no_order_is_denied() -> None:
         assert decision.verdict == "deny"
         assert decision.denials[0].code == "UNKNOWN_ORDER"
         assert decision.intent_id == cancel.id
-    _event(w, intent.id, "void")
+    order_event(w, intent.id, "void")
     assert w.codes(CancelIntent(**w.base(), intent_id=intent.id)) == ["UNKNOWN_ORDER", "POLICY_DENIED"]
 
 
@@ -543,10 +390,10 @@ def test_breaker_lease_stale_data_and_throttle_never_keep_an_order_alive() -> No
 
 
 def test_history_is_applied_and_not_decided_again() -> None:
-    before = World(_wide(max_open_notional=Decimal(1)))
+    before = World(wide(max_open_notional=Decimal(1)))
     done, left = before.intent(qty="800"), before.intent(qty="100")
     decision = before.ask(done)
-    after = World(_wide(max_open_notional=Decimal(1)), ready=False)
+    after = World(wide(max_open_notional=Decimal(1)), ready=False)
     for intent in (done, left):
         message = after.verified("strategy-alpha", f"order.intent.alpha.{XRP}", intent)
         assert after.gateway.on_intent(message, intent, after.now) is None
@@ -563,7 +410,7 @@ def test_history_is_applied_and_not_decided_again() -> None:
 
 
 def test_open_market_order_of_history_reserves_the_whole_limit() -> None:
-    limits = _wide(max_notional=Decimal("0.5"), max_open_notional=Decimal(1))
+    limits = wide(max_notional=Decimal("0.5"), max_open_notional=Decimal(1))
     before = World(limits)
     intent = before.intent(price=None)
     decision = before.ask(intent)
@@ -573,10 +420,10 @@ def test_open_market_order_of_history_reserves_the_whole_limit() -> None:
 
 
 def test_own_decision_read_back_changes_nothing() -> None:
-    w = World(_wide())
+    w = World(wide())
     intent = w.intent(qty="100")
     decision = w.ask(intent)
-    _event(w, intent.id, "void")
+    order_event(w, intent.id, "void")
     w.apply("gateway", f"order.decision.alpha.{XRP}", decision)
     assert w.gateway.exposure.open_notional("alpha", "ETH") == 0
 
@@ -591,7 +438,7 @@ def test_every_answer_carries_the_hash_of_the_message_that_it_answers() -> None:
 
 
 def test_decision_takes_well_under_a_millisecond() -> None:
-    w = World(_wide(burst=10_000))
+    w = World(wide(burst=10_000))
     taken = []
     for _ in range(200):
         intent = w.intent(qty="10")

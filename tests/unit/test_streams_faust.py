@@ -260,7 +260,7 @@ async def test_no_sensor_is_called_for_each_event() -> None:
         assert list(world.app.sensors) == []
 
 
-def test_an_event_has_whole_seconds_and_the_generation_of_an_app_that_never_rebalances() -> None:
+async def test_an_event_has_whole_seconds_and_the_generation_of_an_app_that_never_rebalances() -> None:
     app = StreamsApp("contract", lambda _: None)
     event = app.event("a", 7, 100)
     assert isinstance(event.message, Message)
