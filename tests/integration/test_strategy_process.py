@@ -103,7 +103,7 @@ async def test_a_recording_is_published_whole_in_order_with_its_recorded_times(d
     ears = await listener(desk)
     market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500),), speed=D(10), symbols=("XRP/ETH",))
     start = time.monotonic()
-    await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+    await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
     await until(lambda: [e for e in ears.of(FeedStatus) if e.state == "ended"], "the end")
     await until(lambda: len(ears.of(Trade)) == 500, "all trades")
     assert 0.4 < time.monotonic() - start < 5
@@ -118,7 +118,7 @@ async def test_a_bad_dump_stops_the_start_with_nothing_published(desk: Desk, tmp
     ears = await listener(desk)
     market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500, bad=400),))
     with pytest.raises(Malformed, match=r"csv:401: 1 columns"):
-        await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+        await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
     await asyncio.sleep(0.2)
     assert ears.of(Trade) == ears.of(FeedStatus) == []
 
@@ -128,7 +128,7 @@ async def test_a_dump_of_no_instrument_is_a_configuration_error(desk: Desk, tmp_
     path.write_text("1,1,1,1,1600000000000,True,True\n")
     market = MarketDataConfig(source="dump", paths=(path.name,))
     with pytest.raises(ConfigError, match="a dump of DOGE/USDT, which is no instrument"):
-        await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+        await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
 
 
 async def test_a_synthetic_market_plays_the_deployments_instruments(desk: Desk, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ async def test_a_synthetic_market_plays_the_deployments_instruments(desk: Desk, 
     market = MarketDataConfig(source="synthetic", count=300, speed=D(10))
     instruments = tuple(msgspec.structs.replace(i, market_price=D("0.01")) for i in desk.trust.instruments)
     desk.trust = msgspec.structs.replace(desk.trust, instruments=instruments)
-    await begin(desk, MarketData(), "market-data", config=deployment(desk, tmp_path, market))
+    await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
     await until(lambda: len(ears.of(Trade)) == 300, "all trades")
     for instrument in instruments:
         token = instrument.symbol.replace("/", "-")
@@ -154,7 +154,7 @@ async def test_the_venues_own_feed_is_followed_live(desk: Desk, tmp_path: Path) 
     async with venue(tls, tmp_path) as exchange:
         market = MarketDataConfig(source="live", symbols=("XRP/ETH",))
         made = deployment(desk, tmp_path, market, f"127.0.0.1:{exchange.port}")
-        await begin(desk, MarketData(), "market-data", config=made)
+        await begin(desk, MarketData(), "market-data", deployment=made)
         await until(lambda: any(s.streams for s in exchange.sockets.open), "the subscription")
         exchange.on_market_trade("XRPETH", D("0.0013001"), D(17), True, time.time_ns())
         await until(lambda: ears.of(Trade), "the trade")
