@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.schemas.nats_jwt import SessionKey, encode_key
 from tallystick.schemas.security import ListedSession
 from tests.support.bus import TestBus, running_bus
+from tests.support.waiting import until
 from tests.support.world import key
 
 COMPONENT = "strategy-alpha"
@@ -47,11 +47,7 @@ async def test_an_older_account_token_played_back_is_found_and_replaced_with_its
         component=COMPONENT, boot=bytes(16), credential_hash=bytes(32), expires_at=0, session_key=session.public
     )
     await admin.revoke((revoked,))
-    for _ in range(200):
-        if victim.is_closed:
-            break
-        await asyncio.sleep(0.01)
-    assert victim.is_closed
+    await until(lambda: victim.is_closed, "the end of the connection", 3)
     assert await admin.rolled_back() == []
     # Whoever holds a system session and an older, genuine token brings it back: the revocation is gone.
     system = await bus.connect_system()

@@ -201,7 +201,7 @@ async def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystor
         with pytest.raises(Unverified):
             await desk.context("strategy-alpha", source=Old(), boot=alpha.boot)
         # The broker counts whole seconds: a token lives until the end of its last one.
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.2)  # see above
         client = Client()
         with pytest.raises((nats.errors.Error, OSError)):
             await client.connect(

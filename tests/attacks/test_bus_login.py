@@ -19,6 +19,7 @@ from tallystick.infra.nats.connz import CONNZ_REQUEST, connz_mismatches
 from tallystick.schemas.errors import CouldNotVerify, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import Claims, SessionKey, decode_credential, encode_jwt, encode_key
 from tests.support.bus import Authority509, Connection, TestBus, now_s
+from tests.support.waiting import until
 from tests.support.world import key
 
 ME = "strategy-alpha"
@@ -123,11 +124,7 @@ async def test_what_the_broker_takes_from_a_role_key_beyond_our_form_no_reader_t
 
 async def test_a_connection_ends_with_its_token(bus: TestBus) -> None:
     client = await login(bus, bus.token(ME, SESSION, issued_s=now_s() - 100, lifetime_s=101))
-    for _ in range(300):
-        if client.is_closed:
-            break
-        await asyncio.sleep(0.01)
-    assert client.is_closed
+    await until(lambda: client.is_closed, "the end of the connection", 3)
 
 
 async def test_the_activation_key_reaches_nothing(bus: TestBus) -> None:
@@ -312,11 +309,7 @@ async def test_a_stolen_session_under_another_certificate_is_let_in_shown_and_ki
         assert (found.code, found.component) == ("CONNECTION_CERTIFICATE", ME)
         kick = json.dumps({"cid": found.cid}).encode()
         await system.request(f"$SYS.REQ.SERVER.{found.server}.KICK", kick, timeout=2)
-        for _ in range(200):
-            if thief.is_closed:
-                break
-            await asyncio.sleep(0.01)
-        assert thief.is_closed
+        await until(lambda: thief.is_closed, "the end of the connection", 3)
         assert not owner.is_closed
         assert connz_mismatches(await _connz(bus, system, ME), issued) == []
         await owner.close()
@@ -348,15 +341,11 @@ async def test_revocation_disconnects_and_keeps_out_and_the_others_stay(bus: Tes
     async with bus.connected("root", "system", "strategy-beta") as (root, system, other):
         token = bus.token(ME, SESSION)
         victim = await login(bus, token)
-        until = now_s()
-        pushed = bus.accounts.component(ME, bus.validity, {SESSION.public: until})
+        revoked_s = now_s()
+        pushed = bus.accounts.component(ME, bus.validity, {SESSION.public: revoked_s})
         answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", pushed.encode(), timeout=2)).data)
         assert answer["data"]["code"] == 200
-        for _ in range(100):
-            if victim.is_closed:
-                break
-            await asyncio.sleep(0.01)
-        assert victim.is_closed
+        await until(lambda: victim.is_closed, "the end of the connection", 3)
         before = await bus.stored(root)
         with pytest.raises(NatsError, match="Authorization Violation"):
             await login(bus, token)

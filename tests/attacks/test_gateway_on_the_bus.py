@@ -123,8 +123,9 @@ class Floor:
             self.state()
             await asyncio.sleep(0.1)
 
-    def state(self) -> None:
-        """What is said several times a second."""
+    def state(self) -> list[asyncio.Future[int]]:
+        """What is said several times a second, on SECURITY in the futures that come back."""
+        said: list[asyncio.Future[int]] = []
         self._number += 1
         authority, breaker, market = (self.listed[n] for n in ("authority", "breaker", "market-data"))
         if self.listing:
@@ -134,11 +135,11 @@ class Floor:
                 if (s := credential(c)).digest not in self.revoked
             )
             event = authority.new(SessionList, number=self._number, live=live, revoked=self.revoked)
-            authority.publish("cred.authority", event)
+            said.append(authority.publish("cred.authority", event))
         if self.beating:
             trips = tuple(Trip(scope=s, reason="test", since=1, by="test") for s in self.tripped)
             beat = breaker.new(BreakerHeartbeat, number=self._number, tripped=trips)
-            breaker.publish("control.breaker.all", beat)
+            said.append(breaker.publish("control.breaker.all", beat))
         trade = market.new(
             Trade,
             trade_id=self._number,
@@ -148,6 +149,12 @@ class Floor:
             buyer_is_maker=False,
         )
         market.publish(f"md.trade.{XRP}", trade)
+        return said
+
+    async def heard(self) -> None:
+        """Say now what is so now, and wait until the gateway has taken it in."""
+        positions = await asyncio.gather(*self.state())
+        await until(lambda: self.listed["gateway"].position("SECURITY") >= max(positions), "the gateway's ear")
 
     async def gateway(self) -> tuple[GatewayProcess, ServiceContext]:
         """A gateway that is ready; an older one counts as gone."""
@@ -265,16 +272,16 @@ async def test_orders_are_permitted_or_denied_on_record_and_sessions_breakers_an
 
     # a tripped scope, and its closing
     floor.tripped = ("strategy-beta",)
-    await asyncio.sleep(0.3)
+    await floor.heard()
     assert codes(await floor.ask(floor.intent("beta"), "beta"))[0] == "BREAKER_TRIPPED"
     assert (await floor.ask(floor.intent("alpha"))).verdict == "permit"
     floor.tripped = ()
-    await asyncio.sleep(0.3)
+    await floor.heard()
     assert (await floor.ask(floor.intent("beta"), "beta")).verdict == "permit"
 
     # silence of the breaker
     floor.beating = False
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(1.2)  # a heartbeat counts for one second
     assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
     # a heartbeat of an unlisted breaker does not end it
     forged = await floor.desk.context("breaker")
@@ -282,17 +289,17 @@ async def test_orders_are_permitted_or_denied_on_record_and_sessions_breakers_an
     assert codes(await floor.ask(floor.intent("alpha")))[0] == "BREAKER_HEARTBEAT_MISSING"
     await until(lambda: any(n.code == "SESSION_UNLISTED" and isinstance(n, DeadLetter) for n in floor.guard), "it")
     floor.beating = True
-    await asyncio.sleep(0.3)
+    await floor.heard()
 
     # a revoked session: no effect at all, and its message is kept as evidence
     floor.revoked = (credential(floor.listed["strategy-beta"]).digest,)
-    await asyncio.sleep(0.3)
+    await floor.heard()
     floor.listed["strategy-beta"].publish(f"order.intent.beta.{XRP}", floor.intent("beta"))
     await until(lambda: any(n.code == "SESSION_REVOKED" for n in floor.guard), "the dead letter")
 
     # silence of the authority
     floor.listing = False
-    await asyncio.sleep(3.2)
+    await asyncio.sleep(3.2)  # a list counts for three seconds
     assert codes(await floor.ask(floor.intent("alpha")))[0] == "SESSIONS_STALE"
     floor.listing = True
     await floor.until_permitted()

@@ -211,7 +211,7 @@ async def test_a_renewal_that_is_lost_on_the_way_keeps_the_lease(
     await lease.take()
     keeping = asyncio.create_task(lease.keep())
     setattr(jetstream, fault, 1)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(0.6)  # a dozen renewals, the first of them with the fault
     assert not keeping.done()
     await lease.release()
     await keeping

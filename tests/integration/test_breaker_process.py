@@ -129,7 +129,7 @@ async def test_an_alert_counts_without_the_authoritys_list(floor: Floor) -> None
 
 async def test_heartbeats_come_several_times_a_second(floor: Floor) -> None:
     floor.heard.clear()
-    await asyncio.sleep(1.3)
+    await asyncio.sleep(1.3)  # the promise is one about time
     beats = [e.number for _, _, e in floor.heard if isinstance(e, BreakerHeartbeat)]
     assert len(beats) >= 4
     assert beats == sorted(set(beats))

@@ -161,10 +161,13 @@ async def test_fills_during_a_cut_of_the_stream_are_fetched_once(scene: Scene) -
             for socket in list(scene.exchange.sockets.open):
                 socket.cut()
         await scene.order(f"c{i}", qty="10")
-    await scene.until(lambda: len(scene.of(Position)) >= 6)
-    await asyncio.sleep(0.3)
-    assert [f.client_order_id for f in scene.of(Fill)] == [f"c{i}" for i in range(6)]
-    assert [p.qty for p in scene.of(Position)] == [D(10 * n) for n in range(1, 7)]
+    await scene.permit("last", qty="10")
+    await scene.order("last", qty="10")
+    # One that was fetched twice would stand before the last.
+    await scene.until(lambda: any(f.client_order_id == "last" for f in scene.of(Fill)))
+    await scene.until(lambda: len(scene.of(Position)) >= 7)
+    assert [f.client_order_id for f in scene.of(Fill)] == [*(f"c{i}" for i in range(6)), "last"]
+    assert [p.qty for p in scene.of(Position)] == [D(10 * n) for n in range(1, 8)]
     assert "USER_STREAM_DOWN" in [n.code for n in scene.of(Notice)]
 
 
@@ -190,14 +193,17 @@ async def test_fills_while_the_portfolio_is_down_are_fetched_at_its_start(scene:
 
 async def test_a_trade_before_the_first_permit_is_none_of_ours(scene: Scene) -> None:
     await scene.order("somebodys")
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # the venue dates trades in whole milliseconds: the permit must be later than this one
     await scene.start()
     await scene.until(lambda: scene.of(Balance))
     await scene.permit("ours")
     await scene.order("ours")
     await scene.until(lambda: scene.of(Position))
-    await asyncio.sleep(0.3)
-    assert [f.client_order_id for f in scene.of(Fill)] == ["ours"]
+    await scene.permit("last")
+    await scene.order("last")
+    # Fills come in the order of their trades: one of somebody's would stand before these.
+    await scene.until(lambda: len(scene.of(Position)) == 2)
+    assert [f.client_order_id for f in scene.of(Fill)] == ["ours", "last"]
 
 
 async def test_a_fill_that_a_mute_stream_kept_back_is_found_by_asking(scene: Scene) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -119,8 +118,12 @@ async def test_a_bad_dump_stops_the_start_with_nothing_published(desk: Desk, tmp
     market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500, bad=400),))
     with pytest.raises(Malformed, match=r"csv:401: 1 columns"):
         await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
-    await asyncio.sleep(0.2)
-    assert ears.of(Trade) == ears.of(FeedStatus) == []
+    # Whatever was published before would stand before this one.
+    marker = await desk.context("market-data")
+    await marker.publish("md.trade.paper.XRP-ETH", tick(marker, 1))
+    await until(lambda: ears.of(Trade), "the marker")
+    assert len(ears.of(Trade)) == 1
+    assert ears.of(FeedStatus) == []
 
 
 async def test_a_dump_of_no_instrument_is_a_configuration_error(desk: Desk, tmp_path: Path) -> None:
@@ -182,18 +185,18 @@ def tick(context: ServiceContext, number: int) -> Trade:
 async def test_a_tick_becomes_an_intent_caused_by_it_and_positions_count(desk: Desk, tmp_path: Path) -> None:
     ears = await listener(desk)
     feed, portfolio = await desk.context("market-data"), await desk.context("portfolio")
-    await begin(desk, strategy(tmp_path), "strategy-alpha")
+    context = await begin(desk, strategy(tmp_path), "strategy-alpha")
     first = tick(feed, 1)
     await feed.publish("md.trade.paper.XRP-ETH", first)
     await until(lambda: ears.of(Intent), "the intent")
     where, intent = next((w, e) for w, e in ears.heard if isinstance(e, Intent))
     assert where == "order.intent.alpha.paper.XRP-ETH"
     assert (intent.qty, intent.causes) == (D(1), (first.id,))
-    await portfolio.publish(
+    position = await portfolio.publish(
         "position.alpha.paper.XRP-ETH",
         portfolio.new(Position, qty=D(41), average_price=D(1), realized=D(0), fills=1),
     )
-    await asyncio.sleep(0.2)
+    await until(lambda: context.position("ORDERS") >= position, "the position")
     await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 2))
     await until(lambda: len(ears.of(Intent)) == 2, "the second intent")
     assert ears.of(Intent)[1].qty == D(42)
@@ -215,12 +218,13 @@ async def test_a_restarted_strategy_knows_its_position(desk: Desk, tmp_path: Pat
 async def test_a_strategy_that_raises_is_halted_reported_and_its_orders_cancelled(desk: Desk, tmp_path: Path) -> None:
     ears = await listener(desk)
     feed = await desk.context("market-data")
-    await begin(desk, strategy(tmp_path, fail_at="2"), "strategy-alpha")
+    context = await begin(desk, strategy(tmp_path, fail_at="2"), "strategy-alpha")
     for number in (1, 2, 3):
         await feed.publish("md.trade.paper.XRP-ETH", tick(feed, number))
     await until(lambda: [n for n in ears.of(Notice) if n.code == "STRATEGY_HALTED"], "the notice")
     await until(lambda: ears.of(CancelIntent), "the cancel")
-    await asyncio.sleep(0.2)
+    last = await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 4))
+    await until(lambda: context.position("MARKET") >= last, "the last tick passed over")
     [intent] = ears.of(Intent)
     assert ears.of(CancelIntent)[0].intent_id == intent.id
     assert "RuntimeError" in ears.of(Notice)[0].text

@@ -28,7 +28,7 @@ from tallystick.streams.main import Streams
 from tallystick.streams.store import Fenced
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-from tests.support.streams import alerts_at, begin, counts, crash, intent, intents_of, same, stored_windows
+from tests.support.streams import alerts_at, all_of, begin, counts, crash, intent, intents_of, same, stored_windows
 from tests.support.waiting import until
 
 ALPHA, BETA = intents_of("alpha"), intents_of("beta")
@@ -50,18 +50,18 @@ def bus(tmp_path: Path) -> Iterator[TestBus]:
 
 async def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(desk: Desk) -> None:
     alerts = await alerts_at(desk)
-    await begin(await desk.context("streams"), Streams(rules=LOW))
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
     alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
+    last = 0
     for _ in range(5):
         await alpha.publish(ALPHA, intent(alpha))
-        await beta.publish(BETA, intent(beta))
-    await asyncio.sleep(0.2)
-    assert not alerts
+        last = await beta.publish(BETA, intent(beta))
+    assert not await all_of(alerts, context, worker, last)
     sent = [intent(alpha) for _ in range(6)]
     for one in sent:
-        await alpha.publish(ALPHA, one)
-    await until(lambda: bool(alerts), "the alert")
-    await asyncio.sleep(0.2)
+        last = await alpha.publish(ALPHA, one)
+    alerts = await all_of(alerts, context, worker, last)
     assert [a.subject.text for a in alerts] == ["alert.burst.high"]
     assert alerts[0].live
     assert alerts[0].credential.component == "streams"
@@ -74,26 +74,27 @@ async def test_a_runaway_strategy_raises_one_high_alert_for_its_own_scope(desk: 
 
 async def test_cancels_are_not_counted(desk: Desk, bus: TestBus) -> None:
     alerts = await alerts_at(desk)
-    await begin(await desk.context("streams"), Streams(rules=LOW))
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
     alpha = await desk.context("strategy-alpha")
     first = intent(alpha)
     await alpha.publish(ALPHA, first)
-    await alpha.publish(ALPHA, *[alpha.new(CancelIntent, intent_id=first.id) for _ in range(50)])
-    await asyncio.sleep(0.6)
-    assert not alerts
+    last = await alpha.publish(ALPHA, *[alpha.new(CancelIntent, intent_id=first.id) for _ in range(50)])
+    assert not await all_of(alerts, context, worker, last)
+    await worker._commit()
     assert await counts(bus) == {"alpha": 1}
 
 
 async def test_while_a_burst_lasts_there_is_one_alert_a_window(desk: Desk) -> None:
     alerts = await alerts_at(desk)
-    await begin(await desk.context("streams"), Streams(rules=LOW))
+    context = await desk.context("streams")
+    worker = await begin(context, Streams(rules=LOW))
     alpha = await desk.context("strategy-alpha")
-    end = time.monotonic() + 1.7
+    last, end = 0, time.monotonic() + 1.7  # windows are of the intents' own seconds
     while time.monotonic() < end:
-        await alpha.publish(ALPHA, intent(alpha))
+        last = await alpha.publish(ALPHA, intent(alpha))
         await asyncio.sleep(0.005)
-    await asyncio.sleep(0.3)
-    times = [event.ts for event in same(alerts).values()]
+    times = [event.ts for event in same(await all_of(alerts, context, worker, last)).values()]
     assert len(times) == 2
     assert all(b - a >= main.NS for a, b in itertools.pairwise(times))
 
@@ -170,9 +171,10 @@ async def test_history_without_state_is_counted_and_causes_nothing(
     for _ in range(20):
         await alpha.publish(ALPHA, intent(alpha))
     context = await desk.context("streams")
-    await begin(context, Streams(rules=LOW))
-    await asyncio.sleep(0.3)
-    assert not alerts
+    worker = await begin(context, Streams(rules=LOW))
+    assert not await all_of(alerts, context, worker, 0)
+    alerts.clear()
+    await worker._commit()
     assert await counts(bus) == {"alpha": 20}
     for _ in range(20):
         await alpha.publish(ALPHA, intent(alpha))
@@ -209,14 +211,14 @@ async def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(desk: 
         last = max(await beta.publish(BETA, intent(beta)), await burst_)
         await asyncio.sleep(0.02)
     await until(lambda: worker._applied == last, "everything applied")
-    await asyncio.sleep(0.3)
+    await worker._commit()
     await worker._ctx.release()
     await context.close()
     online = await stored_windows(bus)
     await purge_state(bus)
     context = await desk.context("streams")
     worker = await begin(context, Streams(rules=LOW))
-    await asyncio.sleep(0.4)
+    await worker._commit()
     await worker._ctx.release()
     await context.close()
     assert await stored_windows(bus) == online
@@ -232,7 +234,7 @@ async def purge_state(bus: TestBus) -> None:
         for name in info["state"]["subjects"]:
             await client.publish(name, b"", headers={"Nats-TTL": "1s"})
         await client.flush()
-        await asyncio.sleep(1.6)
+        await asyncio.sleep(1.6)  # tombstones live for a second
     finally:
         await client.close()
 
@@ -246,7 +248,7 @@ async def test_windows_expire_by_stream_time_and_restored_ones_too(desk: Desk, b
     await worker._ctx.release()
     await context.close()
     assert len(await stored_windows(bus)) == 1
-    await asyncio.sleep(2.1)
+    await asyncio.sleep(2.1)  # the window is over by the clock
     context = await desk.context("streams")
     worker = await begin(context, Streams(rules=NEVER, expires_s=1))
     await asyncio.sleep(0.5)
@@ -256,7 +258,7 @@ async def test_windows_expire_by_stream_time_and_restored_ones_too(desk: Desk, b
     await until(lambda: context.metrics.snapshot().get("windows_expired", 0) == 1, "the expiry")
     await asyncio.sleep(0.4)
     assert [bucket.count for bucket in (await stored_windows(bus)).values()] == [1]
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1.5)  # tombstones live for a second
     root = await bus.connect_as("streams")
     try:
         # The tombstone is gone as well: STATE does not grow.
@@ -293,8 +295,8 @@ async def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is
     # The successor begins at the message that broke this one, and counts all ten.
     monkeypatch.setattr(main, "observe", observe)
     await crash(desk, context)
-    await begin(await desk.context("streams"), Streams(rules=NEVER))
-    await asyncio.sleep(0.4)
+    worker = await begin(await desk.context("streams"), Streams(rules=NEVER))
+    await worker._commit()
     assert await counts(bus) == {"alpha": 10}
 
 
@@ -318,12 +320,13 @@ async def test_a_message_that_cannot_be_detected_upon_is_dead_lettered_and_passe
     audit.subscribe("dead.streams", letters.append)
     audit.open()
     await audit.caught_up("GUARD")
-    await begin(await desk.context("streams"), Streams(rules=NEVER))
+    worker = await begin(await desk.context("streams"), Streams(rules=NEVER))
     alpha = await desk.context("strategy-alpha")
+    last = 0
     for _ in range(5):
-        await alpha.publish(ALPHA, intent(alpha))
-    await until(lambda: bool(letters), "the dead letter")
-    await asyncio.sleep(0.4)
+        last = await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: bool(letters) and worker._applied >= last, "the dead letter, and all applied")
+    await worker._commit()
     assert letters[0].events[0].code == "POISON"  # type: ignore[attr-defined]
     assert await counts(bus) == {"alpha": 4}
 

@@ -32,6 +32,7 @@ from tallystick.streams.detectors.burst import Bucket
 from tallystick.streams.main import Streams
 from tests.support.bus import STRATEGIES, TestBus, bus_keys
 from tests.support.runtime import Desk
+from tests.support.waiting import until
 
 
 def intents_of(strategy: str) -> Any:
@@ -88,6 +89,15 @@ async def alerts_at(desk: Desk, reader: str = "gateway") -> list[Received]:
     context.open()
     await context.caught_up("SECURITY")
     return got
+
+
+async def all_of(alerts: list[Received], context: ServiceContext, worker: Streams, last: int) -> list[Received]:
+    """The alerts once intent `last` was applied: a marker in the same queue comes after whatever it caused."""
+    await until(lambda: worker._applied >= last, "everything applied")
+    marker = context.new(Alert, code="MARKER", scope="strategy-alpha", text="")
+    await context.publish("alert.marker.low", marker)
+    await until(lambda: any(marker in received.events for received in alerts), "the marker")
+    return [received for received in alerts if marker not in received.events]
 
 
 def same(alerts: list[Received]) -> dict[bytes, Alert]:

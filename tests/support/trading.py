@@ -214,7 +214,7 @@ class Floor:
         await component.ready()
         self.running[context.boot] = component
         self.people["execution"] = context
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # three of the heartbeats that are said all the time
         return component, context
 
     async def gone(self, context: ServiceContext) -> None:

@@ -169,10 +169,7 @@ async def test_an_exception_that_leaves_an_agent_is_handed_to_us_and_ends_the_ag
 
         world.apply = step
         await world.put("poison")
-        for _ in range(100):
-            if world.failures:
-                break
-            await asyncio.sleep(0.01)
+        await until(lambda: world.failures, "the failure")
         assert [type(f) for f in world.failures] == [ZeroDivisionError]
         world.apply = world.note
         await world.put("next")
