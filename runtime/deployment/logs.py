@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
 from tallystick.runtime.bus.log import Log
-from tallystick.runtime.durable import open_append
+from tallystick.runtime.durable import append, open_append
 from tallystick.schemas.errors import ConfigError
 
 REDACTED: Final = "[redacted]"
@@ -62,7 +63,7 @@ def open_log(path: Path, component: str) -> Log:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _Lines(descriptor))),
         cache_logger_on_first_use=False,
     )
     log: structlog.stdlib.BoundLogger = structlog.get_logger().bind(component=component, pid=os.getpid())
@@ -72,6 +73,21 @@ def open_log(path: Path, component: str) -> Log:
     # At every TLS shutdown of the bus client asyncio warns about nothing.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     return log
+
+
+class _Lines:
+    """An open log file: each line is one write, and it is closed with the last logger that writes to it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    def write(self, text: str) -> None:
+        """Append `text`.  Raises `OSError` where the disk is full."""
+        append(self._descriptor, text.encode())
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 class _Forward(logging.Handler):

@@ -28,7 +28,7 @@ from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import subject
 from tallystick.streams import store
-from tallystick.streams.detectors.burst import Bucket
+from tallystick.streams.detectors.burst import Bucket, Rules
 from tallystick.streams.main import Streams
 from tests.support.bus import STRATEGIES, TestBus, bus_keys
 from tests.support.runtime import Desk
@@ -151,7 +151,7 @@ async def _spawn(arguments: Sequence[str]) -> int:
     )
     desk = Desk(remote)
     context = await desk.context("streams")
-    worker = Streams(commit_s=float(arguments[2]))
+    worker = Streams(rules=Rules({}), commit_s=float(arguments[2]))
     store.LEASE_S = float(arguments[3])  # type: ignore[misc]
     store.RENEW_S = store.LEASE_S / 4  # type: ignore[misc]
     try:

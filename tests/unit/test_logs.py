@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from tallystick.runtime.deployment.logs import REDACTED, open_log
 from tallystick.runtime.keys.keystore import Secret
@@ -16,17 +14,6 @@ from tallystick.schemas.errors import ConfigError
 from tests.support.world import credential
 
 HIDDEN = "correct horse battery staple"
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    """A process has one log, for life; a test closes the ones that it opened."""
-    yield
-    factory = structlog.get_config()["logger_factory"]
-    if isinstance(factory, structlog.WriteLoggerFactory):
-        assert factory._file is not None
-        factory._file.close()
-    structlog.reset_defaults()
 
 
 def lines(path: Path) -> list[dict[str, object]]:
