@@ -22,19 +22,19 @@ from typing import Any, Final, assert_never
 
 from tallystick import venues
 from tallystick.components.execution.custody import CustodyClient, NotSigned
-from tallystick.components.execution.orders import (
+from tallystick.components.execution.effects import (
     Alarm,
     Cancel,
     CancelAll,
     Effect,
     ListOpen,
     Order,
-    Orders,
     Publish,
     Query,
     Send,
     Sign,
 )
+from tallystick.components.execution.orders import Orders
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.service import Service, ServiceContext

@@ -33,11 +33,21 @@ which portfolio's reconciliation shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
 from typing import Final
 
-import msgspec
-
+from tallystick.components.execution.effects import (
+    RETRY_NS,
+    Alarm,
+    Cancel,
+    CancelAll,
+    Effect,
+    ListOpen,
+    Order,
+    Publish,
+    Query,
+    Send,
+    Sign,
+)
 from tallystick.schemas.bounds import MAX_PERMIT_NS, SECOND
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
@@ -51,135 +61,12 @@ from tallystick.venues import SKEW_NS, VALID_NS, NoAnswer, NotFound, NotSent, Or
 # Silence of the breaker beyond this means that everything is tripped.
 SILENCE_NS: Final = 3 * SECOND
 FOLLOW_NS: Final = 2 * SECOND
-RETRY_NS: Final = SECOND // 4
 MAX_RETRY_NS: Final = 5 * SECOND
 CANCEL_RETRY_NS: Final = SECOND
 # Final orders are remembered while a late answer or a repeated decision may still name them.
 KEEP_NS: Final = 60 * SECOND
 # Orders held while history is read; beyond it those that ended are dropped.
 MAX_HISTORY: Final = 20_000
-FINAL_STATES: Final = frozenset({"rejected", "void", "closed"})
-
-
-class Order:
-    """One order; `Orders` alone changes it.
-
-    `state` is "" for a permit that nothing was published for; `deadline` is the time (Unix ns) from
-    which a "not found" of the venue is final.
-    """
-
-    __slots__ = (
-        "cancel_at",
-        "cancel_wanted",
-        "client_order_id",
-        "code",
-        "deadline",
-        "decision_id",
-        "durable",
-        "executed",
-        "final_at",
-        "intent_id",
-        "query_at",
-        "request",
-        "retry",
-        "sent",
-        "state",
-        "status",
-        "strategy",
-        "symbol",
-        "venue",
-        "venue_order_id",
-    )
-
-    def __init__(
-        self, subject: Subject, intent_id: bytes, decision_id: bytes, client_order_id: str, deadline: int
-    ) -> None:
-        self.strategy = subject.strategy
-        self.venue = subject.venue
-        self.symbol = subject.symbol
-        self.intent_id = intent_id
-        self.decision_id = decision_id
-        self.client_order_id = client_order_id
-        self.deadline = deadline
-        self.state: OrderState | str = ""
-        self.durable = False
-        self.sent = False
-        self.request: Signed | None = None
-        self.cancel_wanted = False
-        self.cancel_at = 0
-        self.query_at = 0
-        self.retry = RETRY_NS
-        self.final_at = 0
-        self.venue_order_id = ""
-        self.status = ""
-        self.code = ""
-        self.executed: Decimal | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether nothing will happen to it any more."""
-        return self.state in FINAL_STATES
-
-    def __repr__(self) -> str:
-        return f"Order({self.client_order_id}, {self.state or 'permitted'})"
-
-
-class Publish(msgspec.Struct, frozen=True):
-    """Publish the order's state as it is here; `durable` comes back only for `submitting`."""
-
-    order: Order
-    state: OrderState
-    code: str = ""
-    text: str = ""
-
-
-class Sign(msgspec.Struct, frozen=True):
-    """Ask custody for the order's request; `signed` or `refused` comes back."""
-
-    order: Order
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Send the request, once; `answered` comes back."""
-
-    order: Order
-    request: Signed
-
-
-class Query(msgspec.Struct, frozen=True):
-    """Ask the venue what became of the order; `queried` comes back."""
-
-    order: Order
-
-
-class Cancel(msgspec.Struct, frozen=True):
-    """Cancel one order at the venue; `cancelled` comes back."""
-
-    order: Order
-
-
-class CancelAll(msgspec.Struct, frozen=True):
-    """Cancel every open order of an instrument; `all_cancelled` comes back."""
-
-    venue: str
-    symbol: str
-
-
-class ListOpen(msgspec.Struct, frozen=True):
-    """Ask for the open orders of an instrument; `listed` comes back."""
-
-    venue: str
-    symbol: str
-
-
-class Alarm(msgspec.Struct, frozen=True):
-    """Tell people."""
-
-    code: str
-    text: str
-
-
-Effect = Publish | Sign | Send | Query | Cancel | CancelAll | ListOpen | Alarm
 
 
 class Orders:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.custody.journal import Journal
+from tallystick.components.execution import effects as fx
 from tallystick.components.execution import orders as o
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.standing import LISTED
@@ -42,8 +43,8 @@ def test_execution_is_not_kept_waiting_by_heartbeats_that_come_late() -> None:
     orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     orders.on_breaker(heartbeat(stated=NOW + SECOND), LISTED, NOW + 5 * SECOND)
     effects = orders.tick(NOW + 5 * SECOND)
-    assert [e.code for e in effects if isinstance(e, o.Alarm)] == ["BREAKER_HEARTBEAT_MISSING"]
-    assert any(isinstance(e, o.CancelAll) for e in effects)
+    assert [e.code for e in effects if isinstance(e, fx.Alarm)] == ["BREAKER_HEARTBEAT_MISSING"]
+    assert any(isinstance(e, fx.CancelAll) for e in effects)
 
 
 def test_execution_takes_a_clock_that_was_put_back_for_silence() -> None:
@@ -52,7 +53,7 @@ def test_execution_takes_a_clock_that_was_put_back_for_silence() -> None:
     orders.on_breaker(heartbeat(stated=NOW), LISTED, NOW)
     back = NOW - HOUR
     assert orders.on_breaker(heartbeat("all", stated=back), LISTED, back) == []
-    assert any(isinstance(e, o.CancelAll) for e in orders.tick(back))
+    assert any(isinstance(e, fx.CancelAll) for e in orders.tick(back))
 
 
 def test_custody_starts_after_its_clock_went_back_over_midnight(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.components.execution import orders
+from tallystick.components.execution import effects, orders
 from tallystick.components.execution.main import Execution
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
@@ -302,7 +302,7 @@ async def test_an_order_is_not_closed_by_the_word_of_a_session_that_is_not_liste
     execution._ctx, execution._name = context, "paper"
     execution._orders = machine = orders.Orders([("paper", "XRP/ETH")], time.time_ns())
     where = parse_subject(EVENT)
-    order = orders.Order(where, os.urandom(16), os.urandom(16), "ts-order-1", 0)
+    order = effects.Order(where, os.urandom(16), os.urandom(16), "ts-order-1", 0)
     order.state = "accepted"
     machine._add(order)
     context.subscribe(["order.decision.>", "order.event.>"], execution._on_order, start="all")

@@ -12,6 +12,7 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tallystick.components.execution import effects as fx
 from tallystick.components.execution import orders as o
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
@@ -54,7 +55,7 @@ class World:
         self.placed: list[str] = []
         self.sends: dict[str, int] = {}
         self.used: set[bytes] = set()
-        self.network: list[tuple[Signed, o.Order, int]] = []
+        self.network: list[tuple[Signed, fx.Order, int]] = []
         self.tripped: tuple[str, ...] = ()
         self.boot = 0
         self.fresh()
@@ -63,9 +64,9 @@ class World:
         """A new execution, which knows nothing but what is stored."""
         self.boot += 1
         self.machine = o.Orders([("paper", "XRP/ETH")], self.now)
-        self.effects: list[o.Effect] = []
-        self.publishing: list[tuple[o.Publish, OrderEvent, Subject]] = []
-        self.acks: list[tuple[str, o.Order, object]] = []
+        self.effects: list[fx.Effect] = []
+        self.publishing: list[tuple[fx.Publish, OrderEvent, Subject]] = []
+        self.acks: list[tuple[str, fx.Order, object]] = []
 
     def restart(self) -> None:
         self.fresh()
@@ -76,9 +77,9 @@ class World:
                 self.do(self.machine.remembered(where, event, self.now))
         self.do(self.machine.recover(self.now))
 
-    def do(self, effects: list[o.Effect]) -> None:
+    def do(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, o.Publish):
+            if isinstance(effect, fx.Publish):
                 where = subject(
                     "order.event", strategy=effect.order.strategy, venue="paper", symbol=effect.order.symbol
                 )
@@ -136,7 +137,7 @@ class World:
         """One effect happens, well or badly."""
         effect = self.effects.pop(index)
         match effect:
-            case o.Sign(order):
+            case fx.Sign(order):
                 decided = next(e for _, e in self.stored if isinstance(e, Decision) and e.intent_id == order.intent_id)
                 assert decided.permit is not None
                 if self.now < decided.permit.expires_at and order.intent_id not in self.used and choice != 0:
@@ -146,7 +147,7 @@ class World:
                     self.acks.append(("signed", order, reply))
                 else:
                     self.acks.append(("refused", order, None))
-            case o.Send(order, request):
+            case fx.Send(order, request):
                 self.sends[order.client_order_id] = self.sends.get(order.client_order_id, 0) + 1
                 if choice == 0:
                     self.do(self.machine.answered(order, NotSent("REFUSED", ""), self.now))
@@ -154,10 +155,10 @@ class World:
                     self.network.append((request, order, self.boot))
                     if choice == 1:  # we give up waiting while it is still on its way
                         self.do(self.machine.answered(order, NoAnswer("TIMEOUT", ""), self.now))
-            case o.Query(order):
+            case fx.Query(order):
                 outcome = NoAnswer("TIMEOUT", "") if choice == 0 else self.ask(order.client_order_id)
                 self.do(self.machine.queried(order, outcome, self.now, self.now))
-            case o.Cancel(order):
+            case fx.Cancel(order):
                 name = order.client_order_id
                 if choice == 0:
                     self.do(self.machine.cancelled(order, NotSent("REFUSED", ""), self.now))
@@ -167,7 +168,7 @@ class World:
                         self.do(self.machine.cancelled(order, self.report(name), self.now))
                 else:
                     self.do(self.machine.cancelled(order, Rejected("-2011", ""), self.now))
-            case o.CancelAll(venue, symbol):
+            case fx.CancelAll(venue, symbol):
                 if choice == 0:
                     self.do(self.machine.all_cancelled(venue, symbol, NoAnswer("TIMEOUT", ""), self.now))
                     return
@@ -177,11 +178,11 @@ class World:
                 if choice != 1:
                     reports = tuple(self.report(name) for name in names)
                     self.do(self.machine.all_cancelled(venue, symbol, reports, self.now))
-            case o.ListOpen(venue, symbol):
+            case fx.ListOpen(venue, symbol):
                 reports = tuple(self.report(name) for name, status in self.venue.items() if status == "NEW")
                 if choice != 0:
                     self.do(self.machine.listed(venue, symbol, reports, self.now, self.now))
-            case o.Alarm(code, text):
+            case fx.Alarm(code, text):
                 assert code in {"BREAKER_HEARTBEAT_MISSING", "PERMIT_REPEATED"}, (code, text)
 
     def heartbeat(self) -> None:
@@ -191,7 +192,7 @@ class World:
         """Client order id -> the final states that were published for it."""
         found: dict[str, list[str]] = {}
         for _, event in self.stored:
-            if isinstance(event, OrderEvent) and event.state in o.FINAL_STATES:
+            if isinstance(event, OrderEvent) and event.state in fx.FINAL_STATES:
                 found.setdefault(event.client_order_id, []).append(event.state)
         return found
 

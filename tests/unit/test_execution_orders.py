@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tallystick.components.execution import effects as fx
 from tallystick.components.execution import orders as o
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
@@ -53,7 +54,7 @@ def signed(at: int = NOW) -> Signed:
     return Signed(id=1, method="POST", url="", headers=(), body="", signed_at=at)
 
 
-def report(order: o.Order, status: str = "NEW") -> OrderReport:
+def report(order: fx.Order, status: str = "NEW") -> OrderReport:
     return OrderReport(order.client_order_id, "7", status, Decimal(0), status in {"FILLED", "CANCELED"})
 
 
@@ -65,28 +66,28 @@ def machine(*, recovered: bool = True) -> o.Orders:
     return made
 
 
-def submit(orders: o.Orders, number: int = 1, now: int = NOW, where: Subject = WHERE) -> o.Order:
+def submit(orders: o.Orders, number: int = 1, now: int = NOW, where: Subject = WHERE) -> fx.Order:
     effects = orders.decided(where, decision(number), now)
-    assert [type(e) for e in effects] == [o.Publish, o.Sign]
+    assert [type(e) for e in effects] == [fx.Publish, fx.Sign]
     order = orders.orders()[number.to_bytes(16, "big")]
     assert order.state == "submitting"
     return order
 
 
-def place(orders: o.Orders, number: int = 1) -> o.Order:
+def place(orders: o.Orders, number: int = 1) -> fx.Order:
     order = submit(orders, number)
     assert orders.durable(order, NOW) == []
-    assert orders.signed(order, signed(), NOW) == [o.Send(order, signed())]
+    assert orders.signed(order, signed(), NOW) == [fx.Send(order, signed())]
     assert states(orders.answered(order, report(order), NOW)) == ["accepted"]
     return order
 
 
-def states(effects: list[o.Effect]) -> list[str]:
-    return [e.state for e in effects if isinstance(e, o.Publish)]
+def states(effects: list[fx.Effect]) -> list[str]:
+    return [e.state for e in effects if isinstance(e, fx.Publish)]
 
 
-def codes(effects: list[o.Effect]) -> list[str]:
-    return [e.code for e in effects if isinstance(e, o.Publish | o.Alarm)]
+def codes(effects: list[fx.Effect]) -> list[str]:
+    return [e.code for e in effects if isinstance(e, fx.Publish | fx.Alarm)]
 
 
 @pytest.mark.parametrize("first", ["durable", "signed"])
@@ -97,7 +98,7 @@ def test_it_is_sent_when_durable_and_signed_in_either_order_and_once(first: str)
     if first == "signed":
         steps.reverse()
     assert steps[0]() == []
-    assert steps[1]() == [o.Send(order, signed())]
+    assert steps[1]() == [fx.Send(order, signed())]
     assert orders.durable(order, NOW) == orders.signed(order, signed(), NOW) == []
 
 
@@ -141,10 +142,10 @@ def test_what_is_accepted_after_the_trip_is_cancelled_as_soon_as_it_is_known() -
     order = submit(orders)
     orders.durable(order, NOW)
     orders.signed(order, signed(), NOW)
-    assert o.CancelAll("paper", "XRP/ETH") in orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
+    assert fx.CancelAll("paper", "XRP/ETH") in orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
     effects = orders.answered(order, report(order), NOW + 2)
     assert states(effects) == ["accepted"]
-    assert o.Cancel(order) in effects
+    assert fx.Cancel(order) in effects
 
 
 def test_a_trip_of_a_strategy_cancels_its_orders_and_nobody_elses() -> None:
@@ -156,21 +157,21 @@ def test_a_trip_of_a_strategy_cancels_its_orders_and_nobody_elses() -> None:
     orders.durable(other, NOW)
     orders.signed(other, signed(), NOW)
     orders.answered(other, report(other), NOW)
-    assert orders.on_breaker(trip("strategy-alpha", NOW + 1), LISTED, NOW + 1) == [o.Cancel(mine)]
+    assert orders.on_breaker(trip("strategy-alpha", NOW + 1), LISTED, NOW + 1) == [fx.Cancel(mine)]
 
 
 def test_cancelling_repeats_until_the_venue_has_answered() -> None:
     orders = machine()
     order = place(orders)
     effects = orders.on_breaker(trip("venue-paper", NOW + 1), LISTED, NOW + 1)
-    assert effects == [o.CancelAll("paper", "XRP/ETH"), o.CancelAll("paper", "BTC/USDT")]
+    assert effects == [fx.CancelAll("paper", "XRP/ETH"), fx.CancelAll("paper", "BTC/USDT")]
     orders.all_cancelled("paper", "XRP/ETH", NoAnswer("LOST", ""), NOW + 2)
     orders.all_cancelled("paper", "BTC/USDT", (), NOW + 2)
     later = NOW + 1 + o.CANCEL_RETRY_NS
-    assert [e for e in orders.tick(later) if isinstance(e, o.CancelAll)] == [o.CancelAll("paper", "XRP/ETH")]
+    assert [e for e in orders.tick(later) if isinstance(e, fx.CancelAll)] == [fx.CancelAll("paper", "XRP/ETH")]
     effects = orders.all_cancelled("paper", "XRP/ETH", (report(order, "CANCELED"),), later)
     assert states(effects) == ["closed"]
-    assert not [e for e in orders.tick(later + o.CANCEL_RETRY_NS) if isinstance(e, o.CancelAll)]
+    assert not [e for e in orders.tick(later + o.CANCEL_RETRY_NS) if isinstance(e, fx.CancelAll)]
 
 
 def test_a_cancel_that_the_venue_refuses_for_another_reason_is_repeated() -> None:
@@ -179,16 +180,16 @@ def test_a_cancel_that_the_venue_refuses_for_another_reason_is_repeated() -> Non
     orders.on_breaker(trip("all", NOW + 1), LISTED, NOW + 1)
     orders.all_cancelled("paper", "XRP/ETH", Rejected("-1003", "too many requests"), NOW + 2)
     again = orders.tick(NOW + 1 + o.CANCEL_RETRY_NS)
-    assert o.CancelAll("paper", "XRP/ETH") in again
+    assert fx.CancelAll("paper", "XRP/ETH") in again
 
 
 def test_silence_cancels_everything_also_what_is_not_known() -> None:
     orders = machine()
     effects = orders.tick(NOW + o.SILENCE_NS + 1)
     assert codes(effects) == ["BREAKER_HEARTBEAT_MISSING"]
-    assert [e for e in effects if isinstance(e, o.CancelAll)] == [
-        o.CancelAll("paper", "XRP/ETH"),
-        o.CancelAll("paper", "BTC/USDT"),
+    assert [e for e in effects if isinstance(e, fx.CancelAll)] == [
+        fx.CancelAll("paper", "XRP/ETH"),
+        fx.CancelAll("paper", "BTC/USDT"),
     ]
     assert orders.tick(NOW + o.SILENCE_NS + 2) == []
 
@@ -198,9 +199,9 @@ def test_a_start_does_not_cancel_before_the_breaker_could_speak() -> None:
     orders.decided(WHERE, decision(), NOW, LATE)
     orders.remembered(EVENT, event("submitting"), NOW)
     orders.remembered(EVENT, event("accepted"), NOW)
-    assert not [e for e in orders.recover(NOW) if isinstance(e, o.Cancel | o.CancelAll)]
+    assert not [e for e in orders.recover(NOW) if isinstance(e, fx.Cancel | fx.CancelAll)]
     effects = orders.on_breaker(heartbeat("strategy-alpha", stated=NOW + 1), LISTED, NOW + 1)
-    assert [type(e) for e in effects] == [o.Cancel]
+    assert [type(e) for e in effects] == [fx.Cancel]
 
 
 def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None:
@@ -208,7 +209,7 @@ def test_not_found_is_final_only_when_the_request_can_no_longer_arrive() -> None
     order = submit(orders)
     orders.durable(order, NOW)
     orders.signed(order, signed(), NOW)
-    assert o.Query(order) in orders.answered(order, NoAnswer("LOST", ""), NOW)
+    assert fx.Query(order) in orders.answered(order, NoAnswer("LOST", ""), NOW)
     deadline = NOW + VALID_NS + SKEW_NS
     assert orders.queried(order, NotFound(), deadline - 1, deadline + 5) == []
     assert order.state == "unknown"
@@ -285,10 +286,10 @@ def test_an_order_that_ended_and_is_open_all_the_same_raises_an_alarm() -> None:
 def test_open_orders_are_followed_and_asked_for_when_they_are_gone() -> None:
     orders = machine()
     order = place(orders)
-    assert orders.tick(NOW + o.FOLLOW_NS) == [o.ListOpen("paper", "XRP/ETH")]
+    assert orders.tick(NOW + o.FOLLOW_NS) == [fx.ListOpen("paper", "XRP/ETH")]
     assert orders.tick(NOW + o.FOLLOW_NS) == []
     assert orders.listed("paper", "XRP/ETH", [report(order)], NOW, NOW) == []
-    assert orders.listed("paper", "XRP/ETH", [], NOW, NOW) == [o.Query(order)]
+    assert orders.listed("paper", "XRP/ETH", [], NOW, NOW) == [fx.Query(order)]
     assert states(orders.queried(order, report(order, "FILLED"), NOW, NOW)) == ["closed"]
 
 
