@@ -19,7 +19,6 @@ from tallystick.replay import player, show
 from tallystick.replay.selection import Selection, parse_sequences, parse_time, time_text
 from tallystick.replay.verify import Examined, Failure, Judge, Played, Tally
 from tallystick.replay.zone import Replayer, require_zone
-from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
@@ -206,15 +205,7 @@ class Playback:
         setup = process.load_setup(self._directory, "console", secrets)
         pinned = public_key_bytes(self._root.read_text("ascii").strip()) if self._root is not None else None
         judge = Judge([Verifier(root) for root in setup.deployment.load_trust(pinned)])
-        config = setup.deployment.config
-        client = AuthorityClient(
-            f"https://{config.host}:{config.authority.port}",
-            setup.tls,
-            deployment=setup.deployment.name,
-            component=setup.spec.name,
-            certificate=setup.certificate,
-        )
-        link = process.make_link(setup, client, Metrics())
+        link = setup.link(setup.authority(), Metrics())
         stack.push_async_callback(link.stop)
         await unless(self._stop, link.start())
         reader = BusReader(setup.spec, link, judge, selection, setup.log)

@@ -29,13 +29,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.child import end_with_parent
-from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import CredentialSource, Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
-from tallystick.runtime.deployment.service import OwnSource, Service, ServiceContext, Setup
+from tallystick.runtime.deployment.service import OwnSource, Service, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unreachable, Unverified
@@ -85,37 +83,13 @@ def load_service(spec: topology.Component) -> Service:
     return made
 
 
-def make_link(setup: Setup, source: CredentialSource, metrics: Metrics) -> Link:
-    """The component's link to the deployment's broker."""
-    config = setup.deployment.config
-    return Link(
-        component=setup.spec.name,
-        boot=setup.boot,
-        url=f"tls://{config.host}:{config.broker.port}",
-        tls=setup.tls,
-        trust=setup.trust,
-        source=source,
-        clock=setup.clock,
-        entropy=setup.entropy,
-        metrics=metrics,
-        log=setup.log,
-    )
-
-
 async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
     """Run `service` until `stop` is set.  Raises what stopped it otherwise."""
     deployment, spec = setup.deployment, setup.spec
-    config = deployment.config
     metrics = Metrics()
-    client = AuthorityClient(
-        f"https://{config.host}:{config.authority.port}",
-        setup.tls,
-        deployment=deployment.name,
-        component=spec.name,
-        certificate=setup.certificate,
-    )
+    client = setup.authority()
     source = service.credential_source(setup) if isinstance(service, OwnSource) else client
-    link = make_link(setup, source, metrics)
+    link = setup.link(source, metrics)
     ready = deployment.run / f"{spec.name}.ready"
     ready.unlink(missing_ok=True)
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait(), name="stop")
@@ -125,20 +99,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
         await end(starting)
         return
     starting.result()
-    ctx = ServiceContext(
-        component=spec.name,
-        boot=setup.boot,
-        link=link,
-        trust=setup.trust,
-        clock=setup.clock,
-        entropy=setup.entropy,
-        metrics=metrics,
-        log=setup.log,
-        reads=spec.reads,
-        api=spec.api,
-        deployment=deployment,
-        secrets=setup.secrets,
-    )
+    ctx = setup.context(link, metrics)
     setup.log.info("started", boot=setup.boot.hex())
     failed = asyncio.create_task(ctx.failed(), name="failed")
 

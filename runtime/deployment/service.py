@@ -14,8 +14,10 @@ import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.runtime.bus.context import BusContext
-from tallystick.runtime.bus.link import CredentialSource
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.link import CredentialSource, Link
 from tallystick.runtime.bus.log import Log
+from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
@@ -35,6 +37,50 @@ class Setup(msgspec.Struct, frozen=True):
     clock: Callable[[], int]
     entropy: Callable[[int], bytes]
     log: Log
+
+    def authority(self) -> AuthorityClient:
+        """Where its sessions come from."""
+        config = self.deployment.config
+        return AuthorityClient(
+            f"https://{config.host}:{config.authority.port}",
+            self.tls,
+            deployment=self.deployment.name,
+            component=self.spec.name,
+            certificate=self.certificate,
+        )
+
+    def link(self, source: CredentialSource, metrics: Metrics) -> Link:
+        """Its link to the deployment's broker."""
+        config = self.deployment.config
+        return Link(
+            component=self.spec.name,
+            boot=self.boot,
+            url=f"tls://{config.host}:{config.broker.port}",
+            tls=self.tls,
+            trust=self.trust,
+            source=source,
+            clock=self.clock,
+            entropy=self.entropy,
+            metrics=metrics,
+            log=self.log,
+        )
+
+    def context(self, link: Link, metrics: Metrics) -> ServiceContext:
+        """Its context on a link that has logged in."""
+        return ServiceContext(
+            component=self.spec.name,
+            boot=self.boot,
+            link=link,
+            trust=self.trust,
+            clock=self.clock,
+            entropy=self.entropy,
+            metrics=metrics,
+            log=self.log,
+            reads=self.spec.reads,
+            api=self.spec.api,
+            deployment=self.deployment,
+            secrets=self.secrets,
+        )
 
 
 class ServiceContext(BusContext):

@@ -71,7 +71,7 @@ def refusals(context: ServiceContext) -> int:
 async def test_a_request_for_another_components_session_is_refused(made: tuple[Deployment, Keystore]) -> None:
     async with running(*made) as desk:
         setup = desk.setup("gateway", certificate_of="strategy-alpha")
-        client = desk.authority(setup)
+        client = setup.authority()
         with pytest.raises(Unverified, match="IDENTITY"):
             await client.obtain(SessionKey(os.urandom(32)), os.urandom(16))
 
@@ -85,7 +85,7 @@ async def test_a_request_for_another_components_session_is_refused(made: tuple[D
 
         claimed = Thief.__new__(Thief)
         with pytest.raises(Unverified, match="PROOF"):
-            await desk.authority(desk.setup("strategy-alpha")).obtain(claimed, os.urandom(16))
+            await desk.setup("strategy-alpha").authority().obtain(claimed, os.urandom(16))
 
 
 async def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_a_second(
@@ -104,7 +104,7 @@ async def test_a_second_boot_revokes_the_first_at_broker_and_verifiers_in_under_
         assert time.monotonic() - began < 1.0
         # The first boot cannot come back: its renewal is refused, whatever it does.
         with pytest.raises(Unverified, match="BOOT_ENDED"):
-            await desk.authority(desk.setup("strategy-alpha")).obtain(SessionKey(os.urandom(32)), first.boot)
+            await desk.setup("strategy-alpha").authority().obtain(SessionKey(os.urandom(32)), first.boot)
         # An event of the revoked boot, published by the insider through the second's connection and dated
         # back to before the revocation, has no effect at any reader.
         session = first.link.session
@@ -273,7 +273,7 @@ async def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(
         await until(lambda: gateway.sessions.is_dead(alpha.boot), "the revocation", 2)
         assert time.monotonic() - began < 1.0
         with pytest.raises(Unverified, match="BOOT_ENDED"):
-            await desk.authority(desk.setup("strategy-alpha")).obtain(SessionKey(os.urandom(32)), alpha.boot)
+            await desk.setup("strategy-alpha").authority().obtain(SessionKey(os.urandom(32)), alpha.boot)
         with pytest.raises(ConfigError, match="COMPONENT_UNKNOWN"):
             await operate.revoke(desk.deployment, desk.keystore, "nobody", "")
         setup = desk.setup("gateway")

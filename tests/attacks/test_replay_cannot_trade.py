@@ -24,7 +24,6 @@ from tallystick.replay.player import play
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Examined, Judge, Played
-from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
@@ -76,15 +75,7 @@ class Zone:
     @contextlib.asynccontextmanager
     async def link(self, component: str) -> AsyncIterator[tuple[Setup, Link]]:
         setup = self.setup(component)
-        config = self.deployment.config
-        client = AuthorityClient(
-            f"https://{config.host}:{config.authority.port}",
-            setup.tls,
-            deployment=self.deployment.name,
-            component=component,
-            certificate=setup.certificate,
-        )
-        link = process.make_link(setup, client, Metrics())
+        link = setup.link(setup.authority(), Metrics())
         await link.start()
         try:
             yield setup, link

@@ -25,7 +25,6 @@ import pytest
 import tests
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
-from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process, supervisor
@@ -127,31 +126,10 @@ async def reader(deployment: Deployment, keystore: Keystore, record: Record, nam
     """A context with audit's (or console's) own credential, which reads everything from the beginning."""
     secrets = {name: keystore[name] for name in deployment.secret_names(name)}
     setup = process.load_setup(deployment.directory, name, secrets)
-    config = deployment.config
-    client = AuthorityClient(
-        f"https://{config.host}:{config.authority.port}",
-        setup.tls,
-        deployment=deployment.name,
-        component=name,
-        certificate=setup.certificate,
-    )
     metrics = Metrics()
-    link = process.make_link(setup, client, metrics)
+    link = setup.link(setup.authority(), metrics)
     await link.start()
-    context = ServiceContext(
-        component=name,
-        boot=setup.boot,
-        link=link,
-        trust=setup.trust,
-        clock=setup.clock,
-        entropy=setup.entropy,
-        metrics=metrics,
-        log=setup.log,
-        reads=setup.spec.reads,
-        api=setup.spec.api,
-        deployment=deployment,
-        secrets=secrets,
-    )
+    context = setup.context(link, metrics)
     context.subscribe(("order.>",), record.note, start="all")
     context.subscribe(("guard.>", "dead.>"), record.note, start="all")
     context.open()

@@ -6,14 +6,14 @@ Components in the test's own process get their sessions from the real authority 
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import CredentialSource, Link
+import msgspec
+
+from tallystick.runtime.bus.link import CredentialSource
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
@@ -56,55 +56,19 @@ class Running:
         if owner == component:
             return made
         spec = self.deployment.bus().component(component)
-        return Setup(
-            deployment=made.deployment, trust=made.trust, spec=spec, boot=made.boot, tls=made.tls,
-            certificate=made.certificate, secrets=secrets, clock=made.clock, entropy=made.entropy, log=made.log,
-        )  # fmt: skip
-
-    def authority(self, setup: Setup) -> AuthorityClient:
-        """The client that `setup`'s process would use."""
-        config = self.deployment.config
-        return AuthorityClient(
-            f"https://{config.host}:{config.authority.port}",
-            setup.tls,
-            deployment=self.deployment.name,
-            component=setup.spec.name,
-            certificate=setup.certificate,
-        )
+        return msgspec.structs.replace(made, spec=spec)
 
     async def context(
         self, component: str, *, source: CredentialSource | None = None, boot: bytes | None = None
     ) -> ServiceContext:
         """A logged-in context; call `open()` after subscribing."""
         setup = self.setup(component)
+        if boot is not None:
+            setup = msgspec.structs.replace(setup, boot=boot)
         metrics = Metrics()
-        link = Link(
-            component=component,
-            boot=boot or os.urandom(16),
-            url=self.supervisor.server.url,
-            tls=setup.tls,
-            trust=setup.trust,
-            source=source or self.authority(setup),
-            clock=time.time_ns,
-            entropy=os.urandom,
-            metrics=metrics,
-            log=setup.log,
-        )
+        link = setup.link(source or setup.authority(), metrics)
         await link.start()
-        context = ServiceContext(
-            component=component,
-            boot=link.boot,
-            link=link,
-            trust=setup.trust,
-            clock=time.time_ns,
-            entropy=os.urandom,
-            metrics=metrics,
-            log=setup.log,
-            reads=setup.spec.reads,
-            api=setup.spec.api,
-            deployment=self.deployment,
-            secrets=setup.secrets,
-        )
+        context = setup.context(link, metrics)
         self.contexts.append(context)
         return context
 
