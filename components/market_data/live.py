@@ -25,9 +25,11 @@ import aiohttp
 import ccxt.pro
 from ccxt.base.errors import BaseError
 
+from tallystick import venues
 from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import Backoff, Change, Feed
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_positive
 
@@ -53,6 +55,14 @@ def make_exchange(exchange_id: str, *, tls: ssl.SSLContext, urls: Mapping[str, A
     if urls is not None:
         exchange.urls["api"] = dict(urls)
     return exchange
+
+
+def open_live(deployment: Deployment) -> Any:
+    """The venue's exchange in ccxt.pro, or the paper exchange in the same language."""
+    venue = deployment.config.venue
+    adapter = venues.adapter(venue.api)
+    urls = adapter.feed_urls(venue.host) if venue.kind == "paper" else None
+    return make_exchange(adapter.FEED, urls=urls, tls=venues.client_tls(deployment.venue_ca))
 
 
 def parse_trade(trade: Mapping[str, Any]) -> DumpTrade:

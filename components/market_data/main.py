@@ -17,10 +17,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from tallystick import venues
 from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import Change
-from tallystick.components.market_data.live import LiveFeed, make_exchange
 from tallystick.components.market_data.player import Recording, open_tape, play
 from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
 from tallystick.runtime.deployment.folder import Deployment
@@ -64,14 +62,6 @@ def open_recording(deployment: Deployment, instruments: tuple[Instrument, ...], 
     return tape
 
 
-def open_live(deployment: Deployment) -> Any:
-    """The venue's exchange in ccxt.pro, or the paper exchange in the same language."""
-    venue = deployment.config.venue
-    adapter = venues.adapter(venue.api)
-    urls = adapter.feed_urls(venue.host) if venue.kind == "paper" else None
-    return make_exchange(adapter.FEED, urls=urls, tls=venues.client_tls(deployment.venue_ca))
-
-
 class MarketData(Service):
     """See the module docstring."""
 
@@ -91,6 +81,9 @@ class MarketData(Service):
         self._subjects = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
         self._status: Subject = subject("ref.market", venue=self._venue)
         if config.source == "live":
+            # Here, not above: ccxt is a second of start that a recording, and the check before `up`, need not pay.
+            from tallystick.components.market_data.live import LiveFeed, open_live
+
             feed = LiveFeed(
                 open_live(deployment),
                 list(self._subjects),
