@@ -5,6 +5,8 @@ SHELL := /bin/bash
 # Tests and components start nats-server, which the lock brings into .venv/bin.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON DATA SPEED
+# Packages are installed without byte code: the first import of each has to be allowed to keep it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test slow lint format bench lock clean venv venv-dev
 
@@ -15,7 +17,7 @@ demo: venv ## Start everything, trade on the paper exchange, verify the audit; D
 	@.venv/bin/tallystick demo $${DATA:+--data "$$DATA"} $${SPEED:+--speed "$$SPEED"}
 
 test: venv-dev ## Every test but the slow ones; ARGS="-k name" goes to pytest
-	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: venv-dev ## The slow ones: crash, chaos and soak
 	@.venv/bin/python -m pytest -m slow $(ARGS)

@@ -1,0 +1,196 @@
+"""Commands of the program as a person runs them: started, read while they print, interrupted, timed.
+
+- `Command` is one of them; `Desk` is `tallystick up` of a deployment's core with commands beside it.
+- A command that leaves something behind, or takes longer than it promises, fails the test that used it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from tallystick.runtime.deployment.folder import Deployment
+from tests.support.deployment import PIN
+
+COMMAND = [sys.executable, "-P", "-m", "tallystick.cli.main"]
+# `tallystick up` of a deployment's core: enough to be stopped, and quick to start.
+CORE = """
+import sys
+from tallystick.cli import main, operate
+from tallystick.infra.nats.server import EmbeddedServer
+from tallystick.runtime.deployment import supervisor
+
+class Core(supervisor.Supervisor):
+    def __init__(self, deployment, keystore, **options):
+        core = {"authority", "breaker", "gateway"}
+        super().__init__(deployment, keystore, apart=frozenset(deployment.bus().components) - core, **options)
+
+def check(server):
+    raise RuntimeError("a defect of the watch")
+
+operate.Supervisor = Core
+if sys.argv[1] == "defect":
+    EmbeddedServer.check = check
+sys.argv[1:2] = ["up"]
+main.main()
+"""
+UP = [sys.executable, "-P", "-c", CORE]
+# The promise, and the time to start up to what is interrupted, on a machine that does much else.
+SOON_S = 2.0
+READY_S = 240.0
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: object, what: str, seconds: float = READY_S) -> None:
+    end = time.monotonic() + seconds
+    while not (callable(condition) and condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+class Command:
+    """A running command, what it printed, and the time that it takes to end."""
+
+    def __init__(self, folder: Path, *arguments: object, pin: bool = False, program: list[str] | None = None) -> None:
+        texts = [*(program or COMMAND), *map(str, arguments)]
+        fds: tuple[int, ...] = ()
+        if pin:
+            reader, writer = os.pipe()
+            os.write(writer, PIN.reveal().encode())
+            os.close(writer)
+            fds = (reader,)
+            texts += ["--pin-fd", str(reader)]
+        self.path = folder / f"out-{time.monotonic_ns()}"
+        with self.path.open("wb") as out:
+            self.process = subprocess.Popen(
+                texts, stdin=subprocess.DEVNULL, stdout=out, stderr=out, pass_fds=fds, start_new_session=True
+            )
+        for fd in fds:
+            os.close(fd)
+
+    @property
+    def said(self) -> str:
+        return self.path.read_text("utf-8", "replace")
+
+    def until_said(self, text: str, seconds: float = READY_S) -> None:
+        def said() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.said}"
+            return text in self.said
+
+        until(said, text, seconds)
+
+    def queued_s(self) -> float:
+        """How long it was ready to run and did not, because the machine did something else."""
+        try:
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+        except FileNotFoundError:  # a kernel without CONFIG_SCHED_INFO
+            return 0.0
+
+    def until_it_waits(self) -> None:
+        """Until it does nothing any more: it has read its code, and waits for somebody."""
+        before, same = -1, 0
+        end = time.monotonic() + READY_S
+        while self.process.poll() is None and same < 2:
+            assert time.monotonic() < end, self.said
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            used = int(fields[11]) + int(fields[12])
+            same = same + 1 if fields[0] == "S" and used == before else 0
+            before = used
+            time.sleep(0.1)
+
+    def ended_by(self, number: signal.Signals, within: float = SOON_S) -> int:
+        """Send the signal; the exit code, which has to come in time."""
+        sent, queued = time.monotonic(), self.queued_s()
+        self.process.send_signal(number)
+        # The dead process is looked at before it is reaped.
+        until(lambda: not alive(self.process.pid), f"{number.name} ends it: {self.said[-1500:]}", within + 20)
+        took = time.monotonic() - sent - (self.queued_s() - queued)
+        code = self.process.wait()
+        assert took < within, f"{took:.1f} s after {number.name}: {self.said[-1500:]}"
+        assert "Traceback" not in self.said, self.said
+        return code
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Desk:
+    """A deployment that `tallystick up` runs, and commands beside it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self.deployment = deployment
+        self.folder = deployment.directory.parent
+        self.commands: list[Command] = []
+        self.up = self.start("up", pin=True, program=UP)
+
+    def start(self, *arguments: object, pin: bool = False, program: list[str] | None = None) -> Command:
+        name, *rest = arguments
+        made = Command(self.folder, name, self.deployment.directory, *rest, pin=pin, program=program)
+        self.commands.append(made)
+        return made
+
+    def __enter__(self) -> Self:
+        try:
+            self.up.until_said("processes ready")
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        pids = self.pids()
+        for command in self.commands:
+            command.kill()
+        for pid in pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def pids(self) -> dict[str, int]:
+        """Whatever runs of this deployment, by name."""
+        return running(self.deployment)
+
+    @contextlib.contextmanager
+    def without(self, name: str, number: signal.Signals) -> Iterator[None]:
+        """Without one part, silent (SIGSTOP) or gone (SIGKILL): its supervisor is held, so that it stays away."""
+        pid = self.pids()[name]
+        os.kill(self.up.process.pid, signal.SIGSTOP)
+        os.kill(pid, number)
+        try:
+            yield
+        finally:
+            if number == signal.SIGSTOP:
+                os.kill(pid, signal.SIGCONT)
+            os.kill(self.up.process.pid, signal.SIGCONT)
+            until(lambda: self.pids().get(name) not in (None, *((pid,) if number == signal.SIGKILL else ())), name)
+
+
+def running(deployment: Deployment) -> dict[str, int]:
+    found = {}
+    for path in deployment.run.glob("nats-server_*.ports"):  # a broker that was killed leaves its own
+        if alive(pid := int(path.stem.rpartition("_")[2])):
+            found["broker"] = pid
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"tallystick.runtime.deployment.process" in words and str(deployment.directory).encode() in words:
+                    found[words[words.index(str(deployment.directory).encode()) + 1].decode()] = int(entry.name)
+    return {name: pid for name, pid in found.items() if alive(pid)}
