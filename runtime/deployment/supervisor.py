@@ -62,8 +62,9 @@ BROKER_RETRY_S: Final = 2.0
 MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-# Who reads what the money path writes yields to it where cores are scarce: a fifth off an order's way on two.
-_NICE: Final = {"audit": 15, "portfolio": 10, "streams": 10}
+# Who reads what the money path writes yields to it where cores are scarce.  No further than this: on a machine that
+# others fill, the audit has to say that it lives, and the detectors have to see a runaway strategy, in their time.
+_NICE: Final = {"audit": 5, "portfolio": 5, "streams": 5}
 # Who stops first: those who start things, before those who finish them.
 _STOP_ORDER: Final = (
     ("strategy-", "market-data"),

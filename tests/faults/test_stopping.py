@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.command import READY_S, Desk, until
+from tests.support.command import READY_S, Desk
 from tests.support.deployment import make
 
 pytestmark = pytest.mark.timeout(2 * READY_S)
@@ -55,7 +55,7 @@ def test_who_logs_in_while_a_part_is_away_can_be_stopped(desk: Desk, name: str, 
 
 def test_run_ends_while_the_broker_is_silent_and_says_what_it_could_not_publish(desk: Desk) -> None:
     run = desk.start("run", "console", pin=True)
-    until((desk.deployment.run / "console.ready").exists, "the console is ready")
+    run.until((desk.deployment.run / "console.ready").exists, "the console is ready")
     with desk.without("broker", signal.SIGSTOP):
         time.sleep(1.2)
         assert run.ended_by(signal.SIGINT) == 1

@@ -45,6 +45,7 @@ def test_up_ends_at_once_at_the_second_signal(alone: Deployment) -> None:
         assert not (alone.run / "supervisor.pid").exists()
 
 
+@pytest.mark.slow  # it waits as long as each part does for the broker
 def test_up_whose_broker_is_silent_ends_by_itself_and_says_what_it_waits_for(alone: Deployment) -> None:
     with Desk(alone) as again:
         pids = again.pids()
@@ -105,18 +106,23 @@ def test_init_that_is_interrupted_leaves_nothing(
         init.kill()
 
 
-def test_a_slow_replay_and_a_long_query_can_be_stopped(tmp_path: Path) -> None:
+def test_a_slow_replay_can_be_stopped(tmp_path: Path) -> None:
     vault = Vault(tmp_path / "desk")
     vault.project(Story().streams.stored)
     for number in (signal.SIGINT, signal.SIGTERM):
         replay = Command(tmp_path, "replay", vault.deployment, "--speed", "0.0001", "--stream", "MARKET")
         replay.until_said("md.")
         assert replay.ended_by(number) == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_long_query_can_be_stopped(tmp_path: Path, number: signal.Signals) -> None:
+    vault = Vault(tmp_path / "desk")
+    vault.project(Story().streams.stored)
     long = "select count(*) from range(1000000) a, range(1000000) b"
-    for number in (signal.SIGINT, signal.SIGTERM):
-        query = Command(tmp_path, "audit", "sql", vault.deployment, long)
-        path = Path(f"/proc/{query.process.pid}/task/{query.process.pid}/children")
-        until(path.read_text, "the query runs")
-        children = path.read_text().split()
-        assert query.ended_by(number) == 130
-        until(lambda pids=children: not any(alive(int(p)) for p in pids), "the query's process ends", 2)
+    query = Command(tmp_path, "audit", "sql", vault.deployment, long)
+    path = Path(f"/proc/{query.process.pid}/task/{query.process.pid}/children")
+    query.until(path.read_text, "the query runs")
+    children = [int(pid) for pid in path.read_text().split()]
+    assert query.ended_by(number) == 130
+    until(lambda: not any(map(alive, children)), "the query's process ends", 2)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -44,7 +44,7 @@ main.main()
 UP = [sys.executable, "-P", "-c", CORE]
 # The promise, and the time to start up to what is interrupted, on a machine that does much else.
 SOON_S = 2.0
-READY_S = 240.0
+READY_S = 120.0
 
 
 def alive(pid: int) -> bool:
@@ -54,9 +54,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(condition: object, what: str, seconds: float = READY_S) -> None:
+def until(condition: Callable[[], object], what: str, seconds: float = READY_S) -> None:
     end = time.monotonic() + seconds
-    while not (callable(condition) and condition()):
+    while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.02)
 
@@ -85,12 +85,17 @@ class Command:
     def said(self) -> str:
         return self.path.read_text("utf-8", "replace")
 
-    def until_said(self, text: str, seconds: float = READY_S) -> None:
-        def said() -> bool:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.said}"
-            return text in self.said
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait, as long as the command runs."""
 
-        until(said, text, seconds)
+        def alive_and() -> object:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.said}"
+            return condition()
+
+        until(alive_and, what)
+
+    def until_said(self, text: str) -> None:
+        self.until(lambda: text in self.said, text)
 
     def queued_s(self) -> float:
         """How long it was ready to run and did not, because the machine did something else."""
@@ -167,6 +172,14 @@ class Desk:
         """Whatever runs of this deployment, by name."""
         return running(self.deployment)
 
+    def answers(self, name: str) -> bool:
+        """Whether a part is as it says when it is ready: the process of that id lives."""
+        pid = self.pids().get(name)
+        if name == "broker":
+            return pid is not None
+        path = self.deployment.run / f"{name}.ready"
+        return pid is not None and path.exists() and path.read_text().strip() == str(pid)
+
     @contextlib.contextmanager
     def without(self, name: str, number: signal.Signals) -> Iterator[None]:
         """Without one part, silent (SIGSTOP) or gone (SIGKILL): its supervisor is held, so that it stays away."""
@@ -179,7 +192,7 @@ class Desk:
             if number == signal.SIGSTOP:
                 os.kill(pid, signal.SIGCONT)
             os.kill(self.up.process.pid, signal.SIGCONT)
-            until(lambda: self.pids().get(name) not in (None, *((pid,) if number == signal.SIGKILL else ())), name)
+            until(lambda: self.answers(name), f"{name} answers again")
 
 
 def running(deployment: Deployment) -> dict[str, int]:
