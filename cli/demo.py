@@ -38,6 +38,7 @@ from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.subjects import Subject
 
@@ -46,7 +47,6 @@ MARK: Final = ".tallystick-demo"
 # Where recordings are looked for when none is named: nowhere else.
 DATA: Final = Path("data")
 PLAY_S: Final = 30
-NS: Final = 1_000_000_000
 # Short, so that renewal and expiry are there to be seen.
 SESSION_S: Final = 20
 SETTLE_S: Final = 3.0
@@ -233,7 +233,7 @@ class Demo:
         self._rows = tape.rows
         speed = self._speed
         if speed is None:
-            exact = speed_for(tape, PLAY_S * NS)
+            exact = speed_for(tape, PLAY_S * SECOND)
             speed = max(Decimal("0.001"), (Decimal(exact.numerator) / exact.denominator).quantize(Decimal("0.001")))
         instruments = [_instrument(tape, symbol) for symbol in tape.symbols]
         instruments.sort(key=lambda i: i.symbol != "XRP/ETH")

@@ -27,6 +27,7 @@ from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pi
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import EventIds
@@ -37,7 +38,6 @@ from tallystick.schemas.seal import ChainWriter, Payload
 from tallystick.schemas.subjects import ORDERS, Subject, subject
 from tallystick.schemas.trust import TrustRoot
 
-NS: Final = 1_000_000_000
 # The gateway answers in milliseconds; a loaded machine takes longer.
 OUTCOME_S: Final = 15.0
 
@@ -79,7 +79,7 @@ class _StolenRoleKey:
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
         record = self._trust.component(self._component)
-        now = time.time_ns() // NS
+        now = time.time_ns() // SECOND
         account = decode_key("A", record.account)
         claims = user_claims(
             self._component, boot, key.public, self._role.public, account, now, now + 60, key.public.hex()[:32]

@@ -31,7 +31,6 @@ from tallystick.schemas.seal import MAX_INT, Verifier
 from tallystick.schemas.trust import public_key_bytes
 
 PROGRESS_S: Final = 2.0
-NS: Final = 1_000_000_000
 
 
 class Options:

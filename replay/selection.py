@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.seal import MAX_INT
 from tallystick.schemas.subjects import GUARD, KINDS, MARKET, ORDERS, SECURITY, SIGNALS, STREAMS, matches, overlaps
@@ -23,7 +24,6 @@ _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z|\+00:00)?", re.ASCII | re.IGNORECASE
 )
 _RANGE = re.compile(r"(\d{1,19})(-)?(\d{1,19})?", re.ASCII)
-_NS: Final = 1_000_000_000
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,7 +105,7 @@ def parse_time(text: str) -> int:
         days = calendar.monthrange(year, month)[1] if year >= 1970 and 1 <= month <= 12 else 0
         if 1 <= day <= days and hour < 24 and minute < 60 and second < 60:
             seconds = calendar.timegm((year, month, day, hour, minute, second))
-            value = seconds * _NS + int((match.group(7) or "0").ljust(9, "0"))
+            value = seconds * SECOND + int((match.group(7) or "0").ljust(9, "0"))
             if value <= MAX_INT:
                 return value
     raise ConfigError(
@@ -128,9 +128,9 @@ def parse_sequences(text: str) -> tuple[int, int]:
 
 def time_text(ns: int) -> str:
     """Unix nanoseconds as ISO 8601 in UTC with nine digits, which `parse_time` reads back."""
-    days, rest = divmod(ns // _NS, 86_400)
+    days, rest = divmod(ns // SECOND, 86_400)
     date = _date(days)
-    return f"{date}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}.{ns % _NS:09d}Z"
+    return f"{date}T{rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}.{ns % SECOND:09d}Z"
 
 
 _days: dict[int, str] = {}

@@ -14,16 +14,14 @@ Whether it is in time, listed or revoked is asked where there is a clock (`seal`
 from __future__ import annotations
 
 import hashlib
-from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.nats_jwt import decode_credential, encode_key
 from tallystick.schemas.trust import TrustRoot
-
-NS: Final = 1_000_000_000
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +60,7 @@ def open_credential(text: str, trust: TrustRoot) -> Credential:
         component=token.component,
         boot=token.boot,
         session_key=token.session,
-        issued_at=token.issued_s * NS,
-        expires_at=token.expires_s * NS,
+        issued_at=token.issued_s * SECOND,
+        expires_at=token.expires_s * SECOND,
         verify_key=Ed25519PublicKey.from_public_bytes(token.session),
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import uuid
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import Malformed
 
 ID_BYTES = 16
-NS_PER_MS = 1_000_000
 
 
 class EventIds:

@@ -26,6 +26,7 @@ import msgspec
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.orders import Intent
 from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp
@@ -35,7 +36,6 @@ from tallystick.streams.table import Key, StateTable
 
 STREAM: Final = "ORDERS"
 PATTERNS: Final = ("order.>", "fill.>")
-NS: Final = 1_000_000_000
 # How often state goes to the store: bounds what is read again after a crash.
 COMMIT_S: Final = 0.25
 # Windows are kept for a look back by people; detection needs two.
@@ -45,7 +45,7 @@ EXPIRE_STEP: Final = 64
 # Changes at which the agent commits before its next step, so that no commit exceeds an atomic batch.
 FULL: Final = MAX_CHANGES - EXPIRE_STEP - 2
 # A finding older than this is history to a worker that began without state.
-FRESH_NS: Final = 60 * NS
+FRESH_NS: Final = 60 * SECOND
 
 
 class _Published(msgspec.Struct, frozen=True):
@@ -148,7 +148,7 @@ class Streams(Service):
         self._clock = max(self._clock, received.stored)
         self._idle.clear()
         try:
-            await self._channel.put(self._app.event(received, received.stream_seq, self._clock // NS))
+            await self._channel.put(self._app.event(received, received.stream_seq, self._clock // SECOND))
         finally:
             self._idle.set()
 
@@ -187,9 +187,9 @@ class Streams(Service):
             bucket = observe(rule, buckets.delta(rule.window_s), current, self._time, received.stream_seq, intents)
             self._windows[strategy] = bucket
             if bucket.finding is not None and current.finding is None:
-                self._found(self._table.window_key(strategy, float(self._time // NS)), bucket)
+                self._found(self._table.window_key(strategy, float(self._time // SECOND)), bucket)
             self._ctx.metrics.add("intents_counted", len(intents))
-        expired = self._table.expire(float(self._time // NS), EXPIRE_STEP)
+        expired = self._table.expire(float(self._time // SECOND), EXPIRE_STEP)
         self._ctx.metrics.add("windows_expired", expired)
         self._applied = received.stream_seq
 
@@ -224,7 +224,7 @@ class Streams(Service):
             return
         self._ctx.metrics.add("alerts_published")
         # Tables change only inside the agent.
-        event = self._app.event(_Published(key), self._applied, self._clock // NS)
+        event = self._app.event(_Published(key), self._applied, self._clock // SECOND)
         self._ctx.spawn(self._channel.put(event))
 
     def _mark_published(self, key: Key) -> None:
@@ -235,7 +235,7 @@ class Streams(Service):
 
     async def _durable_before_expiry(self) -> None:
         """Hold the stream rather than let a window expire whose alert is still on its way."""
-        horizon = float(self._clock // NS) - self._expires_s / 2
+        horizon = float(self._clock // SECOND) - self._expires_s / 2
         while self._pending:
             key, future = next(iter(self._pending.items()))
             if key[1][1] > horizon:

@@ -30,6 +30,7 @@ from nats.aio.msg import Msg
 from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 
 # The server's limit on an atomic batch (ADR-50); the position is one of them.
@@ -39,7 +40,6 @@ TIMEOUT_S: Final = 3.0
 RETRY_S: Final = 0.2
 # A broker that has just started may not serve its streams yet; after ten seconds there are none.
 MAX_UNHEARD: Final = 50
-NS: Final = 1_000_000_000
 # Long enough for a pause of the process or the broker, short enough that a successor starts within seconds.
 LEASE_S: Final = 3.0
 RENEW_S: Final = 1.0
@@ -307,19 +307,19 @@ class Lease:
                 holder = _lease_decoder.decode(found[0])
             except msgspec.DecodeError:
                 # Nobody here wrote it; a live holder shows at its next renewal.
-                holder = LeaseRecord(b"", 0, self._clock() + int(LEASE_S * NS))
+                holder = LeaseRecord(b"", 0, self._clock() + int(LEASE_S * SECOND))
             if seen not in (0, found[1]):
                 raise ConfigError(
                     "LEASE_HELD", f"{self._subject}: another worker is at work (boot {holder.owner.hex()})"
                 )
             seen = self._revision = found[1]
             # Nobody holds it longer without renewing: a wrong clock must not keep us out for ever.
-            left = min((holder.until - self._clock()) / NS, LEASE_S - waited)
+            left = min((holder.until - self._clock()) / SECOND, LEASE_S - waited)
             if left <= 0:
                 break
             waited += (pause := min(left, RENEW_S / 4))
             await asyncio.sleep(pause)
-        await self._write(self._clock() + int(LEASE_S * NS))
+        await self._write(self._clock() + int(LEASE_S * SECOND))
 
     async def keep(self) -> None:
         """Renew the lease until it is given back.  Raises `Fenced` when another worker took it."""
@@ -328,7 +328,7 @@ class Lease:
             async with self._lock:
                 if self._released:
                     return
-                await self._write(self._clock() + int(LEASE_S * NS))
+                await self._write(self._clock() + int(LEASE_S * SECOND))
 
     async def release(self) -> None:
         """Give the lease back, so that a successor need not wait."""

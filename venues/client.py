@@ -19,6 +19,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.signing import Signed
 from tallystick.venues import Adapter
@@ -29,7 +30,6 @@ ANSWER_S: Final = 3.0
 # A kill of 100 single orders goes out at once over these; each stays warm.
 CONNECTIONS: Final = 16
 KEEP_ALIVE_S: Final = 75.0
-NS: Final = 1_000_000_000
 MAX_BACKOFF_S: Final = 600
 MAX_BODY: Final = 4_194_304
 
@@ -124,7 +124,7 @@ class VenueClient:
 
     def _back_off(self, seconds: str) -> None:
         wait = min(int(seconds), MAX_BACKOFF_S) if seconds.isascii() and seconds.isdigit() else 1
-        self.backoff_until = max(self.backoff_until, self._clock() + wait * NS)
+        self.backoff_until = max(self.backoff_until, self._clock() + wait * SECOND)
 
 
 def _tell(written: Callable[[], None]) -> aiohttp.TraceConfig:

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 
 from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
 from tallystick.infra.nats.connz import CONNZ_REQUEST, Mismatch, connz_mismatches
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.nats_jwt import (
     BOOT_BYTES,
@@ -34,7 +35,6 @@ from tallystick.schemas.nats_jwt import (
 )
 from tallystick.schemas.security import ListedSession
 
-NS: Final = 1_000_000_000
 ACCOUNT_LIFETIME_S: Final = 86_400
 SYSTEM_LIFETIME_S: Final = 60
 TIMEOUT_S: Final = 3.0
@@ -80,7 +80,7 @@ class BrokerAdmin:
                 table = self._revoked.setdefault(component, {})
                 for session in found:
                     # The entry outlives every token of that key; the broker compares it with `iat`.
-                    table[session.session_key] = now // NS + 1
+                    table[session.session_key] = now // SECOND + 1
                 tokens.append(self._accounts.component(component, self._validity(), table))
             await self._push(tokens)
 
@@ -111,7 +111,7 @@ class BrokerAdmin:
     async def refresh(self) -> None:
         """Push every account's token anew before the old ones expire, revocations included."""
         async with self._lock:
-            horizon = self._clock() // NS - ACCOUNT_LIFETIME_S
+            horizon = self._clock() // SECOND - ACCOUNT_LIFETIME_S
             for table in self._revoked.values():
                 for key in [k for k, at in table.items() if at < horizon]:
                     del table[key]
@@ -119,7 +119,7 @@ class BrokerAdmin:
 
     def remember_revoked(self, sessions: tuple[ListedSession, ...]) -> None:
         """Revocations of an earlier boot of the authority, so that no token pushed from now on undoes them."""
-        now = self._clock() // NS
+        now = self._clock() // SECOND
         for session in sessions:
             if session.session_key:
                 self._revoked.setdefault(session.component, {})[session.session_key] = now + 1
@@ -168,7 +168,7 @@ class BrokerAdmin:
         return found
 
     def _validity(self) -> Validity:
-        now = self._clock() // NS
+        now = self._clock() // SECOND
         return Validity(issued_s=now, expires_s=now + ACCOUNT_LIFETIME_S)
 
     async def _push(self, tokens: list[str]) -> None:
@@ -187,7 +187,7 @@ class BrokerAdmin:
 
     async def _connect(self) -> Client:
         key = SessionKey(self._entropy(32))
-        now = self._clock() // NS
+        now = self._clock() // SECOND
         claims = user_claims(
             "authority",
             self._entropy(BOOT_BYTES),

@@ -28,6 +28,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.enrolment import SessionRequest, hex_bytes, proof_bytes
 from tallystick.schemas.errors import BootOver, Unverified
 from tallystick.schemas.nats_jwt import (
@@ -42,7 +43,6 @@ from tallystick.schemas.nats_jwt import (
 from tallystick.schemas.security import ListedSession
 from tallystick.schemas.trust import TrustRoot
 
-NS: Final = 1_000_000_000
 # Renewal needs two sessions at a time, and as many again where answers got lost.
 MAX_LIVE: Final = 8
 MAX_GIVEN: Final = 64
@@ -82,7 +82,7 @@ class Issuer:
             # The broker brings lists and revocations in whatever order it likes: an end is never undone.
             if session.expires_at > now and session.boot not in self._dead:
                 self._sessions[session.credential_hash] = session
-        horizon = now + max(c.lifetime for c in self._trust.components.values()) * NS
+        horizon = now + max(c.lifetime for c in self._trust.components.values()) * SECOND
         for digest in revoked:
             self._revoked[digest] = horizon
 
@@ -132,7 +132,7 @@ class Issuer:
         record = self._trust.component(component)
         self._spend(component, now)
         lifetime = record.lifetime if self._lifetime_s is None else min(record.lifetime, self._lifetime_s)
-        issued_s = now // NS
+        issued_s = now // SECOND
         self._count += 1
         signer = self._role_signer(component)
         claims = user_claims(
@@ -150,7 +150,7 @@ class Issuer:
             component=component,
             boot=boot,
             credential_hash=hashlib.sha256(credential.encode("ascii")).digest(),
-            expires_at=(issued_s + lifetime) * NS,
+            expires_at=(issued_s + lifetime) * SECOND,
             session_key=session_key,
         )
         replaced = self.supersede(component, boot)
@@ -159,15 +159,15 @@ class Issuer:
         own = [k for k, s in self._sessions.items() if s.boot == boot and s.component == component]
         for digest in own[:-MAX_LIVE]:
             del self._sessions[digest]
-        return Issued(session=session, credential=credential, issued_at=issued_s * NS, replaced=replaced)
+        return Issued(session=session, credential=credential, issued_at=issued_s * SECOND, replaced=replaced)
 
     def _spend(self, component: str, now: int) -> None:
-        credit, last = self._credit.get(component, (BURST * NS, now))
-        credit = min(BURST * NS, credit + max(0, now - last) * PER_SECOND)
+        credit, last = self._credit.get(component, (BURST * SECOND, now))
+        credit = min(BURST * SECOND, credit + max(0, now - last) * PER_SECOND)
         self._credit[component] = (credit, max(now, last))
-        if credit < NS:
+        if credit < SECOND:
             raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
-        self._credit[component] = (credit - NS, max(now, last))
+        self._credit[component] = (credit - SECOND, max(now, last))
 
     def forget_boot(self, boot: bytes, now: int) -> None:
         """A boot is known to have ended (from the log, after a restart)."""
@@ -213,9 +213,9 @@ class Issuer:
         ended = {s.boot: s for s in gone if s.boot not in alive}
         for session in ended.values():
             # A boot id is 16 random bytes and is remembered for a day: longer than any session or retry.
-            self._dead[session.boot] = now + 86_400 * NS
+            self._dead[session.boot] = now + 86_400 * SECOND
         self._revoked = {k: until for k, until in self._revoked.items() if until > now}
-        self._dead = {k: until for k, until in self._dead.items() if until + 86_400 * NS > now}
+        self._dead = {k: until for k, until in self._dead.items() if until + 86_400 * SECOND > now}
         return tuple(ended.values())
 
     @property

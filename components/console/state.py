@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from tallystick.schemas import orders, security
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.market import FeedStatus
@@ -22,7 +23,6 @@ from tallystick.schemas.subjects import Subject
 # Enough for a session's orders on a screen and for the demo's own accounting.
 MAX_ORDERS: Final = 8192
 MAX_SHOWN: Final = 64
-SECOND_NS: Final = 1_000_000_000
 
 
 class OrderLine(msgspec.Struct):
@@ -82,7 +82,7 @@ class DeskState:
 
     def tick(self, now: int) -> None:
         """Roll the rates over to a new second of the viewer's clock (Unix ns)."""
-        second = now // SECOND_NS
+        second = now // SECOND
         if second != self._second:
             self.rates = dict(self._current) if second == self._second + 1 else {}
             self._current.clear()
@@ -160,4 +160,4 @@ def seconds_to_live(sessions: SessionView, now: int) -> list[tuple[str, int]]:
     newest: dict[str, int] = {}
     for session in sessions.all_live():
         newest[session.component] = max(newest.get(session.component, 0), session.expires_at)
-    return [(name, max(0, (until - now) // SECOND_NS)) for name, until in sorted(newest.items())]
+    return [(name, max(0, (until - now) // SECOND)) for name, until in sorted(newest.items())]

@@ -28,11 +28,11 @@ import msgspec
 
 from tallystick.components.custody.permits import Spent
 from tallystick.runtime.durable import append, open_append
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import HOUR_NS
 from tallystick.venues import Denied
 
-NS: Final = 1_000_000_000
 GENESIS: Final = "0" * 64
 
 
@@ -144,7 +144,7 @@ class Journal:
 
     def _write(self, text: bytes, now: int) -> None:
         # A clock that is put back over midnight goes on in the newer file: numbers rise from file to file.
-        day = max(self._newest, datetime.fromtimestamp(now // NS, UTC).strftime("%Y-%m-%d"))
+        day = max(self._newest, datetime.fromtimestamp(now // SECOND, UTC).strftime("%Y-%m-%d"))
         if self._file is None or day != self._day:
             self.close()
             path = self._directory / f"signed-{day}.jsonl"

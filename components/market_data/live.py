@@ -30,14 +30,14 @@ from tallystick.components.market_data.dumps import DumpTrade
 from tallystick.components.market_data.feed import Backoff, Change, Feed
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_positive
 
 # Exchanges whose public trade ids count up by one in each symbol.
 CONTIGUOUS: Final = frozenset(("binance", "binanceus", "binancecoinm", "binanceusdm"))
 TICK_S: Final = 0.5
-_NS_PER_MS: Final = 1_000_000
-_MAX_TIME_MS: Final = 2**63 // _NS_PER_MS
+_MAX_TIME_MS: Final = 2**63 // NS_PER_MS
 # ccxt raises KeyError where an exchange refuses a subscription in a form that it does not know.
 _FEED_ERRORS: Final = (BaseError, aiohttp.ClientError, OSError, TimeoutError, KeyError, Malformed)
 
@@ -75,7 +75,7 @@ def parse_trade(trade: Mapping[str, Any]) -> DumpTrade:
     price, qty = _exact(trade.get("price")), _exact(trade.get("amount"))
     check_positive(price, "price")
     check_positive(qty, "quantity")
-    return DumpTrade(trade_number(raw_id), price, qty, time_ms * _NS_PER_MS, side == "sell", 1, 0)
+    return DumpTrade(trade_number(raw_id), price, qty, time_ms * NS_PER_MS, side == "sell", 1, 0)
 
 
 def _exact(number: object) -> Decimal:

@@ -40,11 +40,11 @@ from tallystick.components.paper_exchange.orders import Order, Refused, Report
 from tallystick.components.paper_exchange.sockets import Sockets
 from tallystick.components.paper_exchange.state import Change, State
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import ConfigError
 
 # A signed order is about 400 bytes.
 MAX_BODY: Final = 8_192
-_NS_PER_MS: Final = 1_000_000
 _encode = msgspec.json.Encoder().encode
 
 
@@ -166,7 +166,7 @@ class Exchange:
 
     def on_market_trade(self, symbol: str, price: Decimal, qty: Decimal, buyer_is_maker: bool, time_ns: int) -> None:
         """Play one trade of the market: fills what it reaches, then tells the streams.  Raises `Malformed`."""
-        now_ms = self._clock() // _NS_PER_MS
+        now_ms = self._clock() // NS_PER_MS
         before = self.engine.touch(symbol) if symbol in self.engine.books else None
         trade_id = self.engine.market_trade(symbol, price, qty, buyer_is_maker, now_ms)
         stream = symbol.lower()
@@ -179,7 +179,7 @@ class Exchange:
                 "t": trade_id,
                 "p": wire.number(price),
                 "q": wire.number(qty),
-                "T": time_ns // _NS_PER_MS,
+                "T": time_ns // NS_PER_MS,
                 "m": buyer_is_maker,
                 "M": True,
             },
@@ -230,7 +230,7 @@ class Exchange:
             answer: Any
             try:
                 received_ns = self._clock()
-                used = self._rates.request(request.remote or "", endpoint.weight, received_ns // _NS_PER_MS)
+                used = self._rates.request(request.remote or "", endpoint.weight, received_ns // NS_PER_MS)
                 headers["X-MBX-USED-WEIGHT-1M"] = str(used)
                 body = await request.read() if request.can_read_body else b""
                 if body and request.method == "GET":
@@ -239,7 +239,7 @@ class Exchange:
                 query = request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
                 if isinstance(endpoint, Public):
                     parameters = parse_parameters(query, body, allowed=endpoint.parameters)
-                    answer = endpoint.run(parameters, received_ns // _NS_PER_MS)
+                    answer = endpoint.run(parameters, received_ns // NS_PER_MS)
                 else:
                     answer = self._signed(name, endpoint, allowed, request, query, body, headers)
             except Refused as exc:
@@ -272,7 +272,7 @@ class Exchange:
         payload = query + body
         key = self.keys.verify(request.headers.get("X-MBX-APIKEY"), request.remote or "", payload, signature)
         # From here on the request is known to be the key's owner's, and is journalled whatever becomes of it.
-        call = Call(key, {}, received_ns // _NS_PER_MS, headers=headers)
+        call = Call(key, {}, received_ns // NS_PER_MS, headers=headers)
         verdict, text = "", ""
         try:
             call.parameters = parse_parameters(query, body, allowed=allowed)

@@ -19,6 +19,7 @@ from tallystick.components.paper_exchange import wire
 from tallystick.components.paper_exchange.access import Key, Keys, Rates, check_window, parse_parameters, permit
 from tallystick.components.paper_exchange.orders import Refused
 from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.schemas.bounds import NS_PER_MS
 
 MAX_SOCKET_MESSAGE: Final = 4_096
 MAX_SOCKETS: Final = 256
@@ -27,7 +28,6 @@ MAX_STREAMS: Final = 1_024
 MAX_BACKLOG: Final = 10_000
 # Binance closes a socket that sends more than 5 messages a second.
 MAX_SOCKET_RATE: Final = 5
-_NS_PER_MS: Final = 1_000_000
 _STREAM_KINDS: Final = ("trade", "bookTicker")
 _encode = msgspec.json.Encoder().encode
 
@@ -112,7 +112,7 @@ class Sockets:
 
     def end_key(self, api_key: str) -> None:
         """End the user data streams of a key."""
-        ended = {"e": "eventStreamTerminated", "E": self._clock() // _NS_PER_MS}
+        ended = {"e": "eventStreamTerminated", "E": self._clock() // NS_PER_MS}
         for socket in self.open:
             for number in [n for n, key in socket.users.items() if key.api_key == api_key]:
                 del socket.users[number]
@@ -214,7 +214,7 @@ class Sockets:
         socket.send(_encode(answer))
 
     def _api_call(self, socket: Socket, remote: str, request: _ApiRequest) -> wire.Json:
-        now_ms = self._clock() // _NS_PER_MS
+        now_ms = self._clock() // NS_PER_MS
         self._rates.request(remote, 2, now_ms)
         if request.method == "ping":
             return {}

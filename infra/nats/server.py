@@ -148,6 +148,8 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         # One start or stop at a time: a start whose caller went away is finished before the process is ended.
         self._lock = threading.RLock()
+        # Read through the descriptor that the server writes to: a log that somebody removes or moves is still watched.
+        self._log_fd: int | None = None
         self._log_start = 0
         self._log_checked = 0
         self._store_lost = ""
@@ -193,27 +195,27 @@ class EmbeddedServer:
             os.close(key_fd)
 
     def _launch(self, config: ServerConfig, config_fd: int, key_fd: int) -> None:
-        log_fd = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            self._log_start = self._log_checked = os.fstat(log_fd).st_size
-            self._store_lost = ""
-            self._process = subprocess.Popen(
-                [*_with_us(), find_server(), "-c", f"/proc/self/fd/{config_fd}"],
-                pass_fds=(config_fd, key_fd),
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                env={"PATH": os.environ.get("PATH", "")},
-                # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
-                start_new_session=True,
-            )
-        finally:
-            os.close(log_fd)
+        self._close_log()
+        self._log_fd = os.open(config.log_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._log_start = self._log_checked = os.fstat(self._log_fd).st_size
+        self._store_lost = ""
+        self._process = subprocess.Popen(
+            [*_with_us(), find_server(), "-c", f"/proc/self/fd/{config_fd}"],
+            pass_fds=(config_fd, key_fd),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_fd,
+            stderr=self._log_fd,
+            env={"PATH": os.environ.get("PATH", "")},
+            # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
+            start_new_session=True,
+        )
         ports = config.run_dir / f"nats-server_{self._process.pid}.ports"
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._listening(ports):
             if self._process.poll() is not None:
-                raise self._refused()
+                refused = self._refused()
+                self._forget(self._process)
+                raise refused
             if time.monotonic() > deadline:
                 self.stop()
                 raise ConfigError(
@@ -234,16 +236,21 @@ class EmbeddedServer:
         return True
 
     def _refused(self) -> ConfigError:
-        log = self._log().decode("utf-8", "replace")
+        log = self._log(self._log_start).decode("utf-8", "replace")
         if "address already in use" in log:
             return _taken(self._config.host, self.port)
         lines = [line for line in log.splitlines() if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
         return ConfigError("NATS_START", f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
 
-    def _log(self, start: int | None = None) -> bytes:
-        with self._config.log_file.open("rb") as log:
-            log.seek(self._log_start if start is None else start)
-            return log.read()
+    def _log(self, start: int) -> bytes:
+        if self._log_fd is None:
+            return b""
+        return os.pread(self._log_fd, max(0, os.fstat(self._log_fd).st_size - start), start)
+
+    def _close_log(self) -> None:
+        if self._log_fd is not None:
+            os.close(self._log_fd)
+            self._log_fd = None
 
     def check(self) -> None:
         """Raise `ServerStopped` if the process ended or lost its store; cheap enough to ask several times a second."""
@@ -252,6 +259,8 @@ class EmbeddedServer:
             raise ServerStopped(
                 "NATS_DIED", f"the broker is not running (exit code {code}): see {self._config.log_file}"
             )
+        if self._log_fd is not None and os.fstat(self._log_fd).st_size < self._log_checked:
+            self._log_checked = 0  # somebody emptied it
         new, _, _ = self._log(self._log_checked).rpartition(b"\n")
         if new:
             # A line that is still being written is looked at when it is whole.
@@ -282,6 +291,7 @@ class EmbeddedServer:
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
+        self._close_log()
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""

@@ -34,6 +34,7 @@ from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
 from tallystick.runtime.keys.pki import CertificateAuthority
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
@@ -52,7 +53,6 @@ DEFAULT_STRATEGIES: Final = (
 # Below Linux's ephemeral ports (32768 on), so that no outgoing connection takes one between two starts.
 PORTS: Final = range(20_000, 32_000)
 _API_KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_NS: Final = 1_000_000_000
 
 DEFAULT_TEMPLATE: Final = """\
 # What runs in this deployment.  Exact numbers are text.  Instruments, caps and venues count as the operator
@@ -242,7 +242,7 @@ class _Ceremony:
                 },
             )
             write_trust_root(paths, self.config, self.bus, keys, root, person, self.now)
-            validity = Validity(issued_s=self.now // _NS, expires_s=0)
+            validity = Validity(issued_s=self.now // SECOND, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
         if "paper-exchange" in self.bus.components:
@@ -350,7 +350,7 @@ def write_trust_root(
         deployment=config.deployment,
         number=number,
         issued=now,
-        expires=now + int(TRUST_VALIDITY.total_seconds()) * _NS,
+        expires=now + int(TRUST_VALIDITY.total_seconds()) * SECOND,
         operator_root=root.public.hex(),
         operator=person.hex(),
         core_account=encode_key("A", keys.core_account),

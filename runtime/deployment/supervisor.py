@@ -44,10 +44,10 @@ from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
 
-NS: Final = 1_000_000_000
 ACCOUNT_LIFETIME_S: Final = 86_400
 ADMIN_LIFETIME_S: Final = 60
 START_TIMEOUT_S: Final = 60.0
@@ -205,7 +205,7 @@ class Supervisor:
             raise ConfigError("OPERATOR_TOKEN", f"{paths.operator_token}: {exc}; `tallystick init` makes it") from exc
         accounts = Accounts(self.bus, keys, signing.signer(layout.KEY_OPERATOR), signing.signer(layout.KEY_ACTIVATION))
         passphrase = self._keystore[layout.passphrase_name(layout.BROKER)]
-        now = time.time_ns() // NS
+        now = time.time_ns() // SECOND
         self._server = EmbeddedServer(
             ServerConfig(
                 name=paths.name,
@@ -243,7 +243,7 @@ class Supervisor:
         self._report(f"streams and durables: {len(made.created)} made, {len(made.updated)} changed")
 
     async def _admin(self, signer: Signer, account: bytes) -> Client:
-        key, now = SessionKey(os.urandom(32)), time.time_ns() // NS
+        key, now = SessionKey(os.urandom(32)), time.time_ns() // SECOND
         boot, jti = os.urandom(16), os.urandom(16).hex()
         claims = user_claims(ADMIN, boot, key.public, signer.public, account, now, now + ADMIN_LIFETIME_S, jti)
         token = encode_jwt(signer, "A", claims)

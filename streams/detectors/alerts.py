@@ -12,8 +12,8 @@ from typing import Final
 
 import msgspec
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.event import At
-from tallystick.schemas.ids import NS_PER_MS
 from tallystick.schemas.security import Alert
 
 _DOMAIN: Final = b"tallystick alert id v1\n"

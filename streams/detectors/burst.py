@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallystick.schemas.bounds import MAX_MESSAGES, MESSAGE_BURST, MESSAGES_PER_SECOND
+from tallystick.schemas.bounds import MAX_MESSAGES, MESSAGE_BURST, MESSAGES_PER_SECOND, SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import Subject, subject
@@ -32,7 +32,6 @@ NAME: Final = "burst"
 SEVERITY: Final = "high"
 # Long enough that the broker's own pauses do not look like bursts, short enough to stop one early.
 WINDOW_S: Final = 1
-NS: Final = 1_000_000_000
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -79,7 +78,7 @@ def observe(rule: Rule, previous: Bucket, current: Bucket, at: int, seq: int, in
 
     `previous` is the bucket before it (`EMPTY` where there was none).  `at` must not fall.
     """
-    horizon = at - rule.window_s * NS
+    horizon = at - rule.window_s * SECOND
     # All of `current` lies within the window; of `previous` what is newer than the horizon.
     before = current.count + len(previous.times) - bisect_right(previous.times, horizon)
     finding = current.finding

@@ -177,6 +177,24 @@ async def test_a_client_cannot_make_the_broker_look_broken(bus: TestBus, monkeyp
     bus.server.check()
 
 
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_store_that_is_lost_is_seen_whatever_happens_to_the_log(bus: TestBus, how: str) -> None:
+    log = bus.folder / "nats.log"
+    bus.server.check()
+    written = os.open(log, os.O_WRONLY | os.O_APPEND)  # as the server does
+    try:
+        if how == "removed":
+            log.unlink()
+        else:
+            os.truncate(log, 0)
+        bus.server.check()
+        os.write(written, b"[1] 2026/01/01 00:00:00.000000 [ERR] JetStream out of resources, will be DISABLED\n")
+        with pytest.raises(ServerStopped, match="NATS_STORE"):
+            bus.server.check()
+    finally:
+        os.close(written)
+
+
 def mount(*arguments: str) -> bool:
     return subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode == 0
 

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 
 from tallystick.runtime.bus.received import Received
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
-from tallystick.streams.detectors.burst import EMPTY, NS, Bucket, Rules, alert_of, observe
+from tallystick.streams.detectors.burst import EMPTY, Bucket, Rules, alert_of, observe
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 from tests.support.streams import counts, intent, intents_of
@@ -75,7 +76,7 @@ def by_hand(messages: list[Received]) -> tuple[dict[str, int], dict[bytes, bytes
     totals: dict[str, int] = {}
     for received in messages:
         time = max(time, received.stored)
-        strategy, second = received.subject.strategy, time // NS
+        strategy, second = received.subject.strategy, time // SECOND
         ids = tuple(e.id for e in received.events if isinstance(e, Intent))
         current = buckets.get((strategy, second), EMPTY)
         previous = buckets.get((strategy, second - 1), EMPTY)

@@ -18,6 +18,7 @@ import pytest
 
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.process import load_service
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert
@@ -96,7 +97,7 @@ async def test_while_a_burst_lasts_there_is_one_alert_a_window(desk: Desk) -> No
         await asyncio.sleep(0.005)
     times = [event.ts for event in same(await all_of(alerts, context, worker, last)).values()]
     assert len(times) == 2
-    assert all(b - a >= main.NS for a, b in itertools.pairwise(times))
+    assert all(b - a >= SECOND for a, b in itertools.pairwise(times))
 
 
 async def test_a_worker_that_stops_and_starts_counts_each_intent_once(desk: Desk, bus: TestBus) -> None:

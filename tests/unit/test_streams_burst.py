@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.risk.limits import Limits
-from tallystick.schemas.bounds import MESSAGE_BURST, MESSAGES_PER_SECOND
+from tallystick.schemas.bounds import MESSAGE_BURST, MESSAGES_PER_SECOND, SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.ids import id_time_ns
 from tallystick.schemas.registry import encode_events
 from tallystick.streams.detectors.alerts import alert_id
-from tallystick.streams.detectors.burst import EMPTY, NS, Bucket, Finding, Rule, Rules, alert_of, observe
+from tallystick.streams.detectors.burst import EMPTY, Bucket, Finding, Rule, Rules, alert_of, observe
 
-START = 1_732_289_000 * NS
+START = 1_732_289_000 * SECOND
 
 
 def ids(count: int, first: int = 0) -> tuple[bytes, ...]:
@@ -31,7 +31,7 @@ def run(rule: Rule, messages: list[tuple[int, int]]) -> tuple[list[Finding], dic
     buckets: dict[int, Bucket] = {}
     findings: list[Finding] = []
     for seq, (at, count) in enumerate(messages, 1):
-        number = at // (rule.window_s * NS)
+        number = at // (rule.window_s * SECOND)
         current = buckets.get(number, EMPTY)
         after = observe(rule, buckets.get(number - 1, EMPTY), current, at, seq, ids(count, seq * 1000))
         if after.finding is not None and current.finding is None:
@@ -42,7 +42,7 @@ def run(rule: Rule, messages: list[tuple[int, int]]) -> tuple[list[Finding], dic
 
 def by_hand(rule: Rule, messages: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """(message, first intent beyond the limit) of each finding, from the definition: a sliding window over all."""
-    window = rule.window_s * NS
+    window = rule.window_s * SECOND
     times: list[int] = []
     found: list[tuple[int, int]] = []
     last: int | None = None
@@ -63,10 +63,13 @@ def by_hand(rule: Rule, messages: list[tuple[int, int]]) -> list[tuple[int, int]
     limit=st.integers(1, 12),
     window_s=st.integers(1, 3),
     gaps=st.lists(
-        st.tuples(st.sampled_from([0, 1, 10**7, 10**8, NS // 3, NS - 1, NS, NS + 1, 3 * NS]), st.integers(0, 9)),
+        st.tuples(
+            st.sampled_from([0, 1, 10**7, 10**8, SECOND // 3, SECOND - 1, SECOND, SECOND + 1, 3 * SECOND]),
+            st.integers(0, 9),
+        ),
         max_size=40,
     ),
-    offset=st.integers(0, 3 * NS),
+    offset=st.integers(0, 3 * SECOND),
 )
 def test_it_finds_exactly_what_a_count_over_the_whole_history_finds(
     limit: int, window_s: int, gaps: list[tuple[int, int]], offset: int
@@ -86,24 +89,24 @@ def test_at_the_limit_nothing_is_found_and_one_more_is() -> None:
     rule = Rule(5)
     assert run(rule, [(START, 5)])[0] == []
     assert [f.value for f in run(rule, [(START, 6)])[0]] == [6]
-    assert run(rule, [(START, 5), (START + NS, 5)])[0] == []
-    assert [f.value for f in run(rule, [(START, 5), (START + NS - 1, 1)])[0]] == [6]
+    assert run(rule, [(START, 5), (START + SECOND, 5)])[0] == []
+    assert [f.value for f in run(rule, [(START, 5), (START + SECOND - 1, 1)])[0]] == [6]
 
 
 def test_a_message_without_intents_finds_nothing_whatever_came_before() -> None:
     # Found by the comparison above: beyond the limit, the one finding a window made, then a message of cancels.
-    findings, _ = run(Rule(1, 2), [(START, 2), (START + 2 * NS - 2, 2), (START + 2 * NS, 0)])
+    findings, _ = run(Rule(1, 2), [(START, 2), (START + 2 * SECOND - 2, 2), (START + 2 * SECOND, 0)])
     assert [f.seq for f in findings] == [1]
 
 
 def test_a_burst_across_two_buckets_is_found() -> None:
-    late, early = START + NS - 10**8, START + NS + 10**8
+    late, early = START + SECOND - 10**8, START + SECOND + 10**8
     assert [f.at for f in run(Rule(5), [(late, 3), (early, 3)])[0]] == [early]
 
 
 def test_a_lasting_burst_is_found_once_a_window() -> None:
     findings, _ = run(Rule(5), [(START + n * 10**7, 1) for n in range(500)])
-    assert [b.at - a.at for a, b in itertools.pairwise(findings)] == [NS] * (len(findings) - 1)
+    assert [b.at - a.at for a, b in itertools.pairwise(findings)] == [SECOND] * (len(findings) - 1)
     assert len(findings) == 5
 
 

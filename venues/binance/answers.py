@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.venues import BalanceReport, FillReport, NoAnswer, NotFound, OrderReport, Outcome, Rejected
 from tallystick.venues.binance.codes import (
@@ -25,7 +26,6 @@ from tallystick.venues.binance.codes import (
     FINAL_STATUS,
     NOT_FOUND,
     NOTHING_TO_CANCEL,
-    NS_PER_MS,
     UNKNOWN_ERRORS,
 )
 

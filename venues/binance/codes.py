@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.venues import VALID_NS
 
-NS_PER_MS: Final = 1_000_000
 API: Final = "/api/v3"
 PING: Final = f"{API}/ping"
 FEED: Final = "binance"

@@ -22,11 +22,12 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.venues import BalanceReport, FillReport, Listener
 from tallystick.venues.binance.answers import VenueError, parse_account, parse_error, parse_order, parse_trades
-from tallystick.venues.binance.codes import API, MAX_SPAN_MS, MAX_TRADES, NS_PER_MS, socket_host
+from tallystick.venues.binance.codes import API, MAX_SPAN_MS, MAX_TRADES, socket_host
 from tallystick.venues.binance.stream import Ended, OrderNamed, is_answer, parse_push, signed_query, subscription
 
 RECONCILE_S: Final = 30.0

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any, Never, Self
 from urllib.parse import quote
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import VenueOrder
@@ -34,7 +35,6 @@ from tallystick.venues import Denied, SignedRequest
 from tallystick.venues.binance.codes import (
     API,
     ENDPOINTS,
-    NS_PER_MS,
     ORDER_TYPES,
     RECV_WINDOW_MS,
     RESPONSE_TYPE,

@@ -18,10 +18,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.venues import BalanceReport, FillReport
 from tallystick.venues.binance.answers import MAX_TEXT, VenueError, amount, decode
-from tallystick.venues.binance.codes import NS_PER_MS, READ_WINDOW_MS
+from tallystick.venues.binance.codes import READ_WINDOW_MS
 
 _ZERO: Final = Decimal(0)
 
