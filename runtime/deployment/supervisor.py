@@ -64,7 +64,7 @@ RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Who reads what the money path writes yields to it where cores are scarce.  No further than this: on a machine that
 # others fill, the audit has to say that it lives, and the detectors have to see a runaway strategy, in their time.
-_NICE: Final = {"audit": 5, "portfolio": 5, "streams": 5}
+NICENESS: Final = {"audit": 5, "portfolio": 5, "streams": 5}
 # Who stops first: those who start things, before those who finish them.
 _STOP_ORDER: Final = (
     ("strategy-", "market-data"),
@@ -310,7 +310,7 @@ class Supervisor:
         managed.wanted = True
         managed.state.pid = managed.process.pid
         managed.state.state = "starting"
-        if nice := _NICE.get(name):
+        if nice := NICENESS.get(name):
             self._tasks.start(self._yield_to_others(managed.process, nice), f"yield {name}")
 
     async def _ready(self, names: list[str]) -> None:
