@@ -114,7 +114,6 @@ class Intruder:
             certificate=pki.fingerprint(pki.load_certificate(certificate).public_bytes(Encoding.DER)),
         )
         self._link: Link | None = None
-        self._chain: ChainWriter | None = None
         self._first: OwnSession | None = None
 
     def _make_link(self, source: CredentialSource) -> Link:
@@ -137,7 +136,6 @@ class Intruder:
         self._link = self._make_link(self._authority)
         await self._link.start()
         self._first = self._link.session
-        self._chain = ChainWriter(self._first.credential, self._first.key, ORDERS)
 
     async def leave(self) -> None:
         """Log out."""
@@ -157,14 +155,14 @@ class Intruder:
         chain = ChainWriter(credential, signer, ORDERS)
         return chain.seal([(self.subject.text, encode_events("order.intent", (intent,)))], time.time_ns())[0][1]
 
-    def _ready(self) -> tuple[Link, ChainWriter, OwnSession]:
-        if self._link is None or self._chain is None or self._first is None:
+    def _ready(self) -> tuple[Link, OwnSession]:
+        if self._link is None or self._first is None:
             raise Unverified("INTRUDER", "enter first")
-        return self._link, self._chain, self._first
+        return self._link, self._first
 
     async def forge(self, captured: bytes) -> Attack:
         """An intent under another strategy's stolen credential, signed with the intruder's own key."""
-        link, _, _ = self._ready()
+        link, _ = self._ready()
         stolen = open_credential(msgspec.msgpack.decode(captured, type=Payload).credential, self._trust)
         intent = self._intent()
         sealed = self._sealed(stolen, _Impostor(stolen.session_key, SessionKey(os.urandom(32))), intent)
@@ -179,7 +177,7 @@ class Intruder:
 
     async def trespass(self, victim: Subject) -> Attack:
         """A publish straight to another strategy's subject."""
-        link, _, _ = self._ready()
+        link, _ = self._ready()
         connection = await link.connection()
         before = link.refusals
         await connection.publish(victim.text, b"forged", os.urandom(16).hex())
@@ -198,9 +196,9 @@ class Intruder:
 
     async def replay(self) -> Attack:
         """A genuine sealed intent of the intruder's own, published a second time."""
-        link, chain, _ = self._ready()
-        intent = self._intent()
-        sealed = chain.seal([(self.subject.text, encode_events("order.intent", (intent,)))], time.time_ns())[0][1]
+        link, _ = self._ready()
+        session = link.session  # not the first one, which may be over by now: the original is to be accepted
+        sealed = self._sealed(session.credential, session.key, self._intent())
         for _ in range(2):
             await self._publish(link, self.subject.text, sealed)
         return Attack(
@@ -212,7 +210,7 @@ class Intruder:
 
     async def redirect(self, captured: bytes, victim: Subject) -> Attack:
         """Another strategy's genuine sealed intent, published on the intruder's own subject."""
-        link, _, _ = self._ready()
+        link, _ = self._ready()
         await self._publish(link, self.subject.text, captured)
         return Attack(
             name="redirected message",
@@ -223,7 +221,7 @@ class Intruder:
 
     async def expired(self) -> Attack:
         """An intent sealed with the session that the intruder had first, after its end."""
-        link, _, first = self._ready()
+        link, first = self._ready()
         wait = (first.credential.expires_at - time.time_ns()) / 1e9
         await asyncio.sleep(max(0.0, wait) + 0.5)
         intent = self._intent()

@@ -202,6 +202,8 @@ async def test_the_kill_switch_works_with_the_broker_dead(floor: Floor, bus: Tes
     await floor.until(lambda: len([e for e in floor.events if e.state == "closed"]) == 3, timeout=15)
     signed = (floor.folder / "state" / "custody").glob("signed-*.jsonl")
     assert '"op":"cancel_all"' in "".join(path.read_text() for path in signed)
+    for context in floor.desk.contexts:  # who is still away when it closes says what it could not publish
+        assert await context.link.answers(10)
 
 
 async def test_custody_dead_means_void_and_custody_back_means_trading(floor: Floor) -> None:
