@@ -47,6 +47,10 @@ MARK: Final = ".tallystick-demo"
 # Where recordings are looked for when none is named: nowhere else.
 DATA: Final = Path("data")
 PLAY_S: Final = 30
+# As many as the synthetic market makes in that time.
+SYNTHETIC_TICKS: Final = 3_000
+# The trades of its instrument that the runaway strategy sees before it runs wild; fewer in a small market.
+WILD_AFTER: Final = 3_000
 # Short, so that renewal and expiry are there to be seen.
 SESSION_S: Final = 20
 SETTLE_S: Final = 3.0
@@ -180,7 +184,7 @@ class Demo:
         self._console = Console(self._capture)
         self._attacks: list[Attack] = []
         self._checks: list[Check] = []
-        self._rows: int | None = None
+        self._rows = 0
 
     # -- before ---------------------------------------------------------------------------------
 
@@ -203,7 +207,7 @@ class Demo:
             NAME,
             pin,
             time.time_ns,
-            strategies=_strategies(instruments),
+            strategies=_strategies(instruments, min(WILD_AFTER, self._rows // 4)),
             template=template,
             progress=self._say,
         )
@@ -225,10 +229,9 @@ class Demo:
                 Instrument("XRP/ETH", "XRP", "ETH", Decimal("0.00000001"), Decimal(1), Decimal("0.01"), Decimal("0.006"), Decimal(100)),
                 Instrument("BTC/USDT", "BTC", "USDT", Decimal("0.01"), Decimal("0.00001"), Decimal(10), Decimal(160000), Decimal("0.001")),
             ]  # fmt: skip
-            return (
-                instruments,
-                f'source = "synthetic"\nseed = 7\ncount = 12000\nspeed = "{self._speed or Decimal(1)}"\n',
-            )
+            self._rows = SYNTHETIC_TICKS
+            given = self._speed or Decimal(1)
+            return instruments, f'source = "synthetic"\nseed = 7\ncount = {SYNTHETIC_TICKS}\nspeed = "{given}"\n'
         tape = open_tape([p.absolute() for p in self._data])
         self._rows = tape.rows
         speed = self._speed
@@ -376,10 +379,7 @@ class Demo:
     def _judge(self, supervisor: Supervisor) -> None:
         state = self._console.state
         trades = state.totals["md.trade"]
-        wanted = f" of {self._rows:,}" if self._rows is not None else ""
-        self._promise(
-            "the market was played whole", trades > 0 and trades == (self._rows or trades), f"{trades:,} ticks{wanted}"
-        )
+        self._promise("the market was played whole", trades == self._rows, f"{trades:,} ticks of {self._rows:,}")
         permits, fills = state.verdicts["permit"], sum(state.fills.values())
         self._promise("strategies traded", permits > 0 and fills > 0, f"{permits} permits, {fills} fills")
         codes = {code for code in state.denials if code != "BREAKER_TRIPPED"}
@@ -459,13 +459,14 @@ class Demo:
         return 0 if held else 1
 
 
-def _strategies(instruments: list[Instrument]) -> list[StrategyConfig]:
-    """Momentum on every instrument; the clumsy, the wild and the compromised one on the first."""
+def _strategies(instruments: list[Instrument], wild_after: int) -> list[StrategyConfig]:
+    """Momentum on every instrument; the clumsy, the wild (after so many trades) and the compromised one on the first."""
     main = (instruments[0].symbol,)
+    wild = {"burst": "3", "after": str(wild_after)}
     made = [
         StrategyConfig(name="momentum", module=f"{EXAMPLES}.momentum", instruments=main),
         StrategyConfig(name="fat-finger", module=f"{EXAMPLES}.fat_finger", instruments=main),
-        StrategyConfig(name="runaway", module=f"{EXAMPLES}.runaway", instruments=main, params={"burst": "3"}),
+        StrategyConfig(name="runaway", module=f"{EXAMPLES}.runaway", instruments=main, params=wild),
         StrategyConfig(name=INTRUDER, module=f"{EXAMPLES}.momentum", instruments=main),
     ]
     made += [
