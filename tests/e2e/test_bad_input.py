@@ -13,7 +13,6 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -22,9 +21,9 @@ from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore
+from tests.support.command import Done, tallystick
 from tests.support.deployment import PIN
 
-COMMAND = (sys.executable, "-P", "-m", "tallystick.cli.main")
 ONE_LINE = re.compile(r"tallystick: (?:[a-z-]+: )?[A-Z][A-Z0-9_]+: [^\n]+\n")
 TOPOLOGY = Path(layout.__file__).parents[2] / "infra" / "nats" / "topology.toml"
 TRADES = "1,0.005,10,0.05,1570752000000,true,true\n2,0.005,10,0.05,1570752001000,true,true\n"
@@ -34,40 +33,6 @@ BAD_ROWS = {
     "nan": ("3,NaN,10,NaN,1570752002000,true,true\n", "DUMP_LINE"),
     "backwards": ("3,0.005,10,0.05,1570751000000,true,true\n", "DUMP_ORDER"),
 }
-
-
-class Done(NamedTuple):
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-
-def tallystick(*arguments: object, pin: str | None = None, env: dict[str, str] | None = None) -> Done:
-    """Run one command; `pin` goes through `--pin-fd`."""
-    texts = [str(a) for a in arguments]
-    reader: int | None = None
-    if pin is not None:
-        reader, writer = os.pipe()
-        os.write(writer, pin.encode())
-        os.close(writer)
-        texts += ["--pin-fd", str(reader)]
-    try:
-        done = subprocess.run(
-            [*COMMAND, *texts],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            stdin=subprocess.DEVNULL,
-            pass_fds=() if reader is None else (reader,),
-            env={**os.environ, **(env or {})},
-        )
-    finally:
-        if reader is not None:
-            os.close(reader)
-    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def refused(done: Done, *said: str) -> None:

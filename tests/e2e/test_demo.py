@@ -8,39 +8,40 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-COMMAND = [sys.executable, "-P", "-m", "tallystick.cli.main"]
+from tests.support.command import COMMAND, Done, tallystick
+
+WIDE = {"COLUMNS": "200"}
 
 
-def tallystick(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+def ask(*arguments: str) -> Done:
+    return tallystick(*arguments, env=WIDE)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished demo: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("e2e") / "demo"
-    done = tallystick("demo", "--dir", str(folder), timeout=240)
+    done = subprocess.run(
+        [*COMMAND, "demo", "--dir", str(folder)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **WIDE},
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return folder, done.stdout
 
 
 def rows(folder: Path, query: str) -> list[dict[str, str]]:
-    done = tallystick("audit", "sql", str(folder), query, "--format", "csv", "--limit", "0")
-    assert done.returncode == 0, done.stderr
-    return list(csv.DictReader(io.StringIO(done.stdout)))
+    done = ask("audit", "sql", str(folder), query, "--format", "csv", "--limit", "0")
+    assert done.code == 0, done.err
+    return list(csv.DictReader(io.StringIO(done.out)))
 
 
 def test_every_promise_of_the_demo_holds_and_is_shown(demo: tuple[Path, str]) -> None:
@@ -77,22 +78,22 @@ def test_each_order_at_the_venue_has_exactly_one_permit_and_its_fills_are_in_the
 def test_an_order_is_traced_from_the_tick_to_the_fill(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     (filled, *_) = rows(folder, "select order_id from fills where strategy = 'momentum' order by ts limit 1")
-    done = tallystick("audit", "trace", str(folder), filled["order_id"])
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = ask("audit", "trace", str(folder), filled["order_id"])
+    assert done.code == 0, done.out + done.err
     for step in ("md.trade", "order.intent", "order.decision", "order.event", "fill"):
-        assert step in done.stdout
-    unknown = tallystick("audit", "trace", str(folder), "ts00000000000000000000000000000000")
-    assert unknown.returncode == 2
-    assert "Traceback" not in unknown.stderr
+        assert step in done.out
+    unknown = ask("audit", "trace", str(folder), "ts00000000000000000000000000000000")
+    assert unknown.code == 2
+    assert "Traceback" not in unknown.err
 
 
 def test_sql_reads_and_can_do_nothing_else(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     assert int(rows(folder, "select count(*) as n from trades")[0]["n"]) > 1000
     for attack in ("copy trades to 'stolen.csv'", "attach 'x.db'", "select * from read_text('/etc/passwd')", "selec 1"):
-        done = tallystick("audit", "sql", str(folder), attack)
-        assert done.returncode == 2, attack
-        assert "Traceback" not in done.stderr
+        done = ask("audit", "sql", str(folder), attack)
+        assert done.code == 2, attack
+        assert "Traceback" not in done.err
     assert not Path("stolen.csv").exists()
 
 
@@ -108,9 +109,9 @@ def test_a_changed_byte_is_located(demo: tuple[Path, str], tmp_path: Path) -> No
     data[len(data) // 2] ^= 1
     victim.chmod(0o600)
     victim.write_bytes(bytes(data))
-    done = tallystick("audit", "verify", str(copy))
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert victim.name in done.stdout + done.stderr
+    done = ask("audit", "verify", str(copy))
+    assert done.code == 1, done.out + done.err
+    assert victim.name in done.out + done.err
 
 
 def test_commands_on_what_is_not_there_say_so(tmp_path: Path) -> None:
@@ -121,8 +122,8 @@ def test_commands_on_what_is_not_there_say_so(tmp_path: Path) -> None:
         ("demo", "--dir", str(tmp_path / "d"), "--data", str(tmp_path / "none.zip")),
         ("demo", "--dir", str(tmp_path / "d"), "--speed", "-1"),
     ):
-        done = tallystick(*arguments)
-        assert done.returncode == 2, arguments
-        assert done.stderr.startswith("tallystick: "), done.stderr
-        assert "Traceback" not in done.stderr
+        done = ask(*arguments)
+        assert done.code == 2, arguments
+        assert done.err.startswith("tallystick: "), done.err
+        assert "Traceback" not in done.err
     assert not (tmp_path / "d").exists()

@@ -1,20 +1,23 @@
-"""Commands of the program as a person runs them: started, read while they print, interrupted, timed.
+"""Commands of the program as a person runs them: to their end, or started, read while they print, interrupted, timed.
 
-- `Command` is one of them; `Desk` is `tallystick up` of a deployment's core with commands beside it.
+- `tallystick` runs one to its end, in a process of its own that has the program's imports behind it already.
+- `Command` is one under way; `Desk` is `tallystick up` of a deployment's core with commands beside it.
 - A command that leaves something behind, or takes longer than it promises, fails the test that used it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from tallystick.runtime.deployment.folder import Deployment
 from tests.support.deployment import PIN
@@ -45,6 +48,59 @@ UP = [sys.executable, "-P", "-c", CORE]
 # The promise, and the time to start up to what is interrupted, on a machine that does much else.
 SOON_S = 2.0
 READY_S = 120.0
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["tallystick.cli.main", "tallystick.cli.operate", "tallystick.cli.preflight"])
+
+
+class Done(NamedTuple):
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+
+def tallystick(
+    *arguments: object, pin: str | None = None, env: dict[str, str] | None = None, timeout: float = 120
+) -> Done:
+    """Run one command to its end; `pin` goes through `--pin-fd`."""
+    with tempfile.TemporaryDirectory(prefix="tallystick-") as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = _FORKS.Process(target=_run, args=([str(a) for a in arguments], pin, env or {}, out, err))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise TimeoutError(f"{arguments} took longer than {timeout:.0f} s: {err.read_text()}")
+        code = process.exitcode
+        process.close()
+        return Done(code, out.read_text(), err.read_text())
+
+
+def _run(arguments: list[str], pin: str | None, env: dict[str, str], out: Path, err: Path) -> None:
+    """The command in its own process, as `python -m` would start it."""
+    from tallystick.cli.main import main
+
+    for descriptor, path, flags in (
+        (0, Path(os.devnull), os.O_RDONLY),
+        (1, out, os.O_WRONLY | os.O_CREAT),
+        (2, err, os.O_WRONLY | os.O_CREAT),
+    ):
+        opened = os.open(path, flags, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    if pin is not None:
+        reader, writer = os.pipe()
+        os.write(writer, pin.encode())
+        os.close(writer)
+        arguments = [*arguments, "--pin-fd", str(reader)]
+    os.environ.update(env)
+    os.setsid()
+    sys.argv = ["tallystick", *arguments]
+    main()
 
 
 def alive(pid: int) -> bool:
