@@ -38,7 +38,7 @@ from tallystick.schemas.control import (
     encode_line,
 )
 from tallystick.schemas.enrolment import Revocation
-from tallystick.schemas.errors import ConfigError, Malformed
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
 from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 
 HOUR_NS: Final = 3_600_000_000_000
@@ -81,7 +81,7 @@ async def ask(path: Path, request: Request, timeout: float = BREAKER_S) -> dict[
         await writer.drain()
         line = await asyncio.wait_for(reader.readline(), timeout)
         answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-    except (OSError, TimeoutError, ValueError, msgspec.DecodeError) as exc:
+    except (OSError, TimeoutError, ValueError, *NOT_DECODED) as exc:
         raise Malformed("BREAKER_ANSWER", f"{path}: {type(exc).__name__}: {exc}") from exc
     finally:
         writer.close()

@@ -54,6 +54,7 @@ from tallystick.record.manifest import (
 )
 from tallystick.record.rows import SCHEMA
 from tallystick.runtime.durable import append_durably, sync
+from tallystick.schemas.errors import NOT_DECODED
 
 STATE: Final = "state"
 LOCK: Final = ".lock"
@@ -208,7 +209,7 @@ class Archive:
             number, head, state = msgspec.msgpack.decode(
                 (self.directory / STATE).read_bytes(), type=tuple[int, str, bytes]
             )
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, *NOT_DECODED):
             return None
         known = 1 <= number <= len(self.manifest.hashes) and self.manifest.hashes[number - 1] == head
         return state if known else None

@@ -32,7 +32,7 @@ from typing import Final
 import msgspec
 
 from tallystick.record import rows
-from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
 from tallystick.schemas.seal import GENESIS, MAX_FLUSH, Verified, Verifier
 from tallystick.schemas.security import BootEnded, CredentialIssued, Head, Heartbeat, SessionRevoked
 from tallystick.schemas.subjects import STREAMS
@@ -389,7 +389,7 @@ class Log:
         """The log whose `dump` is `data`.  Raises `Malformed`."""
         try:
             state = _state_decoder.decode(data)
-        except msgspec.DecodeError as exc:
+        except NOT_DECODED as exc:
             raise Malformed("LOG_STATE", f"not a dump of the log's state: {exc}") from exc
         log = cls()
         log.next_index = state.next_index

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
 from tallystick.schemas.subjects import STREAMS
 
 MANIFEST: Final = "manifest.jsonl"
@@ -81,7 +81,7 @@ def decode_entry(line: bytes) -> Entry:
     """The entry of one line (without newline).  Raises `Malformed`."""
     try:
         entry = _entries.decode(line)
-    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
+    except (Malformed, *NOT_DECODED) as exc:
         raise Malformed("MANIFEST_LINE", str(exc)) from exc
     if encode_entry(entry) != line:
         raise Malformed("MANIFEST_LINE", "does not re-encode to the same bytes")

@@ -32,7 +32,7 @@ import msgspec
 import pyarrow as pa
 
 from tallystick.record import views
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.errors import NOT_DECODED, TallystickError
 
 MEMORY_MB: Final = 1024
 # Address space, not memory in use: Arrow and DuckDB reserve far more than they touch.
@@ -223,7 +223,7 @@ def main() -> int:
         for line in answer(connection, request):
             out.write(line)
         out.flush()
-    except (QueryRefused, msgspec.DecodeError, duckdb.Error, MemoryError) as exc:
+    except (QueryRefused, duckdb.Error, MemoryError, *NOT_DECODED) as exc:
         refusal = exc if isinstance(exc, QueryRefused) else _broken(exc)
         out.write(_line({"error": refusal.code, "text": refusal.text}))
         out.flush()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tallystick.schemas.errors import Malformed
+from tallystick.schemas.errors import NOT_DECODED, Malformed
 
 SOCKET: Final = "breaker.sock"
 # The longest is a note.
@@ -57,7 +57,7 @@ def parse_request(line: bytes) -> Request:
     """A request line.  Raises `Malformed`."""
     try:
         request: Request = _decoder.decode(line)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("BREAKER_REQUEST", f"not a request: {exc}") from exc
     return request
 

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from tallystick.schemas.errors import Malformed
+from tallystick.schemas.errors import NOT_DECODED, Malformed
 
 PREFIX: Final = b"tallystick session request v1\x00"
 MAX_REQUEST: Final = 4096
@@ -61,7 +61,7 @@ def decode_request(body: bytes) -> SessionRequest:
         raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
     try:
         return msgspec.json.decode(body, type=SessionRequest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("REQUEST", str(exc)) from exc
 
 
@@ -89,5 +89,5 @@ def decode_revocation(body: bytes) -> Revocation:
         raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
     try:
         return msgspec.json.decode(body, type=Revocation)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("REQUEST", str(exc)) from exc

@@ -10,6 +10,14 @@ numbers, for people).
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
+
+# What msgspec raises for bytes that are not what they should be: text that is not UTF-8, and nesting without end, come
+# as Python's own errors.
+NOT_DECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class TallystickError(Exception):
     """Base of all errors raised on purpose.  `code` is stable, `text` says what, where and what to do."""

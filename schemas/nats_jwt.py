@@ -28,7 +28,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, Malformed, Unverified
 from tallystick.schemas.subjects import check_name
 
 Prefix = Literal["O", "A", "U", "N"]
@@ -185,7 +185,7 @@ def decode_jwt(text: str, *, limit: int = MAX_JWT) -> Claims:
         raise Malformed("JWT_SIGNATURE", f"an Ed25519 signature has {SIGNATURE_BYTES} bytes, got {len(signature)}")
     try:
         claims = _claims_decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("JWT_CLAIMS", f"not the claims of a token: {exc}") from exc
     issuer = decode_key("O" if claims.iss[:1] == "O" else "A", claims.iss)
     try:

@@ -15,7 +15,7 @@ import msgspec
 
 from tallystick.schemas import market, orders, security
 from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, SECOND
-from tallystick.schemas.errors import Malformed
+from tallystick.schemas.errors import NOT_DECODED, Malformed
 from tallystick.schemas.event import Event
 from tallystick.schemas.subjects import KINDS
 
@@ -124,7 +124,7 @@ def decode_events(kind: str, data: bytes) -> list[Event]:
         raise Malformed("EVENTS_SIZE", f"{len(data)} bytes, limit {MAX_EVENTS_BYTES}")
     try:
         events = _decoder(kind).decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, Malformed) as exc:  # text that is not UTF-8 comes unwrapped
+    except (Malformed, *NOT_DECODED) as exc:
         raise Malformed("EVENTS", f"{kind}: {exc}") from exc
     except RecursionError as exc:
         raise Malformed("EVENTS", f"{kind}: nested too deeply") from exc

@@ -48,7 +48,7 @@ from cryptography.exceptions import InvalidSignature
 from tallystick.schemas import registry
 from tallystick.schemas.bounds import MAX_SKEW_NS
 from tallystick.schemas.credential import Credential, open_credential
-from tallystick.schemas.errors import Ahead, Malformed, Stale, Unverified
+from tallystick.schemas.errors import NOT_DECODED, Ahead, Malformed, Stale, Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.merkle import HASH_BYTES, inclusion_path, leaf_hash, root_from_path, tree_levels
 from tallystick.schemas.nats_jwt import Signer
@@ -141,7 +141,7 @@ def decode_statement(raw: bytes) -> Statement:
         raise Malformed("STATEMENT", "not a seal statement (prefix or length)")
     try:
         statement = _statement_decoder.decode(raw[len(PREFIX) :])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("STATEMENT", str(exc)) from exc
     if encode_statement(statement) != raw:
         raise Malformed("STATEMENT_CANONICAL", "statement does not re-encode to the same bytes")
@@ -304,7 +304,7 @@ class Verifier:
             raise Malformed("PAYLOAD_SIZE", f"{len(raw)} bytes, limit {MAX_PAYLOAD}")
         try:
             payload = _payload_decoder.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except NOT_DECODED as exc:
             raise Malformed("PAYLOAD", f"not a sealed message: {exc}") from exc
         if payload.version != VERSION:
             raise Malformed("PAYLOAD_VERSION", f"version {payload.version}, this verifier reads {VERSION}")

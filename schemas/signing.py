@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from tallystick.schemas.errors import Malformed
+from tallystick.schemas.errors import NOT_DECODED, Malformed
 from tallystick.schemas.ids import ID_BYTES
 from tallystick.schemas.registry import MAX_EVENTS_BYTES
 
@@ -148,7 +148,7 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
     frame_length(len(data))
     try:
         frame = decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, Malformed, RecursionError) as exc:
+    except (Malformed, *NOT_DECODED) as exc:
         raise Malformed("FRAME", f"not a frame of the signing protocol: {exc}") from exc
     if _encoder.encode(frame) != data:
         raise Malformed("FRAME_CANONICAL", "the frame does not re-encode to the same bytes")

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
-from tallystick.schemas.errors import LeaseOver, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, LeaseOver, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.note import open_note, sign_note
@@ -229,7 +229,7 @@ def sign_document(document: Document, *signers: tuple[str, Signer]) -> str:
 def _decode(text: str, kind: type[D]) -> D:
     try:
         document = msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, Malformed, RecursionError) as exc:
+    except (Malformed, *NOT_DECODED) as exc:
         raise Malformed("DOCUMENT", f"not a {kind.__name__}: {exc}") from exc
     if _canonical(document).decode() + "\n" != text:
         raise Malformed("DOCUMENT_CANONICAL", f"{kind.__name__} does not re-encode to the same bytes")

@@ -31,7 +31,7 @@ from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError, Unverified
 
 # The server's limit on an atomic batch (ADR-50); the position is one of them.
 MAX_BATCH: Final = 1000
@@ -174,7 +174,7 @@ class StateStore:
             self._revision = found[1]
             try:
                 self.position = msgspec.structs.replace(_position_decoder.decode(found[0]), owner=self._owner, number=0)
-            except msgspec.DecodeError:
+            except NOT_DECODED:
                 # A fresh position beside old keys: `load` refuses them.
                 self.position = Position(self._owner, 0)
         # From here on whoever wrote before cannot commit any more: what we read stands still.
@@ -305,7 +305,7 @@ class Lease:
                 break
             try:
                 holder = _lease_decoder.decode(found[0])
-            except msgspec.DecodeError:
+            except NOT_DECODED:
                 # Nobody here wrote it; a live holder shows at its next renewal.
                 holder = LeaseRecord(b"", 0, self._clock() + int(LEASE_S * SECOND))
             if seen not in (0, found[1]):

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from faust.tables.table import Table
 
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import NOT_DECODED, Unverified
 
 Key = tuple[str, tuple[float, float]]
 # `Table.on_key_set` asks the sent message for its partition; there is one.
@@ -102,6 +102,6 @@ class StateTable(Table):  # type: ignore[misc, type-arg, unused-ignore]
         try:
             restored = self._to_key(list(_keys.decode(key)))
             self.data[restored] = self._decoder.decode(value)
-        except msgspec.DecodeError as exc:
+        except NOT_DECODED as exc:
             raise Unverified("STATE", f"table {self.name}: {exc}") from exc
         self._maybe_set_key_ttl(restored, 0)

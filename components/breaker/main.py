@@ -26,7 +26,7 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.control import SOCKET, ArmRequest, Kill, RearmRequest, Request
-from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_rearm
@@ -130,7 +130,7 @@ class Breaker(Service):
             self._kept = msgspec.json.decode(self._file.read_bytes(), type=tuple[Trip, ...])
         except FileNotFoundError:
             return ()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except (OSError, *NOT_DECODED) as exc:
             reason = f"STATE_UNKNOWN: {self._file.name} cannot be read: {type(exc).__name__}"
             return (Trip("all", reason, self.ctx.clock(), "breaker"),)
         return self._kept

@@ -29,7 +29,7 @@ import msgspec
 from tallystick.components.custody.permits import Spent
 from tallystick.runtime.durable import append, open_append
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import NOT_DECODED, ConfigError
 from tallystick.schemas.trust import HOUR_NS
 from tallystick.venues import Denied
 
@@ -97,7 +97,7 @@ class Journal:
                     continue
                 try:
                     line = _decoder.decode(text)
-                except msgspec.DecodeError:
+                except NOT_DECODED:
                     self.torn += 1
                     continue
                 if not first and (line.number != self.number + 1 or line.prev != self.head):

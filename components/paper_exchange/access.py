@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tallystick.components.paper_exchange.orders import Depth, Instrument, Refused
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, TallystickError
 
 Permission = Literal["read", "trade", "withdraw"]
 
@@ -80,7 +80,7 @@ def parse_config(data: bytes) -> Config:
     """A configuration from JSON, numbers as text.  Raises `ConfigError`."""
     try:
         return msgspec.json.decode(data, type=Config)
-    except (msgspec.DecodeError, TallystickError) as exc:
+    except (TallystickError, *NOT_DECODED) as exc:
         raise ConfigError("PAPER_CONFIG", f"paper exchange configuration: {exc}") from exc
 
 

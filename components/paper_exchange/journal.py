@@ -51,5 +51,5 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """All entries of a journal.  Raises `OSError` or `msgspec.DecodeError`."""
+    """All entries of a journal.  Raises `OSError` or what `NOT_DECODED` holds."""
     return [msgspec.json.decode(line, type=Entry) for line in path.read_bytes().splitlines()]

@@ -20,6 +20,7 @@ from tallystick.components.paper_exchange.access import Key, Keys, Rates, check_
 from tallystick.components.paper_exchange.orders import Refused
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.bounds import NS_PER_MS
+from tallystick.schemas.errors import NOT_DECODED
 
 MAX_SOCKET_MESSAGE: Final = 4_096
 MAX_SOCKETS: Final = 256
@@ -174,7 +175,7 @@ class Sockets:
     def _on_stream_request(self, socket: Socket, text: str) -> None:
         try:
             request = msgspec.json.decode(text, type=_StreamRequest)
-        except msgspec.DecodeError as exc:
+        except NOT_DECODED as exc:
             socket.send(_encode({"error": {"code": 3, "msg": f"Invalid JSON: {exc}"}, "id": None}))
             return
         result: list[str] | None = None
@@ -205,7 +206,7 @@ class Sockets:
         try:
             try:
                 request = msgspec.json.decode(text, type=_ApiRequest)
-            except msgspec.DecodeError as exc:
+            except NOT_DECODED as exc:
                 raise Refused(-1135, "Invalid JSON Request") from exc
             request_id = request.id
             answer = {"id": request_id, "status": 200, "result": self._api_call(socket, remote, request)}

@@ -22,7 +22,7 @@ import msgspec
 
 from tallystick.components.paper_exchange.orders import Balance, Order
 from tallystick.runtime.durable import append
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import NOT_DECODED, ConfigError
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +55,7 @@ class State:
         for number, line in enumerate(lines, 1):
             try:
                 changes.append(msgspec.json.decode(line, type=Change))
-            except msgspec.DecodeError as exc:
+            except NOT_DECODED as exc:
                 raise ConfigError("PAPER_STATE", f"{self._path} line {number}: {exc}; remove it to begin anew") from exc
         return changes
 

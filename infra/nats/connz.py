@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tallystick.schemas.errors import CouldNotVerify, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, CouldNotVerify, Malformed, Unverified
 from tallystick.schemas.nats_jwt import decode_credential
 
 CONNZ_REQUEST: Final = b'{"auth":true,"limit":1024}'
@@ -65,7 +65,7 @@ def connz_mismatches(answer: bytes, certificates: Mapping[bytes, bytes]) -> list
     """
     try:
         said = msgspec.json.decode(answer, type=_Answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise CouldNotVerify("CONNZ", f"the broker's connection list cannot be read: {exc}") from exc
     if said.data.total != len(said.data.connections):
         raise CouldNotVerify("CONNZ", f"the broker lists {len(said.data.connections)} of {said.data.total} connections")

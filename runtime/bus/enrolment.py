@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRefusal, SessionRequest, proof_bytes
-from tallystick.schemas.errors import BootOver, Malformed, Unreachable, Unverified
+from tallystick.schemas.errors import NOT_DECODED, BootOver, Malformed, Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 
 TIMEOUT_S: Final = 5.0
@@ -41,7 +41,7 @@ class AuthorityClient:
         self._held = (boot, key)
         try:
             return msgspec.json.decode(body, type=SessionAnswer).credential
-        except msgspec.DecodeError as exc:
+        except NOT_DECODED as exc:
             raise Malformed("AUTHORITY_ANSWER", f"{self._url}: {exc}") from exc
 
     async def end(self, key: SessionKey, boot: bytes) -> None:
@@ -74,7 +74,7 @@ class AuthorityClient:
         if status != 200:
             try:
                 refusal = msgspec.json.decode(body, type=SessionRefusal)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except NOT_DECODED:
                 refusal = SessionRefusal("", "")
             if refusal.code == "BOOT_ENDED":
                 raise BootOver("BOOT_ENDED", refusal.text[:300])

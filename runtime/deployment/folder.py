@@ -22,7 +22,7 @@ import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
-from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument, TrustRoot, open_trust_roots
@@ -440,7 +440,7 @@ class Deployment:
         root = self.load_trust()[-1]
         try:
             keys = msgspec.json.decode(self.bus_keys.read_bytes(), type=BusKeys)
-        except (OSError, msgspec.DecodeError) as exc:
+        except (OSError, *NOT_DECODED) as exc:
             raise ConfigError("BUS_KEYS", f"{self.bus_keys}: {exc}; `tallystick init` makes it") from exc
         found = {n: (encode_key("A", k.role), encode_key("A", k.account)) for n, k in keys.components.items()}
         wanted = {n: (c.role_key, c.account) for n, c in root.components.items()}

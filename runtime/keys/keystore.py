@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from tallystick.runtime.durable import write_durably
-from tallystick.schemas.errors import ConfigError, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Unverified
 
 MAGIC: Final = b"tallystick keystore v1\n\n"
 _SALT, _CHECK, _NONCE, _TAG, _SUM = 16, 16, 12, 16, 32
@@ -130,7 +130,7 @@ class Keystore:
         try:
             plain = AESGCM(derived[:32]).decrypt(rest[_CHECK:], body[_HEADER:], header)
             values = msgspec.json.decode(plain, type=dict[str, str])
-        except (InvalidTag, msgspec.DecodeError) as exc:
+        except (InvalidTag, *NOT_DECODED) as exc:
             # The decoder's message could quote the plaintext: it stays out.
             raise Unverified("KEYSTORE_TAMPERED", f"{path} was changed: its content fails authentication") from (
                 exc if isinstance(exc, InvalidTag) else None
@@ -214,7 +214,7 @@ def take_over(fd: int) -> dict[str, Secret]:
         raise ConfigError("SECRETS_FD", f"cannot take secrets from descriptor {fd}: {exc.strerror}") from exc
     try:
         values = msgspec.json.decode(data, type=dict[str, str])
-    except msgspec.DecodeError:
+    except NOT_DECODED:
         raise ConfigError(
             "SECRETS_FD", f"descriptor {fd} holds no JSON object of text ({len(data)} bytes); was it taken before?"
         ) from None

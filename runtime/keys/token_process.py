@@ -26,7 +26,7 @@ import msgspec
 
 from tallystick.runtime.keys.hsm import HsmSigner, Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over
-from tallystick.schemas.errors import ConfigError, Malformed, TallystickError
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError
 
 START_TIMEOUT_S: Final = 20.0
 # A signature takes a fraction of a millisecond in SoftHSM and some hundred in slow smart cards.
@@ -111,7 +111,7 @@ class TokenProcess:
                 self._connection.close()
                 raise ConfigError("HSM_PROCESS", f"token {self.label!r} did not answer within {timeout:.0f} s")
             reply = msgspec.msgpack.decode(self._connection.recv_bytes(MAX_FRAME), type=_Reply)
-        except (EOFError, OSError, msgspec.DecodeError) as exc:
+        except (EOFError, OSError, *NOT_DECODED) as exc:
             raise self._gone() from exc
         if reply.code:
             raise ConfigError(reply.code, reply.text)
@@ -161,7 +161,7 @@ def _serve(directory: Path, label: str, connection: Connection, pin: Secret) -> 
 def _answer(token: Token, signers: dict[bytes, HsmSigner], data: bytes) -> bytes:
     try:
         request = msgspec.msgpack.decode(data, type=_Request)
-    except msgspec.DecodeError as exc:
+    except NOT_DECODED as exc:
         raise Malformed("HSM_REQUEST", f"not a request: {exc}") from exc
     signer = signers.get(request.key_id)
     if signer is None:

@@ -84,6 +84,8 @@ def test_a_plain_refusal_is_final(status: int, body: bytes, code: str) -> None:
         (200, RESULT.replace(b"4.00000000", b"NaN")),
         (200, RESULT.replace(b"4.00000000", b"1E+50")),
         (200, b"[]"),
+        (200, RESULT.replace(b"XRPETH", b"XRP\x80TH")),
+        (400, b'{"code":-1013,"msg":"\x80"}'),
         (200, error(-1013)),
     ],
 )

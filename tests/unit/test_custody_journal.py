@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.custody.journal import Journal
@@ -74,6 +74,7 @@ def test_the_chain_goes_on_across_restarts(tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(cut=st.integers(1, 400), garbage=st.binary(max_size=20))
+@example(cut=3, garbage=b'\x80"')  # text that is not UTF-8
 def test_a_torn_end_is_skipped_and_the_next_line_stands_alone(
     tmp_path_factory: pytest.TempPathFactory, cut: int, garbage: bytes
 ) -> None:

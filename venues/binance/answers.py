@@ -17,7 +17,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from tallystick.schemas.bounds import NS_PER_MS
-from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
 from tallystick.venues import BalanceReport, FillReport, NoAnswer, NotFound, OrderReport, Outcome, Rejected
 from tallystick.venues.binance.codes import (
     CLOCK_ERROR,
@@ -90,7 +90,7 @@ def decode(decoder: msgspec.json.Decoder[_T], data: bytes | str | msgspec.Raw, w
     """`data` as what `decoder` reads.  Raises `Malformed`."""
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except NOT_DECODED as exc:
         raise Malformed("VENUE_ANSWER", f"{what}: {exc}") from exc
 
 
