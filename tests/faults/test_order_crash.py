@@ -257,6 +257,7 @@ def explain(record: Record) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # each kill waits until what it interrupted is settled
 async def test_no_order_is_lost_doubled_or_unaccounted_whatever_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
