@@ -185,13 +185,13 @@ class ChainPublisher:
 
     async def _flush(self, messages: list[_Message], *, close: bool) -> None:
         self._sending = messages
-        connection = await self._link.connection()
+        connection, now = await self._usable()
         if connection.session is not self._session:
             self._session = connection.session
             self._writer.renew(self._session.credential, self._session.key)
         parts = [(message.subject, join_events(message.encoded)) for message in messages]
         self._last_subject = parts[-1][0]
-        sealed = self._writer.seal(parts, self._clock(), close=close)
+        sealed = self._writer.seal(parts, now, close=close)
         for message, (_, payload) in zip(messages, sealed, strict=True):
             message.payload = payload
             message.id = self._entropy(16).hex()
@@ -207,6 +207,18 @@ class ChainPublisher:
                 if not future.done():
                     future.set_result(message.seq)
         self._sending = []
+
+    async def _usable(self) -> tuple[Connection, int]:
+        """A connection whose session holds now, and now.
+
+        A process that was held up may wake after its session's end with the connection still open: what it seals then
+        is refused by every reader, and leaves a hole in its chain.
+        """
+        while True:
+            connection, now = await self._link.connection(), self._clock()
+            if now < connection.session.credential.expires_at:
+                return connection, now
+            self._link.abandon(connection, "its session is over")
 
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
         waiting = messages

@@ -15,6 +15,7 @@ import pytest
 from tests.support.command import COMMAND, Done, tallystick
 
 WIDE = {"COLUMNS": "200"}
+pytestmark = pytest.mark.timeout(600)
 
 
 def ask(*arguments: str) -> Done:
@@ -22,7 +23,7 @@ def ask(*arguments: str) -> Done:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def demo(whole: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished demo: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("e2e") / "demo"
     done = subprocess.run(

@@ -58,7 +58,7 @@ class User(NamedTuple):
 
 
 @pytest.fixture
-def user() -> Iterator[User]:
+def user(whole: None) -> Iterator[User]:
     """Whoever runs the tests; instead of root, nobody."""
     # Beside, not in, the tests' own folders: those are closed to others.
     home = Path(tempfile.mkdtemp(prefix="tallystick-user-"))

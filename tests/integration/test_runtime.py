@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable
 from decimal import Decimal
 
@@ -72,6 +73,26 @@ async def test_nothing_is_lost_or_doubled_through_renewals_at_a_lifetime_of_5_se
     assert reader.metrics.snapshot().get("dead_letters", 0) == 0
     assert source.metrics.snapshot()["renewals"] >= 2
     assert reader.metrics.snapshot()["renewals"] >= 2
+
+
+async def test_nothing_is_sealed_by_a_session_that_is_over(desk: Desk) -> None:
+    source, reader = await desk.context("market-data"), await desk.context("gateway")
+    got: list[int] = []
+    reader.subscribe("md.trade.>", collect(got, 3_000_000))
+    reader.open()
+    await reader.caught_up("MARKET")
+    await source.publish(TRADES, trade(source, 3_000_000))
+    first = source.link.session
+
+    def clock() -> int:
+        """That of a process that was held up beyond its session's end, until it has another one."""
+        return max(time.time_ns(), first.credential.expires_at) if source.link.session is first else time.time_ns()
+
+    source.link._clock = source._publishers["MARKET"]._clock = clock
+    await source.publish(TRADES, trade(source, 3_000_001))
+    assert source.link.session is not first
+    await until(lambda: len(got) == 2, "both")
+    assert reader.metrics.snapshot().get("dead_letters", 0) == 0
 
 
 async def test_nothing_is_lost_through_a_kill_of_the_broker(desk: Desk, bus: TestBus) -> None:

@@ -41,7 +41,7 @@ def live_trust(bus: TestBus) -> TrustRoot:
 
 
 class SoftwareSource:
-    """Mints credentials with the test's role keys; counts them, and can be told to refuse."""
+    """Mints credentials with the test's role keys, and counts them."""
 
     def __init__(self, bus: TestBus, component: str, lifetime_s: int) -> None:
         self.bus = bus
