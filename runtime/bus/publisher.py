@@ -219,6 +219,8 @@ class ChainPublisher:
             if now < connection.session.credential.expires_at:
                 return connection, now
             self._link.abandon(connection, "its session is over")
+            # Where our own clock is wrong the next session is over as well: the authority is not to be flooded.
+            await asyncio.sleep(RETRY_S)
 
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
         waiting = messages
