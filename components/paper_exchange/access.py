@@ -166,7 +166,7 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
     """The parameters of form-encoded `parts` (query, body).
 
     Raises `Refused`: -1101 for one sent twice, -1104 for one that is not `allowed`, -1105 for an empty one,
-    -1100 for anything that is not printable ASCII or badly escaped.
+    -1100 for anything that is not printable text in UTF-8 or badly escaped.
     """
     found: dict[str, str] = {}
     sent = 0
@@ -181,8 +181,11 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
                 raise Refused(-1101, "Duplicate values for a parameter detected.")
             if not raw:
                 raise Refused(-1105, f"Parameter '{name}' was empty.")
-            value = urllib.parse.unquote_to_bytes(raw.replace(b"+", b" ")).decode("ascii", "replace")
-            if not value.isascii() or not value.isprintable() or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
+            try:
+                value = urllib.parse.unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8")
+            except UnicodeDecodeError as exc:
+                raise Refused(-1100, f"Illegal characters found in parameter '{name}'.") from exc
+            if not value.isprintable() or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
             found[name] = value
     read = len(found.keys() & allowed)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from tallystick.components.paper_exchange.orders import ZERO, Depth, Instrument, NewOrder, Order, Side
+from tallystick.components.paper_exchange.orders import ZERO, Depth, Instrument, NewOrder, Order, Side, worth
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class Book:
             qty = min(wanted, there)
             plan.fills.append((price, qty, maker))
             plan.qty += qty
-            plan.value += price * qty
+            plan.value += worth(price, qty)
             if new.qty is not None and qty == wanted:
                 plan.satisfied = True
                 break

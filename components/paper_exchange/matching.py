@@ -13,6 +13,7 @@ The market that the orders meet is *played* from trades that happened at a real 
   Trades happen at the price that was there before.
 - A resting order of the same account that would trade is expired instead (`EXPIRED_IN_MATCH`, Binance's EXPIRE_MAKER).
 - What a MARKET or IOC order leaves is expired, what a GTC order leaves rests; FOK trades whole or not at all.
+- What a trade is worth is price times quantity, rounded down to 8 places; an order to buy locks it rounded up.
 - Commission is a share of what is received, in that asset, rounded down to 8 places.
 - Client order ids are unique among an account's *open* orders only, as at Binance: a closed order's id is free again.
 
@@ -25,7 +26,6 @@ Source of behaviour, codes and messages: Binance Spot API documentation, "REST A
 
 from __future__ import annotations
 
-import decimal
 from collections import deque
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
@@ -47,11 +47,14 @@ from tallystick.components.paper_exchange.orders import (
     Report,
     Status,
     Trade,
+    reserve,
+    share,
+    worth,
 )
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_decimal, check_positive
 
-_ROUND_DOWN = decimal.Context(prec=60, rounding=decimal.ROUND_DOWN)
 # How many closed orders, and trades of each account, are kept for queries; older ones are forgotten.
 HISTORY: Final = 100_000
 
@@ -357,7 +360,7 @@ class Engine:
                 raise Refused(-1013, "Filter failure: LOT_SIZE")
             if new.type == "MARKET" and new.qty > instrument.max_market_qty:
                 raise Refused(-1013, "Filter failure: MARKET_LOT_SIZE")
-        value = new.quote_qty if new.qty is None else price * new.qty
+        value = new.quote_qty if new.qty is None else EXACT.multiply(price, new.qty)
         # A market order before the first trade has no price to value it at.
         if value and not instrument.min_notional <= value <= instrument.max_notional:
             raise Refused(-1013, "Filter failure: NOTIONAL")
@@ -366,7 +369,7 @@ class Engine:
         """What must be free for the order, and what it locks of that."""
         if new.type != "MARKET":
             qty, price = new.qty or ZERO, new.price or ZERO
-            whole = qty * price if new.side == "BUY" else qty
+            whole = reserve(price, qty) if new.side == "BUY" else qty
             return whole, whole
         locked = plan.value if new.side == "BUY" else plan.qty
         asked = new.quote_qty if new.side == "BUY" else new.qty
@@ -390,15 +393,16 @@ class Engine:
     def _against_market(self, order: Order, price: Decimal, qty: Decimal) -> None:
         instrument, sign = self.books[order.symbol].instrument, 1 if order.side == "BUY" else -1
         self.market[instrument.base] = self.market.get(instrument.base, ZERO) - sign * qty
-        self.market[instrument.quote] = self.market.get(instrument.quote, ZERO) + sign * price * qty
+        self.market[instrument.quote] = self.market.get(instrument.quote, ZERO) + sign * worth(price, qty)
 
     def _fill(self, order: Order, price: Decimal, qty: Decimal, trade_id: int, maker: bool, now_ms: int) -> None:
         """One side of a trade: locked balance is paid, what the limit reserved too much is free again."""
         instrument, held = self.books[order.symbol].instrument, self.accounts[order.account]
         base, quote = held[instrument.base], held[instrument.quote]
-        value = price * qty
+        value = worth(price, qty)
         if order.side == "BUY":
-            reserved = value if order.type == "MARKET" else order.price * qty
+            left = reserve(order.price, order.qty - order.executed - qty)
+            reserved = value if order.type == "MARKET" else order.locked - left
             quote.locked -= reserved
             quote.free += reserved - value
             got, asset, into = qty, instrument.base, base
@@ -407,7 +411,7 @@ class Engine:
             base.locked -= qty
             got, asset, into = value, instrument.quote, quote
         order.locked -= reserved
-        fee = _ROUND_DOWN.quantize(_ROUND_DOWN.multiply(got, self.commission), UNIT)
+        fee = share(got, self.commission)
         into.free += got - fee
         self.fees[asset] = self.fees.get(asset, ZERO) + fee
         order.executed += qty

@@ -5,6 +5,7 @@ Words, numbers and messages are Binance's: Binance Spot API documentation, "REST
 
 from __future__ import annotations
 
+import decimal
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,10 +25,28 @@ Execution = Literal["NEW", "TRADE", "CANCELED", "EXPIRED", "TRADE_PREVENTION"]
 ZERO: Final = Decimal(0)
 # Binance keeps every asset to 8 places.
 PLACES: Final = 8
-_SYMBOL = re.compile("[A-Z0-9]{1,20}")
+# Binance's own legal range, in which letters of any script but small Latin ones stand.
+SYMBOL: Final = re.compile(r"(?:[^\Wa-z]|[-.]){1,50}")
 UNIT: Final = Decimal(1).scaleb(-PLACES)
-# Products of price and quantity below this, with 8 places, are exact in the 28 digits of the default context.
+# Sums of amounts below this, with 8 places, are exact in the 28 digits of the default context.
 MAX_VALUE: Final = Decimal(10) ** 18
+_DOWN: Final = decimal.Context(prec=120, rounding=decimal.ROUND_DOWN)
+_UP: Final = decimal.Context(prec=120, rounding=decimal.ROUND_UP)
+
+
+def worth(price: Decimal, qty: Decimal) -> Decimal:
+    """What a trade is booked at in the quote asset: price times quantity, rounded down to 8 places as Binance does."""
+    return _DOWN.multiply(price, qty).quantize(UNIT, context=_DOWN)
+
+
+def reserve(price: Decimal, qty: Decimal) -> Decimal:
+    """What an order to buy locks: price times quantity, rounded up to 8 places, so that no fill is worth more."""
+    return _UP.multiply(price, qty).quantize(UNIT, context=_UP)
+
+
+def share(amount: Decimal, part: Decimal) -> Decimal:
+    """A part of an amount, rounded down to 8 places."""
+    return worth(amount, part)
 
 
 class Refused(TallystickError):
@@ -49,15 +68,18 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tick: Decimal
     step: Decimal
     min_notional: Decimal
-    max_price: Decimal = Decimal(1_000_000)
-    max_qty: Decimal = Decimal(90_000_000)
-    max_market_qty: Decimal = Decimal(1_000_000)
-    max_notional: Decimal = Decimal(9_000_000)
+    # Wide enough for a coin in rupiah and for coins that trade by the billion.
+    max_price: Decimal = Decimal(10) ** 10
+    max_qty: Decimal = Decimal(10) ** 12
+    max_market_qty: Decimal = Decimal(10) ** 12
+    max_notional: Decimal = Decimal(10) ** 13
     max_orders: int = 200
 
     def __post_init__(self) -> None:
-        if not _SYMBOL.fullmatch(self.symbol):
-            raise ConfigError("INSTRUMENT", f"symbol {self.symbol[:32]!r} must be 1 to 20 of A-Z and 0-9")
+        if not SYMBOL.fullmatch(self.symbol):
+            raise ConfigError(
+                "INSTRUMENT", f"symbol {self.symbol[:64]!r} must be 1 to 50 letters and digits, none small"
+            )
         for value, what in (
             (self.tick, "tick"),
             (self.step, "step"),
@@ -68,10 +90,16 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             (self.max_notional, "max_notional"),
         ):
             check_positive(value, f"{self.symbol}: {what}")
-        if (self.tick * self.step) % UNIT:
-            raise ConfigError("INSTRUMENT", f"{self.symbol}: tick * step has more than {PLACES} places")
-        if self.max_price * self.max_qty > MAX_VALUE:
-            raise ConfigError("INSTRUMENT", f"{self.symbol}: max_price * max_qty is above {MAX_VALUE:f}")
+        for value, what in ((self.tick, "tick"), (self.step, "step")):
+            if value % UNIT:
+                raise ConfigError("INSTRUMENT", f"{self.symbol}: {what} {value:f} has more than {PLACES} places")
+        for value, what in (
+            (self.max_price, "max_price"),
+            (self.max_qty, "max_qty"),
+            (self.max_notional, "max_notional"),
+        ):
+            if value > MAX_VALUE:
+                raise ConfigError("INSTRUMENT", f"{self.symbol}: {what} is above {MAX_VALUE:f}")
 
 
 class Depth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

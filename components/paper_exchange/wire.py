@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from tallystick.components.paper_exchange.access import Key, Limits
 from tallystick.components.paper_exchange.orders import (
     PLACES,
+    SYMBOL,
     Balance,
     Instrument,
     NewOrder,
@@ -30,6 +31,7 @@ Json = dict[str, Any]
 Parameters = Mapping[str, str]
 
 _DECIMAL = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?")
+_SYMBOL_RANGE: Final = r"^[\\w\\-._&&[^a-z]]{1,50}$"
 _CLIENT_ID: Final = r"^[a-zA-Z0-9-_]{1,36}$"
 _SIDES: Final[dict[str, Side]] = {"BUY": "BUY", "SELL": "SELL"}
 _TYPES: Final[dict[str, OrderType]] = {"LIMIT": "LIMIT", "LIMIT_MAKER": "LIMIT_MAKER", "MARKET": "MARKET"}
@@ -77,8 +79,8 @@ def integer(parameters: Parameters, name: str) -> int | None:
 def symbol(parameters: Parameters) -> str:
     """The mandatory symbol, as it is.  Raises `Refused` -1102, -1100."""
     text = _mandatory(parameters, "symbol")
-    if not re.fullmatch("[A-Z0-9]{1,20}", text):
-        raise Refused(-1100, "Illegal characters found in parameter 'symbol'; legal range is '^[A-Z0-9-_.]{1,20}$'.")
+    if not SYMBOL.fullmatch(text):
+        raise Refused(-1100, f"Illegal characters found in parameter 'symbol'; legal range is '{_SYMBOL_RANGE}'.")
     return text
 
 

@@ -126,8 +126,10 @@ source = "synthetic"
 seed = 1
 speed = "1"
 """
-# What the paper exchange gives the account to play with.
+# What the paper exchange gives the account to play with; of any other quote asset so many times its hourly cap.
 _BALANCES: Final = {"USDT": "100000", "BTC": "2", "ETH": "100", "XRP": "50000"}
+_BALANCE_CAPS: Final = 10
+_MAX_BALANCE: Final = 10**15
 
 
 def init(
@@ -306,9 +308,15 @@ class _Ceremony:
             }
             for i in self.config.instruments
         ]
+        quotes = {i.quote for i in self.config.instruments}
+        given = {
+            c.quote: f"{min(c.max_hourly_notional * _BALANCE_CAPS, _MAX_BALANCE):.8f}"
+            for c in self.config.caps
+            if c.quote in quotes
+        }
         document = {
             "instruments": instruments,
-            "accounts": {self.config.venue.account: _BALANCES},
+            "accounts": {self.config.venue.account: given | _BALANCES},
             "keys": keys,
         }
         self._write(self.paths.paper_exchange, json.dumps(document, indent=2).encode())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import ccxt
 import pytest
@@ -12,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tallystick.schemas.orders import VenueOrder
-from tallystick.schemas.trust import Venue
+from tallystick.schemas.trust import Instrument, Venue
 from tallystick.venues import Denied, SignedRequest
 from tallystick.venues.binance import request as request_module
 from tallystick.venues.binance.request import RequestBuilder, SecretHandle
@@ -318,3 +320,49 @@ def test_a_venue_symbol_that_could_carry_a_field_is_refused() -> None:
     bad = RECORD.__class__(**{**{f: getattr(RECORD, f) for f in RECORD.__struct_fields__}, "venue_symbol": "X&a=b"})
     with pytest.raises(Exception, match="venue symbol"):
         RequestBuilder(Venue(kind="binance-spot", account="main", host="h"), (bad,), API_KEY, VENUE_KEY, lambda: 0)
+
+
+MAGNITUDES = [
+    ("BTCJPY", "BTC/JPY", "1", "0.00001", "0.5", "14100249"),
+    ("BTCIDR", "BTC/IDR", "1", "0.00001", "0.00001", "1500000000"),
+    ("PEPEUSDT", "PEPE/USDT", "0.00000001", "1", "277500000", "0.00000711"),
+    ("ETHBTC", "ETH/BTC", "0.000001", "0.0001", "0.0481", "0.061233"),
+    ("1000SATSUSDT", "1000SATS/USDT", "0.00001", "1", "629", "0.02124"),
+    ("币安人生USDT", "币安人生/USDT", "0.0001", "0.1", "13.1", "0.2131"),
+]
+
+
+@pytest.mark.parametrize(("venue_symbol", "symbol", "tick", "step", "quantity", "price"), MAGNITUDES)
+def test_symbols_of_every_script_and_magnitude_are_signed_as_they_are(
+    venue_symbol: str, symbol: str, tick: str, step: str, quantity: str, price: str
+) -> None:
+    base, _, quote_asset = symbol.partition("/")
+    record = Instrument(
+        venue="paper",
+        symbol=symbol,
+        venue_symbol=venue_symbol,
+        base=base,
+        quote=quote_asset,
+        tick=Decimal(tick),
+        step=Decimal(step),
+        min_notional=Decimal(0),
+    )
+    venue = trust_root().venues["paper"]
+    builder = RequestBuilder(venue, (record,), API_KEY, VENUE_KEY, lambda: world.NOW)
+    wanted = VenueOrder(venue_symbol, "BUY", "LIMIT", "GTC", quantity, price, NAME)
+    body = builder.order(record, wanted).body
+    fields = dict(part.split("=", 1) for part in body.split("&"))
+    assert (fields["symbol"], fields["quantity"], fields["price"]) == (quote(venue_symbol), quantity, price)
+    for request in (
+        builder.cancel(record, NAME),
+        builder.query(record, NAME),
+        builder.cancel_all(record),
+        builder.open_orders(record),
+    ):
+        assert f"symbol={quote(venue_symbol)}&" in request.url
+
+
+@pytest.mark.parametrize("raw", ["symbol=%41", "symbol=%2F", "symbol=%E5", "symbol=a%C0%80", "symbol=%e5%b8%81"])
+def test_an_escape_that_need_not_be_or_is_no_utf8_is_refused(raw: str) -> None:
+    with pytest.raises(Denied):
+        request_module.parse_fields(raw)

@@ -360,10 +360,9 @@ def test_a_market_trade_that_cannot_be_is_refused(symbol: str, price: str, qty: 
 
 
 def test_a_venue_that_cannot_keep_exact_balances_is_refused() -> None:
-    with pytest.raises(ConfigError):
-        Instrument(
-            symbol="XY", name="X/Y", base="X", quote="Y", tick=D("0.00001"), step=D("0.00001"), min_notional=D(1)
-        )
+    for tick, step in (("0.000000001", "1"), ("1", "0.000000001")):
+        with pytest.raises(ConfigError):
+            Instrument(symbol="XY", name="X/Y", base="X", quote="Y", tick=D(tick), step=D(step), min_notional=D(1))
     for balance in ("-1", "0.123456789", "1e19"):
         with pytest.raises(ConfigError):
             Engine([INSTRUMENT], {"a": {"ETH": D(balance)}})
@@ -371,6 +370,46 @@ def test_a_venue_that_cannot_keep_exact_balances_is_refused() -> None:
         Engine([INSTRUMENT], {}, D(1))
     with pytest.raises(ConfigError):
         Engine([INSTRUMENT], {}, depth=Depth(0))
+
+
+def traded(tick: str, step: str, price: str, qty: str, symbol: str = "XRPETH") -> Engine:
+    """Account `a` has bought `qty` at `price` of an instrument of such magnitudes."""
+    market = Instrument(
+        symbol=symbol, name="X/Y", base="X", quote="Y", tick=D(tick), step=D(step), min_notional=D("0.0001")
+    )
+    e = Engine([market], {"a": {"Y": D(10) ** 15}})
+    e.market_trade(symbol, D(price), D(qty), False, NOW)
+    e.place("a", NewOrder(symbol, "BUY", "LIMIT", "GTC", D(qty), price=D(price)), NOW)
+    return e
+
+
+def test_a_trade_finer_than_eight_places_is_booked_rounded_down() -> None:
+    e = traded("0.000001", "0.0001", "0.061233", "0.0481")  # 0.0029453073
+    (trade,) = e.trades["a"]
+    assert trade.value == D("0.00294530")
+    assert e.accounts["a"]["Y"].free == D(10) ** 15 - D("0.00294530")
+    assert e.accounts["a"]["Y"].locked == 0
+    assert e.market == {"X": -D("0.0481"), "Y": D("0.00294530")}
+
+
+@pytest.mark.parametrize(
+    ("tick", "step", "price", "qty"),
+    [
+        ("1", "0.00001", "14100249", "0.5"),  # a coin in yen
+        ("1", "0.00001", "1500000000", "0.5"),  # in rupiah
+        ("0.00000001", "1", "0.00000711", "277500000"),  # a coin that trades by the million
+    ],
+)
+def test_high_prices_and_large_lots_trade(tick: str, step: str, price: str, qty: str) -> None:
+    (trade,) = traded(tick, step, price, qty).trades["a"]
+    assert (trade.price, trade.qty) == (D(price), D(qty))
+
+
+def test_a_symbol_may_be_of_any_script() -> None:
+    assert traded("0.01", "1", "1", "10", "币安人生USDT").trades["a"]
+    for symbol in ("", "btcusdt", "A B", "A/B", "A" * 51):
+        with pytest.raises(ConfigError):
+            traded("0.01", "1", "1", "10", symbol)
 
 
 def test_every_change_is_reported_in_order() -> None:

@@ -26,7 +26,8 @@ RESPONSE_TYPE: Final = "RESULT"
 ORDER_TYPES: Final = ("LIMIT", "MARKET")
 # Binance allows 1 to 36 of `.A-Z:/a-z0-9_-`; ours are a subset, and `x-` marks broker ids.
 CLIENT_ORDER_ID: Final = re.compile(r"(?!x-)[A-Za-z0-9_-]{8,36}")
-SYMBOL: Final = re.compile(r"[A-Z0-9]{2,32}")
+# Letters of any script but small Latin ones: 币安人生USDT is one.
+SYMBOL: Final = re.compile(r"[^\W_a-z]{2,32}")
 # What may be asked for, by operation.  Anything else (withdrawals, transfers, accounts) is never signed by custody.
 ENDPOINTS: Final[dict[str, tuple[str, str]]] = {
     "order": ("POST", f"{API}/order"),

@@ -24,7 +24,7 @@ import importlib
 import re
 from collections.abc import Callable
 from typing import Any, Never, Self
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import TallystickError, Unverified
@@ -42,7 +42,8 @@ from tallystick.venues.binance.codes import (
 )
 from tallystick.venues.binance.order import check_client_order_id, plain, require_market
 
-_FIELD = re.compile(r"([A-Za-z]+)=([A-Za-z0-9._-]+)")
+# A symbol may hold letters of any script, which stand percent-encoded.
+_FIELD = re.compile(r"([A-Za-z]+)=((?:[A-Za-z0-9._-]|%[89A-F][0-9A-F])+)")
 
 
 class SecretHandle(str):
@@ -77,16 +78,19 @@ class _Captured(Exception):
 
 
 def parse_fields(query: str) -> dict[str, str]:
-    """The fields of a raw query, none twice, nothing escaped.  Raises `Denied`."""
+    """The fields of a raw query, none twice, nothing escaped that need not be.  Raises `Denied`."""
     fields: dict[str, str] = {}
     for part in query.split("&"):
         match = _FIELD.fullmatch(part)
         if match is None:
             raise Denied("FIELD_MISMATCH", f"not a plain field of a request: {part[:64]!r}")
-        name, value = match.groups()
+        name, escaped = match.groups()
         if name in fields:
             raise Denied("FIELD_MISMATCH", f"{name} stands twice in the request")
-        fields[name] = value
+        try:
+            fields[name] = unquote_to_bytes(escaped).decode("utf-8")
+        except UnicodeDecodeError as exc:
+            raise Denied("FIELD_MISMATCH", f"not UTF-8 in a field of a request: {part[:64]!r}") from exc
     return fields
 
 
