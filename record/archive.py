@@ -40,10 +40,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tallystick.record.files import ArchiveError
 from tallystick.record.manifest import (
     MANIFEST,
     TEMPORARY,
-    ArchiveError,
     Entry,
     Segment,
     encode_entry,
@@ -52,14 +52,13 @@ from tallystick.record.manifest import (
     segment_name,
     unfinished,
 )
+from tallystick.record.parquet import ROW_GROUP
 from tallystick.record.rows import SCHEMA
 from tallystick.runtime.durable import append_durably, sync
 from tallystick.schemas.errors import NOT_DECODED
 
 STATE: Final = "state"
 LOCK: Final = ".lock"
-# Measured (docs/audit.md): row groups of this size with bloom filters answer a trace fastest.
-ROW_GROUP: Final = 122_880
 # Compaction: so many neighbours of one level become one of the next, unless it would be larger than this.
 FAN_IN: Final = 16
 MAX_MERGED_ROWS: Final = 4 * ROW_GROUP
@@ -220,7 +219,7 @@ class Archive:
         bounds: dict[str, Any] = {}
         rows = messages = 0
         try:
-            with pq.ParquetWriter(temporary, SCHEMA, **_options()) as writer:
+            with pq.ParquetWriter(temporary, SCHEMA, **segment_options()) as writer:
                 for chunk in _row_groups(parts):
                     writer.write_table(chunk, row_group_size=ROW_GROUP)
                     rows += chunk.num_rows
@@ -261,7 +260,8 @@ class Archive:
             return entry
 
 
-def _options() -> dict[str, Any]:
+def segment_options() -> dict[str, Any]:
+    """How the archive writes Parquet."""
     dictionary = [n for n in SCHEMA.names if n not in _PLAIN and n != "causes"]
     return {
         "compression": "zstd",

@@ -18,7 +18,8 @@ from typing import Final
 
 import msgspec
 
-from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
+from tallystick.record.files import ArchiveError, FileRefused, read_regular
+from tallystick.schemas.errors import NOT_DECODED, Malformed
 from tallystick.schemas.subjects import STREAMS
 
 MANIFEST: Final = "manifest.jsonl"
@@ -26,11 +27,13 @@ TRUST: Final = "trust"
 TEMPORARY: Final = ".tmp"
 GENESIS: Final = "0" * 64
 
+# Beyond these a file is none of ours; the writer stays far below.
+MAX_SEGMENT_ROWS: Final = 1 << 22
+MAX_SEGMENT_BYTES: Final = 1 << 32
+MAX_INT: Final = 2**63 - 1
+MAX_MANIFEST: Final = 1 << 32
+
 _NAME = re.compile(r"stream=([A-Z]+)/day=(\d{4}-\d\d-\d\d)/(\d{16,19})-(\d{16,19})-(\d{1,2})\.parquet")
-
-
-class ArchiveError(TallystickError):
-    """An archive that cannot be used as it is."""
 
 
 class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,8 +59,20 @@ class Segment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             raise Malformed("SEGMENT_NAME", f"{self.file[:128]!r} does not fit its sequences and level")
         if match.group(1) != self.stream or self.stream not in STREAMS:
             raise Malformed("SEGMENT_STREAM", f"{self.file[:128]!r} is not of stream {self.stream[:32]!r}")
-        if not 1 <= self.messages <= self.rows or self.first_seq > self.last_seq:
-            raise Malformed("SEGMENT", f"{self.file}: {self.messages} messages in {self.rows} rows")
+        if not (
+            1 <= self.messages <= self.rows <= MAX_SEGMENT_ROWS
+            and 0 < self.size <= MAX_SEGMENT_BYTES
+            and 1 <= self.first_seq <= self.last_seq <= MAX_INT
+            and 0 <= self.first_log <= self.last_log <= MAX_INT
+            and 0 <= self.first_time <= self.last_time <= MAX_INT
+            and self.messages <= 1 + min(self.last_seq - self.first_seq, self.last_log - self.first_log)
+            and self.level >= 0
+        ):
+            text = (
+                f"{self.file}: {self.messages} messages in {self.rows} rows and {self.size} bytes, sequences "
+                f"{self.first_seq} to {self.last_seq}, log indexes {self.first_log} to {self.last_log}"
+            )
+            raise Malformed("SEGMENT", text)
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -204,13 +219,13 @@ def segment_name(stream: str, time: int, first: int, last: int, level: int) -> s
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of an archive, empty if there is none yet.  Raises `ArchiveError` if it cannot be read."""
     try:
-        return Manifest((directory / MANIFEST).read_bytes())
-    except FileNotFoundError:
+        return Manifest(read_regular(directory, MANIFEST, MAX_MANIFEST))
+    except FileRefused as exc:
         if not directory.is_dir():
             raise ArchiveError("ARCHIVE_MISSING", f"{directory} is not an archive: no such directory") from None
-        return Manifest()
-    except OSError as exc:
-        raise ArchiveError("ARCHIVE_UNREADABLE", f"{directory / MANIFEST}: {exc.strerror}") from exc
+        if exc.code == "FILE_MISSING":
+            return Manifest()
+        raise
 
 
 def unfinished(name: str, manifest: Manifest) -> bool:

@@ -28,7 +28,8 @@ from typing import Final, NamedTuple
 from tallystick.components.audit.projector import Projector, Stored
 from tallystick.record.archive import Archive
 from tallystick.record.chains import Finding
-from tallystick.record.manifest import TRUST, ArchiveError
+from tallystick.record.files import ArchiveError
+from tallystick.record.manifest import TRUST
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably

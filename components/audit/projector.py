@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tallystick.record.archive import ROW_GROUP, Archive
+from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement, Log, open_message
 from tallystick.record.manifest import Entry
+from tallystick.record.parquet import ROW_GROUP
 from tallystick.record.rows import Rows
 from tallystick.record.verify import ORDER
 from tallystick.schemas.errors import TallystickError

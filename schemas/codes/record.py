@@ -94,13 +94,31 @@ CODES: Final = (
     Code("FILE_EXTENT", FINDING, "A file holds other sequences or counts than the manifest says.", _TAMPERED),
     Code(
         "FILE_HASH",
-        FINDING,
+        ERROR | FINDING,
         "A file has not the hash that the manifest names: it was changed or swapped.",
+        _TAMPERED,
+    ),
+    Code(
+        "FILE_KIND",
+        ERROR | FINDING,
+        "A FIFO, a device, a folder or a link in place of a file of the archive.",
+        _TAMPERED,
+    ),
+    Code(
+        "FILE_LAYOUT",
+        ERROR | FINDING,
+        "A Parquet file that the archive's writer did not make: it could mislead readers, or take all their memory.",
         _TAMPERED,
     ),
     Code("FILE_MISSING", ERROR | FINDING, "A file that the manifest names is not there.", _TAMPERED),
     Code("FILE_SCHEMA", FINDING, "A file whose columns are not the archive's.", _TAMPERED),
-    Code("FILE_UNREADABLE", FINDING, "A file that is no readable Parquet file.", _TAMPERED),
+    Code(
+        "FILE_SIZE",
+        ERROR | FINDING,
+        "A file has another size than the manifest names, or is larger than any of its kind.",
+        _TAMPERED,
+    ),
+    Code("FILE_UNREADABLE", ERROR | FINDING, "A file that cannot be read, or is no readable Parquet file.", _TAMPERED),
     Code("LOG_GAP", FINDING, "Positions of the log that no message has: messages are missing.", _TAMPERED),
     Code("LOG_INDEX", FINDING, "A position of the log that is used twice or cannot be.", _TAMPERED),
     Code(

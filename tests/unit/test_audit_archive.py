@@ -13,9 +13,9 @@ from tallystick.components.audit.main import Merge, _Queued, _Source
 from tallystick.components.audit.projector import Projector, Stored
 from tallystick.record.archive import FAN_IN, Archive, plan_compaction
 from tallystick.record.chains import Log
+from tallystick.record.files import ArchiveError
 from tallystick.record.manifest import (
     MANIFEST,
-    ArchiveError,
     Manifest,
     Segment,
     decode_entry,
@@ -262,9 +262,9 @@ def test_a_verification_that_began_before_a_compaction_goes_on_in_the_merged_fil
 
 
 def segment(first: int, level: int = 0, rows: int = 10, day: int = 0) -> Segment:
-    last = first + 9
+    first, last, time = first + 1, first + 10, NOW + day * DAY
     return Segment(
-        file=segment_name("ORDERS", NOW + day * DAY, first, last, level),
+        file=segment_name("ORDERS", time, first, last, level),
         sha256="",
         size=1,
         stream="ORDERS",
@@ -275,8 +275,8 @@ def segment(first: int, level: int = 0, rows: int = 10, day: int = 0) -> Segment
         last_seq=last,
         first_log=first,
         last_log=last,
-        first_time=NOW,
-        last_time=NOW,
+        first_time=time,
+        last_time=time,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tallystick.components.audit.main import keep_trust_roots
 from tallystick.record.chains import HANDOVER_NS, open_message
-from tallystick.record.manifest import ArchiveError
+from tallystick.record.files import ArchiveError
 from tallystick.record.place import Place, load_verifiers, locate
 from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import encode_key
