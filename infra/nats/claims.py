@@ -5,9 +5,10 @@
 - Every component has an account of its own.  It imports, each by an activation token for that account
   alone: the subjects that it publishes, and for each stream that it reads `MSG.NEXT` and `RESET` of its own
   durable.  NATS does not check permissions on reply subjects; here a forged reply stays in the account of
-  whoever forged it.
-- A component's users are signed by its role key, whose scope is literal (no `{{…}}` templates): publish the
-  imports, subscribe to `_INBOX_<component>.>`, nothing else.
+  whoever forged it, and as what is published is imported by a pattern, no answer becomes a publish there: a reply
+  subject that is imported literally would store what the broker answers, other people's messages included.
+- A component's users are signed by its role key, whose scope is literal (no `{{…}}` templates): publish their own
+  subjects and what reading needs, subscribe to `_INBOX_<component>.>`, nothing else.
 - A component with state has a JetStream of its own, bounded, for one stream and one bucket that an
   administrator creates; CORE's services have the local prefix `core.JS.API` there.  The administrator's key
   is a scoped signing key in that account as well.
@@ -38,6 +39,7 @@ CORE: Final = "CORE"
 SYS: Final = "SYS"
 _NEXT: Final = "$JS.API.CONSUMER.MSG.NEXT"
 _RESET: Final = "$JS.API.CONSUMER.RESET"
+_STATE: Final = "$JS.API.STREAM.INFO"
 
 MAX_PAYLOAD: Final = 1_048_576
 # Make-before-break needs two connections, a restart beside a dying process two more.
@@ -147,7 +149,8 @@ class Accounts:
         exports: list[dict[str, object]] = [
             _export("next", f"{_NEXT}.*.*", response="Stream"),
             _export("reset", f"{_RESET}.*.*"),
-            *(_export(kind.name, kind.pattern) for kind in kinds.values() if self._published(kind.pattern)),
+            _export("state", f"{_STATE}.*"),
+            *(_export(kind.name, _imported(kind.pattern)) for kind in kinds.values() if self._published(kind.pattern)),
         ]
         keys: list[object] = [
             _scope(self._keys.activation, "activation", publishes=(), inbox=""),
@@ -163,13 +166,20 @@ class Accounts:
         """The account of component `name`; `revocations` as in `all`."""
         component = self._bus.component(name)
         keys = self._keys.components[name]
-        imports = [self._import(keys.account, pattern, pattern, validity) for pattern in component.publishes]
+        # In an account with a JetStream of its own the broker takes a pattern for what that one answers as well.
+        literal = component.state_bytes > 0
+        published = dict.fromkeys(p if literal else _imported(p) for p in component.publishes)
+        imports = [self._import(keys.account, pattern, pattern, validity) for pattern in published]
         for stream in component.reads:
             for subject, local in (
                 (f"{_NEXT}.{stream}.{name}", component.next_subject(stream)),
                 (f"{_RESET}.{stream}.{name}", component.reset_subject(stream)),
             ):
                 imports.append(self._import(keys.account, subject, local, validity))
+            if component.whole:
+                imports.append(
+                    self._import(keys.account, f"{_STATE}.{stream}", component.state_subject(stream), validity)
+                )
         signing: list[object] = [_scope(keys.role, name, publishes=allowed(component), inbox=component.inbox)]
         limits = {**_limits(), "imports": len(imports)}
         if component.state_bytes:
@@ -220,6 +230,8 @@ def allowed(component: Component) -> tuple[str, ...]:
     subjects = list(component.publishes)
     for stream in component.reads:
         subjects += [component.next_subject(stream), component.reset_subject(stream)]
+        if component.whole:
+            subjects.append(component.state_subject(stream))
     if component.state_bytes:
         bucket = f"KV_{LEASE_BUCKET}"
         subjects += [
@@ -234,6 +246,11 @@ def allowed(component: Component) -> tuple[str, ...]:
         if any(subject.startswith(f"{LOCAL_API}.") for subject in component.publishes):
             raise ConfigError("TOPOLOGY_SUBJECT", f"{component.name} publishes under {LOCAL_API}")
     return tuple(subjects)
+
+
+def _imported(pattern: str) -> str:
+    """The pattern under which an account imports what it publishes: with at least one `*`; see the module docstring."""
+    return pattern if "*" in pattern else f"{pattern.rpartition('.')[0]}.*"
 
 
 def _admin(streams: Iterable[str]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def stream_config(bus: Bus, stream: str) -> dict[str, Any]:
 
 
 def durable_config(name: str, filters: tuple[str, ...]) -> dict[str, Any]:
-    """The configuration of a component's durable: ack-none, pulled; RESET moves it."""
+    """The configuration of a component's durable: ack-none, pulled; RESET moves it.  No filters: the whole stream."""
     return {
         "name": name,
         "durable_name": name,
@@ -93,7 +93,7 @@ async def provision(admin: Client, bus: Bus) -> Provisioned:
         )
     for stream in bus.streams:
         await _ensure_stream(admin, stream_config(bus, stream), created, updated)
-        wanted = {c.name: c.reads[stream] for c in bus.components.values() if stream in c.reads}
+        wanted = {c.name: c.filters(stream) for c in bus.components.values() if stream in c.reads}
         there = set(await _names(admin, f"CONSUMER.NAMES.{stream}", "consumers"))
         for name in sorted(there - set(wanted)):
             await _call(admin, f"CONSUMER.DELETE.{stream}.{name}", None)

@@ -66,7 +66,10 @@ class _Every(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One component as the file states it; `lifetime_s` is that of its credentials (R11)."""
+    """One component as the file states it; `lifetime_s` is that of its credentials (R11).
+
+    `whole`: it reads every stream without a filter, whatever stands there, and may ask how far each goes.
+    """
 
     does: str
     folder: str
@@ -76,6 +79,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     reads: tuple[str, ...] = ()
     each: Literal["strategy", "observer", ""] = ""
     state_bytes: int = 0
+    whole: bool = False
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +103,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is its identity name, its durables' name and its account's; `publishes` are patterns with one `*` per
     free token; `reads` are the filters of its durable, by stream; `state_bytes` above 0: it has a JetStream of its own.
+    `whole`: its durables have no filter at all, and it may ask each stream's state.
     """
 
     name: str
@@ -111,6 +116,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     reads: dict[str, tuple[str, ...]]
     strategy: str = ""
     state_bytes: int = 0
+    whole: bool = False
 
     @property
     def inbox(self) -> str:
@@ -129,6 +135,14 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     def reset_subject(self, stream: str) -> str:
         """Where it rewinds its durable on `stream`."""
         return f"{self.api}.CONSUMER.RESET.{stream}.{self.name}"
+
+    def state_subject(self, stream: str) -> str:
+        """Where a component that reads whole streams asks how far `stream` goes."""
+        return f"{self.api}.STREAM.INFO.{stream}"
+
+    def filters(self, stream: str) -> tuple[str, ...]:
+        """The filters of its durable on `stream`; none: all that is stored there."""
+        return () if self.whole else self.reads[stream]
 
 
 class Bus(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +201,8 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         for pattern in publishes:
             _publish_kind(pattern, f"{where}.publishes")
         reads: dict[str, list[str]] = {}
-        for pattern in filled((*spec.reads, *self.every_reads)):
+        wanted = (p for s in self.streams for p in stream_subjects(s)) if spec.whole else self.every_reads
+        for pattern in filled((*spec.reads, *wanted)):
             kinds = _read_kinds(pattern, f"{where}.reads")
             reads.setdefault(kinds[0].stream, []).append(pattern)
         for patterns in (publishes, *reads.values()):
@@ -208,6 +223,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             reads={stream: tuple(reads[stream]) for stream in self.streams if stream in reads},
             strategy=strategy if spec.each == "strategy" else "",
             state_bytes=spec.state_bytes,
+            whole=spec.whole,
         )
 
 
@@ -402,7 +418,7 @@ def render_docs(topology: Topology) -> str:
         "",
         "Generated from `infra/nats/topology.toml` by `tallystick topology render`; do not edit.",
         "",
-        "Every component has an account of its own on the broker and imports exactly what stands here. JetStream lives in "
+        "Every component has an account of its own on the broker and may do exactly what stands here. JetStream lives in "
         "account CORE, which no component can log in to. Besides what is drawn, every component publishes "
         + ", ".join(f"`{p.replace('{component}', 'COMPONENT')}`" for p in topology.every_publishes)
         + " and reads "
@@ -445,6 +461,8 @@ def render_docs(topology: Topology) -> str:
         reads = "; ".join(
             f"{stream}: {', '.join(f'`{_shown(r)}`' for r in filters)}" for stream, filters in c.reads.items()
         )
+        if c.whole:
+            reads = "every stream whole, whatever subject it holds, and how far it goes"
         publishes = ", ".join(f"`{_shown(p)}`" for p in c.publishes)
         lines.append(f"| `{_shown(c.name)}` | {c.does} | {c.zone} | {c.lifetime_s} s | {publishes} | {reads} |")
     lines += [

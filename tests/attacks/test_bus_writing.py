@@ -112,8 +112,11 @@ ADMINISTRATION = [
 async def test_streams_and_durables_are_out_of_reach(bus: TestBus, component: str) -> None:
     async with bus.connected("root", component) as (root, attacker):
         before = await bus.stored(root)
+        mine = bus.component(component)
         for call in ADMINISTRATION:
             subject = f"$JS.API.{call}"
+            if mine.whole and subject == mine.state_subject("ORDERS"):
+                continue
             await attacker.publish(subject, b"{}", reply=attacker.new_inbox())
             assert await attacker.refused() == f'nats: permissions violation for publish to "{subject.lower()}"'
         await asyncio.sleep(SETTLE_S)
@@ -131,16 +134,60 @@ async def test_a_reply_subject_on_a_publish_writes_nothing_foreign(bus: TestBus)
         assert attacker.refusals == []
 
 
-async def test_a_reply_subject_on_msg_next_writes_nothing(bus: TestBus) -> None:
-    async with bus.connected("root", "strategy-alpha") as (root, attacker):
-        me = bus.component("strategy-alpha")
+@pytest.mark.parametrize(
+    ("component", "foreign"),
+    [
+        ("strategy-alpha", "position.beta.paper.XRP-ETH"),
+        ("observer-watch", "order.intent.alpha.paper.XRP-ETH"),
+        ("console", "guard.gateway"),
+        ("custody", "control.config.gateway"),
+        ("audit", "audit.checkpoint"),
+    ],
+)
+async def test_a_reply_subject_on_msg_next_writes_nothing(bus: TestBus, component: str, foreign: str) -> None:
+    async with bus.connected("root", component) as (root, attacker):
+        me = bus.component(component)
         await root.request("position.alpha.paper.XRP-ETH", b"sealed by portfolio")
-        for reply in (THEIRS, MINE, "position.beta.paper.XRP-ETH"):
-            await attacker.request(me.reset_subject("ORDERS"), b'{"seq":1}')
+        await root.request("guard.gateway", b"sealed by gateway")
+        await root.request("control.breaker.all", b"sealed by breaker")
+        own = [pattern.replace("*", "alpha") for pattern in me.publishes]
+        for stream in me.reads:
+            pull, rewind = me.next_subject(stream), me.reset_subject(stream)
             async with nothing_stored(bus, root):
-                await attacker.publish(me.next_subject("ORDERS"), b'{"batch":10,"no_wait":true}', reply=reply)
-                await attacker.publish(me.reset_subject("ORDERS"), b'{"seq":1}', reply=reply)
+                for reply in (*own, foreign, THEIRS):
+                    # Messages, the status that ends the pull, and the answer to the rewind itself.
+                    await attacker.publish(rewind, b'{"seq":1}', reply=reply)
+                    await attacker.publish(pull, b'{"batch":10,"no_wait":true}', reply=reply)
         assert attacker.refusals == []
+
+
+async def test_an_acknowledgement_is_stored_nowhere(bus: TestBus) -> None:
+    async with bus.connected("root", "observer-watch") as (root, attacker):
+        for reply in ("guard.observer-watch", "dead.observer-watch", "guard.gateway"):
+            async with nothing_stored(bus, root, but={"GUARD": 1}):
+                await attacker.publish("guard.observer-watch", b"mine", reply=reply)
+
+
+async def test_what_the_detectors_account_reflects_is_read_by_audit(bus: TestBus) -> None:
+    # Its own JetStream answers on patterns too, so its own subjects are imported literally, and broker's answers
+    # with them as a reply subject are stored: others' messages, under their own subjects, in a foreign stream.
+    async with bus.connected("root", "streams", "audit") as (root, attacker, audit):
+        await root.request("fill.alpha.paper.XRP-ETH", b"sealed by portfolio")
+        me, reader = bus.component("streams"), bus.component("audit")
+        before = (await bus.stored(root))["GUARD"][1]
+        await attacker.request(me.reset_subject("ORDERS"), b'{"seq":1}')
+        await attacker.publish(me.next_subject("ORDERS"), b'{"batch":1,"no_wait":true}', reply="guard.streams")
+        await asyncio.sleep(SETTLE_S)
+        last = (await bus.stored(root))["GUARD"][1]
+        assert last > before, "closed at the broker by now: import these subjects by a pattern, as everybody's"
+        # No message of GUARD is missing from what audit reads, whatever its subject.
+        await audit.request(reader.reset_subject("GUARD"), b'{"seq":%d}' % (before + 1))
+        inbox = audit.new_inbox()
+        answers = await audit.subscribe(inbox)
+        await audit.publish(reader.next_subject("GUARD"), b'{"batch":100,"no_wait":true}', reply=inbox)
+        first = await answers.next_msg(timeout=2)
+        assert int(first.reply.split(".")[5]) == before + 1
+        assert not first.subject.startswith("guard.")
 
 
 async def test_a_reply_subject_on_direct_get_writes_unsealed_bytes_to_own_subjects_alone(bus: TestBus) -> None:
@@ -200,6 +247,26 @@ async def test_a_header_that_commands_the_stream_is_refused(
         assert answer["error"]["description"].startswith(says)
 
 
+async def test_an_expectation_tells_when_others_wrote_and_not_what(bus: TestBus) -> None:
+    # No account can be kept from this: the broker compares any subject of the stream, and says the position it found.
+    async with bus.connected("root", "strategy-alpha", "strategy-beta") as (root, attacker, victim):
+        asked = {
+            "Nats-Expected-Last-Subject-Sequence": "1000000",
+            "Nats-Expected-Last-Subject-Sequence-Subject": THEIRS,
+        }
+        position = json.loads((await victim.request(THEIRS, b"a secret price")).data)["seq"]
+        async with nothing_stored(bus, root):
+            answer = (await attacker.request(MINE, b"x", headers=asked)).data
+            # Of other streams, which hold no subject of his, it tells nothing.
+            other = (await attacker.request(MINE, b"x", headers=asked | {next(reversed(asked)): "control.>"})).data
+        assert json.loads(answer)["error"] == {
+            "code": 400,
+            "err_code": 10071,
+            "description": f"wrong last sequence: {position}",
+        }
+        assert json.loads(other)["error"]["description"] == "wrong last sequence: 0"
+
+
 @pytest.mark.parametrize(
     "name", ["Nats-Subject", "Nats-Marker-Reason", "KV-Operation", "Nats-Required-Api-Level", "Nats-Sequence"]
 )
@@ -213,7 +280,7 @@ async def test_a_header_that_lies_to_readers_moves_nothing(bus: TestBus, name: s
 
 async def test_a_trace_goes_nowhere_but_to_own_subjects(bus: TestBus) -> None:
     async with bus.connected("root", "strategy-alpha") as (root, attacker), nothing_stored(bus, root):
-        for dest in (THEIRS, "alert.x.high", "_INBOX_gateway.x"):
+        for dest in (THEIRS, "alert.x.high", "guard.gateway", "_INBOX_gateway.x"):
             await attacker.publish(MINE, b"x", headers={"Nats-Trace-Dest": dest})
             assert await attacker.refused() == f'nats: permissions violation for publish to "{dest.lower()}"'
 

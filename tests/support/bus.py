@@ -34,6 +34,7 @@ from tallystick.schemas.nats_jwt import Claims, SessionKey, Signer, encode_jwt, 
 from tests.support.world import DEPLOYMENT, key, seed
 
 STRATEGIES = ("alpha", "beta")
+OBSERVERS = ("watch",)
 ROOT_KEY = key("root of core")
 
 
@@ -138,7 +139,7 @@ class TestBus:
     __test__ = False
 
     def __init__(self, folder: Path, strategies: Sequence[str] = STRATEGIES, lifetime_s: int = 86_400) -> None:
-        self.bus = load().expand(strategies)
+        self.bus = load().expand(strategies, OBSERVERS)
         self.keys = bus_keys(self.bus)
         self.validity = Validity(issued_s=now_s() - 1, expires_s=now_s() + lifetime_s)
         self.accounts = Accounts(self.bus, self.keys, key("nats operator signing"), key("activation"))
