@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from tallystick.cli.stopping import INTERRUPTED, interrupt_on_sigterm
+from tallystick.infra.nats.child import harden
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 app = typer.Typer(
@@ -305,6 +306,8 @@ def commands() -> typer.Typer:
 def main() -> None:
     """The entry point: every `TallystickError` becomes one line and exit code 2."""
     interrupt_on_sigterm()
+    # Whoever holds the master PIN, and then every key of a deployment, keeps it from others of its user.
+    harden()
     # What a command writes is the operator's alone.
     os.umask(0o077)
     # The client library's TLS shutdown makes asyncio warn about nothing.

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from tallystick.components.gateway.policy import Policy
@@ -37,9 +38,12 @@ def check(deployment: Deployment, now: int) -> None:
             LimitBook.parse(deployment.config.limits)
         except ConfigError as exc:
             raise ConfigError(exc.code, f"{deployment.directory / CONFIG_NAME}: {exc.text}") from exc
-    modules = [s.module for s in deployment.config.strategies] + [o.module for o in deployment.config.observers]
-    for module in modules:
-        check_user_file(module, deployment.directory)
+    for made in deployment.user_code:
+        check_user_file(made.module, deployment.directory)
+        if missing := [name for name in made.env if name not in os.environ]:
+            raise ConfigError(
+                "ENV", f"{made.component} is to get {', '.join(missing)}, not set here: set it, or take it out of `env`"
+            )
     if "market-data" in bus.components:
         _check_recording(deployment, trust, now)
     _check_ports(deployment)

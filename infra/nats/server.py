@@ -1,7 +1,8 @@
 """The embedded nats-server: its configuration and its process.
 
 - The configuration (with the key of the encrypted store) and the server's TLS key reach the process through
-  memory files (`/proc/self/fd/N`), never through a file or the environment.
+  memory files (`/proc/self/fd/N`), never through a file or the environment.  They are handed over once the process is
+  closed to others of its user (`child`), and emptied as soon as it has read them.
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
 - It ends when whoever started it was killed.
@@ -14,6 +15,7 @@ and the archive's checkpoints show, but makes none that a verifier accepts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +38,8 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 MAX_PAYLOAD: Final = 1_048_576
 START_TIMEOUT_S: Final = 20.0
 STORE_KEY_BYTES: Final = 32
+_CONFIG_FD: Final = child.FIRST_FD
+_KEY_FD: Final = child.FIRST_FD + 1
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
 # A server that starts with less stops soon after: better not to start, with a reason.
 MIN_FREE_BYTES: Final = 16 * 1_048_576
@@ -183,38 +187,48 @@ class EmbeddedServer:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.port:
             _check_free(config.host, self.port)
-        key_fd = _memory_file("server-key", config.key_pem)
-        try:
-            text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{key_fd}")
-            config_fd = _memory_file("server-config", text.encode())
-            try:
-                self._launch(config, config_fd, key_fd)
-            finally:
-                os.close(config_fd)
-        finally:
-            os.close(key_fd)
+        text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
+        with _memory_files(text.encode(), config.key_pem) as fds:
+            self._launch(config, fds)
 
-    def _launch(self, config: ServerConfig, config_fd: int, key_fd: int) -> None:
+    def _launch(self, config: ServerConfig, fds: Sequence[int]) -> None:
         self._close_log()
         self._log_fd = os.open(config.log_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._log_start = self._log_checked = os.fstat(self._log_fd).st_size
         self._store_lost = ""
-        self._process = subprocess.Popen(
-            [*_with_us(), find_server(), "-c", f"/proc/self/fd/{config_fd}"],
-            pass_fds=(config_fd, key_fd),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log_fd,
-            stderr=self._log_fd,
-            env={"PATH": os.environ.get("PATH", "")},
-            # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
-            start_new_session=True,
-        )
-        ports = config.run_dir / f"nats-server_{self._process.pid}.ports"
+        copy = config.run_dir / "nats-server"
+        try:
+            program = child.unreadable(find_server(), copy)
+        except OSError as exc:
+            raise ConfigError("NATS_START", f"cannot copy the server to {copy}: {exc.strerror}") from exc
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = self._process = subprocess.Popen(
+                    [*_with_us(), str(theirs.fileno()), program, "-c", f"/proc/self/fd/{_CONFIG_FD}"],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log_fd,
+                    stderr=self._log_fd,
+                    env={"PATH": os.environ.get("PATH", "")},
+                    # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
+                    start_new_session=True,
+                )
+            # A process that ends at once is found below, with its reason.
+            with contextlib.suppress(OSError):
+                child.hand_over(ours, fds, START_TIMEOUT_S)
+        try:
+            self._await_listening(config, process)
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def _await_listening(self, config: ServerConfig, process: subprocess.Popen[bytes]) -> None:
+        ports = config.run_dir / f"nats-server_{process.pid}.ports"
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._listening(ports):
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 refused = self._refused()
-                self._forget(self._process)
+                self._forget(process)
                 raise refused
             if time.monotonic() > deadline:
                 self.stop()
@@ -306,10 +320,20 @@ def _with_us() -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), str(int(signal.SIGTERM)))
 
 
-def _memory_file(name: str, data: bytes) -> int:
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    os.write(fd, data)
-    return fd
+@contextlib.contextmanager
+def _memory_files(*contents: bytes) -> Iterator[list[int]]:
+    """Descriptors of files in memory that hold `contents`, and nothing any more when the block ends."""
+    fds: list[int] = []
+    try:
+        for data in contents:
+            fds.append(os.memfd_create("nats-server", os.MFD_CLOEXEC))
+            os.write(fds[-1], data)
+        yield fds
+    finally:
+        for fd in fds:
+            # Whoever was handed the descriptor has it still.
+            os.ftruncate(fd, 0)
+            os.close(fd)
 
 
 def _check_space(folder: Path) -> None:

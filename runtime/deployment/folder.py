@@ -13,6 +13,7 @@ opens no token or keystore without the master PIN.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -62,6 +63,7 @@ PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
 # sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody.sock`) take up to 24 of them.
 MAX_RUN_PATH: Final = 108 - 1 - 24
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def account_key_id(component: str) -> bytes:
@@ -131,16 +133,19 @@ class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class StrategyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One strategy, in a process of its own.
 
-    `module` is a Python module or a path to a .py file; `instruments` are the unified symbols that it may trade.
+    `module` is a Python module or a path to a .py file; `instruments` are the unified symbols that it may trade; `env`
+    are the names of environment variables of `tallystick up` that its process is given.
     """
 
     name: str
     module: str
     instruments: tuple[str, ...]
     params: dict[str, str] = {}
+    env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(f"strategy-{self.name}", "strategies.name with its prefix")
+        _variables(f"env of strategy {self.name}", self.env)
 
     @property
     def component(self) -> str:
@@ -149,13 +154,18 @@ class StrategyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ObserverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One observer, in a process of its own: `module` is a Python module or a path to a .py file with a `Component`."""
+    """One observer, in a process of its own: `module` is a Python module or a path to a .py file with a `Component`.
+
+    `env` is as a strategy's.
+    """
 
     name: str
     module: str
+    env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(f"observer-{self.name}", "observers.name with its prefix")
+        _variables(f"env of observer {self.name}", self.env)
 
     @property
     def component(self) -> str:
@@ -241,6 +251,12 @@ def _unique(what: str, values: list[str]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise Malformed("TWICE", f"{what}: {value!r} stands twice")
+
+
+def _variables(what: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not _VARIABLE.fullmatch(name):
+            raise Malformed("ENV", f"{what}: {name!r} is no name of an environment variable")
 
 
 def _no_float(text: str) -> NoReturn:
@@ -383,6 +399,11 @@ class Deployment:
         return tuple(s.name for s in self.config.strategies)
 
     @property
+    def user_code(self) -> tuple[StrategyConfig | ObserverConfig, ...]:
+        """Whose processes run code that is not ours."""
+        return (*self.config.strategies, *self.config.observers)
+
+    @property
     def listed(self) -> dict[tuple[str, str], tuple[str, ...]]:
         """(venue, symbol) -> the strategies that may trade there."""
         return {
@@ -393,6 +414,10 @@ class Deployment:
     def bus(self) -> topology.Bus:
         """The topology with this deployment's strategies and observers.  Raises `ConfigError`."""
         return topology.deployed(self.name, self.strategies, tuple(o.name for o in self.config.observers))
+
+    def variables(self, component: str) -> tuple[str, ...]:
+        """The names of the environment variables that the deployment gives to a component besides what all get."""
+        return next((made.env for made in self.user_code if made.component == component), ())
 
     def secret_names(self, component: str) -> tuple[str, ...]:
         """The keystore's names of what a component gets, and nothing else."""

@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import importlib
 import os
-import resource
 import signal
 import sys
 import time
@@ -28,11 +27,12 @@ import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.child import end_with_parent
+from tallystick.infra.nats.child import end_with_parent, harden
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
+from tallystick.runtime.deployment.niceness import yield_to_others
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
@@ -139,8 +139,6 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
     `unreachable` is the exit code where authority or broker are not there at the start: the supervisor, which
     starts them, tries again; a person who named the wrong place is told so.
     """
-    # A core file would hold session keys and passphrases.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         setup = load_setup(directory, component, secrets)
         made = load_service(setup.spec)
@@ -180,6 +178,15 @@ def from_command_line(arguments: list[str]) -> int:
     if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
         sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
         return 2
+    try:
+        # Before `harden`, since the files below /proc of a closed process are root's.
+        yield_to_others(arguments[1])
+    except OSError as exc:
+        # A kindness: failing at it fails nothing.
+        sys.stderr.write(
+            f"tallystick: {arguments[1]}: orders may be slower: no lower priority for those who read along ({exc})\n"
+        )
+    harden()
     try:
         secrets = take_over(int(arguments[3]))
     except TallystickError as exc:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import subprocess
@@ -41,6 +40,7 @@ from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
+from tallystick.runtime.environment import environment
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
@@ -54,17 +54,11 @@ START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
 PATIENCE_S: Final = 2.0
 POLL_S: Final = 0.02
-# The kernel takes one change of a group's niceness in a tenth of a second from whoever is not root.
-YIELD_RETRY_S: Final = 0.15
-YIELD_ATTEMPTS: Final = 40
 # Without a broker nobody can do anything: nothing else is watched in this pause.
 BROKER_RETRY_S: Final = 2.0
 MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
-# Who reads what the money path writes yields to it where cores are scarce.  No further than this: on a machine that
-# others fill, the audit has to say that it lives, and the detectors have to see a runaway strategy, in their time.
-NICENESS: Final = {"audit": 5, "portfolio": 5, "streams": 5}
 # Who stops first: those who start things, before those who finish them.
 _STOP_ORDER: Final = (
     ("strategy-", "market-data"),
@@ -139,7 +133,6 @@ class Supervisor:
         self._managed = {name: _Managed(name) for name in self._names()}
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
-        self._yields = True
         # What ended with an error of its own while it was stopped, or had to be killed.
         self.unclean: list[str] = []
 
@@ -303,15 +296,13 @@ class Supervisor:
                     stdout=stderr,
                     stderr=stderr,
                     start_new_session=True,
-                    env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "0"},
+                    env={**environment(os.environ, self.deployment.variables(name)), "PYTHONSAFEPATH": "1"},
                 )
         finally:
             os.close(fd)
         managed.wanted = True
         managed.state.pid = managed.process.pid
         managed.state.state = "starting"
-        if nice := NICENESS.get(name):
-            self._tasks.start(self._yield_to_others(managed.process, nice), f"yield {name}")
 
     async def _ready(self, names: list[str]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -397,30 +388,6 @@ class Supervisor:
             path = self.deployment.log("supervisor")
             open_log(path, "supervisor").exception("failed", error=type(exc).__name__)
             raise SupervisorFailed("SUPERVISOR", f"{type(exc).__name__}: {exc}; see {path}") from exc
-
-    async def _yield_to_others(self, process: subprocess.Popen[bytes], nice: int) -> None:
-        """Lower the priority of a process that leads a session of its own.  A kindness: failing at it fails nothing.
-
-        Where the kernel schedules sessions as groups (`CONFIG_SCHED_AUTOGROUP`), only the group's niceness counts
-        between them.
-        """
-        try:
-            os.setpriority(os.PRIO_PROCESS, process.pid, max(nice, os.getpriority(os.PRIO_PROCESS, process.pid)))
-            for _ in range(YIELD_ATTEMPTS):
-                try:
-                    Path(f"/proc/{process.pid}/autogroup").write_text(str(nice))
-                    return
-                except FileNotFoundError:  # no such groups here
-                    return
-                except BlockingIOError:
-                    await asyncio.sleep(YIELD_RETRY_S)
-                if process.poll() is not None:
-                    return
-            raise BlockingIOError(errno.EAGAIN, f"refused {YIELD_ATTEMPTS} times")
-        except OSError as exc:
-            if self._yields and process.poll() is None:
-                self._yields = False
-                self._report(f"orders may be slower: no lower priority for those who read along ({exc.strerror})")
 
     async def stop(self) -> None:
         """Stop everything in order; what does not stop in time is killed.  Idempotent."""

@@ -27,6 +27,7 @@ import hashlib
 import hmac
 import os
 import secrets as entropy
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NoReturn
@@ -188,28 +189,28 @@ def read_pin(prompt: str, fd: int | None = None) -> Secret:
 
 
 def hand_over(secrets: Mapping[str, Secret]) -> int:
-    """A descriptor in memory from which one child takes the secrets: no file, environment or command line.
+    """A socket from which one child takes the secrets: no file, environment or command line.
 
+    Nor can others of this user open it below `/proc`, as they can memory files and pipes.
     Pass it with `subprocess.Popen(..., pass_fds=[fd])` and close it after the start.
     """
     data = msgspec.json.encode({name: secret.reveal() for name, secret in secrets.items()})
-    fd = os.memfd_create("tallystick-secrets", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    return fd
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        # Some kilobytes, for which every socket has room: more would raise, not wait.
+        ours.setblocking(False)
+        ours.sendall(data)
+        return theirs.detach()
 
 
 def take_over(fd: int) -> dict[str, Secret]:
-    """The secrets behind an inherited descriptor, which is emptied and closed: they can be taken once.
+    """The secrets behind an inherited descriptor (a socket, a pipe, a file), which is read to its end and closed.
 
     Raises `ConfigError` for what `hand_over` cannot have made.
     """
     try:
-        try:
-            data = os.pread(fd, MAX_BYTES, 0)
-            os.ftruncate(fd, 0)
-        finally:
-            os.close(fd)
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(MAX_BYTES)
     except OSError as exc:
         raise ConfigError("SECRETS_FD", f"cannot take secrets from descriptor {fd}: {exc.strerror}") from exc
     try:

@@ -24,6 +24,8 @@ from typing import Final, Literal, Self
 
 import msgspec
 
+from tallystick.infra.nats.child import harden
+from tallystick.runtime.environment import environment
 from tallystick.runtime.keys.hsm import HsmSigner, Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError
@@ -74,6 +76,7 @@ class TokenProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, str(directory.absolute()), label, *map(str, fds)],
                 pass_fds=fds,
+                env=environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C reaches the parent alone, which stops things in order.
                 start_new_session=True,
@@ -171,6 +174,7 @@ def _answer(token: Token, signers: dict[bytes, HsmSigner], data: bytes) -> bytes
 
 def main() -> None:
     """`python -m tallystick.runtime.keys.token_process DIRECTORY LABEL SOCKET_FD PIN_FD`."""
+    harden()
     directory, label, connection_fd, pin_fd = sys.argv[1:]
     _serve(Path(directory), label, Connection(int(connection_fd)), take_over(int(pin_fd))["pin"])
 

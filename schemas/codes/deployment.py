@@ -17,6 +17,12 @@ CODES: Final = (
         "The line names key and file; exact numbers are text.",
     ),
     Code("CAPS", ERROR, "A cap for another account than the venue's.", _TOML),
+    Code(
+        "ENV",
+        ERROR,
+        "`env` of a strategy or an observer names a variable that is not set where `tallystick up` runs, or no variable.",
+        "Set it there, or take it out of `deployment.toml`.",
+    ),
     Code("FLOAT", ERROR, "A float, which is not exact.", "Write the number as text."),
     Code("INSTRUMENTS", ERROR, "No instrument, one at another venue, or one that is named but not there.", _TOML),
     Code("PORT", ERROR, "A port that is not 0 to 65535.", _TOML),

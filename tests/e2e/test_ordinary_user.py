@@ -1,4 +1,7 @@
-"""A deployment is made, run, armed and stopped by an ordinary user: nothing here needs root."""
+"""A deployment is made, run, armed and stopped by an ordinary user: nothing here needs root.
+
+Another program of that user, which user code is, reads nothing of its processes.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,26 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tallystick.runtime.deployment.supervisor import NICENESS
+from tallystick.runtime.deployment.niceness import NICENESS
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
 PIN = "a pin for tests"
 READY_S = 240.0
 pytestmark = pytest.mark.timeout(3 * READY_S)
+# What holds or shows secrets of a process: its memory, its descriptors, its environment.
+SPY = """
+import os, pathlib, sys
+for pid in sys.argv[1:]:
+    for name in ("mem", "environ", "maps", "auxv", "fd"):
+        path = pathlib.Path("/proc", pid, name)
+        try:
+            os.listdir(path) if name == "fd" else path.open("rb").close()
+        except PermissionError:
+            continue
+        print(path, pathlib.Path("/proc", pid, "cmdline").read_bytes())
+"""
+TOKEN = "a token in the operator's shell"
 
 
 class User(NamedTuple):
@@ -68,6 +84,8 @@ def user(whole: None) -> Iterator[User]:
         "PATH": f"{ROOT / '.venv' / 'bin'}:{Path(sys.executable).parent}:{os.defpath}",
         "PYTHONPATH": f"{ROOT / 'src'}:{packages}",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "CLOUD_TOKEN": TOKEN,
+        "FEED_URL": "for one strategy",
     }
     options: dict[str, Any] = {"env": env, "cwd": home, "start_new_session": True}
     if os.geteuid() == 0:
@@ -93,6 +111,8 @@ def user(whole: None) -> Iterator[User]:
 def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> None:
     desk = user.home / "desk"
     user.run("init", desk)
+    config = desk / "deployment.toml"
+    config.write_text(config.read_text() + 'env = ["FEED_URL"]\n')
     up = user.start("up", desk)
     try:
         assert up.stdout is not None
@@ -112,6 +132,18 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
             found = {name: niceness(int((desk / "run" / f"{name}.ready").read_text())) for name in NICENESS}
             time.sleep(0.1)
         assert found == NICENESS
+        processes = started_by(up.pid)
+        assert len(processes) >= 13
+        spied = subprocess.run(
+            [user.python, "-c", SPY, *map(str, (up.pid, *processes))],
+            check=True, capture_output=True, text=True, **user.options,
+        )  # fmt: skip
+        assert not spied.stdout
+        if os.geteuid() == 0:  # who may look all the same
+            given = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in processes}
+            assert not [pid for pid, text in given.items() if TOKEN.encode() in text]
+            strategy = int((desk / "run" / "strategy-momentum.ready").read_text())
+            assert [pid for pid, text in given.items() if b"FEED_URL=" in text] == [strategy]
         os.kill(up.pid, signal.SIGINT)
         rest, _ = up.communicate(timeout=60)
         assert up.returncode == 0, "".join(said) + rest
@@ -120,6 +152,12 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(up.pid, signal.SIGKILL)
         up.communicate()
+
+
+def started_by(pid: int) -> list[int]:
+    """The processes below `pid`."""
+    own = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return own + [below for child in own for below in started_by(child)]
 
 
 def niceness(pid: int) -> int:

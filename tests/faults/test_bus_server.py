@@ -95,6 +95,9 @@ def test_no_secret_reaches_arguments_environment_files_or_text(bus: TestBus) -> 
     secrets = [seed("store"), seed("store").hex().encode(), pem.splitlines()[1]]
     shown = [(proc / "cmdline").read_bytes(), (proc / "environ").read_bytes(), repr(bus.server._config).encode()]
     shown += [f.read_bytes() for f in bus.folder.rglob("*") if f.is_file()]
+    # What it was started with can be read through no descriptor while it runs.
+    shown += [fd.read_bytes() for fd in (proc / "fd").iterdir() if "memfd" in str(fd.readlink())]
+    assert shown[-1] == b"", "no file in memory"
     for secret in secrets:
         assert not any(secret in text for text in shown)
 
