@@ -10,6 +10,7 @@ The package of a venue is its adapter: it holds what `Adapter` names.  What an a
 - An answer is a refusal (`Rejected`) only where the venue says plainly that it did nothing.  All that is unclear is
   `NoAnswer`, and `NotFound` says what the venue knows at that moment and no more.
 - Its account stream has no holes: it is up once everything missed was fetched.  What comes twice may be told twice.
+- It asks no more of the venue than the venue allows, and not at all for as long as the venue says so (`limits`).
 - Numbers are Decimals from the venue's text; no float is ever made of them.  The clock is an argument.
 
 Who uses it: the gateway makes the order, custody checks it and has it signed, execution sends it and reads the
@@ -178,8 +179,8 @@ class Listener(Protocol):
     def ask_from(self, symbol: str) -> int:
         """The trade id of `symbol` to ask from; -1: from `since` on."""
 
-    def since(self, symbol: str) -> int:
-        """Unix ns before which no fill can be ours."""
+    def since(self, symbol: str) -> int | None:
+        """Unix ns before which no fill can be ours; None: none at all can be, nothing of it was permitted yet."""
 
     def client_order_id(self, symbol: str, venue_order_id: str) -> str:
         """The client order id of an order of ours, "" if it is not known yet."""
@@ -194,7 +195,10 @@ class Listener(Protocol):
         """A balance."""
 
     def on_connection(self, up: bool, code: str, text: str) -> None:
-        """Up: subscribed and everything missed was fetched.  Down: why; `VENUE_CREDENTIAL`: the key was refused."""
+        """Up: subscribed, and every missed fill that can be ours was fetched.
+
+        Down: why; `VENUE_CREDENTIAL`: the key was refused; `VENUE_BACKOFF`: the venue wants no questions for a while.
+        """
 
 
 class AccountStream(Protocol):
@@ -210,7 +214,9 @@ class AccountStream(Protocol):
 class Adapter(Protocol):
     """One venue's API; see the module docstring for what it guarantees.
 
-    - `PING`: a path that answers without a key; `BUSY`: HTTP statuses by which the venue asks for fewer requests.
+    - `PING`: a path that answers without a key.
+    - `WEIGHT_MINUTE`: the request weight that an address may use in a minute; `USED_WEIGHT`: the header of an answer
+      that says how much of it is used.
     - `FEED`: the venue in ccxt.pro, whose public trades are the market data.
     """
 
@@ -218,10 +224,16 @@ class Adapter(Protocol):
     def PING(self) -> str: ...  # noqa: D102, N802
 
     @property
-    def BUSY(self) -> frozenset[int]: ...  # noqa: D102, N802
+    def FEED(self) -> str: ...  # noqa: D102, N802
 
     @property
-    def FEED(self) -> str: ...  # noqa: D102, N802
+    def WEIGHT_MINUTE(self) -> int: ...  # noqa: D102, N802
+
+    @property
+    def USED_WEIGHT(self) -> str: ...  # noqa: D102, N802
+
+    def weight(self, method: str, path: str) -> int:
+        """What a request weighs."""
 
     def feed_urls(self, host: str) -> dict[str, Any]:
         """`exchange.urls["api"]` of `FEED` for a paper exchange at `host` (`HOST:PORT`)."""
@@ -247,6 +259,9 @@ class Adapter(Protocol):
 
     def orders_answer(self, status: int, body: bytes, venue_symbol: str) -> tuple[OrderReport, ...] | Outcome:
         """What the answer to a list of open orders or to a cancel of all means; nothing to cancel is `()`."""
+
+    def busy_until(self, status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:
+        """Until when (Unix ns) the answer asks for no more requests; 0 if it does not."""
 
     def user_stream(
         self,

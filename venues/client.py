@@ -3,8 +3,8 @@
 - The bytes of URL and body go out as custody made them: re-encoding would break the signature.
 - Whether anything was written decides what a failure means: no connection → `Unsent`; anything later →
   `Lost`.
-- A rate limit (the adapter's `BUSY`) holds new orders back until the time that the venue names.  Cancels are sent all
-  the same: the kill switch does not wait.
+- A venue that wants no requests for a while (the adapter's `busy_until`) is sent nothing until then, however long that
+  is, but cancels: the kill switch does not wait.  Questions leave `SPARE` of each minute's weight for orders.
 
 The network is not trusted: an attacker who controls it can at most delay or cut requests; TLS pins the
 venue's certificate authority.
@@ -23,6 +23,7 @@ from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.signing import Signed
 from tallystick.venues import Adapter
+from tallystick.venues.limits import Allowance
 
 CONNECT_S: Final = 2.0
 # Beyond a request's validity an answer will not come to anything new.
@@ -30,7 +31,7 @@ ANSWER_S: Final = 3.0
 # A kill of 100 single orders goes out at once over these; each stays warm.
 CONNECTIONS: Final = 16
 KEEP_ALIVE_S: Final = 75.0
-MAX_BACKOFF_S: Final = 600
+SPARE: Final = 20  # one part in 20
 MAX_BODY: Final = 4_194_304
 
 
@@ -48,7 +49,7 @@ class VenueClient:
     - `adapter`: the venue's; `host`: its host and port, from the trust root; `tls`: a client context that allows nothing
       below TLS 1.3; `clock`: Unix nanoseconds.
     - `written`: called when a request's body has been handed to the connection; for tests.
-    - `backoff_until`: Unix ns before which the venue wants no new orders.
+    - `allowance`: what the venue allows; its `until` is the Unix ns before which it wants no requests.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class VenueClient:
         self._adapter = adapter
         self._origin = f"https://{host}"
         self._clock = clock
-        self.backoff_until = 0
+        self.allowance = Allowance(adapter.WEIGHT_MINUTE - adapter.WEIGHT_MINUTE // SPARE)
         traces = []
         if written is not None:
             traces.append(_tell(written))
@@ -86,18 +87,21 @@ class VenueClient:
         await self._session.close()
 
     async def warm(self) -> None:
-        """Open a connection, or keep one open, with a request that needs no key."""
+        """Open a connection, or keep one open, with a request that needs no key; not while the venue wants none."""
+        if self._clock() < self.allowance.until:
+            return
         try:
             url = URL(f"{self._origin}{self._adapter.PING}", encoded=True)
             async with self._session.get(url, allow_redirects=False) as answer:
-                await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                self._heed(answer, await _body(answer))
+        except (Lost, aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise Unsent("VENUE_AWAY", f"{self._origin}: {type(exc).__name__}: {exc}") from exc
 
     async def send(self, request: Signed) -> tuple[int, bytes]:
         """Send `request` as it is; the answer's status and body.  Raises `Unsent` or `Lost`."""
         if not request.url.startswith(f"{self._origin}/"):
             raise Unsent("ENDPOINT", f"a request for {request.url.partition('?')[0][:96]}, not for {self._origin}")
+        self._hold_back(request)
         try:
             async with self._session.request(
                 request.method,
@@ -106,14 +110,9 @@ class VenueClient:
                 data=request.body.encode("ascii") or None,
                 allow_redirects=False,
             ) as answer:
-                body = bytearray()
-                async for chunk in answer.content.iter_any():
-                    body += chunk
-                    if len(body) > MAX_BODY:
-                        raise Lost("VENUE_ANSWER", f"more than {MAX_BODY} bytes")
-                if answer.status in self._adapter.BUSY:
-                    self._back_off(answer.headers.get("Retry-After", ""))
-                return answer.status, bytes(body)
+                body = await _body(answer)
+                self._heed(answer, body)
+                return answer.status, body
         except aiohttp.ClientConnectorError as exc:
             # Raised by the connector alone, before a request exists on a connection.
             raise Unsent("VENUE_AWAY", f"{self._origin}: {type(exc).__name__}: {exc}") from exc
@@ -122,9 +121,32 @@ class VenueClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise Lost("NO_ANSWER", f"{self._origin}: {type(exc).__name__}: {exc}") from exc
 
-    def _back_off(self, seconds: str) -> None:
-        wait = min(int(seconds), MAX_BACKOFF_S) if seconds.isascii() and seconds.isdigit() else 1
-        self.backoff_until = max(self.backoff_until, self._clock() + wait * SECOND)
+    def _hold_back(self, request: Signed) -> None:
+        """Count the request.  Raises `Unsent` where the venue would not have it now; cancels go out all the same."""
+        now = self._clock()
+        weight = self._adapter.weight(request.method, URL(request.url, encoded=True).path)
+        wait = 0
+        if request.method == "POST":
+            wait = max(0, self.allowance.until - now)
+        elif request.method == "GET":
+            wait = self.allowance.wait(weight, now)
+        if wait:
+            raise Unsent("VENUE_BACKOFF", f"the venue wants no such request for {wait / SECOND:.1f} s")
+        self.allowance.asked(weight, now)
+
+    def _heed(self, answer: aiohttp.ClientResponse, body: bytes) -> None:
+        now = self._clock()
+        self.allowance.answered(answer.headers.get(self._adapter.USED_WEIGHT, ""), now)
+        self.allowance.back_off(self._adapter.busy_until(answer.status, answer.headers, body, now))
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise Lost("VENUE_ANSWER", f"more than {MAX_BODY} bytes")
+    return bytes(body)
 
 
 def _tell(written: Callable[[], None]) -> aiohttp.TraceConfig:

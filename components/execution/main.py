@@ -212,14 +212,8 @@ class Execution(Service):
         self._do(self._orders.signed(order, signed, self._ctx.clock()))
 
     async def _send(self, order: Order, request: signing.Signed) -> None:
-        now = self._ctx.clock()
-        outcome: Outcome
-        if now < self._venue.backoff_until:
-            wait = (self._venue.backoff_until - now) / 1e9
-            outcome = NotSent("VENUE_BACKOFF", f"the venue wants no orders for {wait:.1f} s")
-        else:
-            self._checkpoint("before-send")
-            outcome = await self._exchange(order, request)
+        self._checkpoint("before-send")
+        outcome = await self._exchange(order, request)
         self._checkpoint("answered")
         self._do(self._orders.answered(order, outcome, self._ctx.clock()))
 

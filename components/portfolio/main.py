@@ -69,7 +69,6 @@ class Portfolio(Service):
         self.venue = self._venue_name or ctx.deployment.config.venue.name
         self.book = Book(ctx.new)
         self._balances: dict[str, tuple[Decimal, Decimal]] = {}
-        self._started = ctx.clock()
         self._resumed = False
         self._down = ""
         self._stream = self._connect(ctx, self)
@@ -117,10 +116,9 @@ class Portfolio(Service):
         """See `Book.ask_from`."""
         return self.book.ask_from(self.venue, symbol)
 
-    def since(self, symbol: str) -> int:
-        """Nothing was filled for us before the first permit; without any, not before this start."""
-        first = self.book.first_permit(self.venue, symbol)
-        return self._started if first is None else first
+    def since(self, symbol: str) -> int | None:
+        """Nothing was filled for us before the first permit."""
+        return self.book.first_permit(self.venue, symbol)
 
     def client_order_id(self, symbol: str, venue_order_id: str) -> str:
         """As the venue or execution named it."""
@@ -150,7 +148,7 @@ class Portfolio(Service):
             self._down = ""
         elif code != self._down:
             self._down = code
-            self.ctx.notice("USER_STREAM_DOWN" if code != "VENUE_CREDENTIAL" else code, text)
+            self.ctx.notice(code if code in ("VENUE_CREDENTIAL", "VENUE_BACKOFF") else "USER_STREAM_DOWN", text)
 
 
 SERVICE = Portfolio

@@ -42,9 +42,9 @@ CODES: Final = (
     ),
     Code(
         "VENUE_BACKOFF",
-        ORDER,
-        "The venue asked for no more orders for a while; this one was not sent.",
-        "Send fewer orders; the strategy may try again later.",
+        ORDER | NOTICE,
+        "The venue asked for no more requests for a while (as a notice: of portfolio); nothing is sent until then.",
+        "Send fewer orders, or look what else asks the venue from this address; a strategy may try again later.",
     ),
     Code(
         "VENUE_CLOCK",

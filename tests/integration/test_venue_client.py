@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -165,12 +166,51 @@ async def test_an_endless_answer_is_lost_and_bounded(tls: ServerTls) -> None:
             await client.send(request(port))
 
 
-@pytest.mark.parametrize(("status", "header", "seconds"), [(429, "7", 7), (418, "120", 120), (429, "soon", 1)])
-async def test_a_rate_limit_holds_new_orders_back(tls: ServerTls, status: int, header: str, seconds: int) -> None:
-    async def limited(_: web.Request) -> web.Response:
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "7", 7),
+        (418, "7200", 7200),
+        (418, "259200", 259_200),
+        (429, "0", 0),
+        (429, "soon", 60),
+        (429, "-5", 60),
+        (418, "", 120),
+        (418, "99999999999999999999", 7 * 86_400),
+    ],
+)
+async def test_a_rate_limit_is_waited_out_to_its_end_by_all_but_cancels(
+    tls: ServerTls, status: int, header: str, seconds: int
+) -> None:
+    asked = []
+
+    async def limited(r: web.Request) -> web.Response:
+        asked.append(r.method)
         return web.Response(status=status, headers={"Retry-After": header}, body=b'{"code":-1003,"msg":"x"}')
 
     async with against(tls, limited) as (client, port):
         before = time.time_ns()
         assert (await client.send(request(port)))[0] == status
-        assert before + seconds * 10**9 <= client.backoff_until <= time.time_ns() + seconds * 10**9
+        assert before + seconds * 10**9 <= client.allowance.until <= time.time_ns() + seconds * 10**9
+        if not seconds:
+            return
+        for method in ("POST", "GET"):
+            with pytest.raises(Unsent, match="VENUE_BACKOFF"):
+                await client.send(msgspec.structs.replace(request(port), method=method))
+        await client.warm()
+        await client.send(msgspec.structs.replace(request(port), method="DELETE"))
+        assert asked == ["POST", "DELETE"]
+
+
+async def test_questions_leave_a_part_of_the_venues_weight_to_orders(tls: ServerTls) -> None:
+    async def used(_: web.Request) -> web.Response:
+        return web.Response(headers={"X-MBX-USED-WEIGHT-1M": "5690"}, body=b"{}")
+
+    async with against(tls, used) as (client, port):
+        question = msgspec.structs.replace(request(port), method="GET")
+        await client.send(request(port))  # weighs 1; a question 4, and 9 of their 5,700 are left
+        await client.send(question)
+        await client.send(question)
+        with pytest.raises(Unsent, match="VENUE_BACKOFF"):
+            await client.send(question)
+        await client.send(request(port))

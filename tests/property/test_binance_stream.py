@@ -30,7 +30,7 @@ TRADE = {"id": "7", "price": "1.5", "amount": "2", "timestamp": 1, "side": "sell
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
     for parse in (
-        lambda data: parse_push(data, {}),
+        lambda data: parse_push(data, {}, 0),
         lambda data: answers.parse_trades(data, "XRP/ETH"),
         answers.parse_account,
         lambda data: answers.parse_order(data, "XRPETH"),
@@ -39,6 +39,7 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
         with contextlib.suppress(TallystickError):
             parse(data)
     answers.parse_error(400, data)
+    assert 0 < answers.busy_until(418, {"Retry-After": data.decode("latin-1")}, data, 0) <= 7 * 86_400 * 10**9
 
 
 @settings(max_examples=100, deadline=None)
@@ -46,7 +47,7 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
 def test_a_report_with_one_wrong_field_is_refused_or_still_exact(name: str, value: Any) -> None:
     text = json.dumps({"subscriptionId": 0, "event": REPORT | {name: value}}, allow_nan=True)
     with contextlib.suppress(TallystickError):
-        for item in parse_push(text, {}):
+        for item in parse_push(text, {}, 0):
             if isinstance(item, FillReport):
                 assert item.price > 0
                 assert item.qty > 0

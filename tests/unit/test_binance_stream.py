@@ -45,7 +45,7 @@ REPORT: dict[str, Any] = {
 
 
 def said(event: Any) -> list[Item]:
-    return parse_push(json.dumps({"subscriptionId": 0, "event": event}), {"ETHBTC": "ETH/BTC"})
+    return parse_push(json.dumps({"subscriptionId": 0, "event": event}), {"ETHBTC": "ETH/BTC"}, NOW)
 
 
 def test_a_trade_report_is_a_fill() -> None:
@@ -83,7 +83,7 @@ def test_balances_ends_and_what_is_not_known() -> None:
     assert said(position) == [BalanceReport("ETH", D(10000), D("0.5"))]
     assert said({"e": "eventStreamTerminated", "E": 1}) == [Ended("eventStreamTerminated")]
     assert said({"e": "balanceUpdate", "d": "1"}) == []
-    assert parse_push('{"id":"1","status":200,"result":{}}', {}) == []
+    assert parse_push('{"id":"1","status":200,"result":{}}', {}, NOW) == []
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_fill_of_nothing_is_refused() -> None:
 def test_a_refused_credential_is_told_apart_from_other_refusals(number: int, code: str) -> None:
     text = json.dumps({"id": "1", "status": 401, "error": {"code": number, "msg": "no"}})
     with pytest.raises(VenueError) as caught:
-        is_answer(text, "1")
+        is_answer(text, "1", NOW)
     assert (caught.value.code, caught.value.number) == (code, number)
     assert parse_error(401, json.dumps({"code": number, "msg": "no"}).encode()).code == code
     assert parse_error(502, b"<html>").number == 0

@@ -1,7 +1,7 @@
 """Binance spot, as `tallystick.venues.Adapter` describes a venue."""
 
-from tallystick.venues.binance.answers import order_answer, orders_answer
-from tallystick.venues.binance.codes import BUSY, FEED, PING, feed_urls
+from tallystick.venues.binance.answers import busy_until, order_answer, orders_answer
+from tallystick.venues.binance.codes import FEED, PING, USED_WEIGHT, WEIGHT_MINUTE, feed_urls, weight
 from tallystick.venues.binance.follow import UserStream
 from tallystick.venues.binance.order import notional, venue_order
 from tallystick.venues.binance.request import RequestBuilder
@@ -10,9 +10,11 @@ request_builder = RequestBuilder
 user_stream = UserStream
 
 __all__ = [
-    "BUSY",
     "FEED",
     "PING",
+    "USED_WEIGHT",
+    "WEIGHT_MINUTE",
+    "busy_until",
     "feed_urls",
     "notional",
     "order_answer",
@@ -20,4 +22,5 @@ __all__ = [
     "request_builder",
     "user_stream",
     "venue_order",
+    "weight",
 ]

@@ -11,39 +11,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from tallystick.schemas.bounds import NS_PER_MS
+from tallystick.schemas.bounds import NS_PER_MS, SECOND
 from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
 from tallystick.venues import BalanceReport, FillReport, NoAnswer, NotFound, OrderReport, Outcome, Rejected
 from tallystick.venues.binance.codes import (
+    BANNED_UNTIL,
     CLOCK_ERROR,
     CREDENTIAL_ERRORS,
     DUPLICATE,
     FINAL_STATUS,
     NOT_FOUND,
     NOTHING_TO_CANCEL,
+    PAUSE_S,
     UNKNOWN_ERRORS,
 )
+from tallystick.venues.limits import MAX_BACKOFF_S, retry_after
 
 MAX_TEXT: Final = 200
 _T = TypeVar("_T")
 
 
 class VenueError(TallystickError):
-    """The venue refused a request; `number` is its error code (0 where it gave none)."""
+    """The venue refused a request.
 
-    def __init__(self, number: int, text: str) -> None:
-        super().__init__("VENUE_REFUSED" if number not in CREDENTIAL_ERRORS else "VENUE_CREDENTIAL", text)
+    `number` is its error code (0 where it gave none), `until` when (Unix ns) it may be asked again, 0: at once.
+    """
+
+    def __init__(self, number: int, text: str, until: int = 0) -> None:
+        code = "VENUE_CREDENTIAL" if number in CREDENTIAL_ERRORS else "VENUE_REFUSED"
+        super().__init__("VENUE_BACKOFF" if until else code, text)
         self.number = number
+        self.until = until
 
 
 class _Error(msgspec.Struct, frozen=True):
     code: int
     msg: str
+
+
+class _Pause(msgspec.Struct, frozen=True, rename="camel"):
+    retry_after: int
+
+
+class _Paused(msgspec.Struct, frozen=True):
+    """The WebSocket API says in `data` when it may be asked again (Unix ms)."""
+
+    data: _Pause
 
 
 class _Order(msgspec.Struct, frozen=True, rename="camel"):
@@ -80,6 +99,7 @@ class _Account(msgspec.Struct, frozen=True):
 
 
 _error = msgspec.json.Decoder(_Error)
+_paused = msgspec.json.Decoder(_Paused)
 _order = msgspec.json.Decoder(_Order)
 _orders = msgspec.json.Decoder(list[_Order])
 _trades: msgspec.json.Decoder[list[_Trade]] = msgspec.json.Decoder(list[_Trade])
@@ -126,6 +146,25 @@ def orders_answer(status: int, body: bytes, venue_symbol: str) -> tuple[OrderRep
         return _unreadable(exc)
 
 
+def busy_until(status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:
+    """Until when (Unix ns) an answer asks for no more requests; 0 if it does not.
+
+    By its header, else by its text (`data.retryAfter`, "IP banned until"), else as long as such pauses last at least.
+    """
+    pause = PAUSE_S.get(status)
+    if pause is None:
+        return 0
+    until = retry_after(headers.get("Retry-After", ""), now)
+    if until is None and (banned := BANNED_UNTIL.search(body[:512].decode("utf-8", "replace"))):
+        until = int(banned[1]) * NS_PER_MS
+    if until is None:
+        try:
+            until = decode(_paused, body, "error").data.retry_after * NS_PER_MS
+        except Malformed:
+            until = now + pause * SECOND
+    return max(now + 1, min(until, now + MAX_BACKOFF_S * SECOND))
+
+
 def parse_order(body: bytes, venue_symbol: str) -> OrderReport:
     """The description of one order of `venue_symbol`.  Raises `Malformed`."""
     return _report(decode(_order, body, "order"), venue_symbol)
@@ -158,13 +197,13 @@ def parse_account(body: bytes) -> list[BalanceReport]:
     return [BalanceReport(b.asset, amount(b.free, "free"), amount(b.locked, "locked")) for b in held]
 
 
-def parse_error(status: int, body: bytes) -> VenueError:
-    """The error in an answer with another HTTP status than 200."""
+def parse_error(status: int, body: bytes, until: int = 0) -> VenueError:
+    """The error in an answer with another HTTP status than 200; `until` as `VenueError` has it."""
     try:
         error = decode(_error, body, "error")
     except Malformed:
-        return VenueError(0, f"HTTP {status}")
-    return VenueError(error.code, f"HTTP {status}, {error.code}: {error.msg[:MAX_TEXT]}")
+        return VenueError(0, f"HTTP {status}", until)
+    return VenueError(error.code, f"HTTP {status}, {error.code}: {error.msg[:MAX_TEXT]}", until)
 
 
 def _report(order: _Order, venue_symbol: str) -> OrderReport:

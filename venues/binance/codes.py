@@ -40,10 +40,25 @@ ENDPOINTS: Final[dict[str, tuple[str, str]]] = {
 MAX_TRADES: Final = 1_000
 MAX_SPAN_MS: Final = 24 * 3_600_000
 
+# Request weight that an address may use in a minute, and what requests weigh that do not weigh 1.
+WEIGHT_MINUTE: Final = 6_000
+WEIGHTS: Final = {
+    f"GET {API}/account": 20,
+    f"GET {API}/myTrades": 20,
+    f"GET {API}/order": 4,
+    f"GET {API}/openOrders": 6,
+}
+USED_WEIGHT: Final = "X-MBX-USED-WEIGHT-1M"
+
 # --- answers -----------------------------------------------------------------------------------------
 
 FINAL_STATUS: Final = frozenset({"FILLED", "CANCELED", "REJECTED", "EXPIRED", "EXPIRED_IN_MATCH"})
-BUSY: Final = frozenset({418, 429})
+# Too many requests; and banned for having gone on nevertheless.
+TOO_MANY: Final = 429
+BANNED: Final = 418
+# How long to stay away (seconds) where the venue does not say it: its bans last from two minutes to three days.
+PAUSE_S: Final = {TOO_MANY: 60, BANNED: 120}
+BANNED_UNTIL: Final = re.compile(r"banned until ([0-9]{13})")
 # Revoked, unknown, from a wrong address, not allowed to do this, or a wrong signature.
 CREDENTIAL_ERRORS: Final = frozenset({-1002, -1022, -2014, -2015})
 CLOCK_ERROR: Final = -1021
@@ -53,6 +68,11 @@ NOT_FOUND: Final = -2013
 NOTHING_TO_CANCEL: Final = -2011
 # An order with our id is there already: no refusal, it is asked for.
 DUPLICATE: Final = "Duplicate order sent."
+
+
+def weight(method: str, path: str) -> int:
+    """What a request weighs."""
+    return WEIGHTS.get(f"{method} {path}", 1)
 
 
 def socket_host(host: str, *, paper: bool) -> str:

@@ -21,7 +21,7 @@ import msgspec
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.venues import BalanceReport, FillReport
-from tallystick.venues.binance.answers import MAX_TEXT, VenueError, amount, decode
+from tallystick.venues.binance.answers import MAX_TEXT, VenueError, amount, busy_until, decode
 from tallystick.venues.binance.codes import READ_WINDOW_MS
 
 _ZERO: Final = Decimal(0)
@@ -86,17 +86,18 @@ _execution = msgspec.json.Decoder(_Execution)
 Item = FillReport | OrderNamed | BalanceReport | Ended
 
 
-def parse_push(data: bytes | str, symbols: Mapping[str, str]) -> list[Item]:
+def parse_push(data: bytes | str, symbols: Mapping[str, str], now: int) -> list[Item]:
     """What a message of the user data stream says.  Raises `Malformed`, `VenueError` for an error answer.
 
-    `symbols` maps the venue's symbols to unified ones; others stay as they are.
+    `symbols` maps the venue's symbols to unified ones; others stay as they are.  `now` is Unix nanoseconds.
     """
     push = decode(_push, data, "user stream")
     if push.error is not None or push.status >= 400:
         error = push.error or {}
         number = error.get("code")
         text = f"user stream: {str(error.get('msg', ''))[:MAX_TEXT]}"
-        raise VenueError(number if isinstance(number, int) else 0, text)
+        until = busy_until(push.status, {}, msgspec.json.encode(error), now)
+        raise VenueError(number if isinstance(number, int) else 0, text, until)
     if not bytes(push.event):
         return []
     kind = decode(_event, push.event, "user stream").e
@@ -129,11 +130,11 @@ def parse_push(data: bytes | str, symbols: Mapping[str, str]) -> list[Item]:
     return [fill]
 
 
-def is_answer(data: bytes | str, request_id: str) -> bool:
+def is_answer(data: bytes | str, request_id: str, now: int) -> bool:
     """Whether a message answers our request.  Raises as `parse_push` for an error answer."""
     if decode(_push, data, "user stream").id != request_id:
         return False
-    parse_push(data, {})
+    parse_push(data, {}, now)
     return True
 
 
