@@ -36,7 +36,7 @@ EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
     "control.arm": (security.Arm,),
     "control.config": (security.ConfigChanged,),
     "alert": (security.Alert,),
-    "audit.checkpoint": (security.Checkpoint,),
+    "audit.checkpoint": (security.Checkpoint, security.StreamTotal),
     "audit.cosignature": (security.Cosignature,),
     "guard": (security.Heartbeat, security.Notice),
     "dead": (security.DeadLetter,),

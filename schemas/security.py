@@ -141,6 +141,18 @@ class Checkpoint(Event, frozen=True, array_like=True, kw_only=True, tag="audit.c
     rows: Count
 
 
+class StreamTotal(Event, frozen=True, array_like=True, kw_only=True, tag="audit.stream/1"):
+    """What one stream of the archive comes to, beside a `Checkpoint`: `[…, stream, messages, last_seq, digest]`.
+
+    `digest` runs over all its messages, with their times of storage (see `record.totals`).
+    """
+
+    stream: str
+    messages: Count
+    last_seq: Count
+    digest: Hash
+
+
 class Cosignature(Event, frozen=True, array_like=True, kw_only=True, tag="audit.cosignature/1"):
     """A witness's word on a checkpoint: `[…, entries, head, note]`."""
 

@@ -7,8 +7,8 @@
 - At most `FLUSH_S` after a message was logged it is archived.  The archive's manifest is the only record
   of progress: a crash at any point means that reading goes on after the last durable flush.
 - A finding becomes a notice on `guard.audit`, one for each code and component in a while.
-- Every `CHECKPOINT_S` the manifest's head is sealed into `audit.checkpoint`: from then on nobody without
-  audit's session key can rewrite what stands before it.
+- Every `CHECKPOINT_S` the manifest's head, and what each stream comes to, is sealed into `audit.checkpoint`: from
+  then on nobody without audit's session key can rewrite what stands before it.
 - An archive that cannot be written stops the process: halt rather than drop an entry.
 
 Audit is not trusted with the truth: an attacker who controls it can leave messages out or stop archiving,
@@ -30,6 +30,7 @@ from tallystick.record.archive import Archive
 from tallystick.record.chains import Finding
 from tallystick.record.files import ArchiveError
 from tallystick.record.manifest import TRUST
+from tallystick.record.totals import stated
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
@@ -130,13 +131,13 @@ class Audit(Service):
         self._noticed: dict[tuple[str, str], int] = {}
         self._dropped: set[str] = set()
         self._torn: set[tuple[bytes, str, int]] = {(t.boot, t.stream, t.seq) for t in self.projector.log.torn()}
-        self._checkpoint_due = self._save_due = ctx.clock()
-        self._stated = 0
+        self._save_due = ctx.clock()
         for stream in STREAMS:
             ctx.subscribe_raw(stream, self._reader(stream), self.projector.positions[stream])
             ctx.spawn(self._catch_up(stream))
         ctx.spawn(self._log_messages())
         ctx.spawn(self._keep_archive())
+        ctx.spawn(self._state_checkpoints())
         ctx.spawn(self._compact())
         ctx.at_stop(self._finish)
 
@@ -247,9 +248,13 @@ class Audit(Service):
             await self._flush(save=save)
             if save:
                 self._save_due = now + int(SAVE_S * 1e9)
-            if now >= self._checkpoint_due:
-                self._checkpoint_due = now + int(CHECKPOINT_S * 1e9)
-                self._checkpoint()
+
+    async def _state_checkpoints(self) -> None:
+        # However slow the disk is, even where nothing is new: where audit speaks and seals none, some were removed.
+        await asyncio.sleep(2 * FLUSH_S)
+        while True:
+            self._checkpoint()
+            await asyncio.sleep(CHECKPOINT_S)
 
     async def _compact(self) -> None:
         while True:
@@ -260,7 +265,7 @@ class Audit(Service):
 
     async def _flush(self, *, save: bool) -> None:
         async with self._writing:
-            state = self.projector.log.dump() if save else None
+            state = self.projector.dump() if save else None
             cut = self.projector.cut()
             entry = await asyncio.to_thread(self.projector.write, cut)
             if state is not None:
@@ -278,11 +283,12 @@ class Audit(Service):
                 text = f"{torn.component}/{torn.boot.hex()[:8]} ended in the middle of {torn.stream} seq {torn.seq}"
                 self.ctx.notice("TORN", f"{text}: index {', '.join(map(str, torn.missing[:16]))} never stored")
         entries = len(manifest.hashes)
-        if entries > self._stated:
-            self._stated = entries
+        if entries:
             head = bytes.fromhex(manifest.hashes[entries - 1])
             checkpoint = self.ctx.new(Checkpoint, entries=entries, head=head, rows=self.projector.archived)
-            self.ctx.publish(subject("audit.checkpoint"), checkpoint)
+            self.ctx.publish(
+                subject("audit.checkpoint"), checkpoint, *stated(self.projector.archived_totals, self.ctx.new)
+            )
 
 
 def keep_trust_roots(source: Path, pinned: Path, target: Path) -> list[Verifier]:

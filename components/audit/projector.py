@@ -12,19 +12,22 @@ miss or invent a finding, which `verify`, that never reads it, shows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tallystick.record import totals
 from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement, Log, open_message
 from tallystick.record.manifest import Entry
 from tallystick.record.parquet import ROW_GROUP
 from tallystick.record.rows import Rows
+from tallystick.record.totals import Total
 from tallystick.record.verify import ORDER
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 
 
@@ -38,6 +41,13 @@ class Stored(NamedTuple):
     stored: int
 
 
+class Cut(NamedTuple):
+    """What one flush archives, and what the streams come to with it."""
+
+    rows: dict[str, Rows]
+    totals: dict[str, Total]
+
+
 class Projector:
     """Owns the log's state, the rows not archived yet, and through `archive` the directory."""
 
@@ -45,16 +55,30 @@ class Projector:
         """Rebuild the log's state from the archive.  Raises `TallystickError` if that cannot be done."""
         self.archive = archive
         self.verifiers = verifiers
+        self.log, self.totals = Log(), {stream: Total() for stream in ORDER}
         state = archive.load_state()
-        self.log = Log() if state is None else Log.load(state)
+        if state is not None:
+            with suppress(Malformed):  # a cache of another version or a broken one: the rows tell the same, slower
+                log, counted = totals.load(state)
+                self.log, self.totals = Log.load(log), counted
         self._rows: dict[str, Rows] = {}
         for stream in ORDER:
             for log_index, message in self._archived(stream, self.log.next_index):
                 opened = self.open(message)
                 self.log.judge(stream, opened, log_index, message.stream_seq)
+                self._count(log_index, message)
         self.log.next_index = archive.manifest.next_log
         self.positions = {stream: archive.manifest.resume(stream) for stream in ORDER}
         self.archived = archive.manifest.rows
+        self.archived_totals = totals.copied(self.totals)
+
+    def _count(self, log_index: int, message: Stored) -> None:
+        total = self.totals[message.stream]
+        total.add(log_index, message.stream_seq, message.stored, message.subject, message.payload)
+
+    def dump(self) -> bytes:
+        """The log's state and the totals as they are now, for `Archive.save_state`."""
+        return totals.dump(self.log.dump(), self.totals)
 
     def _archived(self, stream: str, from_log: int) -> Iterator[tuple[int, Stored]]:
         columns = ["log_index", "stream_seq", "subject", "payload", "received"]
@@ -101,6 +125,7 @@ class Projector:
         )
         self.log.next_index = log_index + 1
         self.positions[message.stream] = message.stream_seq
+        self._count(log_index, message)
         return judged
 
     @property
@@ -116,15 +141,16 @@ class Projector:
         """
         return self.write(self.cut())
 
-    def cut(self) -> dict[str, Rows]:
+    def cut(self) -> Cut:
         """Take out what was gathered, to be given to `write` (in another thread if need be), in this order."""
-        cut, self._rows = self._rows, {}
+        cut, self._rows = Cut(self._rows, totals.copied(self.totals)), {}
         return cut
 
-    def write(self, cut: dict[str, Rows]) -> Entry | None:
+    def write(self, cut: Cut) -> Entry | None:
         """Archive what `cut` took out."""
-        if not cut:
+        if not cut.rows:
             return None
-        entry = self.archive.append((stream, rows.table()) for stream, rows in cut.items())
-        self.archived += sum(rows.rows for rows in cut.values())
+        entry = self.archive.append((stream, rows.table()) for stream, rows in cut.rows.items())
+        self.archived += sum(rows.rows for rows in cut.rows.values())
+        self.archived_totals = cut.totals
         return entry

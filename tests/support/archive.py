@@ -22,6 +22,7 @@ from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement
 from tallystick.record.manifest import GENESIS, MANIFEST, Entry, Manifest, Segment, encode_entry, line_hash
 from tallystick.record.place import Place, load_verifiers
+from tallystick.record.totals import stated
 from tallystick.record.verify import Problem, Report, verify
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential
@@ -270,11 +271,12 @@ class Vault:
 
     def checkpoint(self, streams: Streams, session: Session) -> None:
         """Let audit seal what the manifest says now, and archive that."""
-        manifest = self.manifest
+        manifest, projector = self.manifest, self.open()
+        projector.archive.close()
         event = streams.new(
             Checkpoint, entries=len(manifest.hashes), head=bytes.fromhex(manifest.head), rows=manifest.rows
         )
-        session.say(("audit.checkpoint", [event]))
+        session.say(("audit.checkpoint", [event, *stated(projector.archived_totals, streams.new)]))
         self.project(streams.stored)
 
     @property

@@ -201,6 +201,11 @@ def samples() -> list[tuple[str, str, Event]]:
             security.Checkpoint(**base("checkpoint"), entries=3, head=seed("head"), rows=900),
         ),
         (
+            "audit",
+            "audit.checkpoint",
+            security.StreamTotal(**base("total"), stream="ORDERS", messages=200, last_seq=204, digest=seed("total")),
+        ),
+        (
             "witness-one",
             "audit.cosignature.one",
             security.Cosignature(**base("cosignature"), entries=3, head=seed("head"), note="a note\n"),

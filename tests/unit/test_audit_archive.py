@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pyarrow.parquet as pq
 import pytest
 
@@ -74,7 +75,7 @@ def test_the_saved_state_gives_the_same_log_as_reading_everything_again(vault: V
     half = len(messages) // 2
     vault.project(messages[:half])
     projector = vault.open()
-    projector.archive.save_state(projector.log.dump())
+    projector.archive.save_state(projector.dump())
     projector.archive.close()
     vault.project(messages[half:])
     quick = vault.open()
@@ -82,7 +83,20 @@ def test_the_saved_state_gives_the_same_log_as_reading_everything_again(vault: V
     (vault.path / "state").unlink()
     slow = vault.open()
     slow.archive.close()
-    assert quick.log.dump() == slow.log.dump()
+    assert quick.dump() == slow.dump()
+
+
+@pytest.mark.parametrize(
+    "state", [b"\xff", msgspec.msgpack.encode([b"", {}]), Log().dump()], ids=["no", "empty", "old"]
+)
+def test_a_state_that_is_none_is_made_again_from_the_rows(vault: Vault, story: Story, state: bytes) -> None:
+    vault.project(story.streams.stored)
+    slow = vault.open()
+    slow.archive.save_state(state)
+    slow.archive.close()
+    again = vault.open()
+    again.archive.close()
+    assert again.dump() == slow.dump()
 
 
 def test_a_state_of_another_archive_is_not_used(vault: Vault, story: Story, tmp_path: Path) -> None:
@@ -90,7 +104,7 @@ def test_a_state_of_another_archive_is_not_used(vault: Vault, story: Story, tmp_
     other = Vault(tmp_path / "other")
     other.project(story.streams.stored, flush=3)
     projector = other.open()
-    projector.archive.save_state(projector.log.dump())
+    projector.archive.save_state(projector.dump())
     projector.archive.close()
     (vault.path / "state").write_bytes((other.path / "state").read_bytes())
     archive = Archive(vault.path)
