@@ -1,4 +1,4 @@
-"""Which events may stand on which subject, how old they may be on receipt, and their strict codec.
+"""Which events may stand on which subject, how many and how old they may be on receipt, and their strict codec.
 
 `decode_events` accepts only the canonical encoding: what does not re-encode to the same bytes is
 refused, so one event has one byte string and one hash.
@@ -65,12 +65,36 @@ MAX_AGE_NS: Final[dict[str, int]] = {
     "guard": 60 * SECOND,
     "dead": 60 * SECOND,
 }
-if not KINDS.keys() == EVENTS.keys() == MAX_AGE_NS.keys():  # a kind without events cannot be read safely
-    raise RuntimeError("KINDS, EVENTS and MAX_AGE_NS must name the same kinds of subject")
 
-# One message stays well below NATS's max_payload (1 MiB) with its seal and headers.
-MAX_EVENTS_BYTES: Final = 524_288
-MAX_EVENTS: Final = 4096
+# The most events and bytes of events in one message.  Market data comes in bursts, and the session list is stated
+# whole; everything else is small, and where a stranger's code publishes, smallest: a reader decodes it before it
+# knows what it is, and whoever decides on intents answers each.
+MAX_SIZE: Final[dict[str, tuple[int, int]]] = {
+    "md.trade": (4_096, 524_288),
+    "md.quote": (4_096, 524_288),
+    "ref.market": (64, 32_768),
+    "signal": (512, 32_768),
+    "order.intent": (64, 32_768),
+    "order.decision": (256, 65_536),
+    "order.event": (256, 65_536),
+    "fill": (256, 65_536),
+    "position": (256, 65_536),
+    "balance": (256, 65_536),
+    "cred": (4_096, 524_288),
+    "control.breaker": (64, 262_144),
+    "control.arm": (64, 131_072),
+    "control.config": (64, 131_072),
+    "alert": (256, 65_536),
+    "audit.checkpoint": (64, 65_536),
+    "audit.cosignature": (64, 65_536),
+    "guard": (64, 32_768),
+    "dead": (64, 32_768),
+}
+if not KINDS.keys() == EVENTS.keys() == MAX_AGE_NS.keys() == MAX_SIZE.keys():  # else a kind cannot be read safely
+    raise RuntimeError("KINDS, EVENTS, MAX_AGE_NS and MAX_SIZE must name the same kinds of subject")
+# The widest of them; with seal and headers well below NATS's max_payload (1 MiB).
+MAX_EVENTS: Final = max(count for count, _ in MAX_SIZE.values())
+MAX_EVENTS_BYTES: Final = max(size for _, size in MAX_SIZE.values())
 
 _encoder = msgspec.msgpack.Encoder(decimal_format="string")
 
@@ -88,11 +112,9 @@ def encode_events(kind: str, events: Sequence[Event]) -> bytes:
         if type(event) not in allowed:
             raise Malformed("EVENT_TYPE", f"{type(event).__name__} may not stand on {kind}")
     data = _encoder.encode(events)
-    if len(events) > MAX_EVENTS or len(data) > MAX_EVENTS_BYTES:
-        raise Malformed(
-            "EVENTS_SIZE",
-            f"{len(events)} events of {len(data)} bytes; limits {MAX_EVENTS} and {MAX_EVENTS_BYTES}",
-        )
+    count, size = MAX_SIZE[kind]
+    if len(events) > count or len(data) > size:
+        raise Malformed("EVENTS_SIZE", f"{kind}: {len(events)} events of {len(data)} bytes; limits {count} and {size}")
     return data
 
 
@@ -120,16 +142,17 @@ def encode_event(event: Event) -> bytes:
 
 def decode_events(kind: str, data: bytes) -> list[Event]:
     """The events of a message of `kind`.  Raises `Malformed` for anything not canonical or out of place."""
-    if len(data) > MAX_EVENTS_BYTES:
-        raise Malformed("EVENTS_SIZE", f"{len(data)} bytes, limit {MAX_EVENTS_BYTES}")
+    count, size = MAX_SIZE[kind]
+    if len(data) > size:
+        raise Malformed("EVENTS_SIZE", f"{kind}: {len(data)} bytes, limit {size}")
     try:
         events = _decoder(kind).decode(data)
     except (Malformed, *NOT_DECODED) as exc:
         raise Malformed("EVENTS", f"{kind}: {exc}") from exc
     except RecursionError as exc:
         raise Malformed("EVENTS", f"{kind}: nested too deeply") from exc
-    if len(events) > MAX_EVENTS:
-        raise Malformed("EVENTS_SIZE", f"{len(events)} events, limit {MAX_EVENTS}")
+    if len(events) > count:
+        raise Malformed("EVENTS_SIZE", f"{kind}: {len(events)} events, limit {count}")
     if _encoder.encode(events) != data:
         raise Malformed("EVENTS_CANONICAL", f"{kind}: does not re-encode to the same bytes")
     return events

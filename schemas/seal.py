@@ -61,8 +61,8 @@ GENESIS: Final = bytes(HASH_BYTES)
 FLAG_CLOSE: Final = 1
 # 2^12 messages keep every path below 13 hashes and one signature check below its share of a flush.
 MAX_FLUSH: Final = 4096
-# Below NATS's max_payload of 1 MiB with room for the header.
-MAX_PAYLOAD: Final = 1_000_000
+# What a payload holds besides its events: a credential and a statement at their limits, a signature, a path.
+SEAL_BYTES: Final = 4_096
 MAX_STATEMENT: Final = 1024
 # seq and time fit 64 signed bits, as the archive holds them.
 MAX_INT: Final = 2**63 - 1
@@ -122,6 +122,11 @@ class Verified(msgspec.Struct, frozen=True):
 
 _statement_decoder = msgspec.msgpack.Decoder(Statement)
 _payload_decoder = msgspec.msgpack.Decoder(Payload)
+
+
+def max_payload(kind: str) -> int:
+    """The most bytes of a sealed message on a subject of `kind`: its events and its seal."""
+    return registry.MAX_SIZE[kind][1] + SEAL_BYTES
 
 
 def message_leaf(subject: str, events: bytes) -> bytes:
@@ -234,8 +239,9 @@ class ChainWriter:
             for index, (subject, events) in enumerate(messages)
         ]
         for subject, payload in sealed:
-            if len(payload) > MAX_PAYLOAD:
-                raise Malformed("PAYLOAD_SIZE", f"{len(payload)} bytes on {subject}, limit {MAX_PAYLOAD}")
+            limit = max_payload(parse_subject(subject).kind)
+            if len(payload) > limit:
+                raise Malformed("PAYLOAD_SIZE", f"{len(payload)} bytes on {subject}, limit {limit}")
         self.seq += 1
         self.prev = statement_digest(statement)
         self.closed = close
@@ -300,8 +306,9 @@ class Verifier:
         subject = parse_subject(subject_text)
         if subject.stream != stream:
             raise Unverified("STREAM", f"{subject_text} does not belong to {stream}")
-        if len(raw) > MAX_PAYLOAD:
-            raise Malformed("PAYLOAD_SIZE", f"{len(raw)} bytes, limit {MAX_PAYLOAD}")
+        limit = max_payload(subject.kind)
+        if len(raw) > limit:
+            raise Malformed("PAYLOAD_SIZE", f"{len(raw)} bytes on {subject.kind}, limit {limit}")
         try:
             payload = _payload_decoder.decode(raw)
         except NOT_DECODED as exc:

@@ -4,7 +4,8 @@ What is learned before the first decision, and after it:
 
 - `order.*`, `fill.*` and `position.*` are applied from the beginning of their stream: what is open, what
   is held, which intents were decided.  Nothing is decided before `caught_up`.
-- An intent of history that has no decision is denied then (STALE_INTENT); one that has is done.
+- An intent of history that has no decision is denied then (STALE_INTENT, see `intake`); one that has is done.
+- Markets are kept of the operator's instruments alone, whatever a feed names.
 - Sessions, breakers and leases follow the rules of custody (`SessionView`, heartbeat, lease): what is
   not known, or known too long ago, denies.
 
@@ -34,6 +35,7 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from tallystick import venues
+from tallystick.components.gateway.intake import Left
 from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
 from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.controls import check, check_caller, unknown_instrument
@@ -104,7 +106,7 @@ class Gateway:
         self._breakers = BreakerView()
         self._throttles: dict[str, Throttle] = {}
         self._seen: OrderedDict[bytes, int] = OrderedDict()
-        self._pending: dict[bytes, tuple[Verified, Intent | CancelIntent]] = {}
+        self._left = Left()
 
     # --- what is learned -----------------------------------------------------------------------------
 
@@ -119,9 +121,11 @@ class Gateway:
             return
         for event in verified.events:
             if isinstance(event, Trade):
-                self.markets.on_trade(subject, event, verified.statement.time)
+                if (subject.venue, subject.symbol) in self._instruments:
+                    self.markets.on_trade(subject, event, verified.statement.time)
             elif isinstance(event, FeedStatus):
-                self.markets.on_feed(subject, event)
+                if (subject.venue, event.symbol) in self._instruments:
+                    self.markets.on_feed(subject, event)
             elif isinstance(event, Arm):
                 self._leases.learn(subject.component, event.note, now)
             elif isinstance(event, Decision):
@@ -136,7 +140,7 @@ class Gateway:
     def on_decision(self, subject: Subject, decision: Decision) -> None:
         """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
         for cause in decision.causes:
-            self._pending.pop(cause, None)
+            self._left.answered(subject.strategy, cause)
             self._seen.setdefault(cause, decision.ts)
         self._forget(decision.ts)
         if decision.permit is not None:
@@ -146,20 +150,36 @@ class Gateway:
 
     def caught_up(self, now: int) -> list[tuple[Subject, Decision]]:
         """History is applied: from here on intents are decided.  Returns the denials of those left behind."""
-        left = list(self._pending.values())
-        self._pending.clear()
         self.exposure.expire(now)
-        # Denied while `ready` is still false: whatever its age, an intent of history is not decided again.
-        answers = [(v.subject, self._decide(v, intent, now)) for v, intent in left]
+        # Whatever its age, an intent of history is not decided again.
+        why = "sent before the gateway had applied the history, limit=after it"
         self.ready = True
-        return answers
+        return [
+            (subject, self.refuse(subject, leaf, ids, "STALE_INTENT", why, now))
+            for subject, leaf, ids in self._left.take()
+        ]
+
+    def refuse(self, subject: Subject, leaf: bytes, ids: list[bytes], code: str, text: str, now: int) -> Decision:
+        """One denial of several intents of the message with this leaf hash; none of them is looked at."""
+        for intent_id in ids:
+            self._seen.setdefault(intent_id, now)
+        return self._new(
+            causes=tuple(ids),
+            verdict="deny",
+            intent_id=ids[0],
+            intent_hash=leaf,
+            denials=(Denial(code=code, text=text),),
+            policy_hash=self._policy.digest,
+            policies=(),
+            permit=None,
+        )
 
     def on_intent(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision | None:
         """The decision on one event of an `order.intent` message; None while history is being applied."""
         if not self.ready:
             # Crash point: a decision may have been stored, or not, before the process ended; the stream says.
             if intent.id not in self._seen:
-                self._pending[intent.id] = (verified, intent)
+                self._left.add(verified.subject, verified.leaf, intent.id)
             return None
         return self._decide(verified, intent, now)
 

@@ -3,7 +3,7 @@
 - ORDERS is read from its beginning; the core decides nothing before all of it, and the tails of MARKET
   and SECURITY, were applied (`ready`).
 - Every intent that verifies gets a decision, also one of an unlisted session: that is a denial on record
-  and a notice on `guard.gateway`.
+  and a notice on `guard.gateway`.  What a strategy sends beyond all measure is denied together (`intake`).
 - Who may act now, `admit` says.  The order's way is followed on the word of sessions that are unproven or past (what
   was filled stays filled); prices, and the breaker's word, count from listed ones alone, else nothing is permitted.
 - Nobody waits for the acknowledgement of a decision: who reads it reads what is stored.  A decision that
@@ -18,14 +18,16 @@ from collections import OrderedDict
 from typing import Final
 
 from tallystick.components.gateway.decide import Gateway
+from tallystick.components.gateway.intake import Intake
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.orders import CancelIntent, Decision, Intent
+from tallystick.schemas.orders import Decision
 from tallystick.schemas.standing import LISTED
-from tallystick.schemas.subjects import Subject
+from tallystick.schemas.subjects import ORDERS, Subject
 
 # Newest messages of market data read at start: enough to know the last trade of each instrument; what
 # is not among them denies until its next trade.
@@ -37,6 +39,10 @@ SECURITY_TAIL: Final = 20_000
 MAX_UNLISTED: Final = 1024
 # Intents of one message decided before everything else gets its turn: a few milliseconds.
 TURN: Final = 16
+# Intents that the broker stored longer ago than this are not read at the start, rubbish or not: they could only be
+# denied, and whoever sent them has long given up.
+INTENTS_S: Final = 600
+FLOOD_NS: Final = 60 * SECOND
 INTENT: Final = "order.intent."
 DECISION: Final = "order.decision."
 
@@ -46,6 +52,7 @@ class GatewayProcess(Service):
 
     def __init__(self) -> None:
         self._noticed: OrderedDict[bytes, None] = OrderedDict()
+        self._flooding: dict[str, int] = {}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Load the policy and subscribe.  Raises `ConfigError` for a policy or limits that are not right."""
@@ -54,15 +61,17 @@ class GatewayProcess(Service):
         limits = LimitBook.parse(deployment.config.limits)
         self._ctx = ctx
         self.gateway = Gateway(ctx.trust, policy, limits, ctx.sessions, functools.partial(ctx.new, Decision))
+        self.intake = Intake(self.gateway, limits)
         ctx.log.info("policy", digest=policy.digest.hex(), folder=str(deployment.policy))
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, MARKET_TAIL)
         ctx.subscribe(("control.breaker.>", "control.arm.>"), self._on_control, SECURITY_TAIL)
         ctx.subscribe(("order.decision.>", "order.event.>", "fill.>", "position.>"), self._on_orders, "all")
-        ctx.subscribe("order.intent.>", self._on_intent, "all")
+        ctx.subscribe("order.intent.>", self._on_intent, "all", newest_s=INTENTS_S)
 
     async def ready(self) -> None:
         """History is applied: deny what it left undecided, and decide from here on."""
         for where, decision in self.gateway.caught_up(self._ctx.clock()):
+            await self._ctx.room(ORDERS)
             self._publish(where, decision)
 
     async def _on_market(self, received: Received) -> None:
@@ -89,17 +98,15 @@ class GatewayProcess(Service):
                 await self._ctx.admit(received)
             except Unverified:
                 pass  # no reason to drop it: the decision on each intent below says so, by the list as it is then
-        for number, event in enumerate(received.events, start=1):
+        for number, decision in enumerate(self.intake.decide(received.verified, self._ctx.clock()), start=1):
+            # Crash point: decided but not stored.  The restarted gateway finds the intent without
+            # a decision and denies it; a permit that nobody read reserves nothing there.
+            self._publish(received.subject, decision)
+            self._report(received, decision)
             if number % TURN == 0:
-                # A message holds thousands: heartbeats and lists are heard between them.
+                # A message holds dozens: heartbeats and lists are heard between them.
                 await asyncio.sleep(0)
-            if isinstance(event, Intent | CancelIntent):
-                decision = self.gateway.on_intent(received.verified, event, self._ctx.clock())
-                if decision is not None:
-                    # Crash point: decided but not stored.  The restarted gateway finds the intent without
-                    # a decision and denies it; a permit that nobody read reserves nothing there.
-                    self._publish(received.subject, decision)
-                    self._report(received, decision)
+        await self._ctx.room(ORDERS)
 
     def _publish(self, intent: Subject, decision: Decision) -> None:
         self._ctx.metrics.add(f"verdict_{decision.verdict}")
@@ -107,6 +114,8 @@ class GatewayProcess(Service):
 
     def _report(self, received: Received, decision: Decision) -> None:
         credential = received.credential
+        if any(d.code == "INTAKE_RATE" for d in decision.denials):
+            self._on_flood(received.subject.strategy, decision.denials[0].text)
         if not any(d.code == "SESSION_UNLISTED" for d in decision.denials) or credential.digest in self._noticed:
             return
         self._noticed[credential.digest] = None
@@ -117,6 +126,13 @@ class GatewayProcess(Service):
             f"an intent of {credential.component}/{credential.boot.hex()[:8]}, whose session is on no list",
             credential.digest,
         )
+
+    def _on_flood(self, strategy: str, text: str) -> None:
+        """Told once a minute of each strategy; its own denials say the rest."""
+        now = self._ctx.clock()
+        if abs(now - self._flooding.get(strategy, now - FLOOD_NS)) >= FLOOD_NS:
+            self._flooding[strategy] = now
+            self._ctx.notice("INTAKE_RATE", f"strategy-{strategy}: {text}")
 
 
 SERVICE = GatewayProcess

@@ -132,7 +132,9 @@ class Host:
             self._positions[where.symbol] = event.qty
         elif isinstance(event, Decision):
             if event.verdict == "deny":
-                self._open.pop(event.intent_id, None)
+                # Where the gateway denied several intents at once, its causes name them all.
+                for denied in (event.intent_id, *event.causes):
+                    self._open.pop(denied, None)
             elif event.verdict == "permit":
                 self._remember(event.intent_id, where.symbol)
                 if self.halted:

@@ -8,7 +8,7 @@
   whoever forged it, and as what is published is imported by a pattern, no answer becomes a publish there: a reply
   subject that is imported literally would store what the broker answers, other people's messages included.
 - A component's users are signed by its role key, whose scope is literal (no `{{…}}` templates): publish their own
-  subjects and what reading needs, subscribe to `_INBOX_<component>.>`, nothing else.
+  subjects and what reading needs, subscribe to `_INBOX_<component>.>`, nothing else; no message longer than its kinds.
 - A component with state has a JetStream of its own, bounded, for one stream and one bucket that an
   administrator creates; CORE's services have the local prefix `core.JS.API` there.  The administrator's key
   is a scoped signing key in that account as well.
@@ -180,8 +180,11 @@ class Accounts:
                 imports.append(
                     self._import(keys.account, f"{_STATE}.{stream}", component.state_subject(stream), validity)
                 )
-        signing: list[object] = [_scope(keys.role, name, publishes=allowed(component), inbox=component.inbox)]
-        limits = {**_limits(), "imports": len(imports)}
+        payload = MAX_PAYLOAD if component.state_bytes else component.payload
+        signing: list[object] = [
+            _scope(keys.role, name, publishes=allowed(component), inbox=component.inbox, payload=payload)
+        ]
+        limits = {**_limits(), "imports": len(imports), "payload": payload}
         if component.state_bytes:
             limits |= _jetstream(memory=0, disk=component.state_bytes, streams=2)
             streams = (STATE_STREAM, f"KV_{LEASE_BUCKET}")
@@ -280,7 +283,9 @@ def _export(name: str, subject: str, response: str = "Singleton") -> dict[str, o
     return {"name": name, "subject": subject, "type": "service", "token_req": True, "response_type": response}
 
 
-def _scope(key: bytes, role: str, *, publishes: Sequence[str], inbox: str) -> dict[str, object]:
+def _scope(
+    key: bytes, role: str, *, publishes: Sequence[str], inbox: str, payload: int = MAX_PAYLOAD
+) -> dict[str, object]:
     pub: dict[str, object] = {"allow": list(publishes)} if publishes else {"deny": [">"]}
     sub: dict[str, object] = {"allow": [f"{inbox}.>"]} if inbox else {"deny": [">"]}
     return {
@@ -292,7 +297,7 @@ def _scope(key: bytes, role: str, *, publishes: Sequence[str], inbox: str) -> di
             "sub": sub,
             "subs": MAX_SUBSCRIPTIONS,
             "data": -1,
-            "payload": MAX_PAYLOAD,
+            "payload": payload,
             "allowed_connection_types": _STANDARD,
         },
     }

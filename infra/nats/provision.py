@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tallystick.infra.nats.server import MAX_PAYLOAD
-from tallystick.infra.nats.topology import LEASE_BUCKET, STATE_STREAM, Bus, stream_subjects
+from tallystick.infra.nats.topology import LEASE_BUCKET, STATE_STREAM, Bus, stream_payload, stream_subjects
 from tallystick.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def stream_config(bus: Bus, stream: str) -> dict[str, Any]:
         "max_bytes": spec.max_bytes or -1,
         "max_age": spec.max_age_s * NS,
         "max_msgs_per_subject": spec.max_per_subject or -1,
-        "max_msg_size": MAX_PAYLOAD,
+        "max_msg_size": stream_payload(stream),
         "duplicate_window": spec.duplicate_window_s * NS,
         "deny_delete": spec.locked,
         "deny_purge": spec.locked,

@@ -36,6 +36,10 @@ from tallystick.infra.nats import child
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 MAX_PAYLOAD: Final = 1_048_576
+# What waits to be written in one stream.  Beyond it the broker refuses, and who was refused sends again: whoever floods
+# a stream delays what others write there by what lies here, not by all that it sent (10,000 messages by default).
+MAX_BUFFERED: Final = 1_024
+MAX_BUFFERED_BYTES: Final = 8_388_608
 START_TIMEOUT_S: Final = 20.0
 STORE_KEY_BYTES: Final = 32
 _CONFIG_FD: Final = child.FIRST_FD
@@ -119,6 +123,8 @@ resolver_preload {{
 jetstream {{
   store_dir: {_quoted(config.jetstream_dir)}
   max_memory_store: 67108864
+  max_buffered_msgs: {MAX_BUFFERED}
+  max_buffered_size: {MAX_BUFFERED_BYTES}
   sync_interval: always
   cipher: chachapoly
   key: "{config.store_key.hex()}"

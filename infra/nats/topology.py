@@ -14,7 +14,6 @@ through operator-signed account tokens, and at verifiers through the operator-si
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Final, Literal
 import msgspec
 
 from tallystick.schemas.errors import ConfigError, Malformed
+from tallystick.schemas.seal import max_payload
 from tallystick.schemas.subjects import KINDS, STREAMS, Kind, check_name, overlaps
 
 DEFAULT_PATH: Final = Path(__file__).with_name("topology.toml")
@@ -35,6 +35,11 @@ LEASE_BUCKET: Final = "leases"
 # A deployment whose id begins so is a replay zone: recorded events are played there, and nothing in it can trade.
 REPLAY_PREFIX: Final = "replay-"
 REPLAY: Final = "replay"
+
+# Bursts of so many seconds' worth are no flood: a strategy that cancels everything, a reader that starts.
+QUOTA_BURST_S: Final = 8
+# `Nats-Msg-Id` with its value, and what a client may add to it.
+HEADER_BYTES: Final = 512
 
 Zone = Literal["control", "core", "edge", "user", "vault", "evidence", "venue"]
 
@@ -65,6 +70,16 @@ class _Every(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reads: tuple[str, ...] = ()
 
 
+class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a component may send to the broker, a second: `messages` of any kind, and their `bytes`.
+
+    In bursts `QUOTA_BURST_S` times that.  Whoever sends more is cut off, revoked and tripped by the authority.
+    """
+
+    messages: int
+    bytes: int
+
+
 class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One component as the file states it; `lifetime_s` is that of its credentials (R11).
 
@@ -80,6 +95,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     each: Literal["strategy", "observer", ""] = ""
     state_bytes: int = 0
     whole: bool = False
+    quota: Quota | None = None
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,6 +133,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = ""
     state_bytes: int = 0
     whole: bool = False
+    quota: Quota | None = None
 
     @property
     def inbox(self) -> str:
@@ -127,6 +144,11 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     def api(self) -> str:
         """The prefix of CORE's JetStream API as this component sees it."""
         return LOCAL_API if self.state_bytes else CORE_API
+
+    @property
+    def payload(self) -> int:
+        """The most bytes, headers included, of any message that it may publish: what the broker takes from it."""
+        return max(max_payload(publish_kind(pattern, self.name).name) for pattern in self.publishes) + HEADER_BYTES
 
     def next_subject(self, stream: str) -> str:
         """Where it asks for the next messages of `stream`."""
@@ -199,7 +221,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
         where = f"{self.source}: components.{template}"
         publishes = tuple(filled((*spec.publishes, *self.every_publishes)))
         for pattern in publishes:
-            _publish_kind(pattern, f"{where}.publishes")
+            publish_kind(pattern, f"{where}.publishes")
         reads: dict[str, list[str]] = {}
         wanted = (p for s in self.streams for p in stream_subjects(s)) if spec.whole else self.every_reads
         for pattern in filled((*spec.reads, *wanted)):
@@ -224,12 +246,18 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             strategy=strategy if spec.each == "strategy" else "",
             state_bytes=spec.state_bytes,
             whole=spec.whole,
+            quota=spec.quota,
         )
 
 
 def stream_subjects(stream: str) -> tuple[str, ...]:
     """The subjects that `stream` stores: everything under the first tokens of its kinds."""
     return tuple(dict.fromkeys(f"{kind.name.split('.')[0]}.>" for kind in KINDS.values() if kind.stream == stream))
+
+
+def stream_payload(stream: str) -> int:
+    """The most bytes of one message in `stream`, its headers included: the widest of its kinds."""
+    return max(max_payload(kind.name) for kind in KINDS.values() if kind.stream == stream) + HEADER_BYTES
 
 
 def deployed(deployment: str, strategies: Sequence[str], observers: Sequence[str]) -> Bus:
@@ -287,6 +315,8 @@ def parse(text: str, source: str) -> Topology:
             raise ConfigError(
                 "TOPOLOGY_LIFETIME", f"{source}: components.{name}.lifetime_s is {spec.lifetime_s}, not 1 to 900"
             )
+        if spec.quota is not None and min(spec.quota.messages, spec.quota.bytes) <= 0:
+            raise ConfigError("TOPOLOGY_QUOTA", f"{source}: components.{name}.quota must be above zero")
     topology = Topology(
         source=source,
         streams=file.streams,
@@ -318,7 +348,7 @@ def _name(name: str, where: str) -> None:
         raise ConfigError("TOPOLOGY_NAME", f"{where}: {exc.text}") from exc
 
 
-def _publish_kind(pattern: str, where: str) -> Kind:
+def publish_kind(pattern: str, where: str) -> Kind:
     """The one kind that a publish pattern is of; its fields are names or `*`."""
     for kind in KINDS.values():
         head = f"{kind.name}." if kind.fields else kind.name
@@ -372,7 +402,7 @@ def _edges(bus: Bus) -> Iterator[tuple[str, str, str]]:
             for reader in bus.components.values():
                 for filters in reader.reads.values():
                     if any(overlaps(pattern, read) for read in filters):
-                        yield publisher.template, _publish_kind(pattern, "").name, reader.template
+                        yield publisher.template, publish_kind(pattern, "").name, reader.template
 
 
 def _check_loops(bus: Bus, feedback: tuple[Feedback, ...], source: str) -> None:
@@ -408,106 +438,3 @@ def _visit(node: str, forward: Mapping[str, Mapping[str, str]], path: list[str],
         _visit(reader, forward, path, done, source)
     path.pop()
     done.add(node)
-
-
-def render_docs(topology: Topology) -> str:
-    """docs/topology.md: the picture and the tables, with one strategy and one observer called NAME standing for all."""
-    bus = topology.expand(("name",), ("name",))
-    lines = [
-        "# Topology",
-        "",
-        "Generated from `infra/nats/topology.toml` by `tallystick topology render`; do not edit.",
-        "",
-        "Every component has an account of its own on the broker and may do exactly what stands here. JetStream lives in "
-        "account CORE, which no component can log in to. Besides what is drawn, every component publishes "
-        + ", ".join(f"`{p.replace('{component}', 'COMPONENT')}`" for p in topology.every_publishes)
-        + " and reads "
-        + ", ".join(f"`{p}`" for p in topology.every_reads)
-        + "; `audit` reads everything.",
-        "",
-        "```mermaid",
-        "flowchart LR",
-    ]
-    lines += [f'    {_id(c.name)}["{_shown(c.name)}"]' for c in bus.components.values()]
-    drawn: dict[tuple[str, str], list[str]] = {}
-    for component in bus.components.values():
-        own = component.publishes[: len(component.publishes) - len(topology.every_publishes)]
-        for pattern in own:
-            kind = _publish_kind(pattern, "").name
-            for reader in bus.components.values():
-                heard = any(overlaps(pattern, read) for filters in reader.reads.values() for read in filters)
-                if heard and reader.name not in ("audit", component.name) and kind != "cred":
-                    drawn.setdefault((component.name, reader.name), []).append(kind)
-    looped = {(entry.reader, kind) for entry in topology.feedback for kind in entry.kinds}
-    for (source, target), kinds in drawn.items():
-        template = bus.components[target].template
-        for arrow, chosen in (
-            ("-->", [k for k in kinds if (template, k) not in looped]),
-            ("-.->", [k for k in kinds if (template, k) in looped]),
-        ):
-            if chosen:
-                lines.append(f'    {_id(source)} {arrow}|"{", ".join(chosen)}"| {_id(target)}')
-    lines += [
-        "```",
-        "",
-        "Dotted arrows are feedback.",
-        "",
-        "## Components",
-        "",
-        "| component | does | zone | credential | publishes | reads |",
-        "|---|---|---|---|---|---|",
-    ]
-    for c in bus.components.values():
-        reads = "; ".join(
-            f"{stream}: {', '.join(f'`{_shown(r)}`' for r in filters)}" for stream, filters in c.reads.items()
-        )
-        if c.whole:
-            reads = "every stream whole, whatever subject it holds, and how far it goes"
-        publishes = ", ".join(f"`{_shown(p)}`" for p in c.publishes)
-        lines.append(f"| `{_shown(c.name)}` | {c.does} | {c.zone} | {c.lifetime_s} s | {publishes} | {reads} |")
-    lines += [
-        "",
-        "## Streams",
-        "",
-        "| stream | holds | subjects | durability | bounds |",
-        "|---|---|---|---|---|",
-    ]
-    for name, s in topology.streams.items():
-        bounds = [
-            f"{s.max_bytes:,} bytes" if s.max_bytes else "",
-            f"{s.max_age_s:,} s" if s.max_age_s else "",
-            f"{s.max_per_subject:,} messages a subject" if s.max_per_subject else "",
-        ]
-        durability = "fsync on every write" if s.durability == "fsync" else "asynchronous"
-        if s.locked:
-            durability += ", no delete, no purge"
-        subjects = ", ".join(f"`{p}`" for p in stream_subjects(name))
-        lines.append(
-            f"| {name} | {s.holds} | {subjects} | {durability} | {', '.join(filter(None, bounds)) or 'none'} |"
-        )
-    lines += ["", "## Feedback", "", "| reader | hears again | why |", "|---|---|---|"]
-    lines += [f"| `{f.reader}` | {', '.join(f'`{k}`' for k in f.kinds)} | {f.why} |" for f in topology.feedback]
-    return "\n".join(lines) + "\n"
-
-
-def _id(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _shown(text: str) -> str:
-    return text.replace("strategy-name", "strategy-NAME").replace(".name.", ".NAME.")
-
-
-def check_docs(topology: Topology, docs: Path) -> None:
-    """Raise `ConfigError` unless the file `docs` is what `render_docs` gives."""
-    want = render_docs(topology)
-    try:
-        have = docs.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("TOPOLOGY_DOCS", f"{docs} cannot be read ({exc}): run `tallystick topology render`") from exc
-    if have != want:
-        changes = difflib.unified_diff(have.splitlines(), want.splitlines(), "committed", "generated", lineterm="", n=0)
-        first = "\n".join(list(changes)[:6])
-        raise ConfigError(
-            "TOPOLOGY_DOCS", f"{docs} is not what is generated: run `tallystick topology render`\n{first}"
-        )

@@ -15,11 +15,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from tallystick.runtime.bus.admission import Admission
+from tallystick.runtime.bus.dead import DeadLetters
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
@@ -27,12 +27,13 @@ from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, StreamReader
 from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
 from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Ahead, ConfigError, Stale, TallystickError, Unverified
 from tallystick.schemas.event import At, Event
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.seal import ReaderChains, Verified, Verifier, require_live
-from tallystick.schemas.security import MAX_DEAD_PAYLOAD, DeadLetter, Head, Heartbeat, Notice
+from tallystick.schemas.security import Head, Heartbeat, Notice
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import Standing
 from tallystick.schemas.subjects import GUARD, SECURITY, Subject, matches, parse_subject, subject
@@ -46,8 +47,8 @@ HEARTBEAT_S: Final = 1.0
 SECURITY_TAIL: Final = 64
 # Chains of sessions that nobody announced: a thief of a role key mints as many boots as he likes.
 MAX_STRANGERS: Final = 1024
-# Dead letters under way; each holds up to `MAX_DEAD_PAYLOAD` bytes.
-MAX_DEAD: Final = 256
+# What a notice keeps of its evidence: a digest, a name, a short message.
+MAX_EVIDENCE: Final = 8_192
 # A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
 # was busy itself may miss the answer to one.
 ASK_S: Final = 0.25
@@ -111,9 +112,9 @@ class BusContext:
         self.tasks = Tasks(link.tasks)
         self._at_stop: list[Callable[[], Awaitable[None] | None]] = []
         self._closing = False
-        self._dying = 0
         self._guard = subject("guard", component=component)
-        self._dead = subject("dead", component=component)
+        dead = subject("dead", component=component)
+        self._letters = DeadLetters(lambda letter: self.publish(dead, letter), self.new, clock, metrics, log)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -152,39 +153,11 @@ class BusContext:
         """Tell security people what this component saw, on `guard.<component>`."""
         self.metrics.add("notices")
         self.log.warning("notice", code=code, text=text)
-        return self.publish(self._guard, self.new(Notice, code=code, text=text, evidence=evidence[:MAX_DEAD_PAYLOAD]))
+        return self.publish(self._guard, self.new(Notice, code=code, text=text, evidence=evidence[:MAX_EVIDENCE]))
 
     def dead_letter(self, delivery: Delivery, stream: str, error: TallystickError) -> asyncio.Future[int]:
-        """Put a message that cannot be processed on `dead.<component>`, with the reason and its bytes.
-
-        At most `MAX_DEAD` are under way; in a flood the others are counted only (`dead_letters_dropped`), so that
-        whoever sends rubbish fills neither our memory nor our log.
-        """
-        self.metrics.add("dead_letters")
-        if self._dying >= MAX_DEAD:
-            self.metrics.add("dead_letters_dropped")
-            dropped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            dropped.set_result(0)
-            return dropped
-        self.log.warning("dead letter", subject=delivery.subject[:255], stream=stream, code=error.code, text=error.text)
-        kept = delivery.payload if len(delivery.payload) <= MAX_DEAD_PAYLOAD else b""
-        letter = self.new(
-            DeadLetter,
-            subject=delivery.subject[:255],
-            stream=stream,
-            stream_seq=delivery.stream_seq,
-            code=error.code,
-            text=error.text[:1000],
-            digest=hashlib.sha256(delivery.payload).digest(),
-            payload=kept,
-        )
-        stored = self.publish(self._dead, letter)
-        self._dying += 1
-        stored.add_done_callback(self._buried)
-        return stored
-
-    def _buried(self, _: object) -> None:
-        self._dying -= 1
+        """Put a message that cannot be processed on `dead.<component>`, with the reason; see `dead`."""
+        return self._letters.send(delivery, stream, error)
 
     def _publisher(self, stream: str) -> ChainPublisher:
         publisher = self._publishers.get(stream)
@@ -206,14 +179,20 @@ class BusContext:
     # -- subscribing ----------------------------------------------------------------------------
 
     def subscribe(
-        self, patterns: str | Sequence[str], handler: Handler, start: Start = "new", after: int | None = None
+        self,
+        patterns: str | Sequence[str],
+        handler: Handler,
+        start: Start = "new",
+        after: int | None = None,
+        newest_s: int | None = None,
     ) -> None:
         """Call `handler` with every verified message that matches; takes effect when `start` of the component returns.
 
         `start`: "new" from now on; "all" from the beginning of the stream; a number: the newest so
         many messages of the stream's durable first.  `after`, in its place: everything beyond this stream
-        sequence, for those who keep their own position.  Raises `ConfigError` for a pattern that the topology
-        does not let this component read.
+        sequence, for those who keep their own position.  `newest_s`: of history, what the broker stored earlier than so
+        many seconds ago is passed over unread: for what old age alone makes worthless.  Raises `ConfigError` for a
+        pattern that the topology does not let this component read.
         """
         wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         for pattern in wanted:
@@ -223,7 +202,11 @@ class BusContext:
                     "READ_SCOPE", f"{self.component} reads nothing of {stream}: {pattern} (topology.toml)"
                 )
             entry = Subscription(
-                pattern=pattern, handler=handler, start=start if after is None else "all", after=after or 0
+                pattern=pattern,
+                handler=handler,
+                start=start if after is None else "all",
+                after=after or 0,
+                newest_ns=None if newest_s is None else newest_s * SECOND,
             )
             self._subscriptions.setdefault(stream, []).append(entry)
 
@@ -372,6 +355,8 @@ class BusContext:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.publish(self._guard, self.new(Heartbeat, heads=self.heads()))
+            if beyond := self._letters.report():
+                self.notice("DEAD_LETTERS_DROPPED", beyond)
 
     def heads(self) -> tuple[Head, ...]:
         """The newest acknowledged statement of each chain of this boot."""
@@ -408,9 +393,20 @@ class BusContext:
                     return
                 await asyncio.sleep(0.005)
             now = self.clock()
+            history = not caught_up.is_set()
+            wanted = [
+                entry
+                for entry in subscriptions
+                if matches(entry.pattern, delivery.subject) and entry.wants(delivery, history, now)
+            ]
+            if not wanted and history and stream != SECURITY and _known(subscriptions, delivery.subject):
+                # What nobody wants of history proves nothing: it is neither opened nor told of.
+                self.metrics.add("history_skipped")
+                self._applied[stream] = delivery.stream_seq
+                return
             try:
                 verified = self.verifier.open(delivery.subject, stream, delivery.payload)
-                live, refusal = caught_up.is_set(), None
+                live, refusal = not history, None
                 try:
                     # Before it can count as merely old: a thief dates his messages as he likes.
                     self.sessions.require_not_revoked(verified.credential)
@@ -439,11 +435,7 @@ class BusContext:
                     live=live,
                     refusal=refusal,
                 )
-                for entry in subscriptions:
-                    if not matches(entry.pattern, delivery.subject):
-                        continue
-                    if (entry.start == "new" and not caught_up.is_set()) or delivery.stream_seq <= entry.after:
-                        continue
+                for entry in wanted:
                     result = entry.handler(received)
                     if result is not None:
                         await result
@@ -454,3 +446,8 @@ class BusContext:
             self._applied[stream] = delivery.stream_seq
 
         return handle
+
+
+def _known(subscriptions: Sequence[Subscription], text: str) -> bool:
+    """Whether anybody subscribed to this subject at all: what nobody did is looked at, and refused by its rules."""
+    return any(matches(entry.pattern, text) for entry in subscriptions)

@@ -33,14 +33,15 @@ from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.event import Event
-from tallystick.schemas.registry import encode_events, join_events
+from tallystick.schemas.registry import MAX_SIZE, encode_events, join_events
 from tallystick.schemas.seal import ChainWriter
 from tallystick.schemas.security import Head
 from tallystick.schemas.subjects import Subject, parse_subject
 
 WATCHDOG_S: Final = 2.0
 RETRY_S: Final = 0.2
-# Limits of one flush: enough that signing costs nothing per event, little enough that it stays fresh.
+# Limits of one flush: enough that signing costs nothing per event, little enough that it stays fresh.  Those of a
+# message are its kind's (`registry.MAX_SIZE`), where these are not narrower.
 MAX_FLUSH_EVENTS: Final = 16_384
 MAX_FLUSH_MESSAGES: Final = 512
 MAX_MESSAGE_EVENTS: Final = 1_024
@@ -55,10 +56,11 @@ class Backpressure(TallystickError):
 
 
 class _Message:
-    __slots__ = ("attempts", "count", "encoded", "futures", "id", "payload", "seq", "size", "subject")
+    __slots__ = ("attempts", "count", "encoded", "futures", "id", "most", "payload", "seq", "size", "subject")
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
+        self.most = MAX_SIZE[parse_subject(subject).kind]
         self.encoded: list[tuple[int, bytes]] = []
         self.count = 0
         self.size = 0
@@ -67,6 +69,14 @@ class _Message:
         self.id = ""
         self.attempts = 0
         self.seq = 0
+
+    def has_room(self, count: int, size: int) -> bool:
+        """Whether so many more events and bytes may stand in it."""
+        events, most = self.most
+        # The array's header may grow by four bytes.
+        return self.count + count <= min(events, MAX_MESSAGE_EVENTS) and self.size + size <= min(
+            most - 4, MAX_MESSAGE_BYTES
+        )
 
 
 class ChainPublisher:
@@ -152,9 +162,7 @@ class ChainPublisher:
         while self._queue and taken < MAX_FLUSH_EVENTS and len(messages) + len(full) < MAX_FLUSH_MESSAGES:
             subject, count, encoded, future = self._queue.popleft()
             message = messages.get(subject)
-            if message is not None and (
-                message.count + count > MAX_MESSAGE_EVENTS or message.size + len(encoded) > MAX_MESSAGE_BYTES
-            ):
+            if message is not None and not message.has_room(count, len(encoded)):
                 full.append(messages.pop(subject))
                 message = None
             if message is None:

@@ -98,6 +98,9 @@ class StreamReader:
         self._log = log
         self._on_caught_up = on_caught_up
         self._caught_up = False
+        # Messages that lay there when reading began and have not been handled yet; what is stored later does not
+        # count, or whoever publishes without pause would keep everybody from ever being ready.
+        self._behind: int | None = None
         self._breathed = 0.0
         # Held while the handler runs: `stop` cancels only between messages.
         self._lock = asyncio.Lock()
@@ -120,8 +123,10 @@ class StreamReader:
             watching = self._tasks.start(period.watch())
             try:
                 pending = await self._ask(connection, period.open())
-                if pending == 0:
-                    self._catch_up()
+                if pending is not None:
+                    self._behind = pending if self._behind is None else min(self._behind, pending)
+                    if self._behind == 0:
+                        self._catch_up()
                 while (delivery := await self._ask(connection, period.next())) is not None:
                     await self._handle(delivery)
             finally:
@@ -148,8 +153,10 @@ class StreamReader:
             if result is not None:
                 await result
             self.next = delivery.stream_seq + 1
-        if delivery.pending == 0:
-            self._catch_up()
+        if self._behind is not None and not self._caught_up:
+            self._behind = 0 if delivery.pending == 0 else self._behind - 1
+            if self._behind <= 0:
+                self._catch_up()
         # Let the rest of the process run: a queue that is never empty would starve renewal and heartbeat.
         now = asyncio.get_running_loop().time()
         if now - self._breathed > BREATH_S:
@@ -157,7 +164,7 @@ class StreamReader:
             self._breathed = asyncio.get_running_loop().time()
 
     def _catch_up(self) -> None:
-        """Nothing lies behind the last message."""
+        """All that lay there when reading began was handled."""
         if not self._caught_up:
             self._caught_up = True
             self._on_caught_up()

@@ -56,12 +56,24 @@ Start = Literal["all", "new"] | int
 
 
 class Subscription(msgspec.Struct):
-    """One pattern with its handler; `after` is the stream sequence beyond which it begins."""
+    """One pattern with its handler; `after` is the stream sequence beyond which it begins.
+
+    `newest_ns`: of history, only what was stored within so many nanoseconds; None: all.
+    """
 
     pattern: str
     handler: Handler
     start: Start
     after: int
+    newest_ns: int | None = None
+
+    def wants(self, delivery: Delivery, history: bool, now: int) -> bool:
+        """Whether the handler is called for a message that matches, read as `history` at `now` (Unix ns)."""
+        if delivery.stream_seq <= self.after:
+            return False
+        if not history:
+            return True
+        return self.start != "new" and (self.newest_ns is None or delivery.stored >= now - self.newest_ns)
 
 
 def stream_of(pattern: str) -> str:

@@ -7,6 +7,7 @@
 - `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
+- One that fails ends, with its reason, within `LEAVE_S`.
 - Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given; authority or
   broker not there at the start: 1 under the supervisor, which starts it again, 2 with `tallystick run`.
 """
@@ -19,6 +20,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -43,6 +45,8 @@ BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
 _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
+# A process that failed has this long to let go of what it holds; then it ends, whatever still waits for something.
+LEAVE_S: Final = 15.0
 # How long a stop waits for the authority to hear that the boot ended.
 GOODBYE_S: Final = 0.5
 
@@ -83,8 +87,28 @@ def load_service(spec: topology.Component) -> Service:
     return made
 
 
-async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
-    """Run `service` until `stop` is set.  Raises what stopped it otherwise."""
+class Leaving:
+    """Ends this process at the latest `LEAVE_S` after it failed: one that cannot go on is never found hanging."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begin(self, code: int = 1) -> None:
+        """It has failed; `code` is its exit code if it does not end by itself."""
+        self.cancel()
+        # A library may swallow the cancellation of a task, and the loop waits for all of them at its end.
+        self._timer = threading.Timer(LEAVE_S, os._exit, (code,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        """It ended by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leaving | None = None) -> None:
+    """Run `service` until `stop` is set.  Raises what stopped it otherwise; `leaving` is told as soon as that is so."""
     deployment, spec = setup.deployment, setup.spec
     metrics = Metrics()
     client = setup.authority()
@@ -117,6 +141,8 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event) -> None:
     serving = ctx.tasks.start(serve(), spec.name)
     try:
         await asyncio.wait((stopping, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done() and leaving is not None:
+            leaving.begin()
         ctx.tasks.check()
     finally:
         ready.unlink(missing_ok=True)
@@ -146,20 +172,23 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         sys.stderr.write(f"tallystick: {component}: {exc}\n")
         return 2
 
+    leaving = Leaving()
+
     async def serve() -> int:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         try:
-            await run(setup, made, stop)
+            await run(setup, made, stop, leaving)
         except TallystickError as exc:
+            code = unreachable if isinstance(exc, Unreachable) else 2 if isinstance(exc, ConfigError | Malformed) else 1
+            leaving.begin(code)
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
-            if isinstance(exc, Unreachable):
-                return unreachable
-            return 2 if isinstance(exc, ConfigError | Malformed) else 1
+            return code
         except Exception as exc:
+            leaving.begin()
             setup.log.exception("failed", error=type(exc).__name__)
             sys.stderr.write(
                 f"tallystick: {component} failed ({type(exc).__name__}); see {setup.deployment.log(component)}\n"
@@ -167,8 +196,11 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
             return 1
         return 0
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve())
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(serve())
+    finally:
+        leaving.cancel()
 
 
 def from_command_line(arguments: list[str]) -> int:

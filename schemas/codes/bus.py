@@ -158,6 +158,12 @@ CODES: Final = (
         "The broker took a new event for one that it had before.",
         "Find out who published under that message id: somebody suppressed an event, or an id was used twice.",
     ),
+    Code(
+        "DEAD_LETTERS_DROPPED",
+        NOTICE,
+        "More messages than are told one by one could not be processed; the last is named.",
+        "Find out who sends them: the stream and the archive hold each.",
+    ),
     Code("TOPOLOGY", ERROR, "The topology file has an unknown key or a value of the wrong type.", _TOPOLOGY),
     Code(
         "TOPOLOGY_CYCLE",
@@ -186,6 +192,7 @@ CODES: Final = (
         "A name in the topology, or of a strategy or observer, that cannot be part of a subject.",
         "Use 1 to 48 of a-z, 0-9 and '-'.",
     ),
+    Code("TOPOLOGY_QUOTA", ERROR, "A component's quota allows it nothing.", _TOPOLOGY),
     Code("TOPOLOGY_OWNER", ERROR, "Two components publish the same subject.", "Give each subject one owner."),
     Code(
         "TOPOLOGY_STREAM",

@@ -24,6 +24,13 @@ CODES: Final = (
         "Make a new intent for a new order.",
     ),
     Code(
+        "INTAKE_RATE",
+        DENIAL | NOTICE,
+        "A strategy sent more than ten times what its limits let pass: what is beyond is denied unseen, all of a message "
+        "at once.",
+        "Look for a loop in the strategy; raise `messages_per_second` or `burst` if it is meant to send so much.",
+    ),
+    Code(
         "UNKNOWN_INSTRUMENT",
         ERROR | DENIAL | REFUSAL,
         "The trust root has no such instrument at this venue.",

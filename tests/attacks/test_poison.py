@@ -15,13 +15,15 @@ import structlog
 from tallystick.components.breaker import main as breaker_main
 from tallystick.components.breaker.main import Breaker
 from tallystick.components.portfolio.book import Book
-from tallystick.runtime.bus.context import MAX_DEAD
+from tallystick.runtime.bus.dead import BURST, KEPT_BYTES, MAX_DEAD, RATE
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
+from tallystick.schemas.security import DeadLetter
 from tallystick.schemas.subjects import subject
 from tests.support import gateway as gateways
 from tests.support.world import NOW, seed, trust_root
@@ -124,8 +126,42 @@ def context() -> ServiceContext:
     )
 
 
-async def test_rubbish_without_end_fills_neither_memory_nor_queue_nor_ends_the_reader() -> None:
-    """A full queue used to raise out of the reader: any component could end the gateway with its own subjects."""
+async def test_rubbish_without_end_fills_neither_memory_nor_stream_nor_ends_the_reader() -> None:
+    """A full queue used to raise out of the reader; later each reader told of every message again, bytes and all."""
+    made: Any = context()
+    letters: list[DeadLetter] = []
+
+    def publish(_: Any, letter: DeadLetter) -> asyncio.Future[int]:
+        letters.append(letter)
+        stored: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        stored.set_result(1)
+        return stored
+
+    now = time.time_ns()
+    made._letters._clock = lambda: now
+    made.publish = publish
+    rubbish = Delivery("order.intent.alpha.paper.XRP-ETH", bytes(30_000), 1, 1, 0)
+    for _ in range(10_000):
+        made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+        await asyncio.sleep(0)
+    assert len(letters) == BURST
+    assert sum(len(letter.payload) for letter in letters) == 0, "the stream holds the bytes"
+    counts = made.metrics.snapshot()
+    assert (counts["dead_letters"], counts["dead_letters_dropped"]) == (10_000, 10_000 - BURST)
+    assert made._letters.report().startswith(f"{10_000 - BURST:} more messages")
+    assert made._letters.report() == ""
+    # Another's rubbish is told all the same, and whole where it is short.
+    short = Delivery("order.intent.beta.paper.XRP-ETH", bytes(KEPT_BYTES), 1, 1, 0)
+    made.dead_letter(short, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+    assert len(letters[-1].payload) == KEPT_BYTES
+    now += SECOND
+    for _ in range(100):
+        made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+        await asyncio.sleep(0)
+    assert len(letters) == BURST + 1 + RATE
+
+
+async def test_letters_that_are_not_taken_do_not_pile_up() -> None:
     made: Any = context()
     waiting: list[asyncio.Future[int]] = []
 
@@ -134,13 +170,15 @@ async def test_rubbish_without_end_fills_neither_memory_nor_queue_nor_ends_the_r
         return waiting[-1]
 
     made.publish = publish
-    rubbish = Delivery("order.intent.alpha.paper.XRP-ETH", bytes(60_000), 1, 1, 0)
-    for _ in range(10_000):
+
+    def send(number: int) -> None:
+        rubbish = Delivery(f"order.intent.s{number}.paper.XRP-ETH", b"", 1, 1, 0)
         made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+
+    for number in range(10 * MAX_DEAD):
+        send(number)
     assert len(waiting) == MAX_DEAD
-    counts = made.metrics.snapshot()
-    assert (counts["dead_letters"], counts["dead_letters_dropped"]) == (10_000, 10_000 - MAX_DEAD)
     waiting[0].set_result(1)
     await asyncio.sleep(0)
-    made.dead_letter(rubbish, "ORDERS", Malformed("PAYLOAD", "rubbish"))
+    send(0)
     assert len(waiting) == MAX_DEAD + 1

@@ -136,10 +136,12 @@ def fields(cell: str) -> list[tuple[str, str]]:
 
 
 KINDS = {}
+SIZES = {}
 for _row in table("subjects"):
     _tokens = _row[0].strip("`").split(".")
     _fixed = ".".join(t for t in _tokens if t[0] != "<")
     KINDS[_fixed] = ([t.strip("<>") for t in _tokens if t[0] == "<"], _row[1], int(_row[2].split()[0]) * 10**9)
+    SIZES[_fixed] = tuple(int(cell.replace(",", "")) for cell in _row[3:5])
 EVENTS = {row[0].strip("`"): (row[1].strip("`"), fields(row[2])) for row in table("events")}
 STRUCTS = {row[0]: fields(row[1]) for row in table("structs")}
 
@@ -401,7 +403,8 @@ def root_at(leaf: bytes, index: int, size: int, path: list[bytes]) -> bytes:
 def verify(root: dict[str, Any], subject: str, stream: str, raw: bytes) -> dict[str, Any]:
     kind, belongs = parse_subject(subject)  # 1
     must(belongs == stream, "STREAM")
-    form(len(raw) <= 1_000_000, "PAYLOAD_SIZE")  # 2
+    most, size_of_events = SIZES[kind]
+    form(len(raw) <= size_of_events + 4096, "PAYLOAD_SIZE")  # 2
     payload = unpack(raw, "PAYLOAD")
     form(isinstance(payload, list) and len(payload) == 7, "PAYLOAD")
     form(all(fits(v, t) for v, t in zip(payload, PAYLOAD, strict=True)), "PAYLOAD")
@@ -429,10 +432,10 @@ def verify(root: dict[str, Any], subject: str, stream: str, raw: bytes) -> dict[
     leaf = sha(b"\x00", len(subject).to_bytes(2, "big"), subject.encode(), events)
     must(root_at(leaf, index, size, path) == tree, "MERKLE_ROOT")
     must(any(covers(p, subject) for p in root["components"][component]["publishes"]), "SCOPE")  # 9
-    form(len(events) <= 524_288, "EVENTS_SIZE")  # 10
+    form(len(events) <= size_of_events, "EVENTS_SIZE")  # 10
     decoded = unpack(events, "EVENTS")
     form(isinstance(decoded, list), "EVENTS")
-    form(len(decoded) <= 4096, "EVENTS_SIZE")
+    form(len(decoded) <= most, "EVENTS_SIZE")
     for event in decoded:
         check_event(event, kind)
     form(decoded or flags == 1, "EVENTS_EMPTY")

@@ -16,9 +16,12 @@ const signed = (key, signature, data) => crypto.verify(null, data,
 const table = (name) => doc.split(`<!-- ${name} -->\n`)[1].split(`\n<!-- /${name} -->`)[0].split("\n").slice(2)
   .map((row) => row.replace(/^\||\|$/g, "").split("|").map((c) => c.trim()));
 const fields = (cell) => [...cell.matchAll(/`(\w+)` ((?:[^,`]|,(?! `))+)/g)].map((m) => [m[1], m[2].trim()]);
-const KINDS = new Map(table("subjects").map(([subject, stream]) => {
-  const tokens = subject.replaceAll("`", "").split(".");
-  return [tokens.filter((t) => t[0] !== "<").join("."), [tokens.filter((t) => t[0] === "<").map((t) => t.slice(1, -1)), stream]];
+const number = (cell) => Number(cell.replaceAll(",", ""));
+const SIZES = new Map();
+const KINDS = new Map(table("subjects").map(([subject, stream, , count, bytes]) => {
+  const tokens = subject.replaceAll("`", "").split("."), kind = tokens.filter((t) => t[0] !== "<").join(".");
+  SIZES.set(kind, [number(count), number(bytes)]);
+  return [kind, [tokens.filter((t) => t[0] === "<").map((t) => t.slice(1, -1)), stream]];
 }));
 const EVENTS = new Map(table("events").map(([tag, kind, own]) => [tag.replaceAll("`", ""), [kind.replaceAll("`", ""), fields(own)]]));
 const STRUCTS = new Map(table("structs").map(([name, own]) => [name, fields(own)]));
@@ -163,7 +166,8 @@ function rootAt(leaf, index, size, way) {
 function verify(root, subject, stream, raw) {
   const [kind, belongs] = parseSubject(subject);
   must(belongs === stream, "STREAM");
-  form(raw.length <= 1000000, "PAYLOAD_SIZE");
+  const [most, bytes] = SIZES.get(kind);
+  form(raw.length <= bytes + 4096, "PAYLOAD_SIZE");
   const payload = unpack(raw, "PAYLOAD");
   typed(payload, PAYLOAD, "PAYLOAD");
   const [version, text, statement, signature, index, way, events] = payload;
@@ -188,10 +192,10 @@ function verify(root, subject, stream, raw) {
   const name = Buffer.from(subject), leaf = sha(Buffer.from([0, name.length >> 8, name.length & 255]), name, events);
   must(rootAt(leaf, Number(index), Number(size), way).equals(tree), "MERKLE_ROOT");
   must(root.components[component].publishes.some((p) => covers(p, subject)), "SCOPE");
-  form(events.length <= 524288, "EVENTS_SIZE");
+  form(events.length <= bytes, "EVENTS_SIZE");
   const decoded = unpack(events, "EVENTS");
   form(Array.isArray(decoded), "EVENTS");
-  form(decoded.length <= 4096, "EVENTS_SIZE");
+  form(decoded.length <= most, "EVENTS_SIZE");
   decoded.forEach((event) => checkEvent(event, kind));
   form(decoded.length || flags === 1n, "EVENTS_EMPTY");
   return `${leaf.toString("hex")} ${sha(statement).toString("hex")} ${decoded.map((e) => e[0])}`;

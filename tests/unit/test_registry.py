@@ -9,8 +9,7 @@ from tallystick.schemas.event import Event
 from tallystick.schemas.registry import (
     EVENTS,
     MAX_AGE_NS,
-    MAX_EVENTS,
-    MAX_EVENTS_BYTES,
+    MAX_SIZE,
     array_header,
     decode_events,
     encode_event,
@@ -21,9 +20,11 @@ from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import KINDS, parse_subject
 from tests.support.forge import base, samples
 
+MAX_EVENTS, MAX_EVENTS_BYTES = MAX_SIZE["guard"]
+
 
 def test_every_kind_of_subject_has_events_and_an_age() -> None:
-    assert KINDS.keys() == EVENTS.keys() == MAX_AGE_NS.keys()
+    assert KINDS.keys() == EVENTS.keys() == MAX_AGE_NS.keys() == MAX_SIZE.keys()
     assert all(EVENTS.values())
     assert all(age > 0 for age in MAX_AGE_NS.values())
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tallystick.infra.nats.cli import app
-from tallystick.infra.nats.topology import DEFAULT_PATH, check_docs, load, parse, render_docs, stream_subjects
+from tallystick.infra.nats.picture import check_docs, render_docs
+from tallystick.infra.nats.topology import DEFAULT_PATH, load, parse, stream_subjects
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.subjects import KINDS, STREAMS, matches, overlaps
 

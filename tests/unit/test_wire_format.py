@@ -35,8 +35,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     words = " ".join(DOC.split())
     assert f"at most {nats_jwt.MAX_CREDENTIAL} ASCII characters" in words
     assert f"flushes of 1 to {seal.MAX_FLUSH} messages" in words
-    assert f"at most {seal.MAX_STATEMENT} bytes, a payload {seal.MAX_PAYLOAD:,}" in words
-    assert f"{registry.MAX_EVENTS_BYTES:,} bytes and {registry.MAX_EVENTS} events" in words
+    assert f"at most {seal.MAX_STATEMENT} bytes." in words
+    assert f"a payload may be {seal.SEAL_BYTES:,} bytes longer" in words
     assert f"at most {event.MAX_CAUSES} bin(16)" in words
     assert f"at most {security.MAX_DEAD_PAYLOAD:,} bytes of payload" in words
     assert f"at most {note.MAX_SIGNATURES};" in words

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import inspect
 
 from tallystick.schemas.event import Event
-from tallystick.schemas.registry import EVENTS, MAX_AGE_NS
+from tallystick.schemas.registry import EVENTS, MAX_AGE_NS, MAX_SIZE
 from tallystick.schemas.seal import PREFIX, message_leaf, statement_digest
 from tallystick.schemas.subjects import KINDS, parse_subject
 from tests.support.forge import encoded, field, samples, sealed, session_key
@@ -91,11 +91,12 @@ def structs() -> str:
 
 
 def subjects() -> str:
-    """Each kind of subject: its tokens, its stream, how long it is live."""
-    rows = ["| subject | stream | live for |", "|---|---|---|"]
+    """Each kind of subject: its tokens, its stream, how long it is live, what one message may hold."""
+    rows = ["| subject | stream | live for | events | bytes of events |", "|---|---|---|---|---|"]
     for kind in KINDS.values():
         text = ".".join((kind.name, *(f"<{f}>" for f in kind.fields)))
-        rows.append(f"| `{text}` | {kind.stream} | {MAX_AGE_NS[kind.name] // 1_000_000_000} s |")
+        count, size = MAX_SIZE[kind.name]
+        rows.append(f"| `{text}` | {kind.stream} | {MAX_AGE_NS[kind.name] // 1_000_000_000} s | {count:,} | {size:,} |")
     return "\n".join(rows)
 
 

@@ -1,0 +1,113 @@
+"""What comes in of each strategy's wishes, so that none of them can keep the gateway from the others.  Pure.
+
+- A strategy may have `INTAKE` times its throttle decided one by one (`[limits]`: rate and burst).  What is beyond is not
+  looked at: one denial (`INTAKE_RATE`) for all of it in a message, which names every id among its causes.
+- A cancellation of an open order of its own is beyond no limit, once a second for each order.
+- What history left undecided is denied when history ends: one by one, or where a strategy left more than `SINGLY`, one
+  denial a message.  Of each strategy the newest `MAX_LEFT` are kept: what is older was stale long ago.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.components.gateway.risk.throttle import Throttle
+from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.orders import CancelIntent, Decision, Intent
+from tallystick.schemas.seal import Verified
+from tallystick.schemas.subjects import Subject
+
+if TYPE_CHECKING:
+    from tallystick.components.gateway.decide import Gateway
+
+INTAKE: Final = 10
+SINGLY: Final = 64
+MAX_LEFT: Final = 4_096
+# Cancellations beyond the limit that are remembered, of all strategies.
+MAX_PASSED: Final = 4_096
+
+
+class Intake:
+    """The door before `gateway`.  Owns each strategy's budget."""
+
+    def __init__(self, gateway: Gateway, limits: LimitBook) -> None:
+        self._gateway = gateway
+        self._limits = limits
+        self._budgets: dict[str, Throttle] = {}
+        # (strategy, order) -> when its cancellation last passed beyond the budget
+        self._passed: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+
+    def decide(self, verified: Verified, now: int) -> Iterator[Decision]:
+        """The decisions on an `order.intent` message, as they are made; nothing while history is applied."""
+        strategy, gateway = verified.subject.strategy, self._gateway
+        budget = self._budget(strategy, now)
+        beyond: list[Intent | CancelIntent] = []
+        for event in verified.events:
+            if not isinstance(event, Intent | CancelIntent):
+                continue
+            if not gateway.ready or budget.left(now) or self._may_cancel(strategy, event, now):
+                if gateway.ready and budget.left(now):
+                    budget.take()
+                decision = gateway.on_intent(verified, event, now)
+                if decision is not None:
+                    yield decision
+            else:
+                beyond.append(event)
+        if beyond:
+            limits = self._limits.of(strategy)
+            rate, burst = INTAKE * limits.messages_per_second, INTAKE * limits.burst
+            text = f"{len(beyond)} beyond what is decided, limit={rate}/s, burst={burst}"
+            yield gateway.refuse(verified.subject, verified.leaf, [e.id for e in beyond], "INTAKE_RATE", text, now)
+
+    def _may_cancel(self, strategy: str, event: Intent | CancelIntent, now: int) -> bool:
+        if not isinstance(event, CancelIntent) or self._gateway.exposure.order(strategy, event.intent_id) is None:
+            return False
+        key = (strategy, event.intent_id)
+        if abs(now - self._passed.pop(key, now - SECOND)) < SECOND:
+            self._passed[key] = now
+            return False
+        self._passed[key] = now
+        if len(self._passed) > MAX_PASSED:
+            self._passed.popitem(last=False)
+        return True
+
+    def _budget(self, strategy: str, now: int) -> Throttle:
+        known = self._budgets.get(strategy)
+        if known is None:
+            limits = self._limits.of(strategy)
+            known = Throttle(INTAKE * limits.messages_per_second, INTAKE * limits.burst, now)
+            self._budgets[strategy] = known
+        return known
+
+
+class Left:
+    """The intents of history that have no decision yet: by strategy, the oldest first."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, OrderedDict[bytes, tuple[Subject, bytes]]] = {}
+        self.dropped = 0
+
+    def add(self, subject: Subject, leaf: bytes, intent_id: bytes) -> None:
+        """An intent was read, in the message of this leaf hash."""
+        mine = self._of.setdefault(subject.strategy, OrderedDict())
+        mine[intent_id] = (subject, leaf)
+        if len(mine) > MAX_LEFT:
+            mine.popitem(last=False)
+            self.dropped += 1
+
+    def answered(self, strategy: str, intent_id: bytes) -> None:
+        """Its decision was read."""
+        self._of.get(strategy, OrderedDict()).pop(intent_id, None)
+
+    def take(self) -> Iterator[tuple[Subject, bytes, list[bytes]]]:
+        """Subject, leaf hash and ids of what is to be denied together; nothing is left afterwards."""
+        every, self._of = self._of, {}
+        for mine in every.values():
+            groups: dict[bytes, tuple[Subject, bytes, list[bytes]]] = {}
+            for intent_id, (subject, leaf) in mine.items():
+                key = leaf if len(mine) > SINGLY else intent_id
+                groups.setdefault(key, (subject, leaf, []))[2].append(intent_id)
+            yield from groups.values()
