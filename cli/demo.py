@@ -28,7 +28,7 @@ from tallystick.cli import operate, view
 from tallystick.cli.intruder import Attack, Intruder, outcome
 from tallystick.cli.stopping import INTERRUPTED, Stopped, signals, unless
 from tallystick.components.console.main import Console
-from tallystick.components.market_data.dumps import find_dumps
+from tallystick.components.market_data.dumps import DumpQuote, find_dumps
 from tallystick.components.market_data.player import Tape, open_tape, speed_for
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
@@ -137,8 +137,8 @@ def _instrument(tape: Tape, symbol: str) -> Instrument:
     base, _, quote = symbol.partition("/")
     finest_price = finest_qty = 0
     highest, lowest, volume, count = Decimal(0), Decimal("1e18"), Decimal(0), 0
-    for _, traded, trade in tape.trades():
-        if traded != symbol:
+    for _, traded, trade in tape.ticks():
+        if traded != symbol or isinstance(trade, DumpQuote):
             continue
         finest_price = min(finest_price, _exponent(trade.price))
         finest_qty = min(finest_qty, _exponent(trade.qty))
@@ -233,7 +233,7 @@ class Demo:
             given = self._speed or Decimal(1)
             return instruments, f'source = "synthetic"\nseed = 7\ncount = {SYNTHETIC_TICKS}\nspeed = "{given}"\n'
         tape = open_tape([p.absolute() for p in self._data])
-        self._rows = tape.rows
+        self._rows = tape.trades
         speed = self._speed
         if speed is None:
             exact = speed_for(tape, PLAY_S * SECOND)
@@ -241,7 +241,7 @@ class Demo:
         instruments = [_instrument(tape, symbol) for symbol in tape.symbols]
         instruments.sort(key=lambda i: i.symbol != "XRP/ETH")
         paths = json.dumps([str(p.absolute()) for p in self._data])
-        self._say(f"{tape.rows:,} recorded trades of {', '.join(tape.symbols)} at {speed} times their speed")
+        self._say(f"{tape.trades:,} recorded trades of {', '.join(tape.symbols)} at {speed} times their speed")
         return instruments, f'source = "dump"\npaths = {paths}\nspeed = "{speed}"\n'
 
     def _clear(self) -> None:

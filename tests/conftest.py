@@ -42,6 +42,15 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def shared_cases() -> Path:
+    """Small inputs that once failed lie beside the checkout, with what is expected of each."""
+    path = ROOT.parent / "shared" / "cases"
+    if not path.is_dir():
+        pytest.skip("no collected cases beside the checkout (../shared/cases)")
+    return path
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One whole deployment at a time, among all workers: each is a dozen processes, on machines of two cores."""

@@ -1,6 +1,6 @@
 """The state of feeds: which trades are missing, which feed is stale or down.  Pure.
 
-- A feed starts without a state.  Its first trade makes it `live`.
+- A feed starts without a state.  Its first trade or quote makes it `live`.
 - Where ids are contiguous, a jump is a `gap` that names the missing ids; the feed stays live after it.
   An id that was already seen is no news and is dropped (where ids are not contiguous: of the last `RECENT`).
 - Without a trade for `stale_after_ns` a live feed is `stale`, said once; the next trade makes it `live` again.
@@ -64,6 +64,14 @@ class Feed:
             self.state = "live"
             changes.append(Change(self.symbol, "live"))
         return True, changes
+
+    def quote(self, now: int) -> list[Change]:
+        """A quote arrived: what changed."""
+        self._heard = now
+        if self.state == "live":
+            return []
+        self.state = "live"
+        return [Change(self.symbol, "live")]
 
     def tick(self, now: int) -> list[Change]:
         """Time passed: a feed that was live may have become stale."""

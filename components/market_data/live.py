@@ -26,7 +26,7 @@ import ccxt.pro
 from ccxt.base.errors import BaseError
 
 from tallystick import venues
-from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.dumps import DumpTrade, Tick
 from tallystick.components.market_data.feed import Backoff, Change, Feed
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Deployment
@@ -106,7 +106,7 @@ class LiveFeed:
         *,
         clock: Callable[[], int],
         stale_ns: int,
-        on_trade: Callable[[str, DumpTrade], object],
+        on_tick: Callable[[str, Tick], object],
         on_change: Callable[[Change], object],
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         backoff: Callable[[], Backoff] = Backoff,
@@ -115,7 +115,7 @@ class LiveFeed:
         self._exchange = exchange
         self._feeds = {symbol: Feed(symbol, stale_ns, contiguous) for symbol in symbols}
         self._clock = clock
-        self._on_trade = on_trade
+        self._on_tick = on_tick
         self._on_change = on_change
         self._sleep = sleep
         self._backoff = backoff
@@ -166,7 +166,7 @@ class LiveFeed:
                 new, changes = feed.trade(trade.trade_id, self._clock())
                 self._tell(changes)
                 if new:
-                    self._on_trade(feed.symbol, trade)
+                    self._on_tick(feed.symbol, trade)
             if failure:
                 self._tell(feed.down(failure))
                 await self._sleep(backoff.next())

@@ -1,8 +1,8 @@
-"""The market data process: recorded, synthetic or live trades, published as `md.trade` and `ref.market`.
+"""The market data process: recorded, synthetic or live trades and quotes, as `md.trade`, `md.quote` and `ref.market`.
 
 - Input is checked wholly before anything is published: a bad dump stops the process at start, with nothing played.
 - Playing begins when the process is ready.  After a recording's end the process stays, with nothing to say.
-- A `Trade`'s `time` is the venue's (the recorded one for a recording), its `ts` is now (`player`).
+- The `time` of a `Trade` or `Quote` is the venue's (the recorded one for a recording), its `ts` is now (`player`).
 
 Market data is trusted with prices: an attacker who controls it can at most show wrong ones, which the gateway's
 collar and the operator-signed caps bound.
@@ -17,14 +17,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
-from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.dumps import DumpQuote, Tick
 from tallystick.components.market_data.feed import Change
 from tallystick.components.market_data.player import Recording, open_tape, play
 from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.market import FeedStatus, Trade
+from tallystick.schemas.market import FeedStatus, Quote, Trade
 from tallystick.schemas.subjects import MARKET, Subject, subject
 from tallystick.schemas.trust import Instrument
 
@@ -78,7 +78,8 @@ class MarketData(Service):
         )
         if not instruments:
             raise ConfigError("MARKET_DATA", f"the trust root has no instrument at {self._venue} to show")
-        self._subjects = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
+        self._trades = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
+        self._quotes = {i.symbol: subject("md.quote", venue=self._venue, symbol=i.symbol) for i in instruments}
         self._status: Subject = subject("ref.market", venue=self._venue)
         if config.source == "live":
             # Here, not above: ccxt is a second of start that a recording, and the check before `up`, need not pay.
@@ -86,17 +87,25 @@ class MarketData(Service):
 
             feed = LiveFeed(
                 open_live(deployment),
-                list(self._subjects),
+                list(self._trades),
                 clock=ctx.clock,
                 stale_ns=config.stale_ms * 1_000_000,
-                on_trade=self._on_trade,
+                on_tick=self._on_tick,
                 on_change=self._on_change,
                 sleep=self._sleep,
             )
             self._work: Callable[[], Coroutine[Any, Any, None]] = feed.run
             return
         recording = await asyncio.to_thread(open_recording, deployment, instruments, ctx.clock())
-        ctx.log.info("recording", symbols=list(recording.symbols), rows=recording.rows, seconds=recording.span_ns / 1e9)
+        ctx.log.info(
+            "recording",
+            symbols=list(recording.symbols),
+            trades=recording.trades,
+            quotes=recording.quotes,
+            seconds=recording.span_ns / 1e9,
+        )
+        for note in recording.notes:
+            ctx.log.warning("recording", note=note)
         self._work = lambda: self._play(recording, config.speed)
 
     async def ready(self) -> None:
@@ -104,23 +113,28 @@ class MarketData(Service):
         self.ctx.spawn(self._work())
 
     async def _play(self, recording: Recording, speed: Decimal) -> None:
-        rows = await play(recording, Fraction(speed), self.ctx.clock, self._sleep, self._on_trade, self._on_change)
-        self.ctx.log.info("recording over", trades=rows)
+        rows = await play(recording, Fraction(speed), self.ctx.clock, self._sleep, self._on_tick, self._on_change)
+        self.ctx.log.info("recording over", rows=rows)
 
     async def _sleep(self, seconds: float) -> None:
         await self.ctx.room(MARKET)
         await asyncio.sleep(seconds)
 
-    def _on_trade(self, symbol: str, trade: DumpTrade) -> None:
+    def _on_tick(self, symbol: str, tick: Tick) -> None:
+        if isinstance(tick, DumpQuote):
+            bid, bid_qty, ask, ask_qty, time = tick
+            quote = self.ctx.new(Quote, bid=bid, bid_qty=bid_qty, ask=ask, ask_qty=ask_qty, time=time)
+            self.ctx.publish(self._quotes[symbol], quote)
+            return
         self.ctx.publish(
-            self._subjects[symbol],
+            self._trades[symbol],
             self.ctx.new(
                 Trade,
-                trade_id=trade.trade_id,
-                price=trade.price,
-                qty=trade.qty,
-                time=trade.time_ns,
-                buyer_is_maker=trade.buyer_is_maker,
+                trade_id=tick.trade_id,
+                price=tick.price,
+                qty=tick.qty,
+                time=tick.time_ns,
+                buyer_is_maker=tick.buyer_is_maker,
             ),
         )
 

@@ -1,11 +1,13 @@
-"""Plays recorded trades in their own rhythm, faster or slower.
+"""Plays recorded trades and quotes in their own rhythm, faster or slower.
 
-- Recordings of one symbol must follow each other.  Those of several symbols are merged by their recorded time, if
-  together they cover one period; if they are of different days, they have no common rhythm: all begin at once and are
-  stretched to the length of the longest.
-- A trade recorded `offset` after the beginning is due at `start + offset / speed`, in exact integers: no drift adds up.
+- Recordings of one symbol must follow each other; its quotes may lie beside its trades.  Those of several symbols are
+  merged by their recorded time, if together they cover one period; if they are of different days, they have no common
+  rhythm: all begin at once and are stretched to the length of the longest.
+- Days without trades are passed over if others have some.  Where the recorded time steps back, what follows is due at
+  once: the order is the file's.  `Tape.notes` says both.
+- What was recorded `offset` after the beginning is due at `start + offset / speed`, in exact integers: no drift adds up.
 - What is due is emitted at once, in order; nothing is left out or reordered when the player is late.
-- A `Trade` published from a recording keeps the *venue's recorded time* in `time`; its `ts` is now.  Freshness is
+- A `Trade` or `Quote` published from a recording keeps the *venue's recorded time* in `time`; its `ts` is now.  Freshness is
   judged by `ts` and by the seal, never by `time`, so that a replayed past is fresh data of an old market.
 - Gaps in a recording are published as `FeedStatus` before the trade that follows, its end as `ended`.
 """
@@ -13,14 +15,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Final, Protocol
 
-from tallystick.components.market_data.dumps import Dump, DumpTrade, open_dump
+from tallystick.components.market_data.dumps import MAX_BACK_NS, Dump, DumpQuote, Tick, open_dump
 from tallystick.components.market_data.feed import Change, Feed
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, Malformed
 
 # Sleeping is left out below this: event loops wake up no more precisely.
 _GRAIN_NS: Final = 1_000_000
@@ -29,57 +31,66 @@ _BURST: Final = 256
 
 
 class Recording(Protocol):
-    """Trades in their order of playing, which can be iterated again."""
+    """`trades` trades and `quotes` quotes in their order of playing, which can be iterated again."""
 
     symbols: tuple[str, ...]
-    rows: int
+    trades: int
+    quotes: int
     span_ns: int
+    notes: tuple[str, ...]
 
-    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
-        """Each trade with its offset from the beginning (ns, never falling) and its unified symbol."""
+    def ticks(self) -> Iterator[tuple[int, str, Tick]]:
+        """Each trade or quote with its offset from the beginning (ns, never falling) and its unified symbol."""
         ...
 
 
 class Tape:
     """Dumps as one `Recording`."""
 
-    def __init__(self, dumps: Sequence[Dump]) -> None:
+    def __init__(self, dumps: Sequence[Dump], notes: Iterable[str] = ()) -> None:
         """Raises `ConfigError` for no dumps, or for two of one symbol that overlap or are of different kinds."""
         if not dumps:
             raise ConfigError("DUMP_NONE", "no dump to play")
-        chains: dict[str, list[Dump]] = {}
+        chains: dict[tuple[str, bool], list[Dump]] = {}
         for dump in sorted(dumps, key=lambda d: (d.first_ns, d.first_id)):
-            chain = chains.setdefault(dump.symbol, [])
-            if chain and (chain[-1].last_id >= dump.first_id or chain[-1].last_ns > dump.first_ns):
+            chain = chains.setdefault((dump.symbol, dump.quotes), [])
+            if chain and (chain[-1].last_id >= dump.first_id or chain[-1].last_ns - MAX_BACK_NS > dump.first_ns):
                 raise ConfigError("DUMP_OVERLAP", f"{chain[-1].path} and {dump.path} overlap; give each day once")
             if chain and chain[-1].kind != dump.kind:
                 raise ConfigError("DUMP_KINDS", f"{chain[-1].path} and {dump.path}: aggTrades and trades do not mix")
             chain.append(dump)
         self._chains = chains
-        self.symbols = tuple(chains)
-        self.rows = sum(d.rows for d in dumps)
-        periods = [(chain[0].first_ns, chain[-1].last_ns) for chain in chains.values()]
-        self._common = _one_period(periods)
-        if self._common:
-            self._first = [min(first for first, _ in periods)] * len(periods)
-            self.span_ns = max(last for _, last in periods) - self._first[0]
-            self._spans = [self.span_ns] * len(periods)
-        else:
-            self._first = [first for first, _ in periods]
-            self._spans = [last - first for first, last in periods]
-            self.span_ns = max(self._spans)
+        self.quotes = sum(d.rows for d in dumps if d.quotes)
+        self.trades = sum(d.rows for d in dumps) - self.quotes
+        periods: dict[str, tuple[int, int]] = {}
+        for (symbol, _), chain in chains.items():
+            first, last = periods.get(symbol, (chain[0].first_ns, chain[-1].last_ns))
+            periods[symbol] = min(first, chain[0].first_ns), max(last, *(d.last_ns for d in chain))
+        self.symbols = tuple(periods)
+        if _one_period(sorted(periods.values())):
+            whole = min(first for first, _ in periods.values()), max(last for _, last in periods.values())
+            periods = dict.fromkeys(periods, whole)
+        self._periods = periods
+        self.span_ns = max(last - first for first, last in periods.values())
+        back = [
+            f"{d.path}: the time steps back {d.back} times, by up to {d.back_ns / 1e9:.6f} s; played in the file's order"
+            for d in dumps
+            if d.back
+        ]
+        self.notes = (*notes, *back)
 
-    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
-        """The trades of all dumps; of equal offsets in the order in which the symbols first appear."""
-        tracks = (self._track(i, symbol, chain) for i, (symbol, chain) in enumerate(self._chains.items()))
+    def ticks(self) -> Iterator[tuple[int, str, Tick]]:
+        """Everything in all dumps; of equal offsets in the order in which the symbols first appear."""
+        tracks = (self._track(symbol, chain) for (symbol, _), chain in self._chains.items())
         return heapq.merge(*tracks, key=lambda item: item[0])
 
-    def _track(self, i: int, symbol: str, chain: list[Dump]) -> Iterator[tuple[int, str, DumpTrade]]:
-        first, span = self._first[i], self._spans[i]
+    def _track(self, symbol: str, chain: list[Dump]) -> Iterator[tuple[int, str, Tick]]:
+        first, last = self._periods[symbol]
+        span, latest = last - first, 0
         for dump in chain:
-            for trade in dump.trades():
-                offset = trade.time_ns - first
-                yield offset if span in (0, self.span_ns) else offset * self.span_ns // span, symbol, trade
+            for tick in dump.ticks():
+                latest = max(latest, tick.time_ns - first)
+                yield latest if span in (0, self.span_ns) else latest * self.span_ns // span, symbol, tick
 
 
 def _one_period(periods: list[tuple[int, int]]) -> bool:
@@ -93,8 +104,22 @@ def _one_period(periods: list[tuple[int, int]]) -> bool:
 
 
 def open_tape(paths: Sequence[Path], symbols: Mapping[str, str] | None = None) -> Tape:
-    """Check all dumps wholly and put them on one tape.  Raises what `open_dump` and `Tape` raise."""
-    return Tape([open_dump(path, symbols) for path in paths])
+    """Check all dumps wholly and put them on one tape.  Raises what `open_dump` and `Tape` raise.
+
+    A dump without a line is passed over, with a note, if another has some.
+    """
+    dumps: list[Dump] = []
+    empty: list[Malformed] = []
+    for path in paths:
+        try:
+            dumps.append(open_dump(path, symbols))
+        except Malformed as exc:
+            if exc.code != "DUMP_EMPTY":
+                raise
+            empty.append(exc)
+    if empty and not dumps:
+        raise empty[0]
+    return Tape(dumps, [f"{exc.text}: passed over" for exc in empty])
 
 
 class Schedule:
@@ -123,25 +148,28 @@ async def play(
     speed: Fraction,
     clock: Callable[[], int],
     sleep: Callable[[float], Awaitable[object]],
-    on_trade: Callable[[str, DumpTrade], object],
+    on_tick: Callable[[str, Tick], object],
     on_change: Callable[[Change], object],
 ) -> int:
-    """Play to the end; returns the number of trades.  `clock` in nanoseconds, `sleep` in seconds (0 yields)."""
+    """Play to the end; returns the number of trades and quotes.  `clock` in nanoseconds, `sleep` in seconds (0 yields)."""
     feeds = {symbol: Feed(symbol) for symbol in recording.symbols}
     schedule = Schedule(clock(), speed)
     played = dict.fromkeys(recording.symbols, 0)
-    for turn, (offset, symbol, trade) in enumerate(recording.trades()):
+    for turn, (offset, symbol, tick) in enumerate(recording.ticks()):
         wait = schedule.due(offset) - clock()
         if wait > _GRAIN_NS:
             await sleep(wait / 1e9)
         elif turn % _BURST == 0:
             await sleep(0)
-        _, changes = feeds[symbol].trade(trade.trade_id, clock())
+        if isinstance(tick, DumpQuote):
+            changes = feeds[symbol].quote(clock())
+        else:
+            _, changes = feeds[symbol].trade(tick.trade_id, clock())
         for change in changes:
             on_change(change)
-        on_trade(symbol, trade)
+        on_tick(symbol, tick)
         played[symbol] += 1
     for symbol, feed in feeds.items():
-        for change in feed.ended(f"recording over after {played[symbol]} trades"):
+        for change in feed.ended(f"recording over after {played[symbol]} trades and quotes"):
             on_change(change)
     return sum(played.values())

@@ -6,6 +6,8 @@ The same seed and symbols give the same trades on every machine: only integers a
   trades and then turns, so that trends exist, and is held between half and double its start.
 - Sizes are many small and few large ones, in whole steps.  The buyer is the maker where the price fell.
 - Trades of a symbol are 1 to 2·`every_ns` - 1 apart, `every_ns` on average.
+- Every `QUOTE_EVERY`th trade is followed by the best bid and ask that it leaves: it happened at one of them, the other
+  is a few ticks away.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from fractions import Fraction
 
 import msgspec
 
-from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.dumps import DumpQuote, DumpTrade, Tick
 from tallystick.schemas.errors import ConfigError
 
 DRIFT_TRADES = 300
+QUOTE_EVERY = 4
 
 
 class SyntheticSymbol(msgspec.Struct, frozen=True):
@@ -43,7 +46,7 @@ DEFAULT_SYMBOLS = (
 
 
 class SyntheticMarket:
-    """`count` trades over all symbols, ordered by time from `start_ns`; iterate `trades()` as often as you like.
+    """`count` trades over all symbols, ordered by time from `start_ns`; iterate `ticks()` as often as you like.
 
     `span_ns` is about the time that they cover: the average.
     """
@@ -63,18 +66,31 @@ class SyntheticMarket:
                 raise ConfigError("SYNTHETIC", f"{s.symbol}: volatility and every_ns must be at least 1")
         self._seed, self._count, self._start, self._specs = seed, count, start_ns, symbols
         self.symbols = tuple(s.symbol for s in symbols)
-        self.rows = count
+        self.trades = count
+        self.quotes = count // QUOTE_EVERY
+        self.notes: tuple[str, ...] = ()
         self.span_ns = int(count / sum(Fraction(1, s.every_ns) for s in symbols))
 
-    def trades(self) -> Iterator[tuple[int, str, DumpTrade]]:
-        """The trades with their offset from `start_ns` and their symbols, ordered by time."""
+    def ticks(self) -> Iterator[tuple[int, str, Tick]]:
+        """Trades and quotes with their offset from `start_ns` and their symbols, ordered by time."""
+        # Of its own, so that the trades of a seed do not depend on the quotes.
+        rng = random.Random(f"{self._seed}/quotes")
         walks = [_walk(s, random.Random(f"{self._seed}/{s.symbol}"), self._start) for s in self._specs]
         heap = [(next(walk), i) for i, walk in enumerate(walks)]
         heapq.heapify(heap)
-        for _ in range(self._count):
+        for number in range(1, self._count + 1):
             (_, trade), i = heap[0]
             heapq.heapreplace(heap, (next(walks[i]), i))
             yield trade.time_ns - self._start, self.symbols[i], trade
+            if number % QUOTE_EVERY == 0:
+                yield trade.time_ns - self._start, self.symbols[i], _quote(self._specs[i], trade, rng)
+
+
+def _quote(spec: SyntheticSymbol, trade: DumpTrade, rng: random.Random) -> DumpQuote:
+    spread = rng.randrange(1, 2 + spec.volatility // 4) * spec.tick
+    sizes = [(1 + rng.randrange(500)) * spec.step for _ in range(2)]
+    bid = trade.price if trade.buyer_is_maker else max(spec.tick, trade.price - spread)
+    return DumpQuote(bid, sizes[0], max(trade.price, bid + spread), sizes[1], trade.time_ns)
 
 
 def _walk(spec: SyntheticSymbol, rng: random.Random, start_ns: int) -> Iterator[tuple[int, DumpTrade]]:

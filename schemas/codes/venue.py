@@ -134,7 +134,19 @@ CODES: Final = (
         "Do not write to a dump that is played; start again.",
     ),
     Code("DUMP_COLUMNS", ERROR, "A line of a dump has the wrong number of columns.", _DUMP),
-    Code("DUMP_EMPTY", ERROR, "A dump without trades.", "Give a dump that holds trades."),
+    Code(
+        "DUMP_CHECKSUM",
+        ERROR,
+        "A dump is not what the exchange's checksum beside it says.",
+        "Fetch the dump and its .CHECKSUM file again.",
+    ),
+    Code("DUMP_EMPTY", ERROR, "A dump without trades.", "Give a dump that holds trades; a day beside it is enough."),
+    Code(
+        "DUMP_FUTURES",
+        ERROR,
+        "A dump of futures.",
+        "Fetch the spot dump: what is traded here is spot.",
+    ),
     Code("DUMP_KINDS", ERROR, "Dumps of aggTrades and of trades in one run.", "Give dumps of one kind."),
     Code("DUMP_LINE", ERROR, "A line of a dump is broken.", _DUMP),
     Code(
@@ -144,7 +156,12 @@ CODES: Final = (
         "Name it as the exchange does: XRPETH-aggTrades-2019-10-11.zip.",
     ),
     Code("DUMP_NONE", ERROR, "No dump to play.", "Name a dump in `[market_data]`."),
-    Code("DUMP_ORDER", ERROR, "A dump in which ids or times go back.", _DUMP),
+    Code(
+        "DUMP_ORDER",
+        ERROR,
+        "A dump in which ids go back, or times by more than an hour.",
+        "Sort its lines by id, each once, as the line says, or fetch the dump again.",
+    ),
     Code("DUMP_OVERLAP", ERROR, "Two dumps cover the same time.", "Give each day once."),
     Code("DUMP_PATH", ERROR, "A dump cannot be opened.", "Give a .zip or .csv file that is there."),
     Code(

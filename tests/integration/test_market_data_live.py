@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.dumps import DumpTrade, Tick
 from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
 from tallystick.components.market_data.live import LiveFeed, make_exchange, parse_trade, trade_number
 from tallystick.components.paper_exchange.server import Exchange, Fault
@@ -31,9 +31,10 @@ class Heard:
         self.trades: list[DumpTrade] = []
         self.changes: list[Change] = []
 
-    def on_trade(self, symbol: str, heard: DumpTrade) -> None:
+    def on_tick(self, symbol: str, heard: Tick) -> None:
         assert symbol == "XRP/ETH"
-        self.trades.append(heard)
+        if isinstance(heard, DumpTrade):
+            self.trades.append(heard)
 
     @property
     def states(self) -> list[str]:
@@ -62,7 +63,7 @@ async def follow(
             symbols,
             clock=time.time_ns,
             stale_ns=stale_ns,
-            on_trade=heard.on_trade,
+            on_tick=heard.on_tick,
             on_change=heard.changes.append,
             backoff=lambda: Backoff(0.05, 0.2),
         )
@@ -217,14 +218,14 @@ def test_what_goes_wrong_with_a_trade_on_our_side_is_not_the_feeds_failure(raise
         async def close(self) -> None:
             self.closed = True
 
-    def fails(symbol: str, trade: DumpTrade) -> None:
+    def fails(symbol: str, tick: Tick) -> None:
         raise raised
 
     exchange = OneTrade()
     changes: list[Change] = []
 
     async def run() -> None:
-        feed = LiveFeed(exchange, ["XRP/ETH"], clock=time.time_ns, stale_ns=0, on_trade=fails, on_change=changes.append)
+        feed = LiveFeed(exchange, ["XRP/ETH"], clock=time.time_ns, stale_ns=0, on_tick=fails, on_change=changes.append)
         with pytest.raises(type(raised)) as caught:
             await asyncio.wait_for(feed.run(), 5)
         assert caught.value is raised

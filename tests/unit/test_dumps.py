@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.market_data import dumps
+from tallystick.components.market_data import lines as lines_module
 from tallystick.components.market_data.dumps import DumpTrade, find_dumps, open_dump, unified_symbol
 from tallystick.schemas.errors import ConfigError, Malformed
 
@@ -50,7 +50,7 @@ def test_aggregated_trades_are_read_exactly_and_a_gap_is_counted(tmp_path: Path)
         1,
     )
     assert (dump.first_ns, dump.last_ns) == (1570752011620_000000, 1570752017964_000000)
-    trades = list(dump.trades())
+    trades = [tick for tick in dump.ticks() if isinstance(tick, DumpTrade)]
     assert trades[0] == DumpTrade(100, Decimal("0.00141342"), Decimal(23), 1570752011620_000000, True, 2, 0)
     assert [t.buyer_is_maker for t in trades] == [True, False, True]
     assert [t.gap for t in trades] == [0, 0, 1]
@@ -60,7 +60,7 @@ def test_aggregated_trades_are_read_exactly_and_a_gap_is_counted(tmp_path: Path)
 def test_trades_are_read_with_their_seven_columns(tmp_path: Path) -> None:
     dump = open_dump(agg(tmp_path, TRADES, "BTCUSDT-trades-2021-01-08.csv"))
     assert (dump.symbol, dump.kind, dump.rows) == ("BTC/USDT", "trades", 2)
-    assert next(dump.trades()) == DumpTrade(
+    assert next(dump.ticks()) == DumpTrade(
         553287559, Decimal("39432.48"), Decimal("0.000263"), 1610064000278_000000, True, 1, 0
     )
 
@@ -74,8 +74,8 @@ def test_trades_are_read_with_their_seven_columns(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_header_and_windows_line_ends_change_nothing(tmp_path: Path, header: str, end: str) -> None:
-    plain = list(open_dump(agg(tmp_path, AGG)).trades())
-    assert list(open_dump(agg(tmp_path, [header, *AGG], end=end)).trades()) == plain
+    plain = list(open_dump(agg(tmp_path, AGG)).ticks())
+    assert list(open_dump(agg(tmp_path, [header, *AGG], end=end)).ticks()) == plain
 
 
 def test_the_last_line_needs_no_line_break(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_microseconds_and_milliseconds_are_told_apart_by_their_digits(tmp_path: 
 
 def test_a_zip_is_read_like_its_csv(tmp_path: Path) -> None:
     data = "\n".join(AGG).encode()
-    assert list(open_dump(zipped(tmp_path, {"a.csv": data})).trades()) == list(open_dump(agg(tmp_path, AGG)).trades())
+    assert list(open_dump(zipped(tmp_path, {"a.csv": data})).ticks()) == list(open_dump(agg(tmp_path, AGG)).ticks())
 
 
 def test_the_declared_symbol_wins_over_the_known_quote_assets(tmp_path: Path) -> None:
@@ -112,11 +112,10 @@ def bad(line: str, column: int, value: str) -> str:
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [
-        (bad(AGG[1], 1, "NaN"), "DUMP_LINE", r"csv:2: price is 'NaN', expected a plain decimal above zero"),
+        (bad(AGG[1], 1, "NaN"), "DUMP_LINE", r"csv:2: price is 'NaN', expected a decimal above zero"),
         (bad(AGG[1], 1, "Infinity"), "DUMP_LINE", r"csv:2: price"),
         (bad(AGG[1], 1, "-0.1"), "DUMP_LINE", r"csv:2: price is '-0.1'"),
         (bad(AGG[1], 1, "+0.1"), "DUMP_LINE", r"csv:2: price"),
-        (bad(AGG[1], 1, "1e-3"), "DUMP_LINE", r"csv:2: price is '1e-3'"),
         (bad(AGG[1], 1, ".5"), "DUMP_LINE", r"csv:2: price"),
         (bad(AGG[1], 1, "0.00000000"), "DUMP_LINE", r"csv:2: price"),
         (bad(AGG[1], 1, "1_0"), "DUMP_LINE", r"csv:2: price"),
@@ -128,20 +127,22 @@ def bad(line: str, column: int, value: str) -> str:
         (bad(AGG[1], 5, "1570752011"), "DUMP_LINE", r"csv:2: time is '1570752011', expected milliseconds"),
         (bad(AGG[1], 5, "15707520116201"), "DUMP_LINE", r"csv:2: time"),
         (bad(AGG[1], 5, "1570752011620000"), "DUMP_LINE", r"csv:2: time .* another unit"),
-        (bad(AGG[1], 6, "TRUE"), "DUMP_LINE", r"csv:2: buyer is maker is 'TRUE', expected True or False"),
         (bad(AGG[1], 6, "1"), "DUMP_LINE", r"csv:2: buyer is maker"),
         (bad(AGG[1], 7, "yes"), "DUMP_LINE", r"csv:2: best match"),
         (bad(AGG[1], 3, "503"), "DUMP_LINE", r"csv:2: first id 503 is above last id 502"),
-        (bad(AGG[1], 5, "1570752011619"), "DUMP_ORDER", r"csv:2: time 1570752011619 goes back"),
+        (bad(AGG[1], 5, "1570748411619"), "DUMP_ORDER", r"csv:2: time 1570748411619 goes back; .* at most 3600 s"),
+        (bad(AGG[1], 1, "1.23E+11"), "DUMP_LINE", r"csv:2: price is '1.23E\+11'"),
+        (bad(AGG[1], 1, "1.2e-19"), "DUMP_LINE", r"csv:2: price is '1.2e-19'"),
+        (bad(AGG[1], 1, "1.23456789e-12"), "DUMP_LINE", r"csv:2: price does not fit .*1.23456789E-12"),
+        (bad(AGG[1], 1, "0.0e-3"), "DUMP_LINE", r"csv:2: price is '0.0e-3'"),
+        (bad(AGG[1], 6, "TrUE"), "DUMP_LINE", r"csv:2: buyer is maker is 'TrUE', expected True or False"),
         (bad(AGG[1], 0, "100"), "DUMP_ORDER", r"csv:2: id 100 is repeated; expected more than 100"),
-        (bad(AGG[1], 0, "99"), "DUMP_ORDER", r"csv:2: id 99 goes back"),
+        (bad(AGG[1], 0, "99"), "DUMP_ORDER", r"csv:2: id 99 goes back; .* sort the lines by id"),
         (AGG[1] + ",True", "DUMP_COLUMNS", r"csv:2: 9 columns, expected 8 of aggTrades"),
         (AGG[1][: len(AGG[1]) // 2], "DUMP_COLUMNS", r"csv:2: \d columns, expected 8"),
         (TRADES[0], "DUMP_COLUMNS", r"csv:2: 7 columns, expected 8"),
-        ("", "DUMP_COLUMNS", r"csv:2: 1 columns, expected 8"),
         ("x" + AGG[1], "DUMP_LINE", r"csv:2: id is 'x101'"),
         ('"' + AGG[1] + '"', "DUMP_LINE", r"csv:2: id"),
-        (AGG_HEADER, "DUMP_LINE", r"csv:2: id is 'agg_trade_id'"),
     ],
 )
 def test_a_bad_line_is_refused_by_place_and_expectation(tmp_path: Path, line: str, code: str, says: str) -> None:
@@ -165,7 +166,7 @@ def test_a_bad_line_far_behind_is_found_at_its_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lines", [[], [AGG_HEADER]])
 def test_a_dump_without_trades_is_refused(tmp_path: Path, lines: list[str]) -> None:
-    with pytest.raises(Malformed, match="no trades"):
+    with pytest.raises(Malformed, match="nothing recorded"):
         open_dump(agg(tmp_path, lines))
 
 
@@ -192,7 +193,7 @@ def test_a_zip_bomb_is_refused_unread(tmp_path: Path, monkeypatch: pytest.Monkey
     bomb = zipped(tmp_path, {"a.csv": b"1" * 20_000_000})
     with pytest.raises(Malformed, match=r"unpacks \d+ bytes to 20000000; limits: ratio 100"):
         open_dump(bomb)
-    monkeypatch.setattr(dumps, "MAX_UNPACKED", 100)
+    monkeypatch.setattr(lines_module, "MAX_UNPACKED", 100)
     with pytest.raises(Malformed, match="limits: ratio 100, 100 bytes"):
         open_dump(zipped(tmp_path, {"a.csv": "\n".join(AGG).encode()}))
 
@@ -243,8 +244,8 @@ def test_a_damaged_zip_is_refused(tmp_path: Path, kind: str) -> None:
 def test_a_file_that_changes_after_the_check_stops_the_playing(tmp_path: Path) -> None:
     dump = open_dump(agg(tmp_path, AGG))
     agg(tmp_path, AGG[:2])
-    with pytest.raises(Malformed, match="2 trades, but 3 when it was checked"):
-        list(dump.trades())
+    with pytest.raises(Malformed, match="2 lines, but 3 when it was checked"):
+        list(dump.ticks())
 
 
 def test_a_folder_stands_for_its_dumps_and_for_nothing_else_in_it(tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_folder_stands_for_its_dumps_and_for_nothing_else_in_it(tmp_path: Path
 def test_the_real_recordings_read_whole_and_without_a_gap(shared_data: Path, name: str, rows: int) -> None:
     dump = open_dump(shared_data / name)
     assert (dump.rows, dump.missing) == (rows, 0)
-    assert sum(1 for _ in dump.trades()) == rows
+    assert sum(1 for _ in dump.ticks()) == rows
 
 
 def test_every_symbol_of_binance_splits_as_binance_says(shared_data: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.components.market_data.dumps import DumpTrade
+from tallystick.components.market_data.dumps import DumpQuote, DumpTrade, Tick
 from tallystick.components.market_data.feed import Backoff, Change, Feed
 from tallystick.components.market_data.player import Schedule, open_tape, play, speed_for
 from tallystick.components.market_data.synthetic import SyntheticMarket, SyntheticSymbol
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, Malformed
 
 SECOND = 1_000_000_000
 
@@ -29,8 +29,8 @@ class World:
     async def sleep(self, seconds: float) -> None:
         self.now += round(seconds * SECOND)
 
-    def trade(self, symbol: str, trade: DumpTrade) -> None:
-        self.out.append((self.now - self.start, symbol, trade.trade_id))
+    def tick(self, symbol: str, tick: Tick) -> None:
+        self.out.append((self.now - self.start, symbol, getattr(tick, "trade_id", "quote")))
 
     def change(self, change: Change) -> None:
         self.out.append((self.now - self.start, change.symbol, change.state))
@@ -44,7 +44,7 @@ def dump(folder: Path, symbol: str, rows: list[tuple[int, int]], day: int = 1) -
 
 async def played(paths: list[Path], speed: Fraction) -> World:
     world = World()
-    await play(open_tape(paths), speed, world.clock, world.sleep, world.trade, world.change)
+    await play(open_tape(paths), speed, world.clock, world.sleep, world.tick, world.change)
     return world
 
 
@@ -77,7 +77,7 @@ async def test_recordings_of_different_days_begin_together_and_end_together(tmp_
         dump(tmp_path, "XRPETH", [(1, 0), (2, 100_000)]),
     ]
     tape = open_tape(paths)
-    assert [(offset, symbol) for offset, symbol, _ in tape.trades()] == [
+    assert [(offset, symbol) for offset, symbol, _ in tape.ticks()] == [
         (0, "XRP/ETH"),
         (0, "BTC/USDT"),
         (50 * SECOND, "BTC/USDT"),
@@ -92,12 +92,65 @@ async def test_a_gap_in_the_ids_is_reported_before_the_trade_after_it_and_the_en
     world = World()
     changes: list[Change] = []
     tape = open_tape([dump(tmp_path, "BTCUSDT", [(1, 0), (5, 10)])])
-    (await play(tape, Fraction(1), world.clock, world.sleep, world.trade, changes.append))
+    (await play(tape, Fraction(1), world.clock, world.sleep, world.tick, changes.append))
     assert changes == [
         Change("BTC/USDT", "live"),
         Change("BTC/USDT", "gap", "3 trades missing", 2, 4),
-        Change("BTC/USDT", "ended", "recording over after 2 trades"),
+        Change("BTC/USDT", "ended", "recording over after 2 trades and quotes"),
     ]
+
+
+def quotes(folder: Path, rows: list[tuple[int, int]]) -> Path:
+    path = folder / "BTCUSDT-bookTicker-2021-01-01.csv"
+    header = "update_id,best_bid_price,best_bid_qty,best_ask_price,best_ask_qty,transaction_time,event_time\n"
+    path.write_text(
+        header + "".join(f"{i},1.4,2,1.5,0,{1_600_000_000_000 + t},{1_600_000_000_003 + t}\n" for i, t in rows)
+    )
+    return path
+
+
+async def test_quotes_are_played_between_the_trades_of_their_symbol(tmp_path: Path) -> None:
+    trades = dump(tmp_path, "BTCUSDT", [(1, 0), (2, 1000)])
+    paths = [quotes(tmp_path, [(70, 10), (90, 1500)]), trades]
+    tape = open_tape(paths)
+    assert (tape.symbols, tape.trades, tape.quotes) == (("BTC/USDT",), 2, 2)
+    ms = 1_000_000
+    assert [(offset // ms, getattr(t, "trade_id", "quote")) for offset, _, t in tape.ticks()] == [
+        (0, 1),
+        (10, "quote"),
+        (1000, 2),
+        (1500, "quote"),
+    ]
+    quote = next(t for _, _, t in tape.ticks() if isinstance(t, DumpQuote))
+    assert quote == DumpQuote(Decimal("1.4"), Decimal(2), Decimal("1.5"), Decimal(0), 1_600_000_000_010 * ms)
+    # Update ids jump by nature: that is no gap.
+    world = await played([paths[0]], Fraction(1))
+    assert [what for _, _, what in world.out] == ["live", "quote", "quote", "ended"]
+
+
+async def test_where_time_steps_back_the_files_order_is_played_at_once_and_noted(tmp_path: Path) -> None:
+    path = dump(tmp_path, "BTCUSDT", [(1, 0), (2, 1000), (3, 400), (4, 1200)])
+    world = await played([path], Fraction(1))
+    assert [(at // 1_000_000, what) for at, _, what in world.out if isinstance(what, int)] == [
+        (0, 1),
+        (1000, 2),
+        (1000, 3),
+        (1200, 4),
+    ]
+    tape = open_tape([path])
+    assert tape.span_ns == 1200 * 1_000_000
+    assert [t.time_ns - 1_600_000_000 * SECOND for _, _, t in tape.ticks()][2] == 400_000_000  # the venue's own time
+    (note,) = tape.notes
+    assert "steps back 1 times, by up to 0.600000 s" in note
+
+
+def test_an_empty_day_is_passed_over_where_others_have_trades(tmp_path: Path) -> None:
+    empty = dump(tmp_path, "BTCUSDT", [], day=2)
+    with pytest.raises(Malformed, match="DUMP_EMPTY"):
+        open_tape([empty])
+    tape = open_tape([dump(tmp_path, "BTCUSDT", [(1, 0)]), empty])
+    assert tape.trades == 1
+    assert any(str(empty) in note and "passed over" in note for note in tape.notes)
 
 
 def test_days_that_overlap_are_refused(tmp_path: Path) -> None:
@@ -114,14 +167,14 @@ async def test_the_default_speed_makes_the_recording_last_the_asked_time(tmp_pat
 
 async def test_a_late_player_catches_up_without_leaving_anything_out(tmp_path: Path) -> None:
     class Slow(World):
-        def trade(self, symbol: str, trade: DumpTrade) -> None:
-            super().trade(symbol, trade)
-            if trade.trade_id == 100:
+        def tick(self, symbol: str, tick: Tick) -> None:
+            super().tick(symbol, tick)
+            if isinstance(tick, DumpTrade) and tick.trade_id == 100:
                 self.now += 5 * SECOND
 
     world = Slow()
     tape = open_tape([dump(tmp_path, "BTCUSDT", [(i, i * 10) for i in range(1000)])])
-    (await play(tape, Fraction(1), world.clock, world.sleep, world.trade, world.change))
+    (await play(tape, Fraction(1), world.clock, world.sleep, world.tick, world.change))
     assert [i for _, _, i in world.out if isinstance(i, int)] == list(range(1000))
     assert world.now - world.start < 11 * SECOND
 
@@ -138,13 +191,15 @@ def test_no_rounding_adds_up_over_a_long_recording() -> None:
 
 
 def test_a_synthetic_market_is_the_same_for_a_seed_and_another_for_another() -> None:
-    first, same, other = (list(SyntheticMarket(seed, 500, 10**18).trades()) for seed in (7, 7, 8))
+    first, same, other = (list(SyntheticMarket(seed, 500, 10**18).ticks()) for seed in (7, 7, 8))
     assert first == same
     assert first != other
 
 
 def test_a_synthetic_market_of_a_seed_never_changes() -> None:
-    _, symbol, trade = list(SyntheticMarket(1, 1000, 10**18).trades())[-1]
+    ticks = list(SyntheticMarket(1, 1000, 10**18).ticks())
+    _, symbol, trade = [t for t in ticks if isinstance(t[2], DumpTrade)][-1]
+    assert isinstance(trade, DumpTrade)
     assert (symbol, trade.price, trade.qty, trade.buyer_is_maker) == (
         "BTC/USDT",
         Decimal("39457.03"),
@@ -155,7 +210,9 @@ def test_a_synthetic_market_of_a_seed_never_changes() -> None:
 
 def test_synthetic_trades_lie_on_tick_and_step_in_order_and_stay_plausible() -> None:
     market = SyntheticMarket(3, 20_000, 10**18)
-    trades = list(market.trades())
+    ticks = list(market.ticks())
+    trades = [(offset, symbol, t) for offset, symbol, t in ticks if isinstance(t, DumpTrade)]
+    assert (market.trades, market.quotes) == (len(trades), len(ticks) - len(trades)) == (20_000, 5_000)
     specs = {"XRP/ETH": ("0.00141", "0.00000001", "1"), "BTC/USDT": ("39430", "0.01", "0.00001")}
     assert {s for _, s, _ in trades} == set(specs)
     last = 0
@@ -172,6 +229,19 @@ def test_synthetic_trades_lie_on_tick_and_step_in_order_and_stay_plausible() -> 
     for symbol in specs:
         ids = [t.trade_id for _, s, t in trades if s == symbol]
         assert ids == list(range(ids[0], ids[0] + len(ids)))
+
+
+def test_synthetic_quotes_lie_around_the_trade_before_them() -> None:
+    before: Tick | None = None
+    ticks = {"XRP/ETH": Decimal("0.00000001"), "BTC/USDT": Decimal("0.01")}
+    for _, symbol, tick in SyntheticMarket(3, 4_000, 10**18).ticks():
+        if isinstance(tick, DumpQuote):
+            assert isinstance(before, DumpTrade)
+            assert 0 < tick.bid < tick.ask
+            assert (tick.bid if before.buyer_is_maker else tick.ask) == before.price
+            assert (tick.ask - tick.bid) % ticks[symbol] == 0
+            assert tick.time_ns == before.time_ns
+        before = tick
 
 
 def test_a_synthetic_price_off_its_tick_is_refused() -> None:
