@@ -8,7 +8,6 @@ archive or an exit code.  The exit code is 0 only if every promise of the summar
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import subprocess
@@ -27,18 +26,17 @@ from rich.table import Table
 from tallystick.cli import operate, view
 from tallystick.cli.intruder import Attack, Intruder, outcome
 from tallystick.cli.stopping import INTERRUPTED, Stopped, signals, unless
+from tallystick.cli.story import INTRUDER, MISTAKES, Story, tell, unseen_mistakes
 from tallystick.components.console.main import Console
-from tallystick.components.market_data.dumps import DumpQuote, find_dumps
-from tallystick.components.market_data.player import Tape, open_tape, speed_for
+from tallystick.components.market_data.dumps import find_dumps
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import init
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
-from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.subjects import Subject
 
@@ -46,82 +44,16 @@ NAME: Final = "demo"
 MARK: Final = ".tallystick-demo"
 # Where recordings are looked for when none is named: nowhere else.
 DATA: Final = Path("data")
-PLAY_S: Final = 30
-# As many as the synthetic market makes in that time.
-SYNTHETIC_TICKS: Final = 3_000
-# The trades of its instrument that the runaway strategy sees before it runs wild; fewer in a small market.
-WILD_AFTER: Final = 3_000
-# Short, so that renewal and expiry are there to be seen.
-SESSION_S: Final = 20
+# What the market may end later than it is meant to, on a busy machine.
+LATE_S: Final = 60
 SETTLE_S: Final = 3.0
-INTRUDER: Final = "mallory"
 LINE_S: Final = 2.0
 REFRESH_S: Final = 0.25
-EXAMPLES: Final = "tallystick.components.strategy.examples"
 QUERIES: Final = (
     ("every order with its permit and its fills", "orders"),
     ("what was denied, and why", "denials"),
     ("who published what", "publishers"),
 )
-
-_TEMPLATE: Final = """\
-# Written by `tallystick demo`.
-deployment = {deployment}
-host = "127.0.0.1"
-session_lifetime_s = %(session)d
-
-[broker]
-port = {broker}
-
-[authority]
-port = {authority}
-
-[venue]
-name = "paper"
-kind = "paper"
-host = "127.0.0.1:{venue}"
-account = "main"
-%(instruments)s
-[limits]
-max_notional = "%(max_notional)s"
-max_qty = "%(max_qty)s"
-max_open_notional = "%(max_open)s"
-max_position_notional = "%(max_open)s"
-max_gross_notional = "%(max_open)s"
-collar_bps = 200
-messages_per_second = 20
-burst = 40
-stale_ms = 20000
-%(caps)s
-[market_data]
-%(market)s
-"""
-
-
-class Instrument(msgspec.Struct, frozen=True):
-    """What the demo trades: read off the data, or one of the defaults."""
-
-    symbol: str
-    base: str
-    quote: str
-    tick: Decimal
-    step: Decimal
-    min_notional: Decimal
-    market_price: Decimal
-    lot: Decimal
-
-    @property
-    def venue_symbol(self) -> str:
-        """The venue's own name."""
-        return self.base + self.quote
-
-    def toml(self) -> str:
-        """Its record in deployment.toml."""
-        return (
-            f'\n[[instruments]]\nvenue = "paper"\nsymbol = "{self.symbol}"\nvenue_symbol = "{self.venue_symbol}"\n'
-            f'base = "{self.base}"\nquote = "{self.quote}"\ntick = "{self.tick:f}"\nstep = "{self.step:f}"\n'
-            f'min_notional = "{self.min_notional:f}"\nmarket_price = "{self.market_price:f}"\n'
-        )
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -132,74 +64,25 @@ class Check(msgspec.Struct, frozen=True):
     seen: str
 
 
-def _instrument(tape: Tape, symbol: str) -> Instrument:
-    """The instrument of a recording: tick and step are the finest that occur in it."""
-    base, _, quote = symbol.partition("/")
-    finest_price = finest_qty = 0
-    highest, lowest, volume, count = Decimal(0), Decimal("1e18"), Decimal(0), 0
-    for _, traded, trade in tape.ticks():
-        if traded != symbol or isinstance(trade, DumpQuote):
-            continue
-        finest_price = min(finest_price, _exponent(trade.price))
-        finest_qty = min(finest_qty, _exponent(trade.qty))
-        highest, lowest = max(highest, trade.price), min(lowest, trade.price)
-        volume += trade.qty
-        count += 1
-    tick, step = Decimal(1).scaleb(finest_price), Decimal(1).scaleb(finest_qty)
-    mean = volume / max(count, 1)
-    lot = max(step, (mean / 2 // step) * step)
-    return Instrument(
-        symbol=symbol,
-        base=base,
-        quote=quote,
-        tick=tick,
-        step=step,
-        min_notional=_one_digit(lot * lowest / 4),
-        market_price=_one_digit(highest * 4),
-        lot=lot,
-    )
-
-
-def _exponent(value: Decimal) -> int:
-    exponent = value.normalize().as_tuple().exponent
-    return exponent if isinstance(exponent, int) else 0
-
-
-def _one_digit(value: Decimal) -> Decimal:
-    """Rounded down to one significant digit, as people set limits."""
-    shift = value.adjusted()
-    return (value.scaleb(-shift) // 1).scaleb(shift)
-
-
 class Demo:
     """One run.  Owns the folder, the supervisor, the console and the list of promises."""
 
-    def __init__(self, directory: Path, data: list[Path], speed: Decimal | None, screen: Screen) -> None:
+    def __init__(self, directory: Path, story: Story, screen: Screen) -> None:
         self._directory = directory
-        self._data = data
-        self._speed = speed
+        self._story = story
         self._screen = screen
         self._notes: list[str] = []
         self._captured: dict[str, tuple[Subject, bytes]] = {}
         self._console = Console(self._capture)
         self._attacks: list[Attack] = []
         self._checks: list[Check] = []
-        self._rows = 0
 
     # -- before ---------------------------------------------------------------------------------
 
     def prepare(self) -> tuple[Deployment, Keystore]:
         """A fresh deployment under a random PIN that dies with this process."""
-        instruments, market = self._market()
-        template = _TEMPLATE % {
-            "session": SESSION_S,
-            "instruments": "".join(i.toml() for i in instruments),
-            "max_notional": f"{_one_digit(max(i.lot * i.market_price for i in instruments) * 4):f}",
-            "max_qty": f"{max(i.lot for i in instruments) * 20:f}",
-            "max_open": f"{_one_digit(max(i.lot * i.market_price for i in instruments) * 400):f}",
-            "caps": "".join(self._cap(quote, instruments) for quote in dict.fromkeys(i.quote for i in instruments)),
-            "market": market,
-        }
+        for line in self._story.says:
+            self._say(line)
         self._clear()
         pin = Secret.random()
         deployment = init(
@@ -207,42 +90,12 @@ class Demo:
             NAME,
             pin,
             time.time_ns,
-            strategies=_strategies(instruments, min(WILD_AFTER, self._rows // 4)),
-            template=template,
+            strategies=self._story.strategies,
+            template=self._story.template,
             progress=self._say,
         )
         (self._directory / MARK).touch()
         return deployment, Keystore.open(deployment.keystore, pin)
-
-    @staticmethod
-    def _cap(quote: str, instruments: list[Instrument]) -> str:
-        largest = max(i.lot * i.market_price for i in instruments if i.quote == quote)
-        return (
-            f'\n[[caps]]\naccount = "main"\nquote = "{quote}"\nmax_order_notional = "{_one_digit(largest * 8):f}"\n'
-            f'max_hourly_notional = "{_one_digit(largest * 4000):f}"\n'
-        )
-
-    def _market(self) -> tuple[list[Instrument], str]:
-        if not self._data:
-            self._say(f"no recording given, and no folder ./{DATA}: a seeded synthetic market plays")
-            instruments = [
-                Instrument("XRP/ETH", "XRP", "ETH", Decimal("0.00000001"), Decimal(1), Decimal("0.01"), Decimal("0.006"), Decimal(100)),
-                Instrument("BTC/USDT", "BTC", "USDT", Decimal("0.01"), Decimal("0.00001"), Decimal(10), Decimal(160000), Decimal("0.001")),
-            ]  # fmt: skip
-            self._rows = SYNTHETIC_TICKS
-            given = self._speed or Decimal(1)
-            return instruments, f'source = "synthetic"\nseed = 7\ncount = {SYNTHETIC_TICKS}\nspeed = "{given}"\n'
-        tape = open_tape([p.absolute() for p in self._data])
-        self._rows = tape.trades
-        speed = self._speed
-        if speed is None:
-            exact = speed_for(tape, PLAY_S * SECOND)
-            speed = max(Decimal("0.001"), (Decimal(exact.numerator) / exact.denominator).quantize(Decimal("0.001")))
-        instruments = [_instrument(tape, symbol) for symbol in tape.symbols]
-        instruments.sort(key=lambda i: i.symbol != "XRP/ETH")
-        paths = json.dumps([str(p.absolute()) for p in self._data])
-        self._say(f"{tape.trades:,} recorded trades of {', '.join(tape.symbols)} at {speed} times their speed")
-        return instruments, f'source = "dump"\npaths = {paths}\nspeed = "{speed}"\n'
 
     def _clear(self) -> None:
         if not self._directory.exists():
@@ -336,7 +189,7 @@ class Demo:
     async def _play(self) -> None:
         """Until the market has ended, or it clearly will not."""
         state = self._console.state
-        deadline = time.monotonic() + (PLAY_S * 2 if self._speed is None else 100)
+        deadline = time.monotonic() + self._story.seconds * 2 + LATE_S
         shown = 0.0
         while not state.ended and time.monotonic() < deadline:
             if not self._screen.is_terminal and time.monotonic() - shown > LINE_S and self._console.ctx is not None:
@@ -378,16 +231,17 @@ class Demo:
 
     def _judge(self, supervisor: Supervisor) -> None:
         state = self._console.state
-        trades = state.totals["md.trade"]
-        self._promise("the market was played whole", trades == self._rows, f"{trades:,} ticks of {self._rows:,}")
+        played, meant = (state.totals["md.trade"], state.totals["md.quote"]), (self._story.trades, self._story.quotes)
+        seen = f"{played[0]:,} trades of {meant[0]:,}, {played[1]:,} quotes of {meant[1]:,}"
+        self._promise("the market was played whole", played == meant, seen)
         permits, fills = state.verdicts["permit"], sum(state.fills.values())
-        self._promise("strategies traded", permits > 0 and fills > 0, f"{permits} permits, {fills} fills")
-        codes = {code for code in state.denials if code != "BREAKER_TRIPPED"}
-        self._promise(
-            "what breaks a limit is denied",
-            len(codes) >= 2,
-            ", ".join(f"{n} {c}" for c, n in state.denials.most_common(6)),
-        )
+        filled = ", ".join(f"{strategy} {count}" for strategy, count in state.fills.most_common(4))
+        self._promise("strategies traded", permits > 0 and fills > 0, f"{permits} permits, {fills} fills: {filled}")
+        unseen = unseen_mistakes(state.denials)
+        seen = f"{len(MISTAKES) - len(unseen)} of {len(MISTAKES)} kinds"
+        seen += f", not: {', '.join(unseen)}" if unseen else ""
+        seen += "; " + ", ".join(f"{n} {c}" for c, n in state.denials.most_common(6))
+        self._promise("each mistake of the clumsy strategy is denied", not unseen, seen)
         for attack in self._attacks:
             self._promise(f"refused: {attack.name}", attack.held, attack.outcome)
         self._promise("every attack was carried out", len(self._attacks) == 6, f"{len(self._attacks)} of 6")
@@ -459,27 +313,11 @@ class Demo:
         return 0 if held else 1
 
 
-def _strategies(instruments: list[Instrument], wild_after: int) -> list[StrategyConfig]:
-    """Momentum on every instrument; the clumsy, the wild (after so many trades) and the compromised one on the first."""
-    main = (instruments[0].symbol,)
-    wild = {"burst": "3", "after": str(wild_after)}
-    made = [
-        StrategyConfig(name="momentum", module=f"{EXAMPLES}.momentum", instruments=main),
-        StrategyConfig(name="fat-finger", module=f"{EXAMPLES}.fat_finger", instruments=main),
-        StrategyConfig(name="runaway", module=f"{EXAMPLES}.runaway", instruments=main, params=wild),
-        StrategyConfig(name=INTRUDER, module=f"{EXAMPLES}.momentum", instruments=main),
-    ]
-    made += [
-        StrategyConfig(name=f"momentum-{i.base.lower()}", module=f"{EXAMPLES}.momentum", instruments=(i.symbol,))
-        for i in instruments[1:]
-    ]
-    return made
-
-
 def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     """Run the demo; the exit code.  Raises `TallystickError` for what cannot be used."""
     screen = Screen(soft_wrap=True)
-    run = Demo(directory.absolute(), find_dumps(data or ([DATA] if DATA.is_dir() else [])), speed, screen)
+    story = tell(find_dumps(data or ([DATA] if DATA.is_dir() else [])), speed)
+    run = Demo(directory.absolute(), story, screen)
     deployment, keystore = run.prepare()
     try:
         asyncio.run(run.run(deployment, keystore))

@@ -216,7 +216,9 @@ def demo(
             help="Dumps to play (zip or csv), or folders of them; may be given several times. Without: ./data, else a synthetic market.",
         ),
     ] = None,
-    speed: Annotated[str, typer.Option(help="Times as fast as recorded; default: about 30 seconds in all.")] = "",
+    speed: Annotated[
+        str, typer.Option(help="Times as fast as recorded; default: half a minute in all, longer for long recordings.")
+    ] = "",
 ) -> None:
     """The whole system on the paper exchange, with an intruder inside, ending in a verified audit."""
     from tallystick.cli.demo import demo as play

@@ -1,9 +1,13 @@
 """The state of feeds: which trades are missing, which feed is stale or down.  Pure.
 
-- A feed starts without a state.  Its first trade or quote makes it `live`.
+- A feed starts without a state.  Its first fresh trade or quote makes it `live`.
 - Where ids are contiguous, a jump is a `gap` that names the missing ids; the feed stays live after it.
-  An id that was already seen is no news and is dropped (where ids are not contiguous: of the last `RECENT`).
-- Without a trade for `stale_after_ns` a live feed is `stale`, said once; the next trade makes it `live` again.
+  An id that was already seen is no news and is dropped (where ids are not contiguous: of the last `RECENT`).  Lower
+  ids with later times than ever before are a venue that began to count anew: a `gap`, and they count.
+- A trade that is older than `stale_after_ns` by the venue's own time is history, which venues send at subscription: it
+  is passed over and makes nothing live.  If the feed had traded before, it is missing: a `gap`.
+- Without a fresh trade for `stale_after_ns` a feed is `stale`, said once, also one that never traded; the next trade
+  makes it `live` again.
 - `down` makes it `reconnecting`, said once; what was missed meanwhile shows as a gap at the next trade.
 - `ended` is final: a recording is over.
 """
@@ -40,30 +44,56 @@ class Feed:
         self._stale_after = stale_after_ns
         self._contiguous = contiguous
         self._last_id = -1
+        self._last_time = 0
         self._recent: OrderedDict[int, None] = OrderedDict()
-        self._heard = 0
+        self._heard: int | None = None
+        self._passed = 0
+        self._age = 0
 
-    def trade(self, trade_id: int, now: int) -> tuple[bool, list[Change]]:
-        """A trade arrived: whether it is new, and what changed."""
-        self._heard = now
+    def trade(self, trade_id: int, now: int, time_ns: int = 0) -> tuple[bool, list[Change]]:
+        """A trade arrived, of the venue's time `time_ns` (0: of no matter): whether it is new, and what changed."""
+        if trade_id in self._recent:
+            return False, []
+        if self._stale_after and time_ns and now - time_ns >= self._stale_after:
+            self._age = now - time_ns
+            if not self._contiguous:
+                self._remember(trade_id)
+                self._passed += self._last_id >= 0
+            return False, []
         changes: list[Change] = []
-        if self._contiguous and self._last_id >= 0:
-            if trade_id <= self._last_id:
-                return False, changes
-            if trade_id > self._last_id + 1:
+        if self._contiguous and 0 <= self._last_id != trade_id - 1:
+            if trade_id > self._last_id:
                 count = trade_id - self._last_id - 1
                 changes.append(Change(self.symbol, "gap", f"{count} trades missing", self._last_id + 1, trade_id - 1))
+            elif time_ns > self._last_time:
+                changes.append(Change(self.symbol, "gap", f"ids begin anew at {trade_id}, after {self._last_id}"))
+            else:
+                return False, []
         if not self._contiguous:
-            if trade_id in self._recent:
-                return False, changes
-            self._recent[trade_id] = None
-            if len(self._recent) > RECENT:
-                self._recent.popitem(last=False)
+            self._remember(trade_id)
         self._last_id = trade_id
-        if self.state != "live":
-            self.state = "live"
-            changes.append(Change(self.symbol, "live"))
-        return True, changes
+        self._last_time = max(self._last_time, time_ns)
+        return True, changes + self.quote(now)
+
+    def _remember(self, trade_id: int) -> None:
+        self._recent[trade_id] = None
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def passed(self) -> list[Change]:
+        """After a batch of trades: what the old ones among them mean."""
+        changes: list[Change] = []
+        if self._passed:
+            changes.append(Change(self.symbol, "gap", f"{self._passed} trades came too late to count as fresh"))
+        if self._age and self.state in (None, "reconnecting"):
+            self.state = "stale"
+            changes.append(Change(self.symbol, "stale", f"the newest trade is {self._age / 1e9:.1f} s old"))
+        self._passed = self._age = 0
+        return changes
+
+    def missed(self, why: str) -> list[Change]:
+        """Trades came that could not be taken; where ids are contiguous, the next id tells."""
+        return [] if self._contiguous else [Change(self.symbol, "gap", why[:MAX_TEXT])]
 
     def quote(self, now: int) -> list[Change]:
         """A quote arrived: what changed."""
@@ -74,8 +104,10 @@ class Feed:
         return [Change(self.symbol, "live")]
 
     def tick(self, now: int) -> list[Change]:
-        """Time passed: a feed that was live may have become stale."""
-        if not self._stale_after or self.state != "live" or now - self._heard < self._stale_after:
+        """Time passed: a feed that was live, or never was, may have become stale."""
+        if self._heard is None:
+            self._heard = now
+        if not self._stale_after or self.state not in ("live", None) or now - self._heard < self._stale_after:
             return []
         self.state = "stale"
         return [Change(self.symbol, "stale", f"no trade for {(now - self._heard) / 1e9:.1f} s")]

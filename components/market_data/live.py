@@ -1,12 +1,18 @@
-"""Live trades of any exchange that ccxt.pro speaks to, exact and watched.
+"""Live trades and quotes of any exchange that ccxt.pro speaks to, exact and watched.
 
 - Numbers stay the text that the exchange sent (`exchange.number = str`): no float is ever made of them.
 - Trade ids that are whole numbers are kept.  Others become 63 bits of their SHA-256: stable, but gaps cannot be told.
-- Where ids are contiguous in each symbol (`CONTIGUOUS`), a jump is a gap.  `stale_ns` without a trade is staleness.
-- `sleep` is also where the feed waits while nothing can be published; what the exchange sends meanwhile beyond ccxt's
-  own buffer (1,000 trades a symbol) shows as a gap.
-- Anything wrong with the connection is `reconnecting`, and the next attempt follows after a back-off, for ever.
-  A symbol that the exchange does not have is a `ConfigError` at start.
+  A trade without an id is named by what it says, and by how many of the same came before it on this connection.
+- Where ids are contiguous in each symbol (`CONTIGUOUS`), a jump is a gap.  How fresh a trade is, the venue's time says
+  (`feed`).
+- Trades are taken from ccxt's cache, not from what a call returns alone: ccxt wakes nobody up for a trade that came
+  while nobody waited, so the cache is looked at every `TICK_S` as well.  What comes beyond the cache's size (1,000
+  trades a symbol) while nothing can be published (`sleep` waits for that) is a gap.
+- A trade that cannot be read is left out, and said; those beside it are not.  Anything wrong with the connection, or
+  with ccxt's reading of a message, is `reconnecting` for that symbol, and the next attempt follows after a back-off,
+  for ever.  A symbol that the exchange does not have is a `ConfigError` at start.
+- The best bid and ask follow where ccxt tells them (`watchBidsAsks`), at most one in `QUOTE_S` a symbol.  They decide
+  nothing about a feed's state: orders are measured against trades.
 
 An exchange is trusted with its own prices and nothing else: whoever controls it, or ccxt's parsing of it, can at most
 make up prices, which the gateway's collar and the operator-signed caps bound.
@@ -17,29 +23,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-import aiohttp
 import ccxt.pro
-from ccxt.base.errors import BaseError
 
 from tallystick import venues
-from tallystick.components.market_data.dumps import DumpTrade, Tick
-from tallystick.components.market_data.feed import Backoff, Change, Feed
+from tallystick.components.market_data.dumps import DumpQuote, DumpTrade, Tick
+from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import ConfigError, Malformed
-from tallystick.schemas.event import check_positive
+from tallystick.schemas.event import check_decimal, check_positive
 
 # Exchanges whose public trade ids count up by one in each symbol.
 CONTIGUOUS: Final = frozenset(("binance", "binanceus", "binancecoinm", "binanceusdm"))
 TICK_S: Final = 0.5
+QUOTE_S: Final = 0.1
 _MAX_TIME_MS: Final = 2**63 // NS_PER_MS
-# ccxt raises KeyError where an exchange refuses a subscription in a form that it does not know.
-_FEED_ERRORS: Final = (BaseError, aiohttp.ClientError, OSError, TimeoutError, KeyError, Malformed)
 
 
 def make_exchange(exchange_id: str, *, tls: ssl.SSLContext, urls: Mapping[str, Any] | None = None) -> Any:
@@ -65,17 +69,50 @@ def open_live(deployment: Deployment) -> Any:
     return make_exchange(adapter.FEED, urls=urls, tls=venues.client_tls(deployment.venue_ca))
 
 
-def parse_trade(trade: Mapping[str, Any]) -> DumpTrade:
-    """A trade of ccxt's unified form (numbers as text).  Raises `Malformed`."""
-    raw_id, side, time_ms = trade.get("id"), trade.get("side"), trade.get("timestamp")
-    if type(time_ms) is not int or not 0 <= time_ms < _MAX_TIME_MS or not isinstance(raw_id, str):
-        raise Malformed("LIVE_TRADE", f"id {str(raw_id)[:40]!r}, time {str(time_ms)[:40]!r}")
+def parse_trade(trade: object, ordinal: Callable[[str], int] = lambda _: 0) -> DumpTrade:
+    """A trade of ccxt's unified form (numbers as text).  Raises `Malformed`.
+
+    `ordinal` counts how often the same content came before, for trades without an id.
+    """
+    if not isinstance(trade, Mapping):
+        raise Malformed("LIVE_TRADE", f"a trade came as {type(trade).__name__}")
+    raw_id, side, time_ms = trade.get("id"), trade.get("side"), _milliseconds(trade.get("timestamp"))
     if side not in ("buy", "sell"):
         raise Malformed("LIVE_TRADE", f"side is {str(side)[:40]!r}, expected buy or sell")
     price, qty = _exact(trade.get("price")), _exact(trade.get("amount"))
     check_positive(price, "price")
     check_positive(qty, "quantity")
-    return DumpTrade(trade_number(raw_id), price, qty, time_ms * NS_PER_MS, side == "sell", 1, 0)
+    if raw_id is None or raw_id == "":
+        content = f"{time_ms} {price} {qty} {side}"
+        raw_id = f"{content} {ordinal(content)}"
+    if isinstance(raw_id, bool) or not isinstance(raw_id, str | int):
+        raise Malformed("LIVE_TRADE", f"id is {str(raw_id)[:40]!r}")
+    return DumpTrade(trade_number(str(raw_id)), price, qty, time_ms * NS_PER_MS, side == "sell", 1, 0)
+
+
+def parse_quote(ticker: object, now: int) -> DumpQuote:
+    """Best bid and ask of ccxt's unified ticker; of the moment `now` (ns) where the venue gives none.
+
+    Raises `Malformed`.
+    """
+    if not isinstance(ticker, Mapping):
+        raise Malformed("LIVE_QUOTE", f"a quote came as {type(ticker).__name__}")
+    bid, ask = _exact(ticker.get("bid")), _exact(ticker.get("ask"))
+    bid_qty, ask_qty = _exact(ticker.get("bidVolume")), _exact(ticker.get("askVolume"))
+    check_positive(bid, "bid")
+    check_positive(ask, "ask")
+    check_decimal(bid_qty, "bid quantity")
+    check_decimal(ask_qty, "ask quantity")
+    stated = ticker.get("timestamp")
+    return DumpQuote(bid, bid_qty, ask, ask_qty, now if stated is None else _milliseconds(stated) * NS_PER_MS)
+
+
+def _milliseconds(stated: object) -> int:
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
+    if type(stated) is not int or not 0 <= stated < _MAX_TIME_MS:
+        raise Malformed("LIVE_TRADE", f"time is {str(stated)[:40]!r}, expected Unix milliseconds")
+    return stated
 
 
 def _exact(number: object) -> Decimal:
@@ -96,8 +133,47 @@ def trade_number(raw_id: str) -> int:
     return int.from_bytes(hashlib.sha256(raw_id.encode("utf-8", "backslashreplace")).digest()[:8], "big") >> 1
 
 
+class _Taken:
+    """What has been taken of one symbol, so that nothing is taken twice: trades as ccxt keeps them, and nameless ones."""
+
+    def __init__(self) -> None:
+        # Kept alive, so that no other object can have the identity of one that was taken.
+        self._trades: OrderedDict[int, object] = OrderedDict()
+        self._nameless: OrderedDict[str, int] = OrderedDict()
+
+    def news(self, cache: Any) -> tuple[list[object], bool]:
+        """What ccxt's cache of the symbol holds since the last call, and whether it lost some meanwhile."""
+        fresh: list[object] = []
+        for trade in reversed(cache):
+            if id(trade) in self._trades:
+                break
+            fresh.append(trade)
+        lost = bool(self._trades) and len(fresh) == len(cache) == cache.max_size
+        fresh.reverse()
+        for trade in fresh:
+            self._trades[id(trade)] = trade
+            if len(self._trades) > RECENT:
+                self._trades.popitem(last=False)
+        return fresh, lost
+
+    def ordinal(self, content: str) -> int:
+        """How many nameless trades of this very content came before, on this connection."""
+        count = self._nameless.pop(content, 0)
+        self._nameless[content] = count + 1
+        if len(self._nameless) > RECENT:
+            self._nameless.popitem(last=False)
+        return count
+
+    def reconnect(self) -> None:
+        """A new connection: the venue tells its newest trades again."""
+        self._nameless.clear()
+
+
 class LiveFeed:
-    """Follows the public trades of `symbols` (unified) until cancelled."""
+    """Follows the public trades and quotes of `symbols` (unified) until cancelled.
+
+    `on_problem` hears of what could not be read or followed and changes no state: symbol and text.
+    """
 
     def __init__(
         self,
@@ -108,15 +184,18 @@ class LiveFeed:
         stale_ns: int,
         on_tick: Callable[[str, Tick], object],
         on_change: Callable[[Change], object],
+        on_problem: Callable[[str, str], object] = lambda *_: None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         contiguous = exchange.id in CONTIGUOUS
         self._exchange = exchange
         self._feeds = {symbol: Feed(symbol, stale_ns, contiguous) for symbol in symbols}
+        self._taken = {symbol: _Taken() for symbol in symbols}
         self._clock = clock
         self._on_tick = on_tick
         self._on_change = on_change
+        self._on_problem = on_problem
         self._sleep = sleep
         self._backoff = backoff
 
@@ -128,6 +207,8 @@ class LiveFeed:
             tasks.start(self._ticks(), "ticks")
             for symbol, feed in self._feeds.items():
                 tasks.start(self._follow(feed), f"follow {symbol}")
+                if getattr(self._exchange, "has", {}).get("watchBidsAsks"):
+                    tasks.start(self._follow_quotes(symbol), f"quotes {symbol}")
             await tasks.failed()
         finally:
             await tasks.end()
@@ -144,7 +225,7 @@ class LiveFeed:
         while True:
             try:
                 markets: Mapping[str, Any] = await self._exchange.load_markets()
-            except _FEED_ERRORS as exc:
+            except Exception as exc:  # noqa: BLE001  # as in `_follow`
                 for feed in self._feeds.values():
                     self._tell(feed.down(_why(exc)))
                 await self._sleep(backoff.next())
@@ -154,30 +235,71 @@ class LiveFeed:
     async def _follow(self, feed: Feed) -> None:
         backoff = self._backoff()
         while True:
-            trades: list[DumpTrade] = []
             failure = ""
+            told: Iterable[object] = ()
             try:
-                # Those before one that is malformed stay.
-                trades.extend(parse_trade(raw) for raw in await self._exchange.watch_trades(feed.symbol))
-            except _FEED_ERRORS as exc:
+                told = await self._exchange.watch_trades(feed.symbol)
+            # ccxt's readers raise whatever a message that they do not expect makes them raise.
+            except Exception as exc:  # noqa: BLE001
                 failure = _why(exc)
             # Outside: what goes wrong with our own work is not the feed's failure.
-            for trade in trades:
-                new, changes = feed.trade(trade.trade_id, self._clock())
-                self._tell(changes)
-                if new:
-                    self._on_tick(feed.symbol, trade)
+            failure = self._take(feed, told) or failure
             if failure:
+                self._taken[feed.symbol].reconnect()
                 self._tell(feed.down(failure))
                 await self._sleep(backoff.next())
             else:
                 backoff.reset()
                 await self._sleep(0)
 
+    def _take(self, feed: Feed, told: Iterable[object] = ()) -> str:
+        """Take what is new; why nothing of it could be read, if so."""
+        taken = self._taken[feed.symbol]
+        cache = getattr(self._exchange, "trades", {}).get(feed.symbol)
+        fresh, lost = (list(told), False) if cache is None else taken.news(cache)
+        if lost:
+            self._tell(feed.missed(f"more than {len(fresh)} trades came at once"))
+        unread: list[str] = []
+        for raw in fresh:
+            try:
+                trade = parse_trade(raw, taken.ordinal)
+            except Malformed as exc:
+                unread.append(_why(exc))
+                continue
+            new, changes = feed.trade(trade.trade_id, self._clock(), trade.time_ns)
+            self._tell(changes)
+            if new:
+                self._on_tick(feed.symbol, trade)
+        self._tell(feed.passed())
+        if not unread:
+            return ""
+        self._on_problem(feed.symbol, f"{len(unread)} of {len(fresh)} trades left out: {unread[0]}")
+        if len(unread) == len(fresh):
+            return unread[0]
+        self._tell(feed.missed(f"{len(unread)} trades could not be read: {unread[0]}"))
+        return ""
+
+    async def _follow_quotes(self, symbol: str) -> None:
+        backoff = self._backoff()
+        while True:
+            quote: DumpQuote | None = None
+            try:
+                tickers = await self._exchange.watch_bids_asks([symbol])
+                quote = parse_quote(tickers.get(symbol), self._clock())
+            except Exception as exc:  # noqa: BLE001  # as in `_follow`
+                self._on_problem(symbol, f"quotes: {_why(exc)}")
+            if quote is None:
+                await self._sleep(backoff.next())
+                continue
+            backoff.reset()
+            self._on_tick(symbol, quote)
+            await self._sleep(QUOTE_S)
+
     async def _ticks(self) -> None:
         while True:
             await self._sleep(TICK_S)
             for feed in self._feeds.values():
+                self._take(feed)
                 self._tell(feed.tick(self._clock()))
 
     def _tell(self, changes: list[Change]) -> None:

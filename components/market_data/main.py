@@ -92,6 +92,7 @@ class MarketData(Service):
                 stale_ns=config.stale_ms * 1_000_000,
                 on_tick=self._on_tick,
                 on_change=self._on_change,
+                on_problem=lambda symbol, text: ctx.log.warning("feed", symbol=symbol, problem=text),
                 sleep=self._sleep,
             )
             self._work: Callable[[], Coroutine[Any, Any, None]] = feed.run

@@ -140,6 +140,12 @@ CODES: Final = (
         "An option's value is not one of those that it takes, or two options do not go together.",
         "Use what the line lists.",
     ),
+    Code(
+        "DEMO_SHORT",
+        ERROR,
+        "The recording has too few trades of one instrument for the demo's story.",
+        "Give a longer one, or play it in a deployment of your own.",
+    ),
     Code("DEMO_FOLDER", ERROR, "The folder is not a demo's, so it is not emptied.", "Choose another with `--dir`."),
     Code("INTRUDER", ERROR, "The demo's intruder acted before it was inside.", _DEFECT),
     Code(

@@ -112,7 +112,13 @@ CODES: Final = (
     Code(
         "LIVE_TRADE",
         ERROR,
-        "A trade of the live feed is not in its form; the feed connects again.",
+        "A trade of the live feed is not in its form and is left out.",
+        "Nothing, if seldom; else compare the pinned ccxt with the exchange's changes.",
+    ),
+    Code(
+        "LIVE_QUOTE",
+        ERROR,
+        "A quote of the live feed is not in its form and is left out.",
         "Nothing, if seldom; else compare the pinned ccxt with the exchange's changes.",
     ),
     Code(
@@ -176,7 +182,12 @@ CODES: Final = (
         "A dump that is no whole zip file with one .csv in it, is encrypted, or unpacks to too much.",
         "Fetch the dump again.",
     ),
-    Code("SPEED", ERROR, "A speed that is none.", "Give a number above zero; for `replay`, also `max`."),
+    Code(
+        "SPEED",
+        ERROR,
+        "A speed that is none, or at which the demo's market would be over too soon or last too long.",
+        "Give a number above zero, for the demo within the bounds that the line names; for `replay`, also `max`.",
+    ),
     Code("DURATION", ERROR, "A playing time that is not above zero.", _VALUE),
     Code(
         "PAPER",
