@@ -76,7 +76,7 @@ class Step(msgspec.Struct):
             case "fill/1":
                 return f"{d['side']} {d['qty']} @ {d['price']} (trade {d['trade_id']})"
             case "position/1":
-                return f"position {d['qty']}, realized {d['realized']}"
+                return f"position {d['qty']}, realized {d['realized']}, fees {d['fees']}"
             case "alert/1":
                 return f"{d['code']}: {d['text']}"
         return ""

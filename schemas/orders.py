@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import (
     Boot,
@@ -190,7 +191,8 @@ class Fill(Event, frozen=True, array_like=True, kw_only=True, tag="fill/1"):
     """One execution reported by the venue's user stream.
 
     `[…, intent_id, client_order_id, venue_order_id, trade_id, side, price, qty, commission,
-    commission_asset, maker, time]`; `intent_id` is empty where no permit is known for it.
+    commission_asset, maker, time]`; `intent_id` is empty where no permit is known for it.  The venue took `commission`
+    out of what the account holds of `commission_asset`: a purchase whose commission is in the base leaves less than `qty`.
     """
 
     intent_id: bytes
@@ -213,22 +215,56 @@ class Fill(Event, frozen=True, array_like=True, kw_only=True, tag="fill/1"):
         check_decimal(self.commission, "commission")
 
 
-class Position(Event, frozen=True, array_like=True, kw_only=True, tag="position/1"):
-    """A strategy's position in one instrument: `[…, qty, average_price, realized, fills]`.
+def moved(side: Side, qty: Decimal, base: str, commission: Decimal, commission_asset: str) -> Decimal:
+    """The signed base quantity by which a fill changes what can be sold."""
+    signed = qty if side == "buy" else -qty
+    return EXACT.subtract(signed, commission) if commission_asset == base else signed
 
-    `qty` is signed base quantity, `average_price` of the open quantity (0 when flat), `realized`
-    profit in quote units before commission, `fills` the number applied so far.
+
+class Fee(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Commission in one asset: `[asset, amount]`."""
+
+    asset: str
+    amount: Decimal
+
+    def __post_init__(self) -> None:
+        check_decimal(self.amount, "fee")
+
+
+class Position(Event, frozen=True, array_like=True, kw_only=True, tag="position/1"):
+    """A strategy's position in one instrument: `[…, qty, average_price, realized, fills, fees, other_fees]`.
+
+    - `qty`: signed base quantity that can be sold: commission that the venue took in the base is not in it.
+    - `average_price`: of the open quantity, in the quote, without fees; 0 when flat.
+    - `realized`: profit in the quote before fees (gross); `fills`: the number applied so far.
+    - `fees`: commission in the quote: what was taken in it, and what was taken in the base at its fill's price.
+    - `other_fees`: commission in any other asset, each in its own units, by name; they are not in `fees`.
     """
 
     qty: Decimal
     average_price: Decimal
     realized: Decimal
     fills: Count
+    fees: Decimal = Decimal(0)
+    other_fees: tuple[Fee, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for value, what in ((self.qty, "qty"), (self.average_price, "average_price"), (self.realized, "realized")):
+        for value, what in (
+            (self.qty, "qty"),
+            (self.average_price, "average_price"),
+            (self.realized, "realized"),
+            (self.fees, "fees"),
+        ):
             check_decimal(value, what)
+        assets = [fee.asset for fee in self.other_fees]
+        if assets != sorted(set(assets)):
+            raise Malformed("POSITION_FEES", "other_fees must name each asset once, by name")
+
+    @property
+    def net(self) -> Decimal:
+        """Profit in the quote after fees; `other_fees` come on top."""
+        return EXACT.subtract(self.realized, self.fees)
 
 
 class Balance(Event, frozen=True, array_like=True, kw_only=True, tag="balance/1"):

@@ -7,8 +7,11 @@
   (`FILL_WITHOUT_PERMIT`): somebody traded with our account.  The breaker trips on it.
 - The venue's report can overtake the gateway's decision by a moment, so a fill without a permit waits for `GRACE_NS`
   before it counts as unknown.  Everything of one instrument that comes later waits behind it: order is kept.
-- A position is signed base quantity, the average price of what is open, and profit realized in quote units before
-  commission.  Sums and products are exact; only a division rounds, and what is realized with it: to 18 places,
+- A position is signed base quantity that can be sold, the average price of what is open, profit realized in quote units
+  before fees, and the fees.  Commission in the base lessens the quantity, as if that much less had been bought or more
+  sold, and counts as a fee at the fill's price; so profit after fees is what came in and went out, to the last unit.
+  Commission in a third asset is kept in its own units.
+- Sums and products are exact; only a division rounds, and what is realized with it, and a fee in the base: to 18 places,
   half to even.  Crossing zero closes the position at its average price and opens the rest at the fill's.
 - A permit is forgotten once it is filled wholly, or as far as execution says that its closed order was; of an order
   that never reached the venue at once.  Trade ids are forgotten beyond `REMEMBERED` per instrument: an id older than all
@@ -31,7 +34,7 @@ import msgspec
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event, check_decimal
-from tallystick.schemas.orders import Decision, Fill, OrderEvent, Position, Side, VenueOrder
+from tallystick.schemas.orders import Decision, Fee, Fill, OrderEvent, Position, VenueOrder, moved
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import Subject, subject
 from tallystick.venues import FillReport
@@ -60,27 +63,48 @@ class Holding(msgspec.Struct, frozen=True):
     average_price: Decimal = _ZERO
     realized: Decimal = _ZERO
     fills: int = 0
+    fees: Decimal = _ZERO
+    other_fees: tuple[Fee, ...] = ()
 
-    def after(self, side: Side, price: Decimal, qty: Decimal) -> Holding:
-        """The position after a fill.  Raises `Malformed` where a number no longer fits DECIMAL(38,18)."""
+    def after(self, symbol: str, fill: Fill | FillReport) -> Holding:
+        """The position after a fill of `symbol`.  Raises `Malformed` where a number no longer fits DECIMAL(38,18)."""
+        base, _, quote = symbol.partition("/")
         with decimal.localcontext(EXACT):
-            signed = qty if side == "buy" else -qty
-            total = self.qty + signed
-            realized, average = self.realized, self.average_price
-            if self.qty * signed >= 0:
-                cost = abs(self.qty) * average + qty * price
-                average = _rounded(_ROUND.divide(cost, abs(total)))
-            else:
-                closed = min(qty, abs(self.qty))
-                profit = (price - average) * closed
-                realized += _rounded(profit if self.qty > 0 else -profit)
-                if not total:
-                    total = average = _ZERO
-                elif total * self.qty < 0:
-                    average = price
-        for value, what in ((total, "position"), (average, "average price"), (realized, "realized profit")):
+            signed = moved(fill.side, fill.qty, base, fill.commission, fill.commission_asset)
+            fees, others = self.fees, {fee.asset: fee.amount for fee in self.other_fees}
+            if fill.commission_asset == base:
+                fees += _rounded(fill.commission * fill.price)
+            elif fill.commission_asset == quote:
+                fees += fill.commission
+            elif fill.commission:
+                others[fill.commission_asset] = others.get(fill.commission_asset, _ZERO) + fill.commission
+            total, average, profit = self._moved(signed, fill.price)
+            realized = self.realized + profit
+        for value, what in (
+            (total, "position"),
+            (average, "average price"),
+            (realized, "realized profit"),
+            (fees, "fees"),
+        ):
             check_decimal(value, what)
-        return Holding(total, average, realized, self.fills + 1)
+        paid = tuple(Fee(asset, others[asset]) for asset in sorted(others))
+        return Holding(total, average, realized, self.fills + 1, fees, paid)
+
+    def _moved(self, signed: Decimal, price: Decimal) -> tuple[Decimal, Decimal, Decimal]:
+        """Quantity, average price, and the profit of what `signed` closes.  In the exact context."""
+        total, average = self.qty + signed, self.average_price
+        if not signed:
+            return total, average, _ZERO
+        if self.qty * signed >= 0:
+            cost = abs(self.qty) * average + abs(signed) * price
+            return total, _rounded(_ROUND.divide(cost, abs(total))), _ZERO
+        closed = min(abs(signed), abs(self.qty))
+        profit = _rounded((price - average) * closed)
+        if not total:
+            total = average = _ZERO
+        elif total * self.qty < 0:
+            average = price
+        return total, average, profit if self.qty > 0 else -profit
 
 
 def _rounded(value: Decimal) -> Decimal:
@@ -131,7 +155,7 @@ class Book:
         self._ids: dict[tuple[str, str], _Ids] = {}
         self._waiting: dict[tuple[str, str], deque[tuple[FillReport, int]]] = {}
         self._first_permit: dict[tuple[str, str], int] = {}
-        self._stated: dict[tuple[str, str, str], int] = {}
+        self._stated: dict[tuple[str, str, str], tuple[int, Decimal]] = {}
 
     def position(self, strategy: str, venue: str, symbol: str) -> Holding:
         """A strategy's position in an instrument; flat where there was no fill."""
@@ -169,7 +193,7 @@ class Book:
         if ids.add(fill.trade_id) != "new":
             return
         key = (where.strategy, where.venue, where.symbol)
-        self._holdings[key] = self._holdings.get(key, Holding()).after(fill.side, fill.price, fill.qty)
+        self._holdings[key] = self._holdings.get(key, Holding()).after(where.symbol, fill)
         self.on_order(where.venue, where.symbol, fill.venue_order_id, fill.client_order_id)
         permit = self._permits.get((where.venue, fill.client_order_id))
         if permit is not None and fill.intent_id == permit.intent_id:
@@ -177,13 +201,13 @@ class Book:
 
     def stated(self, where: Subject, position: Position) -> None:
         """A position of our own history."""
-        self._stated[where.strategy, where.venue, where.symbol] = position.fills
+        self._stated[where.strategy, where.venue, where.symbol] = (position.fills, position.qty)
 
     def resume(self) -> list[Output]:
         """History has ended: positions whose fill was stored, but not they, before a crash."""
         outputs: list[Output] = []
         for key, holding in self._holdings.items():
-            if self._stated.get(key, 0) < holding.fills:
+            if self._stated.get(key, (0, _ZERO)) != (holding.fills, holding.qty):
                 outputs.append(self._position(key, holding, ()))
         return outputs
 
@@ -267,7 +291,7 @@ class Book:
         strategy = permit.strategy if permit else UNKNOWN
         key = (strategy, venue, report.symbol)
         try:
-            after = self._holdings.get(key, Holding()).after(report.side, report.price, report.qty)
+            after = self._holdings.get(key, Holding()).after(report.symbol, report)
         except Malformed as exc:
             return [self._notice("POSITION_RANGE", f"trade {report.trade_id} of {report.symbol}: {exc.text}")]
         self._holdings[key] = after
@@ -311,6 +335,8 @@ class Book:
             average_price=holding.average_price,
             realized=holding.realized,
             fills=holding.fills,
+            fees=holding.fees,
+            other_fees=holding.other_fees,
         )
 
     def _notice(self, code: str, text: str, causes: tuple[bytes, ...] = ()) -> Output:

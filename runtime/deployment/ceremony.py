@@ -126,8 +126,9 @@ source = "synthetic"
 seed = 1
 speed = "1"
 """
-# What the paper exchange gives the account to play with; of any other quote asset so many times its hourly cap.
-_BALANCES: Final = {"USDT": "100000", "BTC": "2", "ETH": "100", "XRP": "50000"}
+# What the paper exchange gives the account to play with, of quote assets alone: what a strategy sells it must have bought.
+# Of any other quote asset so many times its hourly cap.
+_BALANCES: Final = {"USDT": "100000", "ETH": "100"}
 _BALANCE_CAPS: Final = 10
 _MAX_BALANCE: Final = 10**15
 

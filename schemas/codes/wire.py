@@ -159,6 +159,7 @@ CODES: Final = (
     Code("INTENT_TIF", ERROR, "A time in force other than GTC, IOC or FOK.", "Give one of the three."),
     Code("NOT_EXACT", ERROR, "A strategy gave a float, which is not exact.", "Use Decimal or text."),
     Code("ORDER_AMOUNT", REFUSAL | DEAD, "An amount of a permitted order is no plain decimal.", _FORGED),
+    Code("POSITION_FEES", DEAD, "A position whose fees name an asset twice, or not by name.", _FORGED),
     Code(
         "NAME",
         ERROR,

@@ -138,7 +138,7 @@ async def test_a_fill_comes_as_its_strategys_fill_and_position_with_balances(sce
     assert (fill.intent_id, fill.client_order_id, fill.side, fill.qty) == (intent, "c1", "buy", D(100))
     assert (fill.price, fill.commission, fill.commission_asset) == (D("0.0013002"), D("0.1"), "XRP")
     [position] = scene.of(Position, "position.alpha.paper.XRP-ETH")
-    assert (position.qty, position.average_price, position.causes) == (D(100), D("0.0013002"), (fill.id,))
+    assert (position.qty, position.average_price, position.causes) == (D("99.9"), D("0.0013002"), (fill.id,))
     await scene.until(lambda: len(scene.of(Balance, "balance.paper.XRP")) == 2)
     assert scene.of(Balance, "balance.paper.XRP")[-1].free == D("100099.9")
 
@@ -167,7 +167,7 @@ async def test_fills_during_a_cut_of_the_stream_are_fetched_once(scene: Scene) -
     await scene.until(lambda: any(f.client_order_id == "last" for f in scene.of(Fill)))
     await scene.until(lambda: len(scene.of(Position)) >= 7)
     assert [f.client_order_id for f in scene.of(Fill)] == [*(f"c{i}" for i in range(6)), "last"]
-    assert [p.qty for p in scene.of(Position)] == [D(10 * n) for n in range(1, 8)]
+    assert [p.qty for p in scene.of(Position)] == [D("9.99") * n for n in range(1, 8)]
     assert "USER_STREAM_DOWN" in [n.code for n in scene.of(Notice)]
 
 
@@ -188,7 +188,7 @@ async def test_fills_while_the_portfolio_is_down_are_fetched_at_its_start(scene:
     await scene.until(lambda: len(scene.of(Position)) == 3)
     assert [f.client_order_id for f in scene.of(Fill)] == ["before", "between", "after"]
     last = scene.of(Position)[-1]
-    assert (last.qty, last.fills) == (D(0), 3)
+    assert (last.qty, last.fills) == (D("-0.012"), 3)
 
 
 async def test_a_trade_before_the_first_permit_is_none_of_ours(scene: Scene) -> None:

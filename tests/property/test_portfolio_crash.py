@@ -97,7 +97,7 @@ class World:
             last = None
             for where, event in self.stored:
                 if where.text == f"fill.{strategy}.paper.XRP-ETH":
-                    holding = holding.after(event.side, event.price, event.qty)
+                    holding = holding.after("XRP/ETH", event)
                 if where.text == f"position.{strategy}.paper.XRP-ETH":
                     last = event
             assert self.book.position(strategy, "paper", "XRP/ETH") == holding

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from tallystick.components.portfolio import book as book_module
 from tallystick.components.portfolio.book import GRACE_NS, Book, Holding
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
-from tallystick.schemas.orders import Decision, Fill, OrderEvent, Permit, Position, Side, VenueOrder
+from tallystick.schemas.orders import Decision, Fee, Fill, OrderEvent, Permit, Position, Side, VenueOrder
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
 from tallystick.venues import FillReport
@@ -55,7 +56,7 @@ def permit(
 def report(
     trade_id: int, client: str = "c1", side: Side = "buy", qty: str = "4", price: str = "2", **over: Any
 ) -> FillReport:
-    fields: dict[str, Any] = {"symbol": "XRP/ETH", "venue_order_id": "77"} | over
+    fields: dict[str, Any] = {"symbol": "XRP/ETH", "venue_order_id": "77", "commission_asset": "ETH"} | over
     return FillReport(
         client_order_id=client,
         trade_id=trade_id,
@@ -63,10 +64,15 @@ def report(
         price=D(price),
         qty=D(qty),
         commission=D("0.001"),
-        commission_asset="ETH",
         maker=False,
         time=NOW,
         **fields,
+    )
+
+
+def traded(side: Side, price: Decimal, qty: Decimal, fee: str = "0", asset: str = "ETH") -> FillReport:
+    return msgspec.structs.replace(
+        report(1, side=side), price=price, qty=qty, commission=D(fee), commission_asset=asset
     )
 
 
@@ -86,6 +92,7 @@ def test_a_fill_is_booked_under_the_strategy_of_its_permit_with_its_position() -
     assert (fill.intent_id, fill.causes) == (decision.intent_id, (decision.id,))
     assert position.causes == (fill.id,)
     assert (position.qty, position.average_price, position.realized, position.fills) == (D(4), D(2), D(0), 1)
+    assert (position.fees, position.net, position.other_fees) == (D("0.001"), D("-0.001"), ())
 
 
 def test_a_fill_reported_twice_counts_once() -> None:
@@ -288,31 +295,74 @@ def test_the_oldest_permit_tells_since_when_fills_can_be_ours() -> None:
 
 
 def test_profit_is_realized_at_the_average_price() -> None:
-    holding = Holding().after("buy", D("10"), D("2")).after("buy", D("13"), D("1"))
+    holding = (
+        Holding().after("XRP/ETH", traded("buy", D("10"), D("2"))).after("XRP/ETH", traded("buy", D("13"), D("1")))
+    )
     assert (holding.qty, holding.average_price) == (D(3), D(11))
-    holding = holding.after("sell", D("12"), D("1"))
+    holding = holding.after("XRP/ETH", traded("sell", D("12"), D("1")))
     assert (holding.qty, holding.average_price, holding.realized) == (D(2), D(11), D(1))
 
 
 def test_crossing_zero_closes_and_opens_at_the_fills_price() -> None:
-    holding = Holding().after("buy", D(10), D(2)).after("sell", D(15), D(5))
+    holding = Holding().after("XRP/ETH", traded("buy", D(10), D(2))).after("XRP/ETH", traded("sell", D(15), D(5)))
     assert (holding.qty, holding.average_price, holding.realized) == (D(-3), D(15), D(10))
-    holding = holding.after("buy", D(14), D(3))
+    holding = holding.after("XRP/ETH", traded("buy", D(14), D(3)))
     assert (holding.qty, holding.average_price, holding.realized, holding.fills) == (D(0), D(0), D(13), 3)
 
 
 def test_an_average_is_rounded_to_18_places_half_to_even() -> None:
-    holding = Holding().after("buy", D(1), D(1)).after("buy", D(2), D(2))
+    holding = Holding().after("XRP/ETH", traded("buy", D(1), D(1))).after("XRP/ETH", traded("buy", D(2), D(2)))
     assert holding.average_price == D("1.666666666666666667")
-    tie = Holding().after("buy", D("0.000000000000000001"), D(1)).after("buy", D("0.000000000000000002"), D(1))
+    tie = (
+        Holding()
+        .after("XRP/ETH", traded("buy", D("0.000000000000000001"), D(1)))
+        .after("XRP/ETH", traded("buy", D("0.000000000000000002"), D(1)))
+    )
     assert tie.average_price == D("0.000000000000000002")
 
 
 def test_a_position_beyond_the_wires_decimals_is_refused_and_reported() -> None:
     with pytest.raises(Malformed):
-        Holding(qty=D("99999999999999999999")).after("buy", D(1), D(1))
+        Holding(qty=D("99999999999999999999")).after("XRP/ETH", traded("buy", D(1), D(1)))
     book = fresh()
     book.on_decision(*permit("c1", qty="99999999999999999999", price=""), NOW)
     book.on_decision(*permit("c2", qty="5", price=""), NOW)
     book.on_report("paper", report(1, qty="99999999999999999999"), NOW)
     assert kinds(book.on_report("paper", report(2, client="c2", qty="5"), NOW)) == ["POSITION_RANGE"]
+
+
+def test_commission_in_the_base_lessens_what_can_be_sold_and_counts_at_the_fills_price() -> None:
+    holding = Holding().after("XRP/ETH", traded("buy", D(2), D(11), "0.011", "XRP"))
+    assert (holding.qty, holding.average_price, holding.realized, holding.fees) == (D("10.989"), D(2), D(0), D("0.022"))
+    holding = holding.after("XRP/ETH", traded("sell", D(3), D(10), "0.03", "ETH"))
+    assert (holding.qty, holding.realized, holding.fees) == (D("0.989"), D(10), D("0.052"))
+    # 22 went out and 29.97 came in for what is left at 2.
+    assert holding.realized - holding.fees == D("29.97") - D(22) + D("0.989") * 2
+
+
+def test_a_sale_whose_commission_is_in_the_base_takes_both() -> None:
+    bnb = Holding().after("BNB/USDT", traded("buy", D(600), D(2), "0", "BNB"))
+    bnb = bnb.after("BNB/USDT", traded("sell", D(700), D(1), "0.001", "BNB"))
+    assert (bnb.qty, bnb.realized, bnb.fees) == (D("0.999"), D("100.1"), D("0.7"))
+
+
+def test_commission_in_a_third_asset_is_kept_in_its_own_units() -> None:
+    holding = Holding()
+    for asset, fee in (("BNB", "0.002"), ("ABC", "5"), ("BNB", "0.001"), ("XYZ", "0")):
+        holding = holding.after("XRP/ETH", traded("buy", D(2), D(1), fee, asset))
+    assert holding.other_fees == (Fee("ABC", D(5)), Fee("BNB", D("0.003")))
+    assert (holding.qty, holding.fees) == (D(4), D(0))
+
+
+def test_a_position_that_was_stated_otherwise_is_stated_anew_at_the_next_start() -> None:
+    book = fresh()
+    book.on_decision(*permit("c1"), NOW)
+    [(where, fill), (_, position)] = book.on_report("paper", report(5, commission_asset="XRP"), NOW)
+    again = fresh()
+    again.on_decision(*permit("c1"), NOW)
+    again.restore(where, fill)
+    again.stated(where, msgspec.structs.replace(position, qty=D(4)))
+    [(_, stated)] = again.resume()
+    assert stated.qty == D("3.999")
+    again.stated(where, stated)
+    assert again.resume() == []

@@ -21,7 +21,7 @@ import msgspec
 from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.orders import Fill, OrderEvent, Position, Side
+from tallystick.schemas.orders import Fill, OrderEvent, Position, Side, moved
 from tallystick.schemas.subjects import Subject
 
 # Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
@@ -123,7 +123,9 @@ class Exposure:
         if len(trades) > FILLS_REMEMBERED:
             trades.popitem(last=False)
         holding = self._holding(subject, quote)
-        holding.qty = (EXACT.add if fill.side == "buy" else EXACT.subtract)(holding.qty, fill.qty)
+        base = subject.symbol.partition("/")[0]
+        change = moved(fill.side, fill.qty, base, fill.commission, fill.commission_asset)
+        holding.qty = EXACT.add(holding.qty, change)
         holding.fills += 1
         holding.mark = fill.price
         order = self.order(subject.strategy, fill.intent_id)
