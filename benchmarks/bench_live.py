@@ -155,7 +155,7 @@ def prepare(folder: Path) -> tuple[Deployment, Keystore]:
     template = (
         DEFAULT_TEMPLATE.replace("messages_per_second = 10", "messages_per_second = 1000")
         .replace("burst = 20", "burst = 1000")
-        .replace('max_hourly_notional = "500"', 'max_hourly_notional = "50000"')
+        .replace('max_hourly = "500', 'max_hourly = "500000')
     )
     strategies = (
         StrategyConfig(name="alpha", module=EXAMPLE, instruments=(SYMBOL,)),

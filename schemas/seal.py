@@ -260,7 +260,8 @@ class Verifier:
         self._credentials: dict[str, Credential] = {}
         self._statements: dict[tuple[bytes, bytes, str], tuple[Statement, Credential, bytes]] = {}
 
-    def _credential(self, text: str) -> Credential:
+    def credential(self, text: str) -> Credential:
+        """The credential in `text`, of a component of the trust root.  Raises `Malformed` or `Unverified`."""
         known = self._credentials.get(text)
         if known is None:
             known = open_credential(text, self.trust)
@@ -274,7 +275,7 @@ class Verifier:
         known = self._statements.get(key)
         if known is not None:
             return known
-        credential = self._credential(payload.credential)
+        credential = self.credential(payload.credential)
         statement = decode_statement(payload.statement)
         if statement.deployment != self.trust.deployment:
             raise Unverified("DEPLOYMENT", f"sealed for {statement.deployment}, this is {self.trust.deployment}")

@@ -7,11 +7,14 @@
 
 `id` is the caller's number for the request; replies come in the order of the requests.  An order
 carries the sealed message that holds its permit, as it stood on the bus, and nothing else that could
-change what is signed.  What does not re-encode to the same bytes is refused and ends the connection.
+change what is signed, and with it the sealed message that holds the intent: two keys an order.  It is signed by
+execution's session, so that nobody who merely reads the bus can have a permit used up before execution comes with it.
+What does not re-encode to the same bytes is refused and ends the connection.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from typing import Final, TypeVar
 
@@ -19,11 +22,14 @@ import msgspec
 
 from tallystick.schemas.errors import NOT_DECODED, Malformed
 from tallystick.schemas.ids import ID_BYTES
+from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.registry import MAX_EVENTS_BYTES
 
 SOCKET: Final = "custody.sock"
-# The largest sealed message (events, credential, statement, path) and its subject fit.
-MAX_FRAME: Final = MAX_EVENTS_BYTES + 65_536
+# The two largest sealed messages (events, credential, statement, path) and a subject fit.
+MAX_FRAME: Final = 2 * (MAX_EVENTS_BYTES + 65_536)
+# No statement and no login nonce of a session begins like this.
+_CONTEXT: Final = b"tallystick order frame v1\0"
 LENGTH: Final = struct.Struct(">I")
 
 
@@ -32,15 +38,43 @@ class _Frame(msgspec.Struct, frozen=True, array_like=True, kw_only=True, forbid_
 
 
 class SignOrder(_Frame, frozen=True, array_like=True, kw_only=True, tag="order"):
-    """`["order", id, decision_id, subject, payload]`: sign what this decision, in this sealed message, permits."""
+    """`["order", id, decision_id, subject, payload, intent, credential, signature]`: sign what this decision permits.
+
+    `payload` is the sealed message of the decision, on `subject`; `intent` the one of the intent that it answers;
+    `signature` is of the session that `credential` names, over `spoken`.
+    """
 
     decision_id: bytes
     subject: str
     payload: bytes
+    intent: bytes
+    credential: str
+    signature: bytes
 
     def __post_init__(self) -> None:
         if len(self.decision_id) != ID_BYTES:
             raise Malformed("FRAME", f"decision_id has {ID_BYTES} bytes, got {len(self.decision_id)}")
+
+    def spoken(self) -> bytes:
+        """What execution's session signs: the decision, by id and by message, and the intent."""
+        messages = hashlib.sha256(self.payload).digest() + hashlib.sha256(self.intent).digest()
+        return _CONTEXT + self.decision_id + messages
+
+
+def ask_for(
+    number: int, decision_id: bytes, subject: str, payload: bytes, intent: bytes, credential: str, signer: Signer
+) -> SignOrder:
+    """The request for an order, signed by the session (`signer`) that `credential` names."""
+    unsigned = SignOrder(
+        id=number,
+        decision_id=decision_id,
+        subject=subject,
+        payload=payload,
+        intent=intent,
+        credential=credential,
+        signature=b"",
+    )
+    return msgspec.structs.replace(unsigned, signature=signer.sign(unsigned.spoken()))
 
 
 class SignCancel(_Frame, frozen=True, array_like=True, kw_only=True, tag="cancel"):

@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
+from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import NOT_DECODED, LeaseOver, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.nats_jwt import Signer
@@ -42,8 +43,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `symbol` is the unified one (`XRP/ETH`), `venue_symbol` the venue's (`XRPETH`); prices are
     multiples of `tick`, quantities of `step`; notional is price times quantity in `quote`.
-    `market_price` is what custody counts a market order at in its caps: well above any plausible price;
-    0 means that market orders are not signed.
+    `market_price` is what caps count an order at that names no higher price, bought or sold: well above any
+    plausible price.  A SELL far below the market moves what the market pays, not what it asks for.
     """
 
     venue: str
@@ -54,19 +55,26 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tick: Decimal
     step: Decimal
     min_notional: Decimal
-    market_price: Decimal = Decimal(0)
+    market_price: Decimal
 
     def __post_init__(self) -> None:
         check_name(self.venue, "venue")
-        for value, what in ((self.tick, "tick"), (self.step, "step")):
+        for value, what in ((self.tick, "tick"), (self.step, "step"), (self.market_price, "market_price")):
             check_positive(value, what)
         check_decimal(self.min_notional, "min_notional")
-        check_decimal(self.market_price, "market_price")
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the record's canonical JSON."""
         return hashlib.sha256(_canonical(self)).digest()
+
+    def counts(self, qty: Decimal, price: Decimal | None) -> tuple[tuple[str, Decimal], tuple[str, Decimal]]:
+        """What an order counts in the operator's caps: `((quote, value), (base, qty))`, exactly.
+
+        The value is at the worse of the order's own price (None: it names none) and `market_price`, on both sides.
+        """
+        worst = self.market_price if price is None else max(price, self.market_price)
+        return (self.quote, EXACT.multiply(qty, worst)), (self.base, qty)
 
 
 class Venue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,16 +86,19 @@ class Venue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What custody never exceeds for an account, whatever the gateway permits (in `quote` units)."""
+    """What custody never exceeds of one asset for an account, whatever the gateway permits (in units of `asset`).
+
+    An order counts in both its assets (`Instrument.counts`): in its quote what it is worth, in its base its quantity.
+    """
 
     account: str
-    quote: str
-    max_order_notional: Decimal
-    max_hourly_notional: Decimal
+    asset: str
+    max_order: Decimal
+    max_hourly: Decimal
 
     def __post_init__(self) -> None:
-        check_positive(self.max_order_notional, "max_order_notional")
-        check_positive(self.max_hourly_notional, "max_hourly_notional")
+        check_positive(self.max_order, "max_order")
+        check_positive(self.max_hourly, "max_hourly")
 
 
 class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,9 +161,9 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 return record
         raise Unverified("UNKNOWN_INSTRUMENT", f"{symbol[:64]} at {venue} is not in trust root {self.number}")
 
-    def cap(self, account: str, quote: str) -> Cap | None:
-        """What the operator lets `account` spend of `quote`; None: nothing, no cap was signed."""
-        return next((cap for cap in self.caps if (cap.account, cap.quote) == (account, quote)), None)
+    def cap(self, account: str, asset: str) -> Cap | None:
+        """What the operator lets `account` move of `asset`; None: nothing, no cap was signed."""
+        return next((cap for cap in self.caps if (cap.account, cap.asset) == (account, asset)), None)
 
     @property
     def operator_keys(self) -> dict[str, bytes]:

@@ -241,8 +241,8 @@ class Adapter(Protocol):
     def venue_order(self, record: Instrument, intent: Intent) -> VenueOrder:
         """The order that `intent` asks for, in the venue's strings."""
 
-    def notional(self, record: Instrument, order: VenueOrder) -> Decimal:
-        """What `order` counts for in the record's quote.  Raises `Denied` where it is not plainly the record's."""
+    def amounts(self, record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
+        """Quantity and price of `order` (None: it names none).  Raises `Denied` where it is not plainly the record's."""
 
     def request_builder(
         self,

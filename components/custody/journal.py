@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from tallystick.components.custody.permits import Spent
+from tallystick.components.custody.caps import Spent
 from tallystick.runtime.durable import append, open_append
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import NOT_DECODED, ConfigError
@@ -34,10 +34,14 @@ from tallystick.schemas.trust import HOUR_NS
 from tallystick.venues import Denied
 
 GENESIS: Final = "0" * 64
+ORDER: Final = "order"
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One signing: `number` rises by one, `time` is Unix ns, `prev` the SHA-256 of the line before (hex)."""
+    """One signing: `number` rises by one, `time` is Unix ns, `prev` the SHA-256 of the line before (hex).
+
+    `counted` is what an order counts in the caps of `account`: `[asset, amount]` for both its assets.
+    """
 
     number: int
     time: int
@@ -47,8 +51,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     client_order_id: str = ""
     decision_id: str = ""
     account: str = ""
-    quote: str = ""
-    notional: Decimal = Decimal(0)
+    counted: tuple[tuple[str, Decimal], ...] = ()
     prev: str = GENESIS
 
 
@@ -59,8 +62,8 @@ _decoder = msgspec.json.Decoder(Line)
 class Journal:
     """See the module docstring.  Owns the files in `directory` (made with mode 0700); one process at a time.
 
-    `spent` is what counts towards the caps at the time of opening, `torn` the number of broken lines in
-    the last two files.  Raises `ConfigError` for a folder that cannot be used and for a broken chain.
+    At the time of opening, `spent` is what counts towards the caps, `signed` the client order ids of the past hour
+    with their times (Unix ns), and `torn` the number of broken lines in the last two files.  Raises `ConfigError` for a folder that cannot be used and for a broken chain.
     """
 
     def __init__(self, directory: Path, clock: Callable[[], int]) -> None:
@@ -72,16 +75,16 @@ class Journal:
         self.number = 0
         self.head = GENESIS
         self.torn = 0
+        self.signed: dict[str, int] = {}
         spent: list[Spent] = []
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in sorted(directory.glob("signed-*.jsonl"))[-2:]:
                 self._newest = path.stem.removeprefix("signed-")
-                spent += [
-                    Spent(line.time, line.account, line.quote, line.notional)
-                    for line in self._read(path)
-                    if line.notional and line.time > clock() - HOUR_NS
-                ]
+                for line in self._read(path):
+                    if line.op == ORDER and line.time > clock() - HOUR_NS:
+                        spent.append(Spent(line.time, line.account, line.counted))
+                        self.signed[line.client_order_id] = line.time
         except OSError as exc:
             raise ConfigError(
                 "JOURNAL", f"{directory}: {exc.strerror}; custody needs a folder that it may write"
@@ -131,8 +134,7 @@ class Journal:
             client_order_id=client_order_id,
             decision_id=decision_id,
             account=spent.account if spent else "",
-            quote=spent.quote if spent else "",
-            notional=spent.notional if spent else Decimal(0),
+            counted=spent.counted if spent else (),
             prev=self.head,
         )
         text = _encoder.encode(line)

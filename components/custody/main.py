@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -63,7 +64,15 @@ class Custody(Service):
         )
         self._journal = Journal(deployment.state(NAME), ctx.clock)
         ctx.at_stop(self._journal.close)
-        self._permits = Permits(ctx.trust, ctx.boot, ctx.sessions, self._journal.spent)
+        self._permits = Permits(
+            ctx.trust,
+            ctx.boot,
+            ctx.sessions,
+            ctx.clock(),
+            time.monotonic_ns,
+            self._journal.spent,
+            self._journal.signed,
+        )
         self._server = SigningServer(
             self._permits,
             ctx.verifier,

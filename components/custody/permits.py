@@ -11,33 +11,38 @@ An order is signed only if, in this order,
 6. an operator-signed lease arms execution for the venue now;
 7. the permit names our account, and the hash of the operator-signed instrument record of its subject;
    the order is for that record's symbol, in plain canonical decimals, in whole steps and ticks;
-8. the notional is within the operator-signed caps, per order and over the past hour;
-9. neither the decision nor its client order id was used before.
+8. the intent that it answers is there too: sealed by the strategy of the subject, whose session is listed as well,
+   fresh when the gateway decided, and asking for exactly this order (`venues.two_keys`);
+9. both its assets stay within the operator-signed caps, per order and over the past hour (`caps`);
+10. neither the decision nor its client order id, which names the intent, was used before.
 
 A permit counts as used from the moment that the rules hold, before anything is signed.  What was used is
-kept in memory until it has expired: a restart has a new boot, which is the audience, and so voids every
-outstanding permit.  What was spent in the past hour is restored from the journal.
+kept in memory until neither permit nor intent can be fresh any more: a restart has a new boot, which is the audience,
+and so voids every outstanding permit.  What was spent in the past hour, and which orders were signed just now, is
+restored from the journal.
 
 Cancelling and asking need no permit and none of these rules: nothing can keep the kill switch from
 its way.
 
-The gateway is not trusted beyond the caps: an attacker who controls it can at most trade the
-operator's instruments, while armed, to the hourly notional.  Execution is not trusted: an attacker who
-controls it can at most withhold orders, cancel ours and ask about them.
+The gateway is not trusted beyond the caps and the intents: an attacker who controls it can at most permit, while
+armed and to the hourly caps, what strategies asked for.  Execution is not trusted: an attacker who controls it can at
+most withhold orders, cancel ours and ask about them.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Final
 
 import msgspec
 
 from tallystick import venues
-from tallystick.schemas.amounts import EXACT
-from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_PERMIT_NS
+from tallystick.components.custody.caps import Caps, Spent
+from tallystick.schemas import registry
+from tallystick.schemas.bounds import MAX_HEARTBEAT_AGE_NS, MAX_INTENT_AGE_NS, MAX_PERMIT_NS, MAX_SKEW_NS
 from tallystick.schemas.breakers import BreakerView
+from tallystick.schemas.credential import Credential
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.leases import EXECUTION, LeaseBook
 from tallystick.schemas.orders import Decision, VenueOrder
@@ -45,13 +50,15 @@ from tallystick.schemas.seal import Verified, require_live
 from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import Standing
-from tallystick.schemas.trust import HOUR_NS, Instrument, TrustRoot, require_current
+from tallystick.schemas.trust import Instrument, TrustRoot, require_current
 from tallystick.venues import Denied
+from tallystick.venues.two_keys import require_asked
 
 GATEWAY: Final = "gateway"
 # Far above what a gateway issues while permits live; beyond it memory is under attack.
 MAX_USED: Final = 100_000
-# Sums of DECIMAL(38,18) and their products are exact in this.
+# From a permit's end until its intent is too old for any other: what is forgotten sooner could be permitted again.
+REMEMBER_NS: Final = MAX_INTENT_AGE_NS + registry.MAX_AGE_NS["order.decision"] + 2 * MAX_SKEW_NS
 
 
 class Authorized(msgspec.Struct, frozen=True):
@@ -63,16 +70,7 @@ class Authorized(msgspec.Struct, frozen=True):
     record: Instrument
     order: VenueOrder
     decision_id: bytes
-    notional: Decimal
-
-
-class Spent(msgspec.Struct, frozen=True):
-    """What one signed order counted for: `account` and `quote` name the cap, `time` is Unix ns."""
-
-    time: int
-    account: str
-    quote: str
-    notional: Decimal
+    counted: tuple[tuple[str, Decimal], ...]
 
 
 class Permits:
@@ -80,21 +78,29 @@ class Permits:
 
     - `trust`: the trust root; `boot`: the boot id of this process, the audience of its permits.
     - `sessions`: the live sessions, kept by who reads `cred.>`.
-    - `spent`: what was signed in the past hour, oldest first, from the journal.
+    - `spent`: what was signed in the past hour, oldest first, and `signed`: the client order ids that were signed
+      lately, with their times; both from the journal, as of `now` (Unix ns).
+    - `monotonic`: nanoseconds from any beginning, which no setting of the clock moves.
     """
 
-    def __init__(self, trust: TrustRoot, boot: bytes, sessions: SessionView, spent: tuple[Spent, ...] = ()) -> None:
+    def __init__(
+        self,
+        trust: TrustRoot,
+        boot: bytes,
+        sessions: SessionView,
+        now: int,
+        monotonic: Callable[[], int],
+        spent: Iterable[Spent] = (),
+        signed: Mapping[str, int] | None = None,
+    ) -> None:
         self.trust = trust
         self.boot = boot
         self.sessions = sessions
         self._breakers = BreakerView()
         self._leases = LeaseBook(trust)
         self._used: dict[bytes, int] = {}
-        self._used_names: dict[str, int] = {}
-        self._spent: deque[Spent] = deque()
-        self._totals: dict[tuple[str, str], Decimal] = {}
-        for one in spent:
-            self._spend(one)
+        self._used_names = {name: at + MAX_PERMIT_NS + REMEMBER_NS for name, at in (signed or {}).items()}
+        self._caps = Caps(trust, spent, now, monotonic)
 
     def on_breaker(self, verified: Verified, standing: Standing, now: int) -> None:
         """The breaker's word."""
@@ -115,8 +121,14 @@ class Permits:
         """The tripped scopes that were heard of last, sorted."""
         return self._breakers.tripped
 
-    def authorize(self, verified: Verified, decision_id: bytes, now: int) -> Authorized:
-        """The order that `decision_id` in the opened message permits; it is used from here on.
+    def require_execution(self, credential: Credential, now: int) -> None:
+        """Raise `Unverified` or `Denied` unless the session is execution's, listed and not revoked."""
+        if credential.component != EXECUTION:
+            raise Denied("FRAME_SIGNER", f"orders are signed for {EXECUTION}, not for {credential.component}")
+        self.sessions.require_listed(credential, now)
+
+    def authorize(self, verified: Verified, decision_id: bytes, intent: Verified, now: int) -> Authorized:
+        """The order that `decision_id` in the opened message permits, and that `intent` asks for; used from here on.
 
         `now` is Unix nanoseconds.  Raises `Denied`, `Unverified` or `Malformed`: nothing may be signed then.
         """
@@ -150,41 +162,23 @@ class Permits:
         record = self.trust.instrument(subject.venue, subject.symbol)
         if permit.instrument_hash != record.digest:
             raise Denied("INSTRUMENT_HASH", f"not the operator's record of {record.symbol} at {record.venue}")
-        notional = venues.adapter(venue.kind).notional(record, permit.order)
-        self._require_within_caps(venue.account, record.quote, notional, now)
-        self._use(decision_id, permit.order.client_order_id, permit.expires_at, now)
-        self._spend(Spent(now, venue.account, record.quote, notional))
-        return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, notional)
+        adapter = venues.adapter(venue.kind)
+        counted = record.counts(*adapter.amounts(record, permit.order))
+        require_asked(subject, decision, intent, record, adapter)
+        # Fresh when it was decided on; the decision is fresh now.
+        require_live(intent, verified.statement.time)
+        self.sessions.require_listed(intent.credential, now)
+        self._caps.require(venue.account, counted)
+        self._use(decision_id, permit.order.client_order_id, permit.expires_at + REMEMBER_NS, now)
+        self._caps.spend(Spent(now, venue.account, counted))
+        return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, counted)
 
-    def _require_within_caps(self, account: str, quote: str, notional: Decimal, now: int) -> None:
-        cap = self.trust.cap(account, quote)
-        if cap is None:  # no cap, no order
-            raise Denied("CAP_MISSING", f"the operator signed no cap for {quote} of {account}")
-        if notional > cap.max_order_notional:
-            raise Denied(
-                "CAP_EXCEEDED", f"notional={notional} {quote}, limit={cap.max_order_notional} {quote} per order"
-            )
-        while self._spent and self._spent[0].time <= now - HOUR_NS:
-            old = self._spent.popleft()
-            self._totals[old.account, old.quote] = EXACT.subtract(self._total(old.account, old.quote), old.notional)
-        hourly = EXACT.add(self._total(account, quote), notional)
-        if hourly > cap.max_hourly_notional:
-            raise Denied("CAP_EXCEEDED", f"hourly notional={hourly} {quote}, limit={cap.max_hourly_notional} {quote}")
-
-    def _total(self, account: str, quote: str) -> Decimal:
-        return self._totals.get((account, quote), Decimal(0))
-
-    def _spend(self, spent: Spent) -> None:
-        self._spent.append(spent)
-        total = self._total(spent.account, spent.quote)
-        self._totals[spent.account, spent.quote] = EXACT.add(total, spent.notional)
-
-    def _use(self, decision_id: bytes, name: str, expires_at: int, now: int) -> None:
+    def _use(self, decision_id: bytes, name: str, until: int, now: int) -> None:
         if decision_id in self._used or name in self._used_names:
             raise Denied("PERMIT_USED", f"decision {id_text(decision_id)} or its order {name[:36]} was signed before")
         if len(self._used) >= MAX_USED:
-            self._used = {key: until for key, until in self._used.items() if until > now}
-            self._used_names = {key: until for key, until in self._used_names.items() if until > now}
+            self._used = {key: end for key, end in self._used.items() if end > now}
+            self._used_names = {key: end for key, end in self._used_names.items() if end > now}
             if len(self._used) >= MAX_USED:
                 raise Denied("PERMITS_FULL", f"{MAX_USED} permits in use; none is signed until some expire")
-        self._used[decision_id] = self._used_names[name] = expires_at
+        self._used[decision_id] = self._used_names[name] = until

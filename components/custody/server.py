@@ -2,7 +2,7 @@
 
 - A peer with another uid than the allowed ones is closed before it is read.
 - A frame that does not parse ends its connection; nothing after it is read.
-- Orders go through `permits`; their line in the journal is written before anything is signed.
+- Orders are asked for under the signature of execution's session, and go through `permits`; their line in the journal is written before anything is signed.
 - Cancels and queries are signed always, also where the journal cannot be written.
 - Requests are answered one at a time, in order: the key is used by one thread.
 
@@ -20,18 +20,21 @@ from typing import Final, assert_never
 
 import msgspec
 import structlog
+from cryptography.exceptions import InvalidSignature
 
-from tallystick.components.custody.journal import Journal
-from tallystick.components.custody.permits import Permits, Spent
+from tallystick.components.custody.caps import Spent
+from tallystick.components.custody.journal import ORDER, Journal
+from tallystick.components.custody.permits import Permits
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
-from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.subjects import ORDERS
 from tallystick.venues import Denied, Requests, SignedRequest
+from tallystick.venues.two_keys import intent_subject
 
 # Execution uses one connection; the rest is room for its successor and for people.
 MAX_CONNECTIONS: Final = 8
@@ -40,6 +43,14 @@ COMPONENT: Final = "custody"
 
 async def _no_waiting(_: Credential, __: str) -> None:
     """For who lists sessions before it asks."""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """What an order's request holds, each verified by itself: who asks, the decision and the intent."""
+
+    asker: Credential
+    decision: Verified
+    intent: Verified
 
 
 class SigningServer:
@@ -116,22 +127,36 @@ class SigningServer:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the peer is gone; whatever was signed for it is used
 
-    async def _opened(self, request: signing.Request) -> Verified | None:
-        """The permit in an order's request, once its session is listed; None leaves it to `answer` to say what is wrong.
+    async def _opened(self, request: signing.Request) -> Opened | None:
+        """What an order's request holds, once its sessions are listed; None leaves it to `answer` to say what is wrong.
 
-        Permits come by the socket and lists by the bus: a new session's listing may still be on its way.
+        Requests come by the socket and lists by the bus: a new session's listing may still be on its way.
         """
         if not isinstance(request, signing.SignOrder):
             return None
         try:
-            verified = self._verifier.open(request.subject, ORDERS, request.payload)
-            await self._listing(verified.credential, ORDERS)
+            opened = self._open(request)
+            for credential in (opened.asker, opened.decision.credential, opened.intent.credential):
+                await self._listing(credential, ORDERS)
         except TallystickError:
             return None
-        return verified
+        return opened
 
-    def answer(self, request: signing.Request, opened: Verified | None = None) -> signing.Reply:
-        """The reply to one request; refusals are replies.  `opened`: the permit in it, where it was opened before."""
+    def _open(self, request: signing.SignOrder) -> Opened:
+        """Raises `Malformed` or `Unverified`."""
+        asker = self._verifier.credential(request.credential)
+        try:
+            asker.verify_key.verify(request.signature, request.spoken())
+        except InvalidSignature as exc:
+            raise Unverified("FRAME_SIGNATURE", f"not signed by the session of {asker.component}") from exc
+        decision = self._verifier.open(request.subject, ORDERS, request.payload)
+        if decision.subject.kind != "order.decision":
+            raise Denied("PERMIT_ISSUER", f"a permit is the gateway's decision, not {decision.subject.kind}")
+        intent = self._verifier.open(intent_subject(decision.subject).text, ORDERS, request.intent)
+        return Opened(asker, decision, intent)
+
+    def answer(self, request: signing.Request, opened: Opened | None = None) -> signing.Reply:
+        """The reply to one request; refusals are replies.  `opened`: what it holds, where it was opened before."""
         try:
             if isinstance(request, signing.StatusRequest):
                 return signing.Status(
@@ -148,19 +173,20 @@ class SigningServer:
             return signing.Refused(id=request.id, code=exc.code, text=exc.text)
         return signing.Signed(id=request.id, **msgspec.structs.asdict(signed))
 
-    def _order(self, request: signing.SignOrder, opened: Verified | None) -> SignedRequest:
-        verified = opened or self._verifier.open(request.subject, ORDERS, request.payload)
+    def _order(self, request: signing.SignOrder, opened: Opened | None) -> SignedRequest:
+        opened = opened or self._open(request)
         now = self._clock()
-        allowed = self._permits.authorize(verified, request.decision_id, now)
+        self._permits.require_execution(opened.asker, now)
+        allowed = self._permits.authorize(opened.decision, request.decision_id, opened.intent, now)
         self._checkpoint("permit")
         builder = self._builder(allowed.venue)
         self._journal.append(
-            "order",
+            ORDER,
             allowed.venue,
             allowed.record.symbol,
             client_order_id=allowed.order.client_order_id,
             decision_id=id_text(allowed.decision_id),
-            spent=Spent(now, allowed.account, allowed.record.quote, allowed.notional),
+            spent=Spent(now, allowed.account, allowed.counted),
         )
         # A crash here leaves an order that was counted and never signed: it cannot be used again, and
         # execution finds nothing at the venue once the permit has expired.

@@ -34,13 +34,15 @@ from tallystick.components.execution.effects import (
     Send,
     Sign,
 )
+from tallystick.components.execution.intents import Intents
 from tallystick.components.execution.orders import Orders
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.orders import Decision, OrderEvent
+from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
 from tallystick.venues import NoAnswer, NotSent, OrderReport, Outcome, Rejected
@@ -61,8 +63,8 @@ class Execution(Service):
 
     def __init__(self, checkpoint: Callable[[str], None] = _nothing) -> None:
         self._checkpoint = checkpoint
-        # intent id -> subject and sealed message of a decision that custody has not signed yet
-        self._permits: dict[bytes, tuple[str, bytes]] = {}
+        # intent id -> the opened messages of decision and intent that custody has not signed yet
+        self._permits: dict[bytes, tuple[Verified, Verified]] = {}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
@@ -81,8 +83,9 @@ class Execution(Service):
         self._custody = CustodyClient(deployment.run / SOCKET, ctx.tasks)
         ctx.at_stop(self._custody.close)
         ctx.at_stop(self._settled)
+        self._intents = Intents(ctx.trust, self._adapter)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
-        ctx.subscribe(["order.decision.>", "order.event.>"], self._on_order, start="all")
+        ctx.subscribe(["order.intent.>", "order.decision.>", "order.event.>"], self._on_order, start="all")
         ctx.subscribe("control.breaker.>", self._on_breaker)
         # Far enough back to know whose sessions were announced when something comes late or from recent history.
         ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
@@ -107,14 +110,29 @@ class Execution(Service):
         why = (await self._ctx.admit(received)).why
         late = None if why is None else (why.code, why.text)
         now = self._ctx.clock()
+        if received.subject.kind == "order.intent":
+            # What the strategy may do now, custody asks of its session when the order is signed.
+            self._intents.heard(received.verified, now)
+            return
         for event in received.events:
             if isinstance(event, Decision):
-                if late is None and event.permit is not None:
-                    self._checkpoint("decision")
-                    self._permits[event.intent_id] = (received.subject.text, received.verified.payload)
-                self._do(self._orders.decided(received.subject, event, now, late))
+                self._do(self._orders.decided(received.subject, event, now, late or self._take(received, event)))
             elif isinstance(event, OrderEvent) and received.statement.boot != self._ctx.boot:
                 self._do(self._orders.remembered(received.subject, event, now))
+
+    def _take(self, received: Received, decision: Decision) -> tuple[str, str] | None:
+        """Keep a permit with the intent that it answers, for custody; code and text of why there is none."""
+        if decision.permit is None:
+            return None
+        self._checkpoint("decision")
+        try:
+            intent = self._intents.require(received.subject, decision)
+        except TallystickError as exc:
+            if received.live:
+                self._ctx.notice("PERMIT_UNASKED", f"{exc.code}: {exc.text}", decision.id)
+            return exc.code, exc.text
+        self._permits[decision.intent_id] = (received.verified, intent)
+        return None
 
     async def _on_breaker(self, received: Received) -> None:
         standing = await self._ctx.admit(received)
@@ -198,11 +216,18 @@ class Execution(Service):
         self._do(self._orders.durable(order, self._ctx.clock()))
 
     async def _sign(self, order: Order) -> None:
-        where, payload = self._permits.pop(order.intent_id)
+        decision, intent = self._permits.pop(order.intent_id)
+        session = self._ctx.session
         try:
             signed = await self._custody.sign(
-                lambda number: signing.SignOrder(
-                    id=number, decision_id=order.decision_id, subject=where, payload=payload
+                lambda number: signing.ask_for(
+                    number,
+                    order.decision_id,
+                    decision.subject.text,
+                    decision.payload,
+                    intent.payload,
+                    session.credential.text,
+                    session.key,
                 )
             )
         except NotSigned as exc:

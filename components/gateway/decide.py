@@ -286,13 +286,17 @@ class Gateway:
         subject, limits = verified.subject, self._limits.of(caller.strategy)
         market = self.markets.of(subject.venue, subject.symbol)
         lease = self._leases.newest(subject.venue)
-        cap = self._trust.cap(self._account(subject.venue), instrument.quote)
+        account = self._account(subject.venue)
+        caps = []
+        for asset, amount in instrument.counts(intent.qty, intent.price):
+            cap = self._trust.cap(account, asset)
+            caps.append((asset, amount, None if cap is None else cap.max_order))
         return Facts(
             caller=caller,
             order=value_order(subject, instrument, intent, limits.collar_bps, self.markets, self.exposure),
             instrument=instrument,
             limits=limits,
-            cap=None if cap is None else cap.max_order_notional,
+            caps=tuple(caps),
             lease=(lease.start, lease.until) if lease is not None else None,
             armed=self._leases.holds(subject.venue, now),
             custody=self._custody(now),

@@ -261,7 +261,6 @@ _SPARSE: Final = Order(
     price=None,
     deviation_bps=None,
     notional=None,
-    cap_notional=None,
     open_notional=None,
     position_notional=None,
     gross_notional=None,

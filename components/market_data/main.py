@@ -43,7 +43,7 @@ def synthetic_symbol(instrument: Instrument) -> SyntheticSymbol:
     price = start - start % instrument.tick
     if price <= 0:
         raise ConfigError(
-            "SYNTHETIC", f"{instrument.symbol}: no price to start from; give the instrument a market_price"
+            "SYNTHETIC", f"{instrument.symbol}: no price to start from; its market_price is below four ticks"
         )
     volatility = max(1, int(price / instrument.tick) // _VOLATILITY_PART)
     return SyntheticSymbol(instrument.symbol, price, instrument.tick, instrument.step, volatility)

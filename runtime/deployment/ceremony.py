@@ -73,7 +73,7 @@ kind = "paper"
 host = "127.0.0.1:{venue}"
 account = "main"
 
-# market_price: what custody counts a market order at in its caps, well above any plausible price.
+# market_price: what an order counts at in the caps unless it names a higher price; well above any plausible price.
 [[instruments]]
 venue = "paper"
 symbol = "XRP/ETH"
@@ -108,18 +108,31 @@ messages_per_second = 10
 burst = 20
 stale_ms = 5000
 
-# What custody never exceeds for the account, whatever the gateway permits.
+# What custody never exceeds for the account, whatever the gateway permits.  An order counts in both its assets: its
+# quantity in the base; in the quote its worth, at market_price or its own price, whichever is higher.
 [[caps]]
 account = "main"
-quote = "ETH"
-max_order_notional = "10"
-max_hourly_notional = "500"
+asset = "ETH"
+max_order = "10"
+max_hourly = "500"
 
 [[caps]]
 account = "main"
-quote = "USDT"
-max_order_notional = "10000"
-max_hourly_notional = "500000"
+asset = "XRP"
+max_order = "10000"
+max_hourly = "500000"
+
+[[caps]]
+account = "main"
+asset = "USDT"
+max_order = "10000"
+max_hourly = "500000"
+
+[[caps]]
+account = "main"
+asset = "BTC"
+max_order = "0.1"
+max_hourly = "10"
 
 [market_data]
 source = "synthetic"

@@ -222,7 +222,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         _unique("observers.name", [o.name for o in self.observers])
         _unique("instruments.symbol", [i.symbol for i in self.instruments])
         _unique("instruments.venue_symbol", [i.venue_symbol for i in self.instruments])
-        _unique("caps.quote", [f"{c.account} {c.quote}" for c in self.caps])
+        _unique("caps.asset", [f"{c.account} {c.asset}" for c in self.caps])
         if not self.instruments:
             raise Malformed("INSTRUMENTS", "at least one [[instruments]] is needed")
         for instrument in self.instruments:

@@ -15,7 +15,7 @@ import msgspec
 from tallystick.infra.nats import topology
 from tallystick.runtime.bus.context import BusContext
 from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import CredentialSource, Link
+from tallystick.runtime.bus.link import CredentialSource, Link, OwnSession
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment
@@ -100,6 +100,11 @@ class ServiceContext(BusContext):
         if self._deployment is None:
             raise ConfigError("DEPLOYMENT", f"{self.component} needs its deployment's folder")
         return self._deployment
+
+    @property
+    def session(self) -> OwnSession:
+        """The session that this process speaks with now: for those who sign what does not go over the bus."""
+        return self.link.session
 
     def secret(self, name: str) -> Secret:
         """One of the secrets that this component was handed.  Raises `ConfigError` for one that it was not."""

@@ -42,6 +42,33 @@ CODES: Final = (
         "More permits are in use than custody remembers; it signs none until some expire.",
         "Find out what sends so many orders.",
     ),
+    Code(
+        "INTENT_MISSING",
+        REFUSAL | ORDER,
+        "Nobody asked for the order that was permitted: no such intent was read, or it is not in its message.",
+        "A stolen or defective gateway: trip the breaker with `tallystick kill`, and look at the decision.",
+    ),
+    Code("INTENT_SUBJECT", REFUSAL | ORDER, "The intent is another strategy's, or for another instrument.", _CUSTODY),
+    Code("INTENT_HASH", REFUSAL | ORDER, "The gateway decided on another message than the one shown.", _CUSTODY),
+    Code(
+        "INTENT_DIFFERS",
+        REFUSAL | ORDER,
+        "The permit is for another order than the strategy asked for.",
+        "A stolen or defective gateway: trip the breaker with `tallystick kill`, and compare decision and intent.",
+    ),
+    Code(
+        "PERMIT_UNASKED",
+        NOTICE,
+        "Execution read a permit for an order that no admitted strategy asked for; it is void.",
+        "A stolen or defective gateway: trip the breaker with `tallystick kill`, and look at the decision.",
+    ),
+    Code("FRAME_SIGNER", REFUSAL, "Another component than execution asked custody to sign an order.", _CUSTODY),
+    Code(
+        "FRAME_SIGNATURE",
+        REFUSAL,
+        "A request for an order that the session it names did not sign.",
+        "Find out which process connected to custody's socket: it held no session of execution.",
+    ),
     Code("VENUE_ACCOUNT", REFUSAL, "The permit names another account than the trust root's at this venue.", _CUSTODY),
     Code(
         "INSTRUMENT_HASH",
@@ -58,7 +85,7 @@ CODES: Final = (
     Code(
         "CAP_MISSING",
         REFUSAL,
-        "The operator signed no cap for this quote asset and account.",
+        "The operator signed no cap for this asset and account; an order needs one for its base and one for its quote.",
         "Add it to `[[caps]]` and run `tallystick admit DIR`.",
     ),
     Code(

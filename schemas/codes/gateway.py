@@ -106,16 +106,10 @@ CODES: Final = (
     Code("QUANTITY_EXCEEDS_LIMIT", DENIAL, "The order's quantity exceeds the strategy's limit.", _LIMIT),
     Code("NOTIONAL_EXCEEDS_LIMIT", DENIAL, "Price times quantity exceeds the strategy's limit per order.", _LIMIT),
     Code(
-        "NOTIONAL_EXCEEDS_CAP",
+        "ORDER_EXCEEDS_CAP",
         DENIAL,
-        "The notional, as custody counts it, exceeds the operator's cap, or there is no cap.",
+        "The order, as custody counts it in its base or its quote, exceeds the operator's cap, or there is no cap.",
         "Send a smaller order, or let the operator sign a higher cap with `tallystick admit DIR`.",
-    ),
-    Code(
-        "MARKET_UNBOUNDED",
-        DENIAL | REFUSAL,
-        "A market order where the instrument's record names no market price to count it at.",
-        "Send a limit order, or give the instrument a `market_price` and let the operator sign it.",
     ),
     Code(
         "MESSAGE_RATE_EXCEEDED",

@@ -131,7 +131,7 @@ CODES: Final = (
         "SYNTHETIC",
         ERROR,
         "The synthetic market cannot be made from these values.",
-        "Give the instrument a `market_price` above zero that is a multiple of its tick.",
+        "Give the instrument a `market_price` of at least four of its ticks.",
     ),
     Code(
         "DUMP_CHANGED",

@@ -49,6 +49,7 @@ quote = "ETH"
 tick = "0.00000001"
 step = "1"
 min_notional = "0.001"
+market_price = "0.0015"
 [limits]
 max_notional = "1"
 max_qty = "1000"
@@ -59,9 +60,14 @@ burst = 1000
 messages_per_second = 1000
 [[caps]]
 account = "main"
-quote = "ETH"
-max_order_notional = "5"
-max_hourly_notional = "500"
+asset = "ETH"
+max_order = "5"
+max_hourly = "500"
+[[caps]]
+account = "main"
+asset = "XRP"
+max_order = "5000"
+max_hourly = "500000"
 [market_data]
 source = "synthetic"
 [[strategies]]

@@ -259,9 +259,9 @@ def test_a_zones_permit_is_refused_by_live_custody(zone: Zone, sealed_in_zone: P
     custody.now = time.time_ns()
     custody.renew()
     decision = sealed_in_zone.verified.events[0]
-    request = signing.SignOrder(
-        id=1, decision_id=decision.id, subject=DECISION, payload=sealed_in_zone.verified.payload
-    )
+    payload = sealed_in_zone.verified.payload
+    credential, session = custody.credential("execution")
+    request = signing.ask_for(1, decision.id, DECISION, payload, payload, credential.text, session)
     reply = custody.ask(request)
     assert isinstance(reply, signing.Refused)
     assert reply.code == "COMPONENT_UNKNOWN"
@@ -327,7 +327,12 @@ def test_a_recorded_permit_is_refused_by_the_custody_it_was_made_for(tmp_path: P
     recorded = custody.request()
     custody.advance(60)
     custody.renew()
-    reply = custody.ask(recorded)
+    credential, session = custody.credential("execution")
+    reply = custody.ask(
+        signing.ask_for(
+            1, recorded.decision_id, recorded.subject, recorded.payload, recorded.intent, credential.text, session
+        )
+    )
     assert isinstance(reply, signing.Refused)
     assert reply.code == "STALE"
 

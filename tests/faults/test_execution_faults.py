@@ -84,6 +84,31 @@ async def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_unders
     assert len(hashes) == len(set(hashes))
 
 
+async def test_a_permit_that_no_strategy_asked_for_is_void_and_told(floor: Floor) -> None:
+    """A stolen gateway, alone: for a strategy that is none, for an intent that is none, for another order than asked for."""
+    await floor.execution()
+    gateway = floor.people["gateway"]
+    honest = floor.decision()
+    await gateway.publish("order.decision.ghost.paper.XRP-ETH", honest)
+    await floor.until(lambda: floor.states(honest) == ["void"])
+    invented = floor.decision()
+    await gateway.publish("order.decision.alpha.paper.XRP-ETH", invented)
+    assert (await floor.ends(invented, "void")).code == "INTENT_MISSING"
+    larger = floor.decision(quantity="11")
+    asked = floor.decision()
+    await floor.people["strategy-alpha"].publish("order.intent.alpha.paper.XRP-ETH", floor.asked[asked.id])
+    assert larger.permit is not None
+    swapped = gateway.new(
+        Decision, verdict="permit", intent_id=asked.intent_id, intent_hash=asked.intent_hash, permit=larger.permit
+    )
+    await floor.publish(swapped)
+    assert (await floor.ends(swapped, "void")).code == "INTENT_DIFFERS"
+    await floor.until(lambda: sum(n.code == "PERMIT_UNASKED" for n in floor.notices) == 3)
+    assert not floor.posted()
+    # What a strategy did ask for is sent all the same.
+    await floor.ends(await floor.place(), "submitting", "accepted")
+
+
 def stranger() -> NewOrder:
     return NewOrder(
         symbol="XRPETH",

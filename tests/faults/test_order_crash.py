@@ -141,7 +141,7 @@ def make(folder: Path) -> tuple[Deployment, Keystore]:
     template = (
         DEFAULT_TEMPLATE.replace("messages_per_second = 10", "messages_per_second = 1000")
         .replace("burst = 20", "burst = 1000")
-        .replace('max_hourly_notional = "500"', 'max_hourly_notional = "50000"')
+        .replace('max_hourly = "500', 'max_hourly = "500000')
         .replace('max_position_notional = "20000"', 'max_position_notional = "20000000"')
         .replace('max_open_notional = "20000"', 'max_open_notional = "20000000"')
         .replace('max_gross_notional = "50000"', 'max_gross_notional = "50000000"')

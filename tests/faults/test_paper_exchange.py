@@ -190,6 +190,7 @@ def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
         tick=D("0.0000001"),
         step=D(1),
         min_notional=D("0.005"),
+        market_price=D("0.01"),
     )
     made = Deployment(
         folder,

@@ -421,7 +421,7 @@ def test_a_missing_or_torn_trust_root_is_refused(made: Deployment, tmp_path: Pat
     with pytest.raises(Unverified, match="TRUST_ROOT_MISSING"):
         empty.load_trust()
     note = (made.trust / "root-1.note").read_text()
-    (empty.trust / "root-1.note").write_text(note.replace('"max_order_notional": "10"', '"max_order_notional": "99"'))
+    (empty.trust / "root-1.note").write_text(note.replace('"max_order": "10"', '"max_order": "99"'))
     with pytest.raises(Unverified, match="NOTE_SIGNATURE"):
         empty.load_trust()
 

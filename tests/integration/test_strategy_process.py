@@ -167,8 +167,8 @@ async def test_the_venues_own_feed_is_followed_live(desk: Desk, tmp_path: Path) 
 
 
 async def test_an_instrument_without_any_price_cannot_be_made_up(desk: Desk) -> None:
-    instrument = msgspec.structs.replace(desk.trust.instruments[0], symbol="NEW/ETH", market_price=D(0))
-    with pytest.raises(ConfigError, match="give the instrument a market_price"):
+    instrument = msgspec.structs.replace(desk.trust.instruments[0], symbol="NEW/ETH", tick=D(1))
+    with pytest.raises(ConfigError, match="no price to start from"):
         synthetic_symbol(instrument)
 
 

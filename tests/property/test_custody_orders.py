@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from tallystick.schemas import signing
 from tallystick.schemas.orders import VenueOrder
-from tests.support.custody import Desk
+from tests.support.custody import MARKET_PRICE, OWN, Desk
 
 ORDER = {"LIMIT": {"GTC", "IOC", "FOK"}, "MARKET": {""}}
 number = st.one_of(
@@ -40,7 +41,7 @@ orders = st.builds(
     time_in_force=either("GTC", "IOC", "FOK", ""),
     quantity=number,
     price=st.one_of(number, st.just("")),
-    client_order_id=either("ts0190abcd00007000800000000000000a", "other-order-1"),
+    client_order_id=either(OWN, "other-order-1"),
 )
 
 
@@ -64,26 +65,27 @@ def test_a_signed_request_says_what_the_permit_says(
         "timeInForce": order.time_in_force,
         "quantity": order.quantity,
         "price": order.price,
-        "newClientOrderId": order.client_order_id,
     }
+    # Only the id that names the intent is signed.
+    assert order.client_order_id == OWN
+    assert re.fullmatch("ts[0-9a-f]{32}", fields.pop("newClientOrderId"))
     assert {name: fields.pop(name, "") for name in expected} == expected
     assert fields.keys() == {"newOrderRespType", "recvWindow", "timestamp", "signature"}
     assert order.time_in_force in ORDER[order.type]
     assert Decimal(order.quantity) > 0
-    notional = Decimal(order.quantity) * Decimal(order.price or "0.01")
-    assert notional <= 5
+    assert Decimal(order.quantity) * max(Decimal(order.price or 0), MARKET_PRICE) <= 5
 
 
 @settings(max_examples=60, deadline=None)
-@given(quantity=st.integers(1, 4000), ticks=st.integers(1, 12500), side=st.sampled_from(["BUY", "SELL"]))
+@given(quantity=st.integers(1, 1000), ticks=st.integers(1, 125_000), side=st.sampled_from(["BUY", "SELL"]))
 def test_every_order_in_whole_steps_and_ticks_within_the_cap_is_signed(
     tmp_path_factory: pytest.TempPathFactory, quantity: int, ticks: int, side: str
 ) -> None:
     desk = Desk(tmp_path_factory.mktemp("custody"))
     price = (ticks * Decimal("0.0000001")).normalize()
-    order = VenueOrder("XRPETH", side, "LIMIT", "GTC", str(quantity), f"{price:f}", "other-order-1")
+    order = VenueOrder("XRPETH", side, "LIMIT", "GTC", str(quantity), f"{price:f}", OWN)
     reply = desk.sign(order=order)
-    if quantity * price <= 5:
+    if quantity * max(price, MARKET_PRICE) <= 5:
         assert isinstance(reply, signing.Signed), reply
     else:
         assert isinstance(reply, signing.Refused)

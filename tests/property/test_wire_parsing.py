@@ -270,7 +270,15 @@ REQUEST = msgspec.json.encode(enrolment.SessionRequest(boot="00", component="aud
 FRAMES: list[bytes] = [
     signing.encode_frame(frame)[4:]
     for frame in (
-        signing.SignOrder(id=1, decision_id=bytes(16), subject=XRP, payload=b"x" * 40),
+        signing.SignOrder(
+            id=1,
+            decision_id=bytes(16),
+            subject=XRP,
+            payload=b"x" * 40,
+            intent=b"y" * 40,
+            credential="a.b.c",
+            signature=bytes(64),
+        ),
         signing.SignCancel(id=2, venue="paper", symbol="XRP/ETH", client_order_id="a"),
         signing.SignCancelAll(id=3, venue="paper", symbol="XRP/ETH"),
         signing.SignQuery(id=4, venue="paper", symbol="XRP/ETH", client_order_id="a"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tallystick.schemas.errors import Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.nats_jwt import SessionKey
-from tallystick.schemas.orders import Decision, Permit, VenueOrder
+from tallystick.schemas.orders import Decision, Intent, Permit, VenueOrder
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter, Verifier
 from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, SessionList, Trip
@@ -27,6 +28,7 @@ from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
 from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
+from tallystick.venues.binance.order import client_order_id
 from tallystick.venues.binance.request import RequestBuilder
 from tests.support import world
 
@@ -36,19 +38,24 @@ BOOT = world.seed("boot custody")[:16]
 API_KEY = "apikey0123456789"
 VENUE_KEY = world.key("venue")
 UID = 1000
+# What limit orders below it, and market orders, count at; the market stands at an eighth of it.
+MARKET_PRICE = Decimal("0.01")
+# Replaced by the client order id that names the intent, where there is one.
+OWN = "0190abcd00007000800000000000000a"
+INTENT = "order.intent.alpha.paper.XRP-ETH"
 
 
 def trust_root() -> TrustRoot:
-    """The common trust root, with ticks and steps that orders can miss and a price for market orders."""
+    """The common trust root, with a tick that orders can miss and a price that market orders count at."""
     root = world.trust_root()
     xrp, btc = root.instruments
-    xrp = msgspec.structs.replace(xrp, tick=Decimal("0.0000001"), market_price=Decimal("0.01"))
+    xrp = msgspec.structs.replace(xrp, tick=Decimal("0.0000001"), market_price=MARKET_PRICE)
     return msgspec.structs.replace(root, instruments=(xrp, btc))
 
 
 def order(**changes: str) -> VenueOrder:
     """A limit order within all caps; `changes` replace fields."""
-    base = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0012345", "0190abcd00007000800000000000000a")
+    base = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0012345", OWN)
     return msgspec.structs.replace(base, **changes)
 
 
@@ -68,15 +75,24 @@ PAST = Standing("past", Unverified("HISTORY", "test"))
 class Desk:
     """Custody that would sign `permit()`; `now` is the clock."""
 
-    def __init__(self, folder: Path, trust: TrustRoot | None = None) -> None:
-        self.now = world.NOW
+    def __init__(self, folder: Path, trust: TrustRoot | None = None, now: int = world.NOW) -> None:
+        self.now = now
         self.trust = trust or trust_root()
         self.ids = EventIds(world.seed("ids"))
         self.writers: dict[tuple[str, str, str], ChainWriter] = {}
         self.verifier = Verifier(self.trust)
         self.sessions = SessionView()
         self.journal = Journal(folder / "journal", lambda: self.now)
-        self.permits = Permits(self.trust, BOOT, self.sessions, self.journal.spent)
+        self.monotonic = 10**15
+        self.permits = Permits(
+            self.trust,
+            BOOT,
+            self.sessions,
+            self.now,
+            lambda: self.monotonic,
+            self.journal.spent,
+            self.journal.signed,
+        )
         self.server = SigningServer(
             self.permits,
             self.verifier,
@@ -89,7 +105,9 @@ class Desk:
         )
         self.server._sync_soon = self.journal.sync  # type: ignore[method-assign] # without an event loop
         self.number = 0
-        self.session: dict[str, Any] = {}
+        # decision id -> the sealed message of its intent
+        self.intents: dict[bytes, bytes] = {}
+        self.session: dict[str, Any] = {} if now == world.NOW else {"issued_at": now, "jti": str(now)}
         self.list_sessions()
         self.heartbeat()
         self.arm()
@@ -97,6 +115,7 @@ class Desk:
     def advance(self, seconds: float) -> None:
         """Let time pass; sessions and heartbeat grow old."""
         self.now += int(seconds * SECOND)
+        self.monotonic += int(seconds * SECOND)
 
     def renew(self) -> None:
         """Everybody has a fresh credential, listed; the breaker is heard and execution armed."""
@@ -135,7 +154,7 @@ class Desk:
     def list_sessions(self, *components: str) -> None:
         self.number += 1
         live = []
-        for component in components or ("gateway", "execution", "breaker"):
+        for component in components or ("gateway", "execution", "breaker", "strategy-alpha"):
             credential, _ = self.credential(component)
             live.append(ListedSession(component, credential.boot, credential.digest, credential.expires_at))
         self.tell(
@@ -174,24 +193,56 @@ class Desk:
     def instrument(self) -> Instrument:
         return self.trust.instrument("paper", "XRP/ETH")
 
-    def decision(self, **changes: Any) -> Decision:
-        return self.event(  # type: ignore[no-any-return]
+    def intent(self, asked: VenueOrder | None = None, **changes: Any) -> Intent:
+        """The strategy's wish for `asked`, as far as an intent can say it; `changes` replace fields."""
+        base: dict[str, Any] = {"side": "buy", "type": "limit", "qty": Decimal(100), "price": Decimal("0.0012345")}
+        if asked is not None and asked.type == "MARKET":
+            base |= {"type": "market", "price": None}
+        limit = base["price"] is not None
+        if asked is not None and asked.side == "SELL":
+            base["side"] = "sell"
+        for field, text in (("qty", asked.quantity), ("price", asked.price)) if asked is not None else ():
+            if (limit or field == "qty") and re.fullmatch(r"[0-9]+(\.[0-9]+)?", text, re.ASCII) and Decimal(text) > 0:
+                base[field] = Decimal(text)
+        if asked is not None and asked.time_in_force in {"IOC", "FOK"}:
+            base["tif"] = asked.time_in_force
+        return self.event(Intent, **{**base, **changes})  # type: ignore[no-any-return]
+
+    def decision(self, intent: Intent | None = None, sealed: bytes | None = None, **changes: Any) -> Decision:
+        """The gateway's permit for `intent`, or for one that asks for just what the permit says.
+
+        `sealed`: the strategy's message that holds the intent; it is sealed anew unless given.
+        """
+        permit = changes.pop("permit", self.permit())
+        wish = intent or self.intent(None if permit is None else permit.order)
+        if permit is not None and permit.order.client_order_id == OWN:
+            named = msgspec.structs.replace(permit.order, client_order_id=client_order_id(wish.id))
+            permit = msgspec.structs.replace(permit, order=named)
+        sealed = sealed or self.seal("strategy-alpha", INTENT, wish)
+        made: Decision = self.event(
             Decision,
             **{
                 "verdict": "permit",
-                "intent_id": self.ids.next(self.now),
-                "intent_hash": bytes(32),
-                "permit": self.permit(),
+                "intent_id": wish.id,
+                "intent_hash": self.verifier.open(INTENT, "ORDERS", sealed).leaf,
+                "permit": permit,
                 **changes,
             },
         )
+        self.intents[made.id] = sealed
+        return made
 
     def request(self, decision: Decision | None = None, **kw: Any) -> signing.SignOrder:
-        """Execution's request for a decision, sealed by the gateway unless `component` says otherwise."""
+        """Execution's request for a decision, sealed by the gateway unless `component` says otherwise.
+
+        `intent`: another sealed message than the decision's; `asker`: who signs the request.
+        """
         decision = decision or self.decision()
         subject = kw.pop("subject", SUBJECT)
+        intent = kw.pop("intent", self.intents[decision.id])
+        credential, session = self.credential(kw.pop("asker", "execution"))
         payload = self.seal(kw.pop("component", "gateway"), kw.pop("sealed_for", subject), decision, **kw)
-        return signing.SignOrder(id=1, decision_id=decision.id, subject=subject, payload=payload)
+        return signing.ask_for(1, decision.id, subject, payload, intent, credential.text, session)
 
     def ask(self, request: signing.Request) -> signing.Reply:
         shared_now[0] = self.now

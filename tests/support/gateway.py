@@ -59,7 +59,7 @@ def trust_root() -> TrustRoot:
         tick=Decimal("0.0000001"),
         step=Decimal(1),
         min_notional=Decimal("0.01"),
-        market_price=Decimal("0.01"),
+        market_price=LAST,
     )
     return msgspec.structs.replace(root, instruments=(xrp, *root.instruments[1:]))
 
@@ -84,7 +84,6 @@ def facts(**changes: Any) -> Facts:
         "price": Decimal("0.001"),
         "deviation_bps": 0,
         "notional": Decimal("0.1"),
-        "cap_notional": Decimal("0.1"),
         "open_notional": Decimal("0.1"),
         "position_notional": Decimal("0.1"),
         "gross_notional": Decimal("0.1"),
@@ -93,7 +92,7 @@ def facts(**changes: Any) -> Facts:
     world: dict[str, Any] = {
         "instrument": trust_root().instruments[0],
         "limits": LIMITS,
-        "cap": Decimal(5),
+        "caps": (("ETH", Decimal("0.1"), Decimal(5)), ("XRP", Decimal(100), Decimal(5000))),
         "lease": (0, 1),
         "armed": True,
         "custody": bytes(16),

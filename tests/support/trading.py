@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from tallystick import venues
 from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
 from tallystick.components.paper_exchange.access import Config, Key, Limits
@@ -25,7 +26,9 @@ from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret
-from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
+from tallystick.schemas.orders import Decision, Intent, OrderEvent, Permit
+from tallystick.schemas.registry import encode_events
+from tallystick.schemas.seal import message_leaf
 from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
 from tallystick.schemas.trust import ArmLease, Venue, sign_document
 from tests.support import world
@@ -59,12 +62,18 @@ quote = "ETH"
 tick = "0.0000001"
 step = "1"
 min_notional = "0.001"
+market_price = "0.0015"
 [limits]
 [[caps]]
 account = "main"
-quote = "ETH"
-max_order_notional = "5"
-max_hourly_notional = "500"
+asset = "ETH"
+max_order = "5"
+max_hourly = "500"
+[[caps]]
+account = "main"
+asset = "XRP"
+max_order = "5000"
+max_hourly = "500000"
 [market_data]
 source = "synthetic"
 """
@@ -85,6 +94,8 @@ class Floor:
         self.beating = self.listing = True
         self.number = 0
         self.running: dict[bytes, Service] = {}
+        # decision id -> what its strategy asked for
+        self.asked: dict[bytes, Intent] = {}
         self._beat: asyncio.Task[None] | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -139,7 +150,7 @@ class Floor:
         self.desk.trust = msgspec.structs.replace(
             self.desk.trust, venues={"paper": venue}, instruments=self.deployment.config.instruments
         )
-        for name in ("authority", "breaker", "gateway"):
+        for name in ("authority", "breaker", "gateway", "strategy-alpha", "strategy-beta"):
             self.people[name] = await self.desk.context(name)
         audit = self.people["audit"] = await self.desk.context("audit")
         audit.subscribe("order.event.>", self._note, start="all")
@@ -224,21 +235,36 @@ class Floor:
         self.desk.contexts.remove(context)
 
     def decision(self, strategy: str = "alpha", lifetime: float = 3.0, **order: str) -> Decision:
-        """A permit of the gateway for an order that rests, unless `order` says otherwise."""
+        """A permit of the gateway for an order that rests, unless `order` says otherwise; its strategy asks for just that."""
         gateway = self.people["gateway"]
-        intent = gateway.new_id()
-        base = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "10", "0.0010001", "ts" + intent.hex())
+        wanted = {"quantity": "10", "price": "0.0010001", "time_in_force": "GTC", **order}
+        intent = self.people[f"strategy-{strategy}"].new(
+            Intent,
+            side="buy",
+            type="limit",
+            qty=Decimal(wanted["quantity"]),
+            price=Decimal(wanted["price"]),
+            tif=wanted["time_in_force"],
+        )
+        record = self.desk.trust.instrument("paper", XRP)
         permit = Permit(
             account="main",
-            order=msgspec.structs.replace(base, **order),
+            order=venues.adapter("binance-spot").venue_order(record, intent),
             instrument_hash=self.desk.trust.instrument("paper", XRP).digest,
             audience=self.people["custody"].boot,
             expires_at=time.time_ns() + int(lifetime * SECOND),
         )
-        return gateway.new(Decision, verdict="permit", intent_id=intent, intent_hash=bytes(32), permit=permit)
+        leaf = message_leaf(f"order.intent.{strategy}.paper.XRP-ETH", encode_events("order.intent", [intent]))
+        decision = gateway.new(Decision, verdict="permit", intent_id=intent.id, intent_hash=leaf, permit=permit)
+        self.asked[decision.id] = intent
+        return decision
 
-    def publish(self, decision: Decision, strategy: str = "alpha") -> asyncio.Future[int]:
-        return self.people["gateway"].publish(f"order.decision.{strategy}.paper.XRP-ETH", decision)
+    async def publish(self, decision: Decision, strategy: str = "alpha") -> None:
+        """The strategy's intent, and what the gateway says to it."""
+        intent = self.asked.get(decision.id)
+        if intent is not None:
+            await self.people[f"strategy-{strategy}"].publish(f"order.intent.{strategy}.paper.XRP-ETH", intent)
+        await self.people["gateway"].publish(f"order.decision.{strategy}.paper.XRP-ETH", decision)
 
     async def place(self, strategy: str = "alpha", **kw: Any) -> Decision:
         """Publish a fresh decision."""

@@ -53,6 +53,8 @@ def instrument(symbol: str = "XRP/ETH") -> Instrument:
         tick=Decimal("0.00000001"),
         step=Decimal(1),
         min_notional=Decimal("0.001"),
+        # Below what the tests ask for: their orders count at their own price.
+        market_price=Decimal("0.0000001"),
     )
 
 
@@ -78,8 +80,10 @@ def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int =
         venues={"paper": Venue(kind="binance-spot", account="main", host="localhost")},
         instruments=(instrument("XRP/ETH"), instrument("BTC/USDT")),
         caps=(
-            Cap(account="main", quote="ETH", max_order_notional=Decimal(5), max_hourly_notional=Decimal(500)),
-            Cap(account="main", quote="USDT", max_order_notional=Decimal(5000), max_hourly_notional=Decimal(500000)),
+            Cap(account="main", asset="ETH", max_order=Decimal(5), max_hourly=Decimal(500)),
+            Cap(account="main", asset="XRP", max_order=Decimal(10_000), max_hourly=Decimal(1_000_000)),
+            Cap(account="main", asset="USDT", max_order=Decimal(5000), max_hourly=Decimal(500000)),
+            Cap(account="main", asset="BTC", max_order=Decimal(1_000_000), max_hourly=Decimal(10_000_000)),
         ),
     )
 

@@ -12,7 +12,7 @@ from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Intent, VenueOrder
 from tallystick.schemas.trust import Venue
 from tallystick.venues import Denied, adapter
-from tallystick.venues.binance.order import client_order_id, notional, plain, venue_order
+from tallystick.venues.binance.order import amounts, client_order_id, plain, venue_order
 from tests.support.custody import trust_root
 from tests.support.world import NOW
 
@@ -35,18 +35,18 @@ def test_client_order_id_is_one_to_one() -> None:
     assert client_order_id(bytes(range(16))) == "ts000102030405060708090a0b0c0d0e0f"
 
 
-def test_the_order_of_an_intent_counts_for_what_the_intent_asks() -> None:
+def test_the_order_of_an_intent_says_what_the_intent_asks() -> None:
     limit, market = intent(), intent(side="sell", type="market", price=None)
     name = client_order_id(limit.id)
     assert venue_order(RECORD, limit) == VenueOrder("XRPETH", "BUY", "LIMIT", "IOC", "100", "0.0012345", name)
     assert venue_order(RECORD, market) == VenueOrder("XRPETH", "SELL", "MARKET", "", "100", "", name)
-    assert notional(RECORD, venue_order(RECORD, limit)) == Decimal("0.12345")
-    assert notional(RECORD, venue_order(RECORD, market)) == 100 * RECORD.market_price
+    assert amounts(RECORD, venue_order(RECORD, limit)) == (Decimal(100), Decimal("0.0012345"))
+    assert amounts(RECORD, venue_order(RECORD, market)) == (Decimal(100), None)
 
 
-def test_an_order_of_another_instrument_counts_for_nothing() -> None:
+def test_an_order_of_another_instrument_is_refused() -> None:
     with pytest.raises(Denied, match="FIELD_MISMATCH"):
-        notional(trust_root().instruments[1], venue_order(RECORD, intent()))
+        amounts(trust_root().instruments[1], venue_order(RECORD, intent()))
 
 
 def test_every_kind_of_venue_that_a_trust_root_may_name_has_its_adapter() -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tallystick.components.custody.caps import Spent
 from tallystick.components.custody.journal import Journal
-from tallystick.components.custody.permits import Spent
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import HOUR_NS
 from tallystick.venues import Denied
@@ -30,8 +30,13 @@ class Clock:
 
 
 def spend(journal: Journal, clock: Clock, amount: str) -> None:
-    spent = Spent(clock.now, "main", "ETH", Decimal(amount))
-    journal.append("order", "paper", "XRP/ETH", client_order_id="id-of-order", spent=spent)
+    counted = Spent(clock.now, "main", (("ETH", Decimal(amount)), ("XRP", Decimal(amount) * 1000)))
+    journal.append("order", "paper", "XRP/ETH", client_order_id="id-of-order", spent=counted)
+
+
+def spent(journal: Journal) -> list[Decimal]:
+    """What counts of ETH, oldest first."""
+    return [dict(s.counted)["ETH"] for s in journal.spent]
 
 
 def test_what_was_spent_in_the_past_hour_is_there_after_a_restart_and_no_more(tmp_path: Path) -> None:
@@ -42,9 +47,9 @@ def test_what_was_spent_in_the_past_hour_is_there_after_a_restart_and_no_more(tm
     journal.append("cancel_all", "paper", "XRP/ETH")
     clock.now += HOUR_NS - 1
     spend(journal, clock, "2.5")
-    assert [s.notional for s in Journal(tmp_path, clock).spent] == [Decimal("1.5"), Decimal("2.5")]
+    assert spent(Journal(tmp_path, clock)) == [Decimal("1.5"), Decimal("2.5")]
     clock.now += 1
-    assert [s.notional for s in Journal(tmp_path, clock).spent] == [Decimal("2.5")]
+    assert spent(Journal(tmp_path, clock)) == [Decimal("2.5")]
 
 
 def test_midnight_does_not_hide_what_was_spent_before_it(tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_midnight_does_not_hide_what_was_spent_before_it(tmp_path: Path) -> None
     spend(journal, clock, "2")
     assert len(list(tmp_path.iterdir())) == 2
     again = Journal(tmp_path, clock)
-    assert sum(s.notional for s in again.spent) == 3
+    assert sum(spent(again)) == 3
     assert (again.number, again.head) == (journal.number, journal.head)
 
 
@@ -92,7 +97,7 @@ def test_a_torn_end_is_skipped_and_the_next_line_stands_alone(
     spend(again, clock, "9")
     again.close()
     final = Journal(folder, clock)
-    assert [s.notional for s in final.spent] == [*(Decimal(n) for n in range(1, kept + 1)), Decimal(9)]
+    assert spent(final) == [*(Decimal(n) for n in range(1, kept + 1)), Decimal(9)]
 
 
 @pytest.mark.parametrize("change", ["drop", "edit", "swap"])
@@ -128,7 +133,7 @@ def test_a_full_disk_is_a_refusal_and_the_journal_recovers(tmp_path: Path, monke
         spend(journal, clock, "2")
     monkeypatch.undo()
     spend(journal, clock, "3")
-    assert [s.notional for s in Journal(tmp_path, clock).spent] == [Decimal(1), Decimal(3)]
+    assert spent(Journal(tmp_path, clock)) == [Decimal(1), Decimal(3)]
 
 
 def test_a_folder_that_cannot_be_written_is_told_at_start(tmp_path: Path) -> None:

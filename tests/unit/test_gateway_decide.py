@@ -71,12 +71,6 @@ def test_market_order_has_neither_price_nor_time_in_force_and_is_valued_at_the_c
     assert w.codes(w.intent(qty="101", price=None)) == ["NOTIONAL_EXCEEDS_LIMIT"]
 
 
-def test_market_order_is_denied_where_the_record_names_no_market_price() -> None:
-    w = World()
-    w.trade(Decimal(50000), "paper.BTC-USDT")
-    assert "MARKET_UNBOUNDED" in w.codes(w.intent(qty="1", price=None), subject="paper.BTC-USDT")
-
-
 def test_same_inputs_give_the_same_decision_bytes() -> None:
     first, second = World(), World()
     for w in (first, second):
@@ -105,12 +99,20 @@ def test_notional_limit() -> None:
 def test_operators_cap_holds_whatever_the_limits_say() -> None:
     w = World(wide())
     assert w.codes(w.intent(qty="5000")) == []
-    assert w.codes(w.intent(qty="5001")) == ["NOTIONAL_EXCEEDS_CAP"]
+    assert w.codes(w.intent(qty="5001")) == ["ORDER_EXCEEDS_CAP"]
+
+
+def test_an_order_below_the_market_counts_in_the_operators_cap_as_custody_counts_it() -> None:
+    w = World(wide(collar_bps=10_000))
+    assert w.codes(w.intent(qty="5000", price="0.0000001", side="sell")) != ["ORDER_EXCEEDS_CAP"]
+    assert w.codes(w.intent(qty="5001", price="0.0005", side="sell")) == ["ORDER_EXCEEDS_CAP"]
 
 
 def test_no_cap_no_order() -> None:
-    w = World(trust=msgspec.structs.replace(trust_root(), caps=()))
-    assert w.codes(w.intent()) == ["NOTIONAL_EXCEEDS_CAP"]
+    root = trust_root()
+    for asset in ("ETH", "XRP"):
+        w = World(trust=msgspec.structs.replace(root, caps=tuple(c for c in root.caps if c.asset != asset)))
+        assert w.codes(w.intent()) == ["ORDER_EXCEEDS_CAP"]
 
 
 def test_minimum_notional() -> None:

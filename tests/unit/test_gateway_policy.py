@@ -50,7 +50,7 @@ def test_shipped_policy_permits_what_nothing_speaks_against() -> None:
         {"error": Denial("X", "y"), "list_age": None, "intent_age": 10**18, "ready": False, "duplicate": True},
         {"armed": False, "lease": None, "custody": None, "heartbeat_age": None, "tripped": ("all",)},
         {"feed": "stale", "data_age": None, "deviation_bps": None, "messages_left": 0},
-        {"qty": Decimal(10) ** 20, "notional": None, "cap": None, "cap_notional": None},
+        {"qty": Decimal(10) ** 20, "notional": None, "caps": (("ETH", Decimal(1), None),)},
         {"open_notional": None, "position_notional": None, "gross_notional": None},
         {"limits": msgspec.structs.replace(LIMITS, max_qty=Decimal(1), max_notional=Decimal("0.01"))},
     ],

@@ -47,6 +47,11 @@ def test_every_code_that_the_gateway_gives_is_registered_as_a_denial_and_no_othe
     assert used | of_the_caller == {code.name for code in CODES.values() if DENIAL in code.said}
 
 
+def counted(eth: str, xrp: str) -> tuple[tuple[str, Decimal, Decimal], ...]:
+    """What an order counts in both its assets, each with a cap of 5."""
+    return ("ETH", Decimal(eth), Decimal(5)), ("XRP", Decimal(xrp), Decimal(5))
+
+
 # Each control that measures something: what it still allows, and the least that it denies.
 MEASURED: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = [
     ("SESSIONS_STALE", [{"list_age": 0}, {"list_age": 3 * SECOND}], [{"list_age": 3 * SECOND + 1}, {"list_age": None}]),
@@ -84,9 +89,14 @@ MEASURED: list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = [
         [{"notional": Decimal("0.500000000000000001")}],
     ),
     (
-        "NOTIONAL_EXCEEDS_CAP",
-        [{"cap_notional": Decimal("4.9")}, {"cap_notional": Decimal(5)}],
-        [{"cap_notional": Decimal("5.000000000000000001")}, {"cap_notional": None}, {"cap": None}],
+        "ORDER_EXCEEDS_CAP",
+        [{"caps": counted("4.9", "5")}, {"caps": counted("5", "4.9")}, {"caps": counted("5", "5")}],
+        [
+            {"caps": counted("5.000000000000000001", "1")},
+            {"caps": counted("1", "5.000000000000000001")},
+            {"caps": (("ETH", Decimal(1), None), ("XRP", Decimal(1), Decimal(5)))},
+            {"caps": (("ETH", Decimal(1), Decimal(5)), ("XRP", Decimal(1), None))},
+        ],
     ),
     ("MESSAGE_RATE_EXCEEDED", [{"messages_left": 2}, {"messages_left": 1}], [{"messages_left": 0}]),
     (

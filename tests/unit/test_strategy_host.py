@@ -47,6 +47,7 @@ XRP = Instrument(
     tick=D("0.0000001"),
     step=D(1),
     min_notional=D("0.005"),
+    market_price=D("0.01"),
 )
 
 

@@ -3,7 +3,7 @@
 from tallystick.venues.binance.answers import busy_until, order_answer, orders_answer
 from tallystick.venues.binance.codes import FEED, PING, USED_WEIGHT, WEIGHT_MINUTE, feed_urls, weight
 from tallystick.venues.binance.follow import UserStream
-from tallystick.venues.binance.order import notional, venue_order
+from tallystick.venues.binance.order import amounts, venue_order
 from tallystick.venues.binance.request import RequestBuilder
 
 request_builder = RequestBuilder
@@ -14,9 +14,9 @@ __all__ = [
     "PING",
     "USED_WEIGHT",
     "WEIGHT_MINUTE",
+    "amounts",
     "busy_until",
     "feed_urls",
-    "notional",
     "order_answer",
     "orders_answer",
     "request_builder",

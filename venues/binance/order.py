@@ -1,11 +1,11 @@
-"""An intent as Binance's order (POST /api/v3/order), and what an order counts for.  Pure.
+"""An intent as Binance's order (POST /api/v3/order), and what such an order says.  Pure.
 
 - Each number has one form: no sign, exponent, leading or trailing zero.  Another form is refused, not read.
-- Quantity and price are whole steps and ticks of the operator's record; products are exact, nothing is rounded.
-- A market order has no price: it counts at the record's `market_price`, and is refused where there is none.
+- Quantity and price are whole steps and ticks of the operator's record; nothing is rounded.
+- A market order has no price.
 
 Whoever made the order is not trusted: an attacker who chooses its strings can at most have it refused, or have it
-counted for what it is.
+read as what it is.
 """
 
 from __future__ import annotations
@@ -54,26 +54,21 @@ def check_client_order_id(value: str) -> str:
     return value
 
 
-def notional(record: Instrument, order: VenueOrder) -> Decimal:
-    """Quantity times price in the record's quote.  Raises `Denied` for an order that is not plainly the record's."""
+def amounts(record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
+    """Quantity and price (None for a market order).  Raises `Denied` for an order that is not plainly the record's."""
     if order.symbol != record.venue_symbol:
         raise Denied("FIELD_MISMATCH", f"symbol: order {order.symbol[:32]!r}, record {record.venue_symbol!r}")
     if order.side not in {"BUY", "SELL"}:
         raise Denied("FIELD_MISMATCH", f"side: {order.side[:32]!r} is neither BUY nor SELL")
-    quantity = _amount(order.quantity, record.step, "quantity")
+    quantity, price = _amount(order.quantity, record.step, "quantity"), None
     if order.type == "LIMIT":
         if order.time_in_force not in {"GTC", "IOC", "FOK"}:
             raise Denied("FIELD_MISMATCH", f"timeInForce: {order.time_in_force[:32]!r} is none of GTC, IOC, FOK")
         price = _amount(order.price, record.tick, "price")
     else:
         require_market(order)
-        price = record.market_price
-        if price <= 0:
-            raise Denied(
-                "MARKET_UNBOUNDED", f"the record of {record.symbol} has no market_price to count a MARKET order at"
-            )
     check_client_order_id(order.client_order_id)
-    return EXACT.multiply(quantity, price)
+    return quantity, price
 
 
 def require_market(order: VenueOrder) -> None:

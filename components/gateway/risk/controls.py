@@ -189,13 +189,13 @@ def notional(facts: Facts) -> Denial | None:
 
 
 def cap(facts: Facts) -> Denial | None:
-    """The order is within the operator's cap, as custody counts it."""
-    if facts.order.type == "market" and facts.instrument.market_price <= 0:
-        return _denial("MARKET_UNBOUNDED", "type=market, limit=instruments whose record has a market_price")
-    if facts.cap is None:
-        text = f"notional={_money(facts.order.cap_notional, facts.instrument.quote)}, limit=no cap is signed"
-        return _denial("NOTIONAL_EXCEEDS_CAP", text)
-    return _at_most("NOTIONAL_EXCEEDS_CAP", "notional", facts.order.cap_notional, facts.cap, facts.instrument.quote)
+    """The order is within the operator's caps, as custody counts it."""
+    for asset, amount, most in facts.caps:
+        if most is None:
+            return _denial("ORDER_EXCEEDS_CAP", f"order={amount:f} {asset}, limit=no cap for {asset} is signed")
+        if amount > most:
+            return _denial("ORDER_EXCEEDS_CAP", f"order={amount:f} {asset}, limit={most:f} {asset}")
+    return None
 
 
 # --- what the strategy has, this order included ---------------------------------------------------

@@ -39,7 +39,6 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     price: Decimal | None
     deviation_bps: int | None
     notional: Decimal | None
-    cap_notional: Decimal | None  # as custody counts it: a market order at the record's market price
     # this order included
     open_notional: Decimal | None
     position_notional: Decimal | None
@@ -54,7 +53,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     order: Order
     instrument: Instrument
     limits: Limits
-    cap: Decimal | None  # the operator's cap per order; None: the trust root names none
+    # asset, what the order counts in it as custody counts, and the operator's cap per order (None: none is signed)
+    caps: tuple[tuple[str, Decimal, Decimal | None], ...]
     lease: tuple[int, int] | None  # an operator's lease for the venue: from, until
     armed: bool
     custody: bytes | None

@@ -1,7 +1,7 @@
 """What an order is worth, and what it would make of its strategy's exposure if all that is open filled.
 
 - A market order is valued at the last trade plus the collar, the worst price that a limit order could have
-  named; for the operator's cap at the market price of the instrument's record, as custody counts it.
+  named.  (What it counts in the operator's caps, `Instrument.counts` says.)
 - A position is valued at the order's price or the last trade, whichever is higher.
 - Without a last trade nothing that needs one is known (None), which denies.
 """
@@ -27,7 +27,6 @@ def value_order(
     strategy, quote = subject.strategy, instrument.quote
     last = markets.of(subject.venue, subject.symbol).price
     price = intent.price
-    cap_price = instrument.market_price if price is None else price
     deviation: int | None = None
     if last is not None:
         deviation = 0 if price is None else deviation_bps(price, last)
@@ -51,7 +50,6 @@ def value_order(
         price=intent.price,
         deviation_bps=deviation,
         notional=worth,
-        cap_notional=notional(cap_price, intent.qty),
         open_notional=opened,
         position_notional=position,
         gross_notional=gross,
