@@ -324,9 +324,9 @@ class _Ceremony:
         ]
         quotes = {i.quote for i in self.config.instruments}
         given = {
-            c.quote: f"{min(c.max_hourly_notional * _BALANCE_CAPS, _MAX_BALANCE):.8f}"
+            c.asset: f"{min(c.max_hourly * _BALANCE_CAPS, _MAX_BALANCE):.8f}"
             for c in self.config.caps
-            if c.quote in quotes
+            if c.asset in quotes
         }
         document = {
             "instruments": instruments,

@@ -346,6 +346,7 @@ def test_symbols_of_every_script_and_magnitude_are_signed_as_they_are(
         tick=Decimal(tick),
         step=Decimal(step),
         min_notional=Decimal(0),
+        market_price=Decimal(price) * 4,
     )
     venue = trust_root().venues["paper"]
     builder = RequestBuilder(venue, (record,), API_KEY, VENUE_KEY, lambda: world.NOW)
