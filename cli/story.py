@@ -268,13 +268,14 @@ def _story(
 
 
 def _caps(instruments: list[Instrument]) -> str:
-    """One cap for each quote asset: eight of the largest lots an order, four thousand an hour."""
+    """One cap for each asset: eight of the largest lots an order, four thousand an hour."""
     largest: dict[str, Decimal] = {}
     for one in instruments:
-        largest[one.quote] = max(largest.get(one.quote, Decimal(0)), one.worth)
+        for asset, amount in ((one.quote, one.worth), (one.base, one.lot)):
+            largest[asset] = max(largest.get(asset, Decimal(0)), amount)
     return "".join(
-        f'\n[[caps]]\naccount = "main"\nquote = "{asset}"\nmax_order_notional = "{one_digit(amount * 8):f}"\n'
-        f'max_hourly_notional = "{one_digit(amount * 4000):f}"\n'
+        f'\n[[caps]]\naccount = "main"\nasset = "{asset}"\nmax_order = "{one_digit(amount * 8):f}"\n'
+        f'max_hourly = "{one_digit(amount * 4000):f}"\n'
         for asset, amount in largest.items()
     )
 

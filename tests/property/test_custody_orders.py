@@ -45,7 +45,7 @@ orders = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(order=orders)
 def test_a_signed_request_says_what_the_permit_says(
     tmp_path_factory: pytest.TempPathFactory, order: VenueOrder

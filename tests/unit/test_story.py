@@ -60,9 +60,10 @@ def test_sizes_limits_and_caps_follow_the_market(tmp_path: Path, symbol: str, pr
     told = tell([recording(tmp_path, symbol, price, qty)], None)
     made = config(told)
     (instrument,) = made.instruments
-    (cap,) = made.caps
+    caps = {cap.asset: cap for cap in made.caps}
+    assert caps.keys() == {instrument.base, instrument.quote}
+    cap = caps[instrument.quote]
     assert instrument.venue_symbol == symbol
-    assert cap.quote == instrument.quote
     assert Decimal(price) % instrument.tick == 0
     assert Decimal(qty) % instrument.step == 0
     VenueInstrument(
@@ -76,7 +77,8 @@ def test_sizes_limits_and_caps_follow_the_market(tmp_path: Path, symbol: str, pr
     for strategy in told.strategies:
         own = limits.of(strategy.name)
         assert size <= own.max_qty < size * 100_000
-        assert size * dearest <= own.max_notional <= cap.max_order_notional
+        assert size * dearest <= own.max_notional <= cap.max_order
+        assert size <= own.max_qty <= caps[instrument.base].max_order * 100
         assert size * dearest * 10 < own.max_gross_notional
     # Less than the minimum can be asked for.
     assert instrument.step * dearest < instrument.min_notional
@@ -92,8 +94,8 @@ def test_each_quote_asset_has_limits_and_a_cap_of_its_own(tmp_path: Path) -> Non
         recording(tmp_path, symbol, price, qty)
     told = tell(find_dumps([tmp_path]), None)
     made = config(told)
-    caps = {cap.quote: cap.max_order_notional for cap in made.caps}
-    assert set(caps) == {"USDT", "JPY", "ETH"}
+    caps = {cap.asset: cap.max_order for cap in made.caps}
+    assert set(caps) == {"USDT", "JPY", "ETH", "BTC", "XRP"}
     assert caps["JPY"] > 50 * caps["USDT"] > 50 * 1000 * caps["ETH"]
     names = [s.name for s in told.strategies]
     assert len(set(names)) == len(names) == 6
