@@ -19,7 +19,7 @@ from tallystick.schemas.errors import Malformed
 from tallystick.schemas.orders import Decision, Intent, Permit, Side, VenueOrder
 from tallystick.schemas.subjects import subject
 from tallystick.venues import Denied, FillReport
-from tallystick.venues.binance.order import notional, venue_order
+from tallystick.venues.binance.order import amounts, venue_order
 from tests.support.paper import XRPETH
 from tests.unit.test_strategy_host import NOW, XRP, World
 
@@ -48,7 +48,7 @@ class Desk(World):
     def place(self, intent: Intent, at: int) -> None:
         order = venue_order(XRP, intent)
         try:
-            if notional(XRP, order) > 10:
+            if XRP.counts(*amounts(XRP, order))[0][1] > 10:
                 raise Denied("ORDER_NOTIONAL", "too large")
             new = NewOrder(
                 "XRPETH",
