@@ -23,7 +23,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from tallystick.schemas.amounts import EXACT
+from tallystick.schemas.amounts import EXACT, MAX_PRICE, MAX_QTY, MAX_VALUE
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import ID_BYTES
 
@@ -60,6 +60,15 @@ def check_positive(value: Decimal, what: str) -> None:
     check_decimal(value, what)
     if value <= 0:
         raise Malformed("DECIMAL_SIGN", f"{what} must be above zero, got {value}")
+
+
+def check_market(price: Decimal, qty: Decimal) -> None:
+    """Raise `Malformed` unless price (quote units), quantity (base units) and their product could be a market's."""
+    if price > MAX_PRICE or qty > MAX_QTY or EXACT.multiply(price, qty) > MAX_VALUE:
+        raise Malformed(
+            "MARKET_RANGE",
+            f"price {price}, quantity {qty}: no market's; limits {MAX_PRICE}, {MAX_QTY}, and {MAX_VALUE} together",
+        )
 
 
 def check_length(value: bytes, length: int, what: str) -> None:

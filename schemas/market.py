@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Literal
 
-from tallystick.schemas.event import Event, Int64, check_decimal, check_positive
+from tallystick.schemas.event import Event, Int64, check_decimal, check_market, check_positive
 
 
 class Trade(Event, frozen=True, array_like=True, kw_only=True, tag="md.trade/1"):
@@ -21,6 +21,7 @@ class Trade(Event, frozen=True, array_like=True, kw_only=True, tag="md.trade/1")
         super().__post_init__()
         check_positive(self.price, "price")
         check_positive(self.qty, "qty")
+        check_market(self.price, self.qty)
 
 
 class Quote(Event, frozen=True, array_like=True, kw_only=True, tag="md.quote/1"):
@@ -38,6 +39,8 @@ class Quote(Event, frozen=True, array_like=True, kw_only=True, tag="md.quote/1")
             check_positive(value, what)
         for value, what in ((self.bid_qty, "bid_qty"), (self.ask_qty, "ask_qty")):
             check_decimal(value, what)
+        check_market(self.bid, self.bid_qty)
+        check_market(self.ask, self.ask_qty)
 
 
 class FeedStatus(Event, frozen=True, array_like=True, kw_only=True, tag="ref.feed/1"):

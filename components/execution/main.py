@@ -36,6 +36,7 @@ from tallystick.components.execution.effects import (
 )
 from tallystick.components.execution.intents import Intents
 from tallystick.components.execution.orders import Orders
+from tallystick.runtime.bus.alarms import Alarms
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -71,6 +72,7 @@ class Execution(Service):
         deployment = ctx.deployment
         self._ctx = ctx
         self._tasks = Tasks(ctx.tasks)
+        self._alarms = Alarms(ctx.notice, ctx.clock)
         self._name = name = deployment.config.venue.name
         venue = ctx.trust.venues.get(name)
         if venue is None:
@@ -177,7 +179,7 @@ class Execution(Service):
                 case ListOpen(_, symbol):
                     self._start(self._list_open(symbol))
                 case Alarm(code, text):
-                    self._ctx.notice(code, text)
+                    self._alarms.say(code, text)
                 case _:
                     assert_never(effect)
 

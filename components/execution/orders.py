@@ -18,6 +18,8 @@ Rules
   without outcome may have been (`unknown`); its request's timestamp is at most the permit's expiry.
 - `accepted` orders are followed by asking for the open orders; one that is not open any more is asked for.
   An open order at the venue that we do not know raises an alarm.
+- Events of an order that no decision permits raise an alarm and cause nothing: they would be asked for, and signed for, for
+  ever.
 - A final state (`rejected`, `void`, `closed`) never changes; `accepted` comes before `closed`.
 - A trip of `all`, the strategy or the venue, or silence of the breaker, stops placing at once and
   cancels: whole instruments for `all` and the venue, single orders for a strategy.  What is accepted
@@ -48,7 +50,7 @@ from tallystick.components.execution.effects import (
     Send,
     Sign,
 )
-from tallystick.schemas.bounds import MAX_PERMIT_NS, SECOND
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.orders import Decision, OrderEvent, OrderState
@@ -132,11 +134,9 @@ class Orders:
         order = self._orders.get(event.intent_id)
         effects: list[Effect] = []
         if order is None:
-            # Never expected: the decision is read first.  Followed all the same, from what the event says.
-            deadline = event.ts + MAX_PERMIT_NS + VALID_NS + SKEW_NS
-            order = Order(subject, event.intent_id, event.decision_id, event.client_order_id, deadline)
-            self._add(order)
-            effects.append(Alarm("ORDER_WITHOUT_PERMIT", f"{event.client_order_id} has events and no decision"))
+            # A permit is read before anything that follows it: what none backs is an alarm, and no work.
+            text = f"{event.client_order_id[:48]} of strategy {subject.strategy} has events and no decision"
+            return [Alarm("ORDER_WITHOUT_PERMIT", text)]
         if order.final:
             return effects
         order.sent = order.durable = True

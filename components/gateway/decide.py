@@ -31,6 +31,7 @@ operator's instruments while armed, to the caps that custody enforces.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
@@ -39,7 +40,7 @@ from tallystick.components.gateway.intake import Left
 from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
 from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.controls import check, check_caller, unknown_instrument
-from tallystick.components.gateway.risk.exposure import Exposure, OpenOrder
+from tallystick.components.gateway.risk.exposure import Alarm, Exposure, OpenOrder
 from tallystick.components.gateway.risk.facts import Caller, Facts
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.markets import Markets
@@ -70,6 +71,8 @@ from tallystick.schemas.subjects import Subject
 from tallystick.schemas.trust import Instrument, TrustRoot, require_current
 
 CUSTODY: Final = "custody"
+# Where the portfolio books what no permit covers; the breaker trips on it, and no limit is asked of it.
+UNKNOWN: Final = "unknown"
 # Beyond the oldest and the newest id that could still be decided.
 REMEMBER_NS: Final = 2 * (MAX_INTENT_AGE_NS + MAX_SKEW_NS)
 
@@ -97,6 +100,8 @@ class Gateway:
         self.exposure = Exposure()
         self.markets = Markets()
         self.ready = False
+        # Takes (code, text) of what people must hear of.
+        self.alarm: Callable[[str, str], object] = lambda _code, _text: None
         self._trust = trust
         self._policy = policy
         self._limits = limits
@@ -131,11 +136,15 @@ class Gateway:
             elif isinstance(event, Decision):
                 self.on_decision(subject, event)
             elif isinstance(event, OrderEvent):
-                self.exposure.apply_event(subject.strategy, event)
-            elif isinstance(event, Fill):
-                self.exposure.apply_fill(subject, self._quote(subject), event)
-            elif isinstance(event, Position):
-                self.exposure.apply_position(subject, self._quote(subject), event)
+                self._alarm(self.exposure.apply_event(subject.strategy, event))
+            elif isinstance(event, Fill) and subject.strategy != UNKNOWN:
+                self._alarm(self.exposure.apply_fill(subject, self._quote(subject), event))
+            elif isinstance(event, Position) and subject.strategy != UNKNOWN:
+                self._alarm(self.exposure.apply_position(subject, event))
+
+    def _alarm(self, alarm: Alarm | None) -> None:
+        if alarm is not None:
+            self.alarm(alarm.code, alarm.text)
 
     def on_decision(self, subject: Subject, decision: Decision) -> None:
         """A stored decision of the gateway, of this boot or an earlier one: what it answered is done."""
@@ -152,14 +161,11 @@ class Gateway:
         """History is applied: from here on intents are decided.  Returns the denials of those left behind."""
         self.exposure.expire(now)
         # Whatever its age, an intent of history is not decided again.
-        why = "sent before the gateway had applied the history, limit=after it"
+        why = Denial(code="STALE_INTENT", text="sent before the gateway had applied the history, limit=after it")
         self.ready = True
-        return [
-            (subject, self.refuse(subject, leaf, ids, "STALE_INTENT", why, now))
-            for subject, leaf, ids in self._left.take()
-        ]
+        return [(subject, self.refuse(leaf, ids, why, now)) for subject, leaf, ids in self._left.take()]
 
-    def refuse(self, subject: Subject, leaf: bytes, ids: list[bytes], code: str, text: str, now: int) -> Decision:
+    def refuse(self, leaf: bytes, ids: list[bytes], why: Denial, now: int) -> Decision:
         """One denial of several intents of the message with this leaf hash; none of them is looked at."""
         for intent_id in ids:
             self._seen.setdefault(intent_id, now)
@@ -168,7 +174,7 @@ class Gateway:
             verdict="deny",
             intent_id=ids[0],
             intent_hash=leaf,
-            denials=(Denial(code=code, text=text),),
+            denials=(why,),
             policy_hash=self._policy.digest,
             policies=(),
             permit=None,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.orders import CancelIntent, Decision, Intent
+from tallystick.schemas.orders import CancelIntent, Decision, Denial, Intent
 from tallystick.schemas.seal import Verified
 from tallystick.schemas.subjects import Subject
 
@@ -60,7 +60,8 @@ class Intake:
             limits = self._limits.of(strategy)
             rate, burst = INTAKE * limits.messages_per_second, INTAKE * limits.burst
             text = f"{len(beyond)} beyond what is decided, limit={rate}/s, burst={burst}"
-            yield gateway.refuse(verified.subject, verified.leaf, [e.id for e in beyond], "INTAKE_RATE", text, now)
+            why = Denial(code="INTAKE_RATE", text=text)
+            yield gateway.refuse(verified.leaf, [event.id for event in beyond], why, now)
 
     def _may_cancel(self, strategy: str, event: Intent | CancelIntent, now: int) -> bool:
         if not isinstance(event, CancelIntent) or self._gateway.exposure.order(strategy, event.intent_id) is None:

@@ -21,6 +21,7 @@ from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.intake import Intake
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk.limits import LimitBook
+from tallystick.runtime.bus.alarms import Alarms
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.bounds import SECOND
@@ -61,6 +62,7 @@ class GatewayProcess(Service):
         limits = LimitBook.parse(deployment.config.limits)
         self._ctx = ctx
         self.gateway = Gateway(ctx.trust, policy, limits, ctx.sessions, functools.partial(ctx.new, Decision))
+        self.gateway.alarm = Alarms(ctx.notice, ctx.clock).say
         self.intake = Intake(self.gateway, limits)
         ctx.log.info("policy", digest=policy.digest.hex(), folder=str(deployment.policy))
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, MARKET_TAIL)

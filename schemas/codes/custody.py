@@ -179,7 +179,7 @@ CODES: Final = (
     Code(
         "ORDER_WITHOUT_PERMIT",
         NOTICE,
-        "The record holds events of an order and no decision for it.",
+        "The record holds events of an order that no decision permits; they are without effect.",
         "Run `tallystick audit verify DIR`: a decision was lost, or somebody traded without one.",
     ),
     Code(

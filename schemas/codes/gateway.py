@@ -31,6 +31,12 @@ CODES: Final = (
         "Look for a loop in the strategy; raise `messages_per_second` or `burst` if it is meant to send so much.",
     ),
     Code(
+        "POSITION_DIFFERS",
+        NOTICE,
+        "The portfolio states another position than the fills with permits add up to.",
+        "Compare both with the exchange's own list of trades: one of the two processes may be in other hands.",
+    ),
+    Code(
         "UNKNOWN_INSTRUMENT",
         ERROR | DENIAL | REFUSAL,
         "The trust root has no such instrument at this venue.",

@@ -88,7 +88,7 @@ CODES: Final = (
     Code(
         "FILL_WITHOUT_PERMIT",
         NOTICE,
-        "A fill of an order that no decision permitted.",
+        "A fill that no permit backs; the gateway counts it nowhere.",
         "Trip the breaker with `tallystick kill DIR` and look into the account: somebody else trades with its key.",
     ),
     Code(

@@ -146,6 +146,12 @@ CODES: Final = (
     ),
     Code("DECIMAL", ERROR | DEAD, "A number that does not fit 38 digits with 18 places, or is none.", _CALLER),
     Code("DECIMAL_SIGN", ERROR | DEAD, "A number that must be above zero (or not below it) and is not.", _CALLER),
+    Code(
+        "MARKET_RANGE",
+        ERROR | DEAD,
+        "A price or quantity that no market has: above 10^12, 10^16, or 10^18 together.",
+        "Look at the feed: it counts in other units, or somebody makes it up.",
+    ),
     Code("LENGTH", DEAD, "A field of fixed length (key, hash, boot) has another one.", _FORGED),
     Code("RANGE", DEAD, "An integer above 2^63 - 1, which the archive cannot hold.", _FORGED),
     Code("DEAD_PAYLOAD", DEAD, "A dead letter that quotes more of a message than its limit.", _FORGED),

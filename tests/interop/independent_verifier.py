@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,9 @@ def check_event(event: object, kind: str) -> None:
     named = {name: v for v, (name, _) in zip(own, wanted, strict=True)}
     tag = event[0].split("/")[0]
     form(all(Decimal(named[f]) > 0 for f in POSITIVE.get(tag, ())), "EVENTS")
+    pairs = {"md.trade": (("price", "qty"),), "md.quote": (("bid", "bid_qty"), ("ask", "ask_qty"))}.get(tag, ())
+    for price, qty in ((Decimal(named[a]), Decimal(named[b])) for a, b in pairs):
+        form(price <= 10**12 and qty <= 10**16 and Fraction(price) * Fraction(qty) <= 10**18, "EVENTS")
     if tag == "order.intent":
         limit = named["type"] == "limit"
         form((named["price"] is not None) == limit and (not limit or Decimal(named["price"]) > 0), "EVENTS")

@@ -69,6 +69,8 @@ function isDecimal(v) {
   return adjusted < 20 && -exponent - /0*$/.exec(coefficient)[0].length <= 18;
 }
 const positive = (v) => isDecimal(v) && v[0] !== "-" && /[1-9]/.test(v.split("E")[0]);
+const scaled = (v) => { const [m, e] = v.split("E"), [i, f = ""] = m.split("."); return BigInt(i + f) * 10n ** BigInt(200 + Number(e ?? 0) - f.length); };
+const within = (price, qty) => scaled(price) <= 10n ** 212n && scaled(qty) <= 10n ** 216n && scaled(price) * scaled(qty) <= 10n ** 418n;
 const I63 = 2n ** 63n;
 function fits(v, of) {
   if (of.endsWith(" or nil")) return v === null || fits(v, of.slice(0, -7));
@@ -91,6 +93,8 @@ function checkEvent(event, kind) {
   const named = Object.fromEntries(own[1].map(([name], i) => [name, event[5 + i]])), tag = event[0].split("/")[0];
   const above = { "md.trade": ["price", "qty"], fill: ["price", "qty"], "md.quote": ["bid", "ask"], "order.intent": ["qty"] }[tag] ?? [];
   form(above.every((name) => positive(named[name])), "EVENTS");
+  const pairs = { "md.trade": [["price", "qty"]], "md.quote": [["bid", "bid_qty"], ["ask", "ask_qty"]] }[tag] ?? [];
+  form(pairs.every(([p, q]) => within(named[p], named[q])), "EVENTS");
   if (tag === "order.intent") form(named.type === "limit" ? positive(named.price ?? "") : named.price === null, "EVENTS");
   if (tag === "order.decision") form((named.verdict === "permit") === (named.permit !== null) && (named.verdict === "deny") === named.denials.length > 0 && [0, 32].includes(named.policy_hash.length), "EVENTS");
   if (tag === "order.event") form([0, 16].includes(named.decision_id.length), "EVENTS");

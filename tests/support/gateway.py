@@ -12,6 +12,7 @@ import msgspec
 from tallystick import infra
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
+from tallystick.components.gateway.risk.exposure import OpenOrder
 from tallystick.components.gateway.risk.facts import Caller, Facts, Order
 from tallystick.components.gateway.risk.limits import LimitBook, Limits
 from tallystick.schemas.credential import Credential
@@ -130,6 +131,8 @@ class World:
             self.trust, self.policy, limits or LimitBook(LIMITS), self.sessions, self._new_decision
         )
         self.decisions: list[tuple[Subject, Decision]] = []
+        self.alarms: list[str] = []
+        self.gateway.alarm = lambda code, _: self.alarms.append(code)
         if ready:
             self.decisions += self.gateway.caught_up(self.now)
             self.refresh()
@@ -249,6 +252,27 @@ def order_event(w: World, intent_id: bytes, state: OrderState, **more: Any) -> N
     """Execution says that an order is in `state`."""
     event = OrderEvent(**w.base(), intent_id=intent_id, decision_id=bytes(16), client_order_id="x", state=state, **more)
     w.apply("execution", f"order.event.alpha.{XRP}", event)
+
+
+def hold(w: World, qty: str, subject: str = XRP, trade_id: int = 1) -> bytes:
+    """Alpha bought `qty` by a permit of an earlier time; the order's id."""
+    where = parse_subject(f"fill.alpha.{subject}")
+    intent_id = w.ids.next(w.now)
+    order = OpenOrder(
+        intent_id=intent_id,
+        strategy="alpha",
+        venue=where.venue,
+        symbol=where.symbol,
+        quote=where.symbol.split("/")[1],
+        side="buy",
+        qty=Decimal(qty),
+        price=LAST,
+        whole=Decimal(0),
+        expires_at=w.now,
+    )
+    w.gateway.exposure.reserve(order)
+    fill(w, intent_id, qty, subject=subject, trade_id=trade_id)
+    return intent_id
 
 
 def fill(w: World, intent_id: bytes, qty: str, side: Any = "buy", trade_id: int = 1, subject: str = XRP) -> None:

@@ -144,3 +144,33 @@ def test_an_event_has_its_place() -> None:
     assert isinstance(NOTICE, Event)
     with pytest.raises(Malformed, match="EVENT_TYPE"):
         encode_events("md.trade", [NOTICE])
+
+
+@pytest.mark.parametrize(
+    ("price", "qty", "fits"),
+    [
+        ("1E+12", "1E+6", True),
+        ("0.000000000000000001", "1E+16", True),
+        ("1000000000000.000000000000000001", "1", False),
+        ("1", "10000000000000000.1", False),
+        ("1E+12", "1000000.000000000000000001", False),
+        ("99999999999999999999", "1", False),
+    ],
+)
+def test_a_price_that_no_market_has_never_reaches_user_code(price: str, qty: str, fits: bool) -> None:
+    """A price of 1e20 once halted every strategy that multiplied it."""
+    common: dict[str, Any] = {"id": bytes(16), "ts": 0, "time": 0}
+    one, other = Decimal(price), Decimal(qty)
+    makers = (
+        lambda: market.Trade(**common, trade_id=1, price=one, qty=other, buyer_is_maker=False),
+        lambda: market.Quote(**common, bid=one, bid_qty=other, ask=Decimal(1), ask_qty=Decimal(1)),
+        lambda: market.Quote(**common, bid=Decimal(1), bid_qty=Decimal(1), ask=one, ask_qty=other),
+    )
+    for make in makers:
+        if fits:
+            made = make()
+            kind = "md.trade" if isinstance(made, market.Trade) else "md.quote"
+            assert decode_events(kind, encode_events(kind, [made])) == [made]
+        else:
+            with pytest.raises(Malformed, match="MARKET_RANGE"):
+                make()

@@ -256,8 +256,19 @@ def test_the_last_words_of_a_predecessor_are_heeded() -> None:
     orders = machine()
     orders.decided(WHERE, decision(), NOW, LATE)  # void: nobody seemed to have carried it out
     assert orders.remembered(EVENT, event("submitting"), NOW) == []
-    effects = orders.remembered(EVENT, event("submitting", 5), NOW)
-    assert codes(effects) == ["ORDER_WITHOUT_PERMIT", "RECOVERED"]
+
+
+def test_events_of_orders_that_nobody_permitted_are_an_alarm_and_no_work() -> None:
+    """80,000 `accepted` of a stolen execution once had each asked for and signed: honest orders waited until they were void."""
+    orders = machine(recovered=False)
+    for number in range(1, 500):
+        for state in ("submitting", "accepted", "unknown"):
+            assert codes(orders.remembered(EVENT, event(state, number), NOW)) == ["ORDER_WITHOUT_PERMIT"]
+    assert orders.recover(NOW) == []
+    assert orders.tick(NOW + o.FOLLOW_NS) == []
+    assert not orders.orders()
+    assert codes(orders.remembered(EVENT, event("accepted", 7), NOW)) == ["ORDER_WITHOUT_PERMIT"]
+    assert orders.tick(NOW + o.FOLLOW_NS) == []
 
 
 def test_a_second_permit_for_an_order_is_not_carried_out() -> None:

@@ -16,6 +16,7 @@ from tests.support.gateway import (
     XRP,
     World,
     fill,
+    hold,
     order_event,
     wide,
 )
@@ -56,7 +57,7 @@ def test_fill_moves_from_reservation_to_position_once() -> None:
 
 def test_position_limit_counts_open_orders_and_lets_reductions_pass() -> None:
     w = World(wide(max_position_notional=Decimal("0.8")))
-    fill(w, b"", "500")
+    hold(w, "500")
     assert w.codes(w.intent(qty="200")) == []
     assert w.codes(w.intent(qty="101")) == ["POSITION_EXCEEDS_LIMIT"]
     assert w.codes(w.intent(qty="1300", side="sell")) == []
@@ -65,7 +66,7 @@ def test_position_limit_counts_open_orders_and_lets_reductions_pass() -> None:
 
 def test_gross_exposure_counts_everything_of_a_quote_and_lets_reductions_pass() -> None:
     w = World(wide(max_gross_notional=Decimal("1.5")))
-    fill(w, b"", "1400")
+    hold(w, "1400")
     assert w.codes(w.intent(qty="101")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]
     assert w.codes(w.intent(qty="100")) == []
     assert w.codes(w.intent(qty="1400", side="sell")) == [], "it can only bring the position nearer to zero"
@@ -73,7 +74,7 @@ def test_gross_exposure_counts_everything_of_a_quote_and_lets_reductions_pass() 
 
 def test_order_that_could_turn_the_position_is_no_reduction() -> None:
     w = World(wide(max_gross_notional=Decimal("0.1")))
-    fill(w, b"", "100")
+    hold(w, "100")
     assert w.codes(w.intent(qty="60", side="sell")) == []
     assert w.codes(w.intent(qty="41", side="sell")) == ["GROSS_EXPOSURE_EXCEEDS_LIMIT"], "60 are on their way"
     assert w.codes(w.intent(qty="40", side="sell")) == []
@@ -88,19 +89,8 @@ def test_position_is_valued_at_the_last_trade_where_that_is_higher() -> None:
 def test_positions_of_another_quote_are_not_added() -> None:
     w = World(wide(max_gross_notional=Decimal(1)))
     w.trade(Decimal(50000), "paper.BTC-USDT")
-    fill(w, b"", "2", subject="paper.BTC-USDT")
+    hold(w, "2", "paper.BTC-USDT")
     assert w.codes(w.intent(qty="1000")) == []
-
-
-def test_position_without_any_known_price_denies() -> None:
-    w = World(wide())
-    w.gateway.markets.last.clear()
-    for average, qty, expected in ((0, 5, ["GROSS_EXPOSURE_EXCEEDS_LIMIT"]), (1, 5, [])):
-        position = Position(**w.base(), qty=Decimal(qty), average_price=Decimal(average), realized=Decimal(0), fills=0)
-        w.apply("portfolio", f"position.alpha.{XRP}", position)
-        market = w.gateway.markets.of("paper", "XRP/ETH")
-        assert market.price is not None
-        assert w.codes(w.intent()) == expected
 
 
 def test_memory_is_flat() -> None:
@@ -109,7 +99,7 @@ def test_memory_is_flat() -> None:
         w.arm(until=NOW + (n + 1) * SECOND)
     assert len(w.gateway._leases._leases) == MAX_LEASES
     for n in range(FILLS_REMEMBERED + 10):
-        fill(w, b"", "1", trade_id=n)
+        hold(w, "1", trade_id=n)
     assert len(w.gateway.exposure._trades["paper", "XRP/ETH"]) == FILLS_REMEMBERED
     for _ in range(30):
         w.now += SECOND
@@ -117,13 +107,37 @@ def test_memory_is_flat() -> None:
     assert len(w.gateway._seen) == REMEMBER_NS // SECOND + 1
 
 
-def test_portfolios_position_counts_unless_it_knows_fewer_fills() -> None:
-    w = World()
-    fill(w, b"", "500")
-    for fills, qty in ((0, 0), (1, 499)):
+def test_what_no_permit_backs_is_an_alarm_and_counts_nowhere() -> None:
+    """One false position and one false fill once denied half of a strategy's orders for ever."""
+    w = World(wide(max_position_notional=Decimal("0.8")))
+    order = hold(w, "100")
+    assert w.alarms == []
+    # of an order that nobody permitted; of another's; beyond the permit; of the other side
+    fill(w, b"", "500000", trade_id=2)
+    fill(w, bytes(16), "500000", trade_id=3)
+    fill(w, order, "1", trade_id=4)
+    fill(w, order, "1", side="sell", trade_id=5)
+    assert w.alarms == ["FILL_WITHOUT_PERMIT"] * 4
+    for fills, qty in ((2, 500_000), (1, 99), (10**9, -5)):
         position = Position(**w.base(), qty=Decimal(qty), average_price=LAST, realized=Decimal(0), fills=fills)
         w.apply("portfolio", f"position.alpha.{XRP}", position)
-        assert w.gateway.exposure.position("alpha", "paper", "XRP/ETH") == (500 if fills == 0 else 499)
+    assert w.alarms[4:] == ["POSITION_DIFFERS"] * 3
+    order_event(w, bytes(16), "accepted")
+    assert w.alarms[7:] == ["ORDER_WITHOUT_PERMIT"]
+    assert w.gateway.exposure.position("alpha", "paper", "XRP/ETH") == 100
+    assert w.codes(w.intent(qty="700")) == []
+    assert w.codes(w.intent(qty="701")) == ["POSITION_EXCEEDS_LIMIT"]
+
+
+def test_the_portfolios_own_statement_raises_no_alarm() -> None:
+    w = World(wide())
+    order = hold(w, "100")
+    for fills, qty in ((0, 0), (1, 100)):
+        position = Position(**w.base(), qty=Decimal(qty), average_price=LAST, realized=Decimal(0), fills=fills)
+        w.apply("portfolio", f"position.alpha.{XRP}", position)
+    fill(w, order, "100", trade_id=1)  # the same trade, published again after a crash
+    order_event(w, order, "closed")
+    assert w.alarms == []
 
 
 def test_permit_that_was_never_submitted_is_released_after_its_expiry() -> None:

@@ -4,8 +4,10 @@
   it is released by a final order event (after the fills that this event reports), or when its permit
   expired `PERMIT_GRACE_NS` ago and no submission of it was ever stored: execution sends nothing before
   its `submitting` event is durable.
-- A position is the sum of fills; the portfolio's own statement replaces it once it counts at least as
-  many fills.
+- A position is the sum of the fills that a permit backs: of its instrument and side, within its quantity.  Whatever
+  else is said of fills, orders and positions is without effect, and comes back as an alarm: a portfolio or an
+  execution in other hands could deny a strategy's orders for ever by it.
+- Where a position is wrong all the same, the operator's correction says what it is.
 - Amounts are kept per strategy and *per quote asset*; amounts of different assets are never added.
 """
 
@@ -28,6 +30,15 @@ from tallystick.schemas.subjects import Subject
 PERMIT_GRACE_NS: Final = 10 * SECOND
 # Fills remembered per instrument against a second publication of the same trade.
 FILLS_REMEMBERED: Final = 4096
+# Permits remembered beyond their order's end, for fills that come late.
+PERMITS_REMEMBERED: Final = 200_000
+
+
+class Alarm(msgspec.Struct, frozen=True):
+    """What people must hear of."""
+
+    code: str
+    text: str
 
 
 class OpenOrder(msgspec.Struct, kw_only=True):
@@ -61,6 +72,13 @@ class OpenOrder(msgspec.Struct, kw_only=True):
         return self.whole if self.price is None else EXACT.multiply(self.price, self.remaining)
 
 
+class _Permitted(msgspec.Struct):
+    """What a permit still lets be filled."""
+
+    where: tuple[str, str, str]  # venue, symbol, side
+    left: Decimal
+
+
 class _Holding:
     """A position: signed base quantity, the number of fills in it, and the last price seen for it."""
 
@@ -78,11 +96,12 @@ class Exposure:
     Totals are kept as orders change, so that a decision costs the same however many are open.
     """
 
-    __slots__ = ("_holdings", "_notionals", "_orders", "_quantities", "_trades", "_unsubmitted")
+    __slots__ = ("_holdings", "_notionals", "_orders", "_permitted", "_quantities", "_trades", "_unsubmitted")
 
     def __init__(self) -> None:
         self._orders: dict[tuple[str, bytes], OpenOrder] = {}
         self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
+        self._permitted: OrderedDict[tuple[str, bytes], _Permitted] = OrderedDict()
         self._notionals: dict[tuple[str, str], Decimal] = {}
         self._quantities: dict[tuple[str, str, str, str], Decimal] = {}
         self._holdings: dict[str, dict[tuple[str, str], tuple[str, _Holding]]] = {}
@@ -94,16 +113,23 @@ class Exposure:
         if key not in self._orders:
             self._orders[key] = self._unsubmitted[key] = order
             self._count(order, EXACT.add)
+            if key not in self._permitted:
+                self._permitted[key] = _Permitted((order.venue, order.symbol, order.side), order.qty)
+                if len(self._permitted) > PERMITS_REMEMBERED:
+                    self._permitted.popitem(last=False)
 
     def order(self, strategy: str, intent_id: bytes) -> OpenOrder | None:
         """The open order of `strategy` with this intent id; not to be changed."""
         return self._orders.get((strategy, intent_id))
 
-    def apply_event(self, strategy: str, event: OrderEvent) -> None:
-        """Apply what execution says about an order."""
+    def apply_event(self, strategy: str, event: OrderEvent) -> Alarm | None:
+        """Apply what execution says about an order; an alarm for one that was never permitted."""
         order = self.order(strategy, event.intent_id)
         if order is None:
-            return
+            if (strategy, event.intent_id) in self._permitted:
+                return None  # it has ended
+            text = f"execution says {event.state} of order {event.intent_id.hex()} of {strategy}, which no permit backs"
+            return Alarm("ORDER_WITHOUT_PERMIT", text)
         if event.state in {"rejected", "void"}:
             self._count(order, EXACT.subtract)
             self._drop(order)
@@ -113,12 +139,22 @@ class Exposure:
             self._change(order, executed=executed)
         else:
             self._change(order)
+        return None
 
-    def apply_fill(self, subject: Subject, quote: str, fill: Fill) -> None:
-        """Move a fill from reservation to position; a trade that was seen before has no effect."""
+    def apply_fill(self, subject: Subject, quote: str, fill: Fill) -> Alarm | None:
+        """Move a fill from reservation to position, once; an alarm for one that no permit backs."""
+        where = f"trade {fill.trade_id} of {subject.symbol} at {subject.venue} for {subject.strategy}"
+        permitted = self._permit(subject.strategy, fill.intent_id)
+        if permitted is None or permitted.where != (subject.venue, subject.symbol, fill.side):
+            return Alarm("FILL_WITHOUT_PERMIT", f"{where}: {fill.side} {fill.qty} and no permit: not counted")
         trades = self._trades.setdefault((subject.venue, subject.symbol), OrderedDict())
         if fill.trade_id in trades:
-            return
+            return None
+        if fill.qty > permitted.left:
+            return Alarm(
+                "FILL_WITHOUT_PERMIT", f"{where}: {fill.qty}, its permit has {permitted.left} left: not counted"
+            )
+        permitted.left = EXACT.subtract(permitted.left, fill.qty)
         trades[fill.trade_id] = None
         if len(trades) > FILLS_REMEMBERED:
             trades.popitem(last=False)
@@ -131,15 +167,19 @@ class Exposure:
         order = self.order(subject.strategy, fill.intent_id)
         if order is not None:
             self._change(order, filled=EXACT.add(order.filled, fill.qty))
+        return None
 
-    def apply_position(self, subject: Subject, quote: str, position: Position) -> None:
-        """Adopt the portfolio's statement unless it counts fewer fills than were seen here."""
-        holding = self._holding(subject, quote)
-        if position.fills >= holding.fills:
-            holding.qty = position.qty
-            holding.fills = position.fills
-            if holding.mark is None and position.average_price > 0:
-                holding.mark = position.average_price
+    def apply_position(self, subject: Subject, position: Position) -> Alarm | None:
+        """Compare the portfolio's statement with what was counted here: an alarm where they cannot both be right.
+
+        One of fewer fills than were seen here is on its way; it is never adopted.
+        """
+        found = self._holdings.get(subject.strategy, {}).get((subject.venue, subject.symbol))
+        qty, fills = (ZERO, 0) if found is None else (found[1].qty, found[1].fills)
+        if position.fills < fills or (position.fills, position.qty) == (fills, qty):
+            return None
+        ours = f"{subject.strategy} holds {qty} {subject.symbol} at {subject.venue} after {fills} fills with permits"
+        return Alarm("POSITION_DIFFERS", f"{ours}, the portfolio says {position.qty} after {position.fills}")
 
     def expire(self, now: int) -> None:
         """Release permits that expired without a stored submission (see the module docstring)."""
@@ -173,6 +213,13 @@ class Exposure:
                     return None
                 total = EXACT.add(total, EXACT.multiply(EXACT.abs(holding.qty), price))
         return total
+
+    def _permit(self, strategy: str, intent_id: bytes) -> _Permitted | None:
+        found = self._permitted.get((strategy, intent_id))
+        order = self._orders.get((strategy, intent_id))
+        if found is None and order is not None:  # open for so long that its permit was forgotten
+            return _Permitted((order.venue, order.symbol, order.side), order.remaining)
+        return found
 
     def _holding(self, subject: Subject, quote: str) -> _Holding:
         own = self._holdings.setdefault(subject.strategy, {})
