@@ -115,7 +115,7 @@ def _report(report: Report) -> None:
 def sql(
     directory: _Dir,
     text: Annotated[str, typer.Argument(metavar="[SQL]", help="One query; - reads it from standard input.")] = "",
-    query: Annotated[str, typer.Option("--query", help="A prepared one: orders, denials or publishers.")] = "",
+    query: Annotated[str, typer.Option("--query", help="A prepared one: orders, denials, profit or publishers.")] = "",
     format: Annotated[Format, typer.Option("--format", help="How to print rows.")] = Format.TABLE,  # noqa: A002
     limit: Annotated[int, typer.Option(min=0, help="Print at most so many rows; 0: all.")] = 0,
     seconds: Annotated[int, typer.Option(min=1, max=3600, help="Give up after so much processor time.")] = 60,

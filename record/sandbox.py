@@ -31,7 +31,7 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
-from tallystick.record import views
+from tallystick.record import arithmetic, views
 from tallystick.schemas.errors import NOT_DECODED, TallystickError
 
 MEMORY_MB: Final = 1024
@@ -153,7 +153,10 @@ def answer(connection: duckdb.DuckDBPyConnection, request: Request) -> Iterator[
     """Run the query: a line with columns, a line for each row, a line with the number of rows."""
     check_query(connection, request.sql)
     try:
-        reader = connection.sql(request.sql).to_arrow_reader(BATCH_ROWS)
+        sql = arithmetic.exact(connection, request.sql)
+        if sql != request.sql:
+            check_query(connection, sql)
+        reader = connection.sql(sql).to_arrow_reader(BATCH_ROWS)
         yield _line({"columns": reader.schema.names})
         count = 0
         for batch in reader:
@@ -163,6 +166,9 @@ def answer(connection: duckdb.DuckDBPyConnection, request: Request) -> Iterator[
                 if count <= request.limit or not request.limit:
                     yield _line(row)
         yield _line({"rows": count})
+    except duckdb.OutOfRangeException as exc:
+        advice = "products of decimals: product(a, b), to 18 decimals; sums hold less than 1e20"
+        raise QueryRefused("SQL", f"{exc} ({advice})") from exc
     except duckdb.Error as exc:
         raise QueryRefused("SQL", str(exc)) from exc
 
