@@ -32,10 +32,11 @@ from typing import Final
 import msgspec
 
 from tallystick.record import rows
+from tallystick.record.heads import Owners, impossible, stated
 from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
-from tallystick.schemas.seal import GENESIS, MAX_FLUSH, Verified, Verifier
-from tallystick.schemas.security import BootEnded, CredentialIssued, Head, Heartbeat, SessionRevoked
-from tallystick.schemas.subjects import STREAMS
+from tallystick.schemas.seal import GENESIS, MAX_FLUSH, Statement, Verified, Verifier
+from tallystick.schemas.security import BootEnded, CredentialIssued, Head, SessionRevoked
+from tallystick.schemas.subjects import GUARD, SECURITY, STREAMS
 
 # Statements of a chain that are remembered, to tell a fork from a replay and to compare heads.
 REMEMBERED: Final = 256
@@ -43,6 +44,8 @@ REMEMBERED: Final = 256
 HANDOVER_NS: Final = 60_000_000_000
 
 ChainKey = tuple[str, bytes]  # component, boot
+# What a message refers to: the issuance of a credential (its hash), or a statement (component, boot, seq).
+Reference = bytes | tuple[str, bytes, int]
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -75,7 +78,10 @@ class Torn(msgspec.Struct, frozen=True):
 
 
 class Chain(msgspec.Struct):
-    """The newest statement of one chain and which of its indexes (bits of `seen`) are stored."""
+    """The newest statement of one chain and which of its indexes (bits of `seen`) are stored.
+
+    `late` are statements that came when its boot was over: no part of it, but stored.
+    """
 
     seq: int = -1
     size: int = 0
@@ -84,6 +90,7 @@ class Chain(msgspec.Struct):
     forked: bool = False
     last_stream_seq: int = 0
     digests: dict[int, bytes] = msgspec.field(default_factory=dict)
+    late: dict[int, bytes] = msgspec.field(default_factory=dict)
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -133,17 +140,27 @@ class StreamChains:
         self.sessions = sessions
         self.chains: dict[ChainKey, Chain] = {}
 
-    def judge(self, opened: Verified | TallystickError, log_index: int, stream_seq: int) -> Judgement:
-        """What the next message counts for.  `opened` is what `Verifier.open` returned or raised."""
+    def judge(self, opened: Verified | TallystickError, log_index: int, stream_seq: int, owner: str = "") -> Judgement:
+        """What the next message counts for.  `opened` is what `Verifier.open` returned or raised.
+
+        `owner` is the component whose subject it stands under: the one who can write there, for what proves nothing.
+        """
         if isinstance(opened, TallystickError):
-            return Judgement(rows.REFUSED, opened.code, (self._incident(opened.code, opened.text, stream_seq, ""),))
+            by = f"written by {owner}" if owner else "nobody's subject, so by the broker"
+            if opened.code == "STREAM":
+                by = "an answer of the broker that somebody had stored here, or the broker's own doing"
+            finding = self._incident(opened.code, f"{opened.text} ({by})", stream_seq, owner)
+            return Judgement(rows.REFUSED, opened.code, (finding,))
         statement = opened.statement
         component, boot = statement.component, statement.boot
         if not (self.sessions.listed(statement.credential, log_index) or _issues_itself(opened)):
-            text = f"{component}/{boot.hex()[:8]} was never issued by the authority: a stolen role key"
+            text = f"{whose(statement)} was never issued by the authority: a stolen role key"
             return Judgement(rows.UNLISTED, "UNLISTED", (self._incident("UNLISTED", text, stream_seq, component),))
         if self.sessions.died(boot, log_index):
-            text = f"{component}/{boot.hex()[:8]} spoke after its revocation or end"
+            if (chain := self.chains.get((component, boot))) is not None:
+                chain.late[statement.seq] = opened.digest
+                chain.late.pop(statement.seq - REMEMBERED, None)
+            text = f"{whose(statement)} spoke after its revocation or end"
             return Judgement(rows.LATE, "LATE", (self._incident("LATE", text, stream_seq, component),))
         judgement = self._link(opened, stream_seq)
         if judgement.status == rows.OK and opened.subject.kind == "cred":
@@ -156,7 +173,7 @@ class StreamChains:
         chain = self.chains.get(key)
         if chain is None:
             chain = self.chains[key] = Chain()
-        where = f"{statement.component}/{statement.boot.hex()[:8]} seq {statement.seq}"
+        where = f"{whose(statement)} seq {statement.seq}"
 
         def refused(code: str, text: str, *, defect: bool) -> Judgement:
             finding = Finding(code, text, self.stream, stream_seq, statement.component, defect)
@@ -229,6 +246,8 @@ class StreamChains:
         if chain is None:
             return f"{where}, none of its messages is"
         if chain.seq < head.seq:
+            if chain.late.get(head.seq) == head.hash:
+                return None
             return f"{where}, seq {chain.seq} is the last (dropped after {self.stream} {chain.last_stream_seq})"
         if chain.seq == head.seq and (missing := chain.missing):
             return f"{where}, which lacks {_some(missing, chain.size)}"
@@ -238,25 +257,9 @@ class StreamChains:
         return None
 
 
-class Heads:
-    """The newest heads that heartbeats stated, one for each (component, boot, stream).
-
-    A chain is linked by hashes, so the newest head vouches for all before it.
-    """
-
-    def __init__(self) -> None:
-        self.newest: dict[tuple[str, bytes, str], tuple[Head, int]] = {}
-
-    def apply(self, verified: Verified, stream_seq: int) -> None:
-        """Take in one counting message of `guard.<component>`; a component speaks for its own chains alone."""
-        statement = verified.statement
-        for event in verified.events:
-            if isinstance(event, Heartbeat):
-                for head in event.heads:
-                    key = (statement.component, statement.boot, head.stream)
-                    known = self.newest.get(key)
-                    if known is None or head.seq > known[0].seq:
-                        self.newest[key] = (head, stream_seq)
+def whose(statement: Statement) -> str:
+    """Who sealed a message: component, boot, and the session (the beginning of its credential's hash)."""
+    return f"{statement.component}/{statement.boot.hex()[:8]} (session {statement.credential.hex()[:8]})"
 
 
 def _span(first: int, last: int) -> str:
@@ -303,54 +306,88 @@ _SEEN_BYTES: Final = MAX_FLUSH // 8
 
 
 class Log:
-    """The whole log: sessions, the chains of every stream, the newest heads, and the next log index."""
+    """The whole log: sessions, the chains of every stream, heads that are not borne out yet, and the next log index.
 
-    def __init__(self) -> None:
+    `verifiers` are those of all versions of the trust root: who may publish what.
+    """
+
+    def __init__(self, verifiers: Sequence[Verifier] = ()) -> None:
         self.next_index = 0
         self.sessions = Sessions()
+        self.owners = Owners(verifiers)
         self.streams = {stream: StreamChains(stream, self.sessions) for stream in STREAMS}
-        self.heads = Heads()
+        # (component, boot, stream) -> the newest head stated, and where on GUARD.
+        self.heads: dict[tuple[str, bytes, str], tuple[Head, int]] = {}
 
-    def judge(self, stream: str, opened: Verified | TallystickError, log_index: int, stream_seq: int) -> Judgement:
-        """What the message at `log_index` counts for; each stream must be fed in its order."""
-        judgement = self.streams[stream].judge(opened, log_index, stream_seq)
+    def judge(
+        self, stream: str, opened: Verified | TallystickError, log_index: int, stream_seq: int, subject: str = ""
+    ) -> Judgement:
+        """What the message at `log_index` counts for; each stream must be fed in its order.
+
+        `subject` is what it stands under: for one that cannot be opened, whoever owns that is named.
+        """
+        judgement = self.streams[stream].judge(opened, log_index, stream_seq, self.owners.of(subject))
         if judgement.status == rows.OK and isinstance(opened, Verified) and opened.subject.kind == "guard":
-            self.heads.apply(opened, stream_seq)
+            return self._hear(opened, stream_seq, judgement)
         return judgement
 
-    def awaits(self, opened: Verified | TallystickError) -> bool:
-        """Whether a message refers to what is not logged yet: its session's issuance, or the heads it states."""
+    def _hear(self, opened: Verified, stream_seq: int, judgement: Judgement) -> Judgement:
+        """Take in the heads that a counting message of `guard.<component>` states."""
+        said = opened.statement
+        if why := impossible(opened, self.owners):
+            finding = Finding(
+                "HEADS", f"{whose(said)} states {why}", said.stream, stream_seq, said.component, defect=False
+            )
+            return msgspec.structs.replace(judgement, findings=(*judgement.findings, finding))
+        for head in stated(opened):
+            key = (said.component, said.boot, head.stream)
+            known = self.heads.get(key)
+            if known is not None and head.seq <= known[0].seq:
+                continue
+            if self._head_defect(said.component, said.boot, head) is None:
+                self.heads.pop(key, None)
+            else:
+                self.heads[key] = (head, stream_seq)
+        return judgement
+
+    def awaits(self, opened: Verified | TallystickError) -> list[tuple[str, Reference]]:
+        """What a message refers to and the log does not have, with the other stream that should hold it.
+
+        That is its session's issuance, or the heads that a heartbeat states.
+        """
         if isinstance(opened, TallystickError):
-            return False
+            return []
         statement = opened.statement
         if not self.sessions.listed(statement.credential, self.next_index):
-            return not _issues_itself(opened)
-        return bool(self.dropped_heads(opened)) if opened.subject.kind == "guard" else False
+            return [] if statement.stream == SECURITY else [(SECURITY, statement.credential)]
+        return [
+            (head.stream, (statement.component, statement.boot, head.seq)) for head, _ in self._dropped_heads(opened)
+        ]
 
     def dropped_heads(self, opened: Verified) -> list[str]:
         """The heads in a heartbeat that are not borne out by what is logged so far."""
+        return [defect for _, defect in self._dropped_heads(opened)]
+
+    def _dropped_heads(self, opened: Verified) -> list[tuple[Head, str]]:
         statement = opened.statement
+        if opened.subject.kind != "guard" or impossible(opened, self.owners):
+            return []
         return [
-            defect
-            for event in opened.events
-            if isinstance(event, Heartbeat)
-            for head in event.heads
+            (head, defect)
+            for head in stated(opened)
             if (defect := self._head_defect(statement.component, statement.boot, head)) is not None
         ]
 
     def dropped(self) -> list[Finding]:
         """At the end of the log: acknowledged statements that it does not hold."""
         return [
-            Finding("DROPPED", defect, stream, seq, component, defect=True)
-            for (component, boot, stream), (head, seq) in self.heads.newest.items()
+            Finding("DROPPED", defect, GUARD, seq, component, defect=True)
+            for (component, boot, _), (head, seq) in self.heads.items()
             if (defect := self._head_defect(component, boot, head)) is not None
         ]
 
     def _head_defect(self, component: str, boot: bytes, head: Head) -> str | None:
-        chains = self.streams.get(head.stream)
-        if chains is None:
-            return f"{component}/{boot.hex()[:8]} states a head of unknown stream {head.stream[:32]!r}"
-        return chains.head_defect(component, boot, head)
+        return self.streams[head.stream].head_defect(component, boot, head)
 
     def torn(self) -> list[Torn]:
         """Incomplete last flushes of boots that are over, of all streams."""
@@ -364,7 +401,7 @@ class Log:
                 issued=list(self.sessions.issued.items()),
                 dead=list(self.sessions.dead.items()),
                 newest=self.sessions.newest,
-                heads=[(c, b, head, seq) for (c, b, _), (head, seq) in self.heads.newest.items()],
+                heads=[(c, b, head, seq) for (c, b, _), (head, seq) in self.heads.items()],
                 chains=[
                     _ChainState(
                         stream=stream,
@@ -385,21 +422,22 @@ class Log:
         )
 
     @classmethod
-    def load(cls, data: bytes) -> Log:
+    def load(cls, data: bytes, verifiers: Sequence[Verifier] = ()) -> Log:
         """The log whose `dump` is `data`.  Raises `Malformed`."""
         try:
             state = _state_decoder.decode(data)
         except NOT_DECODED as exc:
             raise Malformed("LOG_STATE", f"not a dump of the log's state: {exc}") from exc
-        log = cls()
+        log = cls(verifiers)
         log.next_index = state.next_index
         log.sessions.issued = dict(state.issued)
         log.sessions.dead = dict(state.dead)
         log.sessions.newest = state.newest
-        log.heads.newest = {(c, b, head.stream): (head, seq) for c, b, head, seq in state.heads}
+        log.heads = {(c, b, head.stream): (head, seq) for c, b, head, seq in state.heads}
+        for stream in (*(head.stream for _, _, head, _ in state.heads), *(item.stream for item in state.chains)):
+            if stream not in log.streams:
+                raise Malformed("LOG_STATE", f"unknown stream {stream[:32]!r}")
         for item in state.chains:
-            if item.stream not in log.streams:
-                raise Malformed("LOG_STATE", f"unknown stream {item.stream[:32]!r}")
             log.streams[item.stream].chains[(item.component, item.boot)] = Chain(
                 seq=item.seq,
                 size=item.size,

@@ -116,7 +116,7 @@ class _Verification:
         self.verifiers = verifiers
         self.progress = progress
         self.report = Report()
-        self.log = Log()
+        self.log = Log(verifiers)
         self.manifest = read_manifest(directory)
         # A running deployment goes on writing: what is judged ends here.
         self.end = self.manifest.next_log
@@ -279,7 +279,7 @@ class _Verification:
             if not self.seen.add(log_index):
                 report.add(Problem("LOG_INDEX", f"log index {log_index} is used twice or impossible", **at))
             opened = open_message(self.verifiers, subject, stream, payload, received)
-            judged = self.log.judge(stream, opened, log_index, seq)
+            judged = self.log.judge(stream, opened, log_index, seq, subject)
             why = ""
             if (judged.status, judged.code) != (status, code):
                 text = opened.text if isinstance(opened, TallystickError) else f"{judged.status} {judged.code}".strip()

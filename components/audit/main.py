@@ -1,15 +1,16 @@
 """The audit process: reads every stream whole, verifies, archives, and states checkpoints.
 
-- Messages of all streams are put into one log by the broker's time of storage.  A message waits until no
-  stream can still deliver an older one: `HOLD_S` after its receipt for streams that are caught up, until
-  they are for those that are not.  One that refers to what is not logged yet (its session's issuance, a
-  head of a heartbeat) waits up to `PATIENCE_S`.
+- Messages of all streams are put into one log; `merge` says in which order.  How far each stream goes is asked every
+  `ASK_S`; while the broker does not say, or does not bring what it holds, nothing is logged that depends on it, and
+  after `HELD_BACK_S` a notice tells.
 - At most `FLUSH_S` after a message was logged it is archived.  The archive's manifest is the only record
   of progress: a crash at any point means that reading goes on after the last durable flush.
 - A finding becomes a notice on `guard.audit`, one for each code and component in a while.
 - Every `CHECKPOINT_S` the manifest's head, and what each stream comes to, is sealed into `audit.checkpoint`: from
   then on nobody without audit's session key can rewrite what stands before it.
 - An archive that cannot be written stops the process: halt rather than drop an entry.
+
+- At a stop what the broker holds then is logged and archived; the rest is read at the next start.
 
 Audit is not trusted with the truth: an attacker who controls it can leave messages out or stop archiving,
 which holes, heads and the streams themselves show; it can forge no event of another component.
@@ -18,13 +19,12 @@ which holes, heads and the streams themselves show; it can forge no event of ano
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from tallystick.components.audit.merge import Merge, Queued, Source
 from tallystick.components.audit.projector import Projector, Stored
 from tallystick.record.archive import Archive
 from tallystick.record.chains import Finding
@@ -34,69 +34,29 @@ from tallystick.record.totals import stated
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
-from tallystick.schemas.errors import Malformed, TallystickError
+from tallystick.schemas.errors import Malformed
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.security import Checkpoint
 from tallystick.schemas.subjects import STREAMS, subject
 from tallystick.schemas.trust import open_trust_roots, public_key_bytes
 
-HOLD_S: Final = 0.05
-PATIENCE_S: Final = 2.0
+ASK_S: Final = 0.4
+PAUSE_S: Final = 0.02
+# A message that waits longer for what the broker holds: nothing is lost, but people should know.
+HELD_BACK_S: Final = 10.0
 # How long a stop waits for the streams' ends; a broker that is silent ends it sooner.
 CATCH_UP_S: Final = 6.0
 FLUSH_S: Final = 0.8
 CHECKPOINT_S: Final = 5.0
 COMPACT_S: Final = 10.0
 SAVE_S: Final = 30.0
-# Rows gathered or messages queued beyond these make readers wait: memory stays flat while the disk is slow.
+# Rows gathered beyond this make the log wait: memory stays flat while the disk is slow.
 MAX_GATHERED: Final = 200_000
-MAX_QUEUED: Final = 4_096
 # Messages logged between two looks at the rest of the process.
 BURST: Final = 256
 # One notice for each code and component in this time; `verify` shows every single finding.
 NOTICE_EVERY_NS: Final = 10_000_000_000
 DEFECT_EVERY_NS: Final = 1_000_000_000
-
-
-class _Queued(NamedTuple):
-    message: Stored
-    opened: Verified | TallystickError
-    arrived: float
-
-
-class _Source:
-    """What was read of one stream and not logged yet; `behind`: more of it is known to be stored."""
-
-    def __init__(self) -> None:
-        self.queue: deque[_Queued] = deque()
-        self.behind = True
-        self.room = asyncio.Event()
-        self.room.set()
-
-
-class Merge:
-    """Chooses the next message of the log; see the module docstring.  Pure but for its queues."""
-
-    def __init__(self, sources: dict[str, _Source], awaits: Callable[[Verified | TallystickError], bool]) -> None:
-        self._sources = sources
-        self._awaits = awaits
-
-    def next(self, now: float, *, final: bool = False) -> tuple[_Source | None, float]:
-        """The source whose head is next, or None and how long (s) to wait; `final`: no more will come."""
-        source = min(
-            (s for s in self._sources.values() if s.queue), key=lambda s: s.queue[0].message.stored, default=None
-        )
-        if source is None:
-            return None, PATIENCE_S
-        head = source.queue[0]
-        age = now - head.arrived
-        empty = [s for s in self._sources.values() if not s.queue]
-        if final or not empty:
-            return source, 0.0
-        if any(s.behind for s in empty):
-            return None, HOLD_S
-        limit = PATIENCE_S if age < PATIENCE_S and self._awaits(head.opened) else HOLD_S
-        return (source, 0.0) if age >= limit else (None, min(HOLD_S, limit - age))
 
 
 class Audit(Service):
@@ -121,20 +81,22 @@ class Audit(Service):
             ctx.log.warning("archive recovered", torn=found.torn_line, temporary=found.temporary, orphans=found.orphans)
         self.projector = await asyncio.to_thread(Projector, self.archive, verifiers)
         ctx.log.info("archive open", entries=len(self.archive.manifest.hashes), rows=self.projector.archived)
-        self._sources = {stream: _Source() for stream in STREAMS}
+        self._sources = {stream: Source(self.projector.positions[stream]) for stream in STREAMS}
+        self._room = {stream: asyncio.Event() for stream in STREAMS}
         self._merge = Merge(self._sources, self.projector.awaits)
         self._wake = asyncio.Event()
+        self._here = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
         self._writing = asyncio.Lock()
-        self._stopping = False
+        self._ending = self._stopping = False
         self._noticed: dict[tuple[str, str], int] = {}
         self._dropped: set[str] = set()
         self._torn: set[tuple[bytes, str, int]] = {(t.boot, t.stream, t.seq) for t in self.projector.log.torn()}
         self._save_due = ctx.clock()
         for stream in STREAMS:
             ctx.subscribe_raw(stream, self._reader(stream), self.projector.positions[stream])
-            ctx.spawn(self._catch_up(stream))
+        ctx.spawn(self._ask_ends())
         ctx.spawn(self._log_messages())
         ctx.spawn(self._keep_archive())
         ctx.spawn(self._state_checkpoints())
@@ -142,30 +104,25 @@ class Audit(Service):
         ctx.at_stop(self._finish)
 
     async def _finish(self) -> None:
-        """Log and archive what was read, in order; what comes after is read at the next start.
-
-        A heartbeat that is logged before the messages that it counts would make them look dropped: so what others
-        said last is waited for, and if it does not come, nothing later than it is logged.
-        """
+        """Log and archive what is stored now; what comes later is read at the next start, or from the next audit."""
+        self._ending = True
+        await self._flush(save=False)  # should the broker be silent, this much is done
+        asked = asyncio.get_running_loop().time()
         with suppress(TimeoutError):
             async with asyncio.timeout(CATCH_UP_S):
-                while any(source.behind for source in self._sources.values()):
-                    self._wake.clear()
-                    await self._wake.wait()
+                while any(source.as_of <= asked for source in self._sources.values()):
+                    self._here.set()
+                    await asyncio.sleep(PAUSE_S)
         self._stopping = True
-        whole = not any(source.behind for source in self._sources.values())
-        for source in self._sources.values():
-            source.room.set()
-        while True:
-            ready, _ = self._merge.next(math.inf, final=whole)
-            if ready is None:
-                break
+        for room in self._room.values():
+            room.set()
+        while (ready := self._merge.next()) is not None:
             self._take(ready)
         await self._flush(save=True)
         self.archive.close()
 
     def _reader(self, stream: str) -> Callable[[Delivery], Awaitable[None]]:
-        source = self._sources[stream]
+        source, room = self._sources[stream], self._room[stream]
 
         async def handle(delivery: Delivery) -> None:
             if self._stopping:
@@ -174,26 +131,50 @@ class Audit(Service):
             shown = delivery.subject.encode("utf-8", "backslashreplace").decode()
             message = Stored(stream, delivery.stream_seq, shown, delivery.payload, delivery.stored)
             opened = self.projector.open(message)
-            source.queue.append(_Queued(message, opened, asyncio.get_running_loop().time()))
-            source.behind = delivery.pending > 0
+            source.put(Queued(message, opened, asyncio.get_running_loop().time()))
             self._wake.set()
-            if len(source.queue) >= MAX_QUEUED:
-                source.room.clear()
-                await source.room.wait()
+            self._here.set()
+            if source.full:
+                room.clear()
+                await room.wait()
 
         return handle
 
-    async def _catch_up(self, stream: str) -> None:
-        await asyncio.sleep(0)  # readers open when `start` has returned
-        await self.ctx.caught_up(stream)
-        self._sources[stream].behind = False
-        self._wake.set()
-
-    async def _log_messages(self) -> None:
+    async def _ask_ends(self) -> None:
+        """Ask how far streams go for as long as something waits for that."""
         loop = asyncio.get_running_loop()
         while True:
+            await self._here.wait()
+            self._here.clear()
+            unknown = STREAMS if self._ending else self._merge.unknown()
+            sources = [self._sources[stream] for stream in unknown]
+            asked, here = loop.time(), [source.count for source in sources]
+            held = await asyncio.gather(
+                *(self.ctx.beyond(stream, source.read) for stream, source in zip(unknown, sources, strict=True))
+            )
+            for source, count, more in zip(sources, here, held, strict=True):
+                if more is not None:
+                    source.asked(asked, count + more)
+            self._wake.set()
+            self._tell_what_waits(loop.time())
+            # Readers that wait for room wait for the answer.
+            crowded = any(source.full for source in self._sources.values())
+            await asyncio.sleep(PAUSE_S if crowded or self._ending else ASK_S)
+            if any(source.queue for source in self._sources.values()):
+                self._here.set()
+
+    def _tell_what_waits(self, now: float) -> None:
+        waiting = [s for s in self._sources.values() if s.queue and now - s.queue[0].arrived > HELD_BACK_S]
+        unknown = self._merge.unknown() if waiting else ()
+        if unknown:
+            message = min(waiting, key=lambda s: s.queue[0].message.stored).queue[0].message
+            text = f"waits for what the broker holds of {', '.join(unknown)} and does not bring"
+            self._notice(Finding("HELD_BACK", text, message.stream, message.stream_seq, "", defect=False))
+
+    async def _log_messages(self) -> None:
+        while True:
             for _ in range(BURST):
-                source, wait = self._merge.next(loop.time())
+                source = self._merge.next()
                 if source is None:
                     break
                 self._take(source)
@@ -204,15 +185,12 @@ class Audit(Service):
                 await asyncio.sleep(0)
                 continue
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), wait)
-            except TimeoutError:
-                continue  # the head has waited long enough
+            await self._wake.wait()
 
-    def _take(self, source: _Source) -> None:
-        item = source.queue.popleft()
-        if len(source.queue) <= MAX_QUEUED // 2:
-            source.room.set()
+    def _take(self, source: Source) -> None:
+        item = source.take()
+        if source.roomy:
+            self._room[item.message.stream].set()
         heads = (
             self.projector.log.dropped_heads(item.opened)
             if isinstance(item.opened, Verified) and item.opened.subject.kind == "guard"

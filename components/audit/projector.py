@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tallystick.record import totals
 from tallystick.record.archive import Archive
-from tallystick.record.chains import Judgement, Log, open_message
+from tallystick.record.chains import Judgement, Log, Reference, open_message
 from tallystick.record.manifest import Entry
 from tallystick.record.parquet import ROW_GROUP
 from tallystick.record.rows import Rows
@@ -55,17 +55,17 @@ class Projector:
         """Rebuild the log's state from the archive.  Raises `TallystickError` if that cannot be done."""
         self.archive = archive
         self.verifiers = verifiers
-        self.log, self.totals = Log(), {stream: Total() for stream in ORDER}
+        self.log, self.totals = Log(verifiers), {stream: Total() for stream in ORDER}
         state = archive.load_state()
         if state is not None:
             with suppress(Malformed):  # a cache of another version or a broken one: the rows tell the same, slower
                 log, counted = totals.load(state)
-                self.log, self.totals = Log.load(log), counted
+                self.log, self.totals = Log.load(log, verifiers), counted
         self._rows: dict[str, Rows] = {}
         for stream in ORDER:
             for log_index, message in self._archived(stream, self.log.next_index):
                 opened = self.open(message)
-                self.log.judge(stream, opened, log_index, message.stream_seq)
+                self.log.judge(stream, opened, log_index, message.stream_seq, message.subject)
                 self._count(log_index, message)
         self.log.next_index = archive.manifest.next_log
         self.positions = {stream: archive.manifest.resume(stream) for stream in ORDER}
@@ -101,14 +101,14 @@ class Projector:
         """Open a message under the trust root in force when it was stored."""
         return open_message(self.verifiers, message.subject, message.stream, message.payload, message.stored)
 
-    def awaits(self, opened: Verified | TallystickError) -> bool:
-        """Whether it refers to what is not in the log yet, and should wait a little for it."""
+    def awaits(self, opened: Verified | TallystickError) -> list[tuple[str, Reference]]:
+        """What it refers to and the log does not have yet, with the stream that should hold it."""
         return self.log.awaits(opened)
 
     def take(self, message: Stored, opened: Verified | TallystickError) -> Judgement:
         """Put the next message into the log; `opened` is what `open` gave for it."""
         log_index = self.log.next_index
-        judged = self.log.judge(message.stream, opened, log_index, message.stream_seq)
+        judged = self.log.judge(message.stream, opened, log_index, message.stream_seq, message.subject)
         rows = self._rows.get(message.stream)
         if rows is None:
             rows = self._rows[message.stream] = Rows()

@@ -39,7 +39,6 @@ CORE: Final = "CORE"
 SYS: Final = "SYS"
 _NEXT: Final = "$JS.API.CONSUMER.MSG.NEXT"
 _RESET: Final = "$JS.API.CONSUMER.RESET"
-_STATE: Final = "$JS.API.STREAM.INFO"
 
 MAX_PAYLOAD: Final = 1_048_576
 # Make-before-break needs two connections, a restart beside a dying process two more.
@@ -149,7 +148,6 @@ class Accounts:
         exports: list[dict[str, object]] = [
             _export("next", f"{_NEXT}.*.*", response="Stream"),
             _export("reset", f"{_RESET}.*.*"),
-            _export("state", f"{_STATE}.*"),
             *(_export(kind.name, _imported(kind.pattern)) for kind in kinds.values() if self._published(kind.pattern)),
         ]
         keys: list[object] = [
@@ -178,7 +176,9 @@ class Accounts:
                 imports.append(self._import(keys.account, subject, local, validity))
             if component.whole:
                 imports.append(
-                    self._import(keys.account, f"{_STATE}.{stream}", component.state_subject(stream), validity)
+                    self._import(
+                        keys.account, f"{_RESET}.{stream}.{component.probe}", component.end_subject(stream), validity
+                    )
                 )
         payload = MAX_PAYLOAD if component.state_bytes else component.payload
         signing: list[object] = [
@@ -234,7 +234,7 @@ def allowed(component: Component) -> tuple[str, ...]:
     for stream in component.reads:
         subjects += [component.next_subject(stream), component.reset_subject(stream)]
         if component.whole:
-            subjects.append(component.state_subject(stream))
+            subjects.append(component.end_subject(stream))
     if component.state_bytes:
         bucket = f"KV_{LEASE_BUCKET}"
         subjects += [

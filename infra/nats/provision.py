@@ -93,6 +93,7 @@ async def provision(admin: Client, bus: Bus) -> Provisioned:
     for stream in bus.streams:
         await _ensure_stream(admin, stream_config(bus, stream), created, updated)
         wanted = {c.name: c.filters(stream) for c in bus.components.values() if stream in c.reads}
+        wanted |= {c.probe: () for c in bus.components.values() if c.whole}
         there = set(await _names(admin, f"CONSUMER.NAMES.{stream}", "consumers"))
         for name in sorted(there - set(wanted)):
             await _call(admin, f"CONSUMER.DELETE.{stream}.{name}", None)

@@ -119,7 +119,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
 
     `name` is its identity name, its durables' name and its account's; `publishes` are patterns with one `*` per
     free token; `reads` are the filters of its durable, by stream; `state_bytes` above 0: it has a JetStream of its own.
-    `whole`: its durables have no filter at all, and it may ask each stream's state.
+    `whole`: its durables have no filter at all, and it may ask how far each stream goes.
     """
 
     name: str
@@ -158,9 +158,14 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
         """Where it rewinds its durable on `stream`."""
         return f"{self.api}.CONSUMER.RESET.{stream}.{self.name}"
 
-    def state_subject(self, stream: str) -> str:
-        """Where a component that reads whole streams asks how far `stream` goes."""
-        return f"{self.api}.STREAM.INFO.{stream}"
+    @property
+    def probe(self) -> str:
+        """The durable with which a component that reads whole streams asks, by rewinding it, how much there is."""
+        return f"{self.name}-end"
+
+    def end_subject(self, stream: str) -> str:
+        """Where it asks that of `stream`."""
+        return f"{self.api}.CONSUMER.RESET.{stream}.{self.probe}"
 
     def filters(self, stream: str) -> tuple[str, ...]:
         """The filters of its durable on `stream`; none: all that is stored there."""

@@ -18,13 +18,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
+import nats.errors
+
 from tallystick.runtime.bus.admission import Admission
 from tallystick.runtime.bus.dead import DeadLetters
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
-from tallystick.runtime.bus.reader import Delivery, StreamReader
+from tallystick.runtime.bus.reader import Delivery, ReadRefused, StreamReader, reset
 from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.bounds import SECOND
@@ -215,6 +217,19 @@ class BusContext:
         if stream not in self._reads:
             raise ConfigError("READ_SCOPE", f"{self.component} reads nothing of {stream} (topology.toml)")
         self._raw[stream] = (handler, after_seq)
+
+    async def beyond(self, stream: str, seq: int) -> int | None:
+        """How many messages the broker holds of a stream beyond sequence `seq`; None while it does not say.
+
+        For who reads whole streams alone: nobody else may ask.
+        """
+        connection = await self.link.connection()
+        try:
+            return await reset(connection, f"{self._api}.CONSUMER.RESET.{stream}.{self.component}-end", seq + 1)
+        except (ReadRefused, TimeoutError, nats.errors.Error, OSError) as exc:
+            self.metrics.add("ends_unknown")
+            self.log.warning("end of a stream unknown", stream=stream, error=f"{type(exc).__name__}: {exc}")
+            return None
 
     async def caught_up(self, *streams: str) -> None:
         """Wait until everything stored before now of the given streams (default: all read) was handled."""

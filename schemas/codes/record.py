@@ -175,6 +175,18 @@ CODES: Final = (
         "Nothing: nobody acted on them.",
     ),
     Code(
+        "HEADS",
+        NOTICE | FINDING,
+        "A heartbeat states what cannot be: chains that its component cannot have. It has no effect.",
+        "Look at that component's code: its own runtime never says so.",
+    ),
+    Code(
+        "HELD_BACK",
+        NOTICE,
+        "Audit waits for what the broker holds of a stream and does not bring; nothing is lost, and nothing is archived meanwhile.",
+        "See whether the broker and its disk keep up; if they do, the broker withholds messages.",
+    ),
+    Code(
         "SANDBOX",
         ERROR,
         "The process that answers queries could not be shut in, or broke.",

@@ -10,8 +10,6 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 
-from tallystick.components.audit.main import Merge, _Queued, _Source
-from tallystick.components.audit.projector import Projector, Stored
 from tallystick.record.archive import FAN_IN, Archive, plan_compaction
 from tallystick.record.chains import Log
 from tallystick.record.files import ArchiveError
@@ -319,48 +317,3 @@ def test_an_empty_archive_and_a_missing_one(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="ARCHIVE_MISSING"):
         read_manifest(tmp_path / "nowhere")
     assert Manifest(b"").next_log == 0
-
-
-# ---------------------------------------------------------------- the order of the log
-
-
-def item(stream: str, seq: int, stored: int, arrived: float = 0.0) -> _Queued:
-    return _Queued(Stored(stream, seq, "x", b"", stored), Malformed("X", "x"), arrived)
-
-
-def test_the_log_follows_storage_times_across_streams() -> None:
-    one, two = _Source(), _Source()
-    merge = Merge({"A": one, "B": two}, lambda opened: False)
-    one.queue.append(item("A", 1, 20))
-    two.queue.append(item("B", 1, 10))
-    assert merge.next(0.0)[0] is two
-    two.queue.popleft()
-    assert merge.next(100.0)[0] is None  # B is still behind: something older may come, whatever the clock says
-    two.behind = False
-    assert merge.next(0.01)[0] is None
-    assert merge.next(0.06)[0] is one
-
-
-def test_a_message_waits_for_what_it_refers_to_but_not_for_ever() -> None:
-    one, two = _Source(), _Source()
-    one.behind = two.behind = False
-    merge = Merge({"A": one, "B": two}, lambda opened: True)
-    one.queue.append(item("A", 1, 20))
-    assert merge.next(1.9)[0] is None
-    assert merge.next(2.1)[0] is one
-    assert merge.next(0.0, final=True)[0] is one
-
-
-def test_a_message_before_its_sessions_issuance_awaits_it(vault: Vault) -> None:
-    story = Story()
-    projector = Projector(Archive(vault.path), load_verifiers(vault.place))
-    tick = next(m for m in story.streams.stored if m.stream == "MARKET")
-    opened = projector.open(tick)
-    assert projector.awaits(opened)
-    for message in story.streams.stored:
-        if message.stream == "SECURITY":
-            projector.take(message, projector.open(message))
-    assert not projector.awaits(opened)
-    heartbeat = next(m for m in story.streams.stored if m.stream == "GUARD")
-    assert projector.awaits(projector.open(heartbeat))  # its heads name ticks that are not logged yet
-    projector.archive.close()
