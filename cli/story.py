@@ -18,15 +18,17 @@ from typing import Final
 import msgspec
 
 from tallystick.components.market_data.dumps import DumpQuote
-from tallystick.components.market_data.player import Tape, open_tape
+from tallystick.components.market_data.player import Part, Recording, Tape, open_tape
 from tallystick.components.market_data.synthetic import QUOTE_EVERY
 from tallystick.runtime.deployment.folder import StrategyConfig
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 
 PLAY_S: Final = 30
-# Longer where there is more to play: everything has to pass a dozen processes on small machines.
+# Longer where there is more to play, as everything has to pass a dozen processes on small machines; of a long
+# recording the beginning, unless a speed is asked for.
 MOST_TICKS_S: Final = 500
+MOST_TICKS: Final = 30_000
 # From here on every attack is over before the market is.
 LEAST_S: Final = 15
 # Well within the lease of an hour.
@@ -153,34 +155,46 @@ def one_digit(value: Decimal) -> Decimal:
     return (value.scaleb(-shift) // 1).scaleb(shift)
 
 
-def measure(tape: Tape) -> list[Instrument]:
-    """The instruments of a recording that has trades of them, most traded first.
+class _Seen:
+    """What was seen of one symbol: the finest places, the highest price, the sum of sizes, and how many of them."""
 
-    Raises `ConfigError` for what the paper exchange cannot keep.
-    """
-    seen: dict[str, list[Decimal]] = {}
-    counts: dict[str, int] = {}
-    for _, symbol, tick in tape.ticks():
+    def __init__(self) -> None:
+        self.price_places = self.qty_places = 0
+        self.highest = self.volume = Decimal(0)
+        self.sizes = self.trades = 0
+
+    def add(self, price: Decimal, qty: Decimal) -> None:
+        """One price and size."""
+        self.price_places = min(self.price_places, _exponent(price))
+        self.qty_places = min(self.qty_places, _exponent(qty))
+        self.highest = max(self.highest, price)
+        self.volume += qty
+        self.sizes += 1
+
+
+def measure(recording: Recording) -> list[Instrument]:
+    """The instruments of a recording, most traded first.  Raises `ConfigError` for what the paper exchange cannot keep."""
+    seen: dict[str, _Seen] = {}
+    for _, symbol, tick in recording.ticks():
+        now = seen.setdefault(symbol, _Seen())
         if isinstance(tick, DumpQuote):
-            continue
-        places = Decimal(_exponent(tick.price)), Decimal(_exponent(tick.qty))
-        now = seen.setdefault(symbol, [Decimal(0)] * 4)
-        now[0], now[1] = min(now[0], places[0]), min(now[1], places[1])
-        now[2] = max(now[2], tick.price)
-        now[3] += tick.qty
-        counts[symbol] = counts.get(symbol, 0) + 1
+            now.add(tick.bid, tick.bid_qty)
+            now.add(tick.ask, tick.ask_qty)
+        else:
+            now.add(tick.price, tick.qty)
+            now.trades += 1
     made = []
-    for symbol, (price_places, qty_places, highest, volume) in seen.items():
-        if min(price_places, qty_places) < -PLACES:
+    for symbol, now in seen.items():
+        if min(now.price_places, now.qty_places) < -PLACES:
             raise ConfigError(
                 "INSTRUMENT",
                 f"{symbol}: its recording has numbers of more than {PLACES} places, which no order can have",
             )
-        finest, step = Decimal(1).scaleb(int(price_places)), Decimal(1).scaleb(int(qty_places))
-        half = volume / counts[symbol] / 2
+        finest, step = Decimal(1).scaleb(now.price_places), Decimal(1).scaleb(now.qty_places)
+        half = now.volume / now.sizes / 2
         # Of many steps, so that less than the minimum, a quarter of a lot, can be asked for.
         lot = max(16 * step, half // step * step)
-        made.append(Instrument(symbol, finest, step, lot, highest, counts[symbol]))
+        made.append(Instrument(symbol, finest, step, lot, now.highest, now.trades))
     return sorted(made, key=lambda i: -i.trades)
 
 
@@ -212,8 +226,15 @@ def _made_up(speed: Decimal | None) -> Story:
 
 
 def _recorded(tape: Tape, data: Sequence[Path], speed: Decimal | None) -> Story:
-    instruments = measure(tape)
-    most = instruments[0].trades if instruments else 0
+    says, limit = list(tape.notes), ""
+    played: Recording = tape
+    whole = tape.trades + tape.quotes
+    if speed is None and whole > MOST_TICKS:
+        played = _beginning(tape)
+        limit = f"most = {played.trades + played.quotes}\n"
+        says.append(f"of {whole:,} recorded trades and quotes the beginning is played; all of them with a speed")
+    instruments = measure(played)
+    most = instruments[0].trades
     if most < LEAST_TRADES:
         raise ConfigError(
             "DEMO_SHORT",
@@ -221,17 +242,28 @@ def _recorded(tape: Tape, data: Sequence[Path], speed: Decimal | None) -> Story:
             "give a longer recording, or play this one in a deployment of your own (tallystick init)",
         )
     if speed is None:
-        lasting = max(PLAY_S, (tape.trades + tape.quotes) // MOST_TICKS_S)
-        speed = max(Decimal("0.000001"), (Decimal(tape.span_ns) / SECOND / lasting).quantize(Decimal("0.000001")))
-    seconds = _seconds(tape.span_ns, speed)
-    quotes = f" and {tape.quotes:,} quotes" if tape.quotes else ""
-    says = f"{tape.trades:,} recorded trades{quotes} of {', '.join(tape.symbols)} at {speed.normalize():f} times their speed"
+        lasting = max(PLAY_S, (played.trades + played.quotes) // MOST_TICKS_S)
+        speed = max(Decimal("0.000001"), (Decimal(played.span_ns) / SECOND / lasting).quantize(Decimal("0.000001")))
+    seconds = _seconds(played.span_ns, speed)
+    quotes = f" and {played.quotes:,} quotes" if played.quotes else ""
+    what = f"{played.trades:,} recorded trades{quotes} of {', '.join(tape.symbols)}"
+    says.append(f"{what} at {speed.normalize():f} times their speed: {seconds:.0f} s")
     # Written once more through `str.format`, as the template is.
     paths = (
         json.dumps([str(path.absolute()) for path in data], ensure_ascii=False).replace("{", "{{").replace("}", "}}")
     )
-    market = f'source = "dump"\npaths = {paths}\nspeed = "{speed}"\n'
-    return _story([*tape.notes, f"{says}: {seconds:.0f} s"], instruments, market, tape.trades, tape.quotes, seconds)
+    market = f'source = "dump"\npaths = {paths}\nspeed = "{speed}"\n{limit}'
+    return _story(says, instruments, market, played.trades, played.quotes, seconds)
+
+
+def _beginning(tape: Tape) -> Part:
+    """As much of it as fits, and every symbol at least once."""
+    unseen, most = set(tape.symbols), 0
+    for most, (_, symbol, _) in enumerate(tape.ticks(), start=1):
+        unseen.discard(symbol)
+        if most >= MOST_TICKS and not unseen:
+            break
+    return Part(tape, most)
 
 
 def _seconds(span_ns: int, speed: Decimal) -> float:
@@ -290,7 +322,8 @@ def _strategies(instruments: list[Instrument], seconds: float) -> list[StrategyC
         _strategy(INTRUDER, "momentum", main, _momentum(main.trades)),
     ]
     taken = {s.name for s in made}
-    for number, other in enumerate(instruments[1:MOST_FOLLOWED], start=2):
+    traded = [i for i in instruments[1:MOST_FOLLOWED] if i.trades]
+    for number, other in enumerate(traded, start=2):
         slug = re.sub("[^a-z0-9]+", "-", other.symbol.lower()).strip("-")
         name = f"momentum-{slug}"[:40].rstrip("-")
         name = name if name not in taken else f"momentum-{number}"

@@ -11,7 +11,7 @@
 - A trade that cannot be read is left out, and said; those beside it are not.  Anything wrong with the connection, or
   with ccxt's reading of a message, is `reconnecting` for that symbol, and the next attempt follows after a back-off,
   for ever.  A symbol that the exchange does not have is a `ConfigError` at start.
-- The best bid and ask follow where ccxt tells them (`watchBidsAsks`), at most one in `QUOTE_S` a symbol.  They decide
+- The best bid and ask follow where ccxt tells them (`watchBidsAsks`), the newest one each `QUOTE_S`.  They decide
   nothing about a feed's state: orders are measured against trades.
 
 An exchange is trusted with its own prices and nothing else: whoever controls it, or ccxt's parsing of it, can at most
@@ -192,6 +192,8 @@ class LiveFeed:
         self._exchange = exchange
         self._feeds = {symbol: Feed(symbol, stale_ns, contiguous) for symbol in symbols}
         self._taken = {symbol: _Taken() for symbol in symbols}
+        # The last ticker taken of each symbol whose quotes are followed.
+        self._quoted: dict[str, object] = {}
         self._clock = clock
         self._on_tick = on_tick
         self._on_change = on_change
@@ -208,6 +210,7 @@ class LiveFeed:
             for symbol, feed in self._feeds.items():
                 tasks.start(self._follow(feed), f"follow {symbol}")
                 if getattr(self._exchange, "has", {}).get("watchBidsAsks"):
+                    self._quoted[symbol] = None
                     tasks.start(self._follow_quotes(symbol), f"quotes {symbol}")
             await tasks.failed()
         finally:
@@ -282,18 +285,31 @@ class LiveFeed:
     async def _follow_quotes(self, symbol: str) -> None:
         backoff = self._backoff()
         while True:
-            quote: DumpQuote | None = None
+            ticker: object = None
+            failure = ""
             try:
-                tickers = await self._exchange.watch_bids_asks([symbol])
-                quote = parse_quote(tickers.get(symbol), self._clock())
+                ticker = (await self._exchange.watch_bids_asks([symbol])).get(symbol)
             except Exception as exc:  # noqa: BLE001  # as in `_follow`
-                self._on_problem(symbol, f"quotes: {_why(exc)}")
-            if quote is None:
+                failure = _why(exc)
+            failure = failure or self._take_quote(symbol, ticker)
+            if failure:
+                self._on_problem(symbol, f"quotes: {failure}")
                 await self._sleep(backoff.next())
-                continue
-            backoff.reset()
-            self._on_tick(symbol, quote)
-            await self._sleep(QUOTE_S)
+            else:
+                backoff.reset()
+                await self._sleep(QUOTE_S)
+
+    def _take_quote(self, symbol: str, ticker: object) -> str:
+        """Take a quote, unless it was taken before; why it could not be read, if so."""
+        if ticker is self._quoted.get(symbol):
+            return ""
+        self._quoted[symbol] = ticker
+        try:
+            quote = parse_quote(ticker, self._clock())
+        except Malformed as exc:
+            return _why(exc)
+        self._on_tick(symbol, quote)
+        return ""
 
     async def _ticks(self) -> None:
         while True:
@@ -301,6 +317,9 @@ class LiveFeed:
             for feed in self._feeds.values():
                 self._take(feed)
                 self._tell(feed.tick(self._clock()))
+            quotes = getattr(self._exchange, "bidsasks", None) or {}
+            for symbol in self._quoted:
+                self._take_quote(symbol, quotes.get(symbol))
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tallystick.components.market_data.dumps import DumpQuote, Tick
 from tallystick.components.market_data.feed import Change
-from tallystick.components.market_data.player import Recording, open_tape, play
+from tallystick.components.market_data.player import Part, Recording, open_tape, play
 from tallystick.components.market_data.synthetic import DEFAULT_SYMBOLS, SyntheticMarket, SyntheticSymbol
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -59,7 +59,7 @@ def open_recording(deployment: Deployment, instruments: tuple[Instrument, ...], 
     for symbol in tape.symbols:
         if symbol not in {i.symbol for i in instruments}:
             raise ConfigError("DUMP_SYMBOL", f"there is a dump of {symbol}, which is no instrument to be played here")
-    return tape
+    return Part(tape, config.most) if config.most else tape
 
 
 class MarketData(Service):

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -91,6 +92,26 @@ class Tape:
             for tick in dump.ticks():
                 latest = max(latest, tick.time_ns - first)
                 yield latest if span in (0, self.span_ns) else latest * self.span_ns // span, symbol, tick
+
+
+class Part:
+    """The first `most` trades and quotes of a recording."""
+
+    def __init__(self, whole: Recording, most: int) -> None:
+        """Reads as far as it goes, to count."""
+        self._whole, self._most = whole, most
+        self.symbols, self.notes = whole.symbols, whole.notes
+        self.trades = self.quotes = self.span_ns = 0
+        for offset, _, tick in self.ticks():
+            if isinstance(tick, DumpQuote):
+                self.quotes += 1
+            else:
+                self.trades += 1
+            self.span_ns = offset
+
+    def ticks(self) -> Iterator[tuple[int, str, Tick]]:
+        """As the whole, but no more."""
+        return itertools.islice(self._whole.ticks(), self._most)
 
 
 def _one_period(periods: list[tuple[int, int]]) -> bool:

@@ -176,7 +176,8 @@ class ObserverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where prices come from.
 
-    - `dump`: exchange dump files `paths` (relative to the folder), played `speed` times as fast as recorded;
+    - `dump`: exchange dump files `paths` (relative to the folder), played `speed` times as fast as recorded; of them the
+      first `most` trades and quotes, 0 for all;
     - `synthetic`: `count` trades made up from `seed`, at `speed`;
     - `live`: the venue's feed.
 
@@ -185,6 +186,7 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     source: Literal["dump", "synthetic", "live"]
     paths: tuple[str, ...] = ()
+    most: int = 0
     speed: Decimal = Decimal(1)
     seed: int = 1
     count: int = 1_000_000
@@ -196,6 +198,8 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise Malformed("MARKET_DATA", f"source {self.source!r} with {len(self.paths)} paths: only dump has them")
         if not (self.speed.is_finite() and self.speed > 0):
             raise Malformed("MARKET_DATA", f"market_data.speed must be above zero, got {self.speed}")
+        if self.most < 0 or (self.most and self.source != "dump"):
+            raise Malformed("MARKET_DATA", f"most {self.most} must be at least 0, and is for dumps alone")
         if self.count < 1 or self.stale_ms < 1:
             raise Malformed("MARKET_DATA", f"count {self.count} and stale_ms {self.stale_ms} must be at least 1")
 

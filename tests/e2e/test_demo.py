@@ -91,6 +91,7 @@ def test_an_order_is_traced_from_the_tick_to_the_fill(demo: tuple[Path, str]) ->
 def test_sql_reads_and_can_do_nothing_else(demo: tuple[Path, str]) -> None:
     folder, _ = demo
     assert int(rows(folder, "select count(*) as n from trades")[0]["n"]) > 1000
+    assert int(rows(folder, "select count(*) as n from quotes")[0]["n"]) > 250
     for attack in ("copy trades to 'stolen.csv'", "attach 'x.db'", "select * from read_text('/etc/passwd')", "selec 1"):
         done = ask("audit", "sql", str(folder), attack)
         assert done.code == 2, attack

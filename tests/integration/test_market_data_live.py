@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tallystick.components.market_data.dumps import DumpTrade, Tick
+from tallystick.components.market_data.dumps import DumpQuote, DumpTrade, Tick
 from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
 from tallystick.components.market_data.live import LiveFeed, make_exchange, parse_trade, trade_number
 from tallystick.components.paper_exchange.server import Exchange, Fault
@@ -29,12 +29,15 @@ class Heard:
 
     def __init__(self) -> None:
         self.trades: list[DumpTrade] = []
+        self.quotes: list[DumpQuote] = []
         self.changes: list[Change] = []
 
     def on_tick(self, symbol: str, heard: Tick) -> None:
         assert symbol == "XRP/ETH"
         if isinstance(heard, DumpTrade):
             self.trades.append(heard)
+        else:
+            self.quotes.append(heard)
 
     @property
     def states(self) -> list[str]:
@@ -96,6 +99,17 @@ async def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tm
     assert (second.price, second.buyer_is_maker) == (Decimal("0.0000001"), False)
     assert second.trade_id == first.trade_id + 1
     assert abs(first.time_ns - time.time_ns()) < 60 * 10**9
+
+
+async def test_live_quotes_are_the_exchanges_best_bid_and_ask(tls: ServerTls, tmp_path: Path) -> None:
+    async with follow(tls, tmp_path) as (exchange, heard):
+        await heard.until(lambda: {n for s in exchange.sockets.open for n in s.streams} >= {"xrpeth@bookTicker"})
+        trade(exchange, "0.0013", "7", buyer_is_maker=True)
+        trade(exchange, "0.0015", "9", buyer_is_maker=False)
+        await heard.until(lambda: heard.quotes and heard.quotes[-1].ask == Decimal("0.0015"))
+    last = heard.quotes[-1]
+    assert (last.bid, last.bid_qty, last.ask_qty) == (Decimal("0.0013"), Decimal(7), Decimal(9))
+    assert abs(last.time_ns - time.time_ns()) < 60 * 10**9
 
 
 async def test_numbers_that_no_float_holds_pass_through_ccxt_exactly() -> None:

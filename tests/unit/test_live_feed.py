@@ -276,6 +276,7 @@ class Quoting(Scripted):
     def __init__(self, *tickers: Any) -> None:
         super().__init__({"BTC/USDT": []})
         self.has = {"watchBidsAsks": True}
+        self.bidsasks: dict[str, Any] = {}
         self._tickers = list(tickers)
 
     async def watch_bids_asks(self, symbols: list[str]) -> Any:
@@ -285,6 +286,7 @@ class Quoting(Scripted):
         item = self._tickers.pop(0)
         if isinstance(item, BaseException):
             raise item
+        self.bidsasks[symbols[0]] = item
         return {symbols[0]: item}
 
 
@@ -299,6 +301,19 @@ async def test_quotes_follow_exactly_and_decide_no_state() -> None:
     assert world.quotes == [first, first._replace(time_ns=5_000_000)]
     assert world.changes == []
     assert [p.partition(":")[0] for p in world.problems] == ["quotes", "quotes"]
+
+
+async def test_a_quote_that_came_while_nobody_waited_is_told_on_a_quiet_market() -> None:
+    exchange = Quoting(TICKER)
+    world = World(exchange)
+
+    def later() -> bool:
+        if len(world.quotes) == 1:
+            exchange.bidsasks["BTC/USDT"] = TICKER | {"bid": "100.5"}
+        return len(world.quotes) > 1
+
+    await world.until(later)
+    assert [q.bid for q in world.quotes] == [Decimal("100.4"), Decimal("100.5")]
 
 
 @pytest.mark.parametrize("bad", [{"bid": None}, {"ask": "0"}, {"askVolume": 1.5}, {"timestamp": -1}], ids=str)

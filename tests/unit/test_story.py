@@ -11,7 +11,7 @@ from tallystick.cli import story
 from tallystick.cli.story import INTRUDER, MISTAKES, Story, measure, tell, unseen_mistakes
 from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.market_data.dumps import find_dumps
-from tallystick.components.market_data.player import open_tape
+from tallystick.components.market_data.player import Part, open_tape
 from tallystick.components.paper_exchange.orders import Instrument as VenueInstrument
 from tallystick.runtime.deployment.folder import Config, parse_config
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -136,6 +136,43 @@ def test_the_made_up_market_lasts_as_long_as_it_says() -> None:
 def test_a_long_recording_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(story, "MOST_TICKS_S", 10)
     assert round(tell([recording(tmp_path, "BTCUSDT", "93000.01", "0.037", 900)], None).seconds) == 90
+
+
+def test_of_a_very_long_recording_the_beginning_is_played_with_every_symbol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story, "MOST_TICKS", 500)
+    paths = [
+        recording(tmp_path, "BTCUSDT", "93000.01", "0.037", 900),
+        # Begins when the first 600 of the other have been played.
+        recording(tmp_path, "ETHUSDT", "2100.01", "0.37", 900, 1_740_873_660_000),
+    ]
+    told = tell(paths, None)
+    assert told.trades == 602
+    assert any("the beginning is played" in line for line in told.says)
+    made = config(told)
+    assert {i.symbol for i in made.instruments} == {"BTC/USDT", "ETH/USDT"}
+    assert made.market_data.most == 602
+    opened = Part(open_tape(paths), made.market_data.most)
+    assert sum(1 for _ in opened.ticks()) == opened.trades == 602
+    assert told.seconds == pytest.approx(30, abs=0.1)
+    # With a speed everything is played.
+    whole = tell(paths, Decimal(2))
+    assert whole.trades == 1_800
+    assert config(whole).market_data.most == 0
+
+
+def test_quotes_alone_make_an_instrument_that_nobody_follows(tmp_path: Path) -> None:
+    quotes = tmp_path / "ETHUSDT-bookTicker-2025-03-02.csv"
+    quotes.write_text(
+        "".join(f"{i},2100.1,{i},2100.25,1,{1_740_873_600_000 + i},{1_740_873_600_000 + i}\n" for i in range(1, 100))
+    )
+    told = tell([quotes, recording(tmp_path, "BTCUSDT", "93000.01", "0.037")], None)
+    assert (told.trades, told.quotes) == (600, 99)
+    assert "and 99 quotes" in told.says[-1]
+    ether = next(i for i in config(told).instruments if i.symbol == "ETH/USDT")
+    assert (ether.tick, ether.step) == (Decimal("0.01"), Decimal(1))
+    assert all(s.instruments == ("BTC/USDT",) for s in told.strategies)
 
 
 @pytest.mark.parametrize("speed", ["0", "-1", "NaN", "Infinity", "0.001", "1000"])

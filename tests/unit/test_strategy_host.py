@@ -18,7 +18,7 @@ from tallystick.components.strategy.host import Host, exact
 from tallystick.components.strategy.load import load_strategy, typed_params
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tallystick.schemas.ids import EventIds
-from tallystick.schemas.market import Trade
+from tallystick.schemas.market import Quote, Trade
 from tallystick.schemas.orders import (
     CancelIntent,
     Decision,
@@ -308,6 +308,19 @@ def test_history_builds_positions_and_open_orders_and_calls_nothing() -> None:
     world.start()
     world.position("8")
     assert calls == ["start 7 [b'b']", "position 8 8"]
+
+
+def test_a_quote_is_heard_and_can_lead_to_an_order() -> None:
+    class Follows(Strategy):
+        def on_quote(self, ctx: StrategyContext, symbol: str, quote: Quote) -> None:
+            ctx.buy(symbol, quote.ask_qty, quote.ask, "IOC")
+
+    world = World(Follows())
+    world.start()
+    quote = world.new(Quote, bid=D("0.0013"), bid_qty=D(4), ask=D("0.0014"), ask_qty=D(7), time=0)
+    (intent,) = world.hear("md.quote", quote)
+    assert world.out[-1][0] == "order.intent.alpha.paper.XRP-ETH"
+    assert (intent.side, intent.qty, intent.price, intent.causes) == ("buy", D(7), D("0.0014"), (quote.id,))
 
 
 def test_the_same_events_give_the_same_intents() -> None:
