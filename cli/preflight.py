@@ -12,7 +12,7 @@ import socket
 
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk.limits import LimitBook
-from tallystick.components.market_data.main import open_recording
+from tallystick.components.market_data.main import open_recording, shown
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
 from tallystick.runtime.deployment.usercode import check_user_file
 from tallystick.schemas.errors import ConfigError
@@ -50,9 +50,8 @@ def check(deployment: Deployment, now: int) -> None:
 
 
 def _check_recording(deployment: Deployment, trust: TrustRoot, now: int) -> None:
-    config = deployment.config.market_data
-    if config.source == "dump":
-        instruments = tuple(i for i in trust.instruments if i.venue == deployment.config.venue.name)
+    instruments = shown(deployment, trust)
+    if deployment.config.market_data.source != "live":
         open_recording(deployment, instruments, now)
 
 

@@ -218,16 +218,17 @@ def open_dump(path: Path, symbols: Mapping[str, str] | None = None) -> Dump:
     rows = missing = first_id = first = scale = back = back_by = 0
     last_id, latest = -1, 0
     for chunk in chunks(path, kind):
-        ids = [int(row[0]) for row in chunk]
-        times = [int(row[when]) for row in chunk]
+        moments = [row[when] for row in chunk]
+        ids, times = [int(row[0]) for row in chunk], list(map(int, moments))
         if not rows:
-            first_id, scale = ids[0], _scale(chunk[0][when])
+            first_id, scale = ids[0], _scale(moments[0])
             first, last_id = times[0], ids[0] - 1
         # The quick checks look at neighbours within the chunk and across its edge; `_locate` names the line.
         whole = (
             last_id < ids[0]
             and all(map(int.__lt__, ids, ids[1:]))
-            and {_scale(row[when]) for row in chunk} == {scale}
+            and set(map(len, moments)) == {len(moments[0])}
+            and _scale(moments[0]) == scale
             and (kind != "aggTrades" or all(int(row[3]) <= int(row[4]) for row in chunk))
         )
         if times[0] < latest or any(map(int.__gt__, times, times[1:])):

@@ -1,7 +1,8 @@
 """The market data process: recorded, synthetic or live trades and quotes, as `md.trade`, `md.quote` and `ref.market`.
 
-- Input is checked wholly before anything is published: a bad dump stops the process at start, with nothing played.
-- Playing begins when the process is ready.  After a recording's end the process stays, with nothing to say.
+- Input is checked wholly before anything is published: a bad dump stops the process, with nothing played.  (`up` checks
+  before it starts anything; here it is done when the process is ready, as a month's file takes minutes.)
+- Playing begins when all is checked.  After a recording's end the process stays, with nothing to say.
 - The `time` of a `Trade` or `Quote` is the venue's (the recorded one for a recording), its `ts` is now (`player`).
 
 Market data is trusted with prices: an attacker who controls it can at most show wrong ones, which the gateway's
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import FeedStatus, Quote, Trade
 from tallystick.schemas.subjects import MARKET, Subject, subject
-from tallystick.schemas.trust import Instrument
+from tallystick.schemas.trust import Instrument, TrustRoot
 
 # `market_price` lies well above any plausible price; a made-up market starts at this part of it.
 _START_PART: Final = 4
@@ -49,6 +49,15 @@ def synthetic_symbol(instrument: Instrument) -> SyntheticSymbol:
     return SyntheticSymbol(instrument.symbol, price, instrument.tick, instrument.step, volatility)
 
 
+def shown(deployment: Deployment, trust: TrustRoot) -> tuple[Instrument, ...]:
+    """The signed instruments that market data shows.  Raises `ConfigError` where there is none."""
+    venue, symbols = deployment.config.venue.name, deployment.config.market_data.symbols
+    found = tuple(i for i in trust.instruments if i.venue == venue and (not symbols or i.symbol in symbols))
+    if not found:
+        raise ConfigError("MARKET_DATA", f"the trust root has no instrument at {venue} to show")
+    return found
+
+
 def open_recording(deployment: Deployment, instruments: tuple[Instrument, ...], now: int) -> Recording:
     """The recording that the deployment names, checked wholly.  Raises `ConfigError` or `Malformed`."""
     config = deployment.config.market_data
@@ -66,18 +75,12 @@ class MarketData(Service):
     """See the module docstring."""
 
     async def start(self, ctx: ServiceContext) -> None:
-        """Check the input."""
+        """Check the configuration."""
         self.ctx = ctx
         deployment = ctx.deployment
         config = deployment.config.market_data
         self._venue = deployment.config.venue.name
-        instruments = tuple(
-            i
-            for i in ctx.trust.instruments
-            if i.venue == self._venue and (not config.symbols or i.symbol in config.symbols)
-        )
-        if not instruments:
-            raise ConfigError("MARKET_DATA", f"the trust root has no instrument at {self._venue} to show")
+        instruments = shown(deployment, ctx.trust)
         self._trades = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
         self._quotes = {i.symbol: subject("md.quote", venue=self._venue, symbol=i.symbol) for i in instruments}
         self._status: Subject = subject("ref.market", venue=self._venue)
@@ -97,7 +100,15 @@ class MarketData(Service):
             )
             self._work: Callable[[], Coroutine[Any, Any, None]] = feed.run
             return
-        recording = await asyncio.to_thread(open_recording, deployment, instruments, ctx.clock())
+        self._work = lambda: self._play(instruments)
+
+    async def ready(self) -> None:
+        """Play, or follow the exchange."""
+        self.ctx.spawn(self._work())
+
+    async def _play(self, instruments: tuple[Instrument, ...]) -> None:
+        ctx = self.ctx
+        recording = await asyncio.to_thread(open_recording, ctx.deployment, instruments, ctx.clock())
         ctx.log.info(
             "recording",
             symbols=list(recording.symbols),
@@ -107,13 +118,7 @@ class MarketData(Service):
         )
         for note in recording.notes:
             ctx.log.warning("recording", note=note)
-        self._work = lambda: self._play(recording, config.speed)
-
-    async def ready(self) -> None:
-        """Play, or follow the exchange."""
-        self.ctx.spawn(self._work())
-
-    async def _play(self, recording: Recording, speed: Decimal) -> None:
+        speed = ctx.deployment.config.market_data.speed
         rows = await play(recording, Fraction(speed), self.ctx.clock, self._sleep, self._on_tick, self._on_change)
         self.ctx.log.info("recording over", rows=rows)
 

@@ -31,7 +31,9 @@ BAD_ROWS = {
     "broken": ("3,abc,10,0.05,1570752002000,true,true\n", "DUMP_LINE"),
     "columns": ("3,0.005,10\n", "DUMP_COLUMNS"),
     "nan": ("3,NaN,10,NaN,1570752002000,true,true\n", "DUMP_LINE"),
-    "backwards": ("3,0.005,10,0.05,1570751000000,true,true\n", "DUMP_ORDER"),
+    "backwards": ("3,0.005,10,0.05,1570741000000,true,true\n", "DUMP_ORDER"),
+    "repeated": ("2,0.005,10,0.05,1570752002000,true,true\n", "DUMP_ORDER"),
+    "futures": ("3,0.005,10,0.05,1570752002000,true\n", "DUMP_FUTURES"),
 }
 
 
