@@ -23,7 +23,7 @@ from tallystick.runtime.deployment.folder import (
 )
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed
-from tallystick.schemas.market import FeedStatus, Trade
+from tallystick.schemas.market import FeedStatus, Quote, Trade
 from tallystick.schemas.orders import CancelIntent, Intent, Position
 from tallystick.schemas.security import Notice
 from tests.support.paper import venue
@@ -37,6 +37,9 @@ from tallystick.components import Strategy
 
 class Echo(Strategy):
     params = {"fail_at": 0}
+
+    def on_quote(self, ctx, symbol, quote):
+        ctx.buy(symbol, quote.ask_qty, quote.ask, "IOC")
 
     def on_trade(self, ctx, symbol, trade):
         if trade.trade_id == ctx.params["fail_at"]:
@@ -108,16 +111,18 @@ async def test_a_recording_is_published_whole_in_order_with_its_recorded_times(d
     assert 0.4 < time.monotonic() - start < 5
     trades = ears.of(Trade)
     assert [t.trade_id for t in trades] == list(range(1, 501))
+    assert ears.of(Quote) == []
     assert (trades[0].time, str(trades[0].price)) == (1_600_000_000_010 * 10**6, "0.0013")
     assert abs(trades[0].ts - time.time_ns()) < 60 * 10**9
     assert {w for w, e in ears.heard if isinstance(e, Trade)} == {"md.trade.paper.XRP-ETH"}
 
 
-async def test_a_bad_dump_stops_the_start_with_nothing_published(desk: Desk, tmp_path: Path) -> None:
+async def test_a_bad_dump_stops_the_process_with_nothing_published(desk: Desk, tmp_path: Path) -> None:
     ears = await listener(desk)
     market = MarketDataConfig(source="dump", paths=(dump(tmp_path, 500, bad=400),))
+    context = await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
     with pytest.raises(Malformed, match=r"csv:401: 1 columns"):
-        await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
+        await context.failed()
     # Whatever was published before would stand before this one.
     marker = await desk.context("market-data")
     await marker.publish("md.trade.paper.XRP-ETH", tick(marker, 1))
@@ -130,8 +135,9 @@ async def test_a_dump_of_no_instrument_is_a_configuration_error(desk: Desk, tmp_
     path = tmp_path / "DOGEUSDT-trades-2020-09-13.csv"
     path.write_text("1,1,1,1,1600000000000,True,True\n")
     market = MarketDataConfig(source="dump", paths=(path.name,))
+    context = await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
     with pytest.raises(ConfigError, match="a dump of DOGE/USDT, which is no instrument"):
-        await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
+        await context.failed()
 
 
 async def test_a_synthetic_market_plays_the_deployments_instruments(desk: Desk, tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ async def test_a_synthetic_market_plays_the_deployments_instruments(desk: Desk, 
     instruments = tuple(msgspec.structs.replace(i, market_price=D("0.01")) for i in desk.trust.instruments)
     desk.trust = msgspec.structs.replace(desk.trust, instruments=instruments)
     await begin(desk, MarketData(), "market-data", deployment=deployment(desk, tmp_path, market))
-    await until(lambda: len(ears.of(Trade)) == 300, "all trades")
+    await until(lambda: (len(ears.of(Trade)), len(ears.of(Quote))) == (300, 75), "all trades and quotes")
     for instrument in instruments:
         token = instrument.symbol.replace("/", "-")
         prices = [e.price for w, e in ears.heard if isinstance(e, Trade) and w.endswith(token)]
@@ -164,6 +170,8 @@ async def test_the_venues_own_feed_is_followed_live(desk: Desk, tmp_path: Path) 
         [trade] = ears.of(Trade)
         assert (str(trade.price), trade.qty, trade.buyer_is_maker) == ("0.00130010", D(17), True)
         assert [s.state for s in ears.of(FeedStatus)] == ["live"]
+        await until(lambda: ears.of(Quote), "the quote")
+        assert ears.of(Quote)[0].bid == D("0.0013001")
 
 
 async def test_an_instrument_without_any_price_cannot_be_made_up(desk: Desk) -> None:
@@ -200,6 +208,17 @@ async def test_a_tick_becomes_an_intent_caused_by_it_and_positions_count(desk: D
     await feed.publish("md.trade.paper.XRP-ETH", tick(feed, 2))
     await until(lambda: len(ears.of(Intent)) == 2, "the second intent")
     assert ears.of(Intent)[1].qty == D(42)
+
+
+async def test_a_quote_reaches_the_strategy(desk: Desk, tmp_path: Path) -> None:
+    ears = await listener(desk)
+    feed = await desk.context("market-data")
+    await begin(desk, strategy(tmp_path), "strategy-alpha")
+    quote = feed.new(Quote, bid=D("0.0013"), bid_qty=D(1), ask=D("0.0014"), ask_qty=D(8), time=0)
+    await feed.publish("md.quote.paper.XRP-ETH", quote)
+    await until(lambda: ears.of(Intent), "the intent")
+    [intent] = ears.of(Intent)
+    assert (intent.qty, intent.price, intent.causes) == (D(8), D("0.0014"), (quote.id,))
 
 
 async def test_a_restarted_strategy_knows_its_position(desk: Desk, tmp_path: Path) -> None:
