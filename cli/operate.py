@@ -27,6 +27,7 @@ from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.runtime.unix_socket import connect
 from tallystick.schemas.control import (
     MAX_ANSWER,
     SOCKET,
@@ -71,7 +72,7 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
 async def ask(path: Path, request: Request, timeout: float = BREAKER_S) -> dict[str, Any]:
     """The answer of the breaker at `path`.  Raises `ConfigError` if it is not there, `Malformed` for nonsense."""
     try:
-        reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_ANSWER)
+        reader, writer = await connect(path, MAX_ANSWER, timeout)
     except OSError as exc:
         raise ConfigError(
             "BREAKER_SOCKET", f"no breaker at {path}: {exc.strerror}; is the deployment up (`tallystick up`)?"

@@ -1,5 +1,6 @@
 """The breaker's socket: the control protocol (`schemas.control`) on `DIR/run/breaker.sock`, for people.
 
+- No number of connections and requests keeps a person's own out (`runtime/unix_socket.py`).
 - A peer must run under the same user as the breaker: the kernel tells who it is, nothing that the peer says does.
 - A kill acts before it is answered; the answer waits until it is durable, or says that it is not (`stored`).
 
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from tallystick.runtime.bus.log import Log
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas.control import MAX_REQUEST, Request, encode_line, parse_request
 from tallystick.schemas.errors import Malformed, TallystickError
 
 IDLE_S: Final = 30.0
 MAX_PEERS: Final = 16
+# Nobody types faster; a script that asks for the state is served.
+PER_SECOND: Final = 20.0
 
 Handle = Callable[[Request, str], Awaitable[dict[str, Any]]]
 
@@ -28,11 +32,22 @@ Handle = Callable[[Request, str], Awaitable[dict[str, Any]]]
 class ControlSocket:
     """Listens at `path`; `handle(request, by)` answers.  `uid` is the only user let in."""
 
-    def __init__(self, path: Path, handle: Handle, log: Log, uid: int | None = None) -> None:
+    def __init__(
+        self, path: Path, handle: Handle, log: Log, uid: int | None = None, within: Tasks | None = None
+    ) -> None:
         self._handle = handle
         self._log = log
         uids = frozenset((os.geteuid() if uid is None else uid,))
-        self._server = UnixServer(path, self._serve, self._refused, uids=uids, connections=MAX_PEERS, limit=MAX_REQUEST)
+        self._server = UnixServer(
+            path,
+            self._serve,
+            self._refused,
+            uids=uids,
+            connections=MAX_PEERS,
+            limit=MAX_REQUEST,
+            per_second=PER_SECOND,
+            within=within,
+        )
 
     async def start(self) -> None:
         """Listen.  Raises `ConfigError` where the path cannot be bound."""

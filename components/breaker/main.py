@@ -61,7 +61,7 @@ class Breaker(Service):
         ctx.subscribe(("alert.>", "control.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.deployment.run) / SOCKET
-        self._socket = ControlSocket(path, self._on_request, ctx.log)
+        self._socket = ControlSocket(path, self._on_request, ctx.log, within=ctx.tasks)
         self._file = (self._run or ctx.deployment.state("breaker")) / "tripped.json"
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

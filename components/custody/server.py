@@ -1,6 +1,7 @@
 """Custody's door: the signing protocol (`schemas.signing`) on a Unix socket, for execution alone.
 
-- A peer with another uid than the allowed ones is closed before it is read.
+- A peer with another uid than the allowed ones is closed before it is read; no peer keeps another one waiting
+  (`runtime/unix_socket.py`).
 - A frame that does not parse ends its connection; nothing after it is read.
 - Orders are asked for under the signature of execution's session, and go through `permits`; their line in the journal is written before anything is signed.
 - Cancels and queries are signed always, also where the journal cannot be written.
@@ -36,8 +37,10 @@ from tallystick.schemas.subjects import ORDERS
 from tallystick.venues import Denied, Requests, SignedRequest
 from tallystick.venues.two_keys import intent_subject
 
-# Execution uses one connection; the rest is room for its successor and for people.
-MAX_CONNECTIONS: Final = 8
+# Execution uses one connection; the rest is room for its successor, for people, and for who crowds in.
+MAX_CONNECTIONS: Final = 16
+# Two a request: far above what an exchange takes of orders.
+READS_PER_SECOND: Final = 4_000.0
 COMPONENT: Final = "custody"
 
 
@@ -103,6 +106,8 @@ class SigningServer:
             uids=self._allowed_uids,
             connections=MAX_CONNECTIONS,
             limit=signing.MAX_FRAME + signing.LENGTH.size,
+            per_second=READS_PER_SECOND,
+            within=self._tasks,
         )
         await self._server.start()
 
@@ -113,7 +118,7 @@ class SigningServer:
         await self._tasks.settled()
 
     def _refused_peer(self, peer: Peer) -> None:
-        self._note_refusal("PEER", f"uid {peer.uid}, pid {peer.pid}: not allowed, or {MAX_CONNECTIONS} connections")
+        self._note_refusal("PEER", f"uid {peer.uid}, pid {peer.pid}: not allowed, or pushed out by a newer connection")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         try:

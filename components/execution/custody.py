@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.unix_socket import connect
 from tallystick.schemas import signing
 from tallystick.schemas.errors import Malformed, TallystickError
 
@@ -73,9 +74,7 @@ class CustodyClient:
     async def _connect(self) -> asyncio.StreamWriter:
         async with self._lock:
             if self._writer is None:
-                reader, self._writer = await asyncio.open_unix_connection(
-                    str(self._path), limit=signing.MAX_FRAME + signing.LENGTH.size
-                )
+                reader, self._writer = await connect(self._path, signing.MAX_FRAME + signing.LENGTH.size)
                 self._tasks.start(self._read(reader, self._writer), "custody")
             return self._writer
 

@@ -31,6 +31,7 @@ from tallystick.schemas.security import (
 )
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 from tests.support import world
+from tests.support.crowd import crowd
 from tests.support.log import Lines
 from tests.support.runtime import Desk
 
@@ -295,12 +296,15 @@ async def test_a_request_that_does_not_parse_is_answered_and_has_no_effect(tmp_p
         writer.close()
 
 
-async def test_a_peer_that_says_nothing_does_not_keep_others_out(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (path, _seen, _log):
-        mute = [await asyncio.open_unix_connection(str(path)) for _ in range(5)]
-        assert (await ask(path, Status()))["ok"]
-        for _, writer in mute:
-            writer.close()
+async def test_no_number_of_connections_keeps_a_person_out(tmp_path: Path) -> None:
+    """Sixteen idle connections used to shut out kill, arm and rearm."""
+    async with serving(tmp_path) as (path, seen, _log):
+        status = b'{"op":"status"}\n'
+        for said in (b"", status, status * 1000):
+            async with crowd(path, 4, 20, said):
+                for _ in range(5):
+                    assert (await ask(path, Kill("all", "drill")))["ok"]
+        assert sum(isinstance(request, Kill) for request in seen) == 15
 
 
 async def test_no_breaker_at_the_path_is_said(tmp_path: Path) -> None:
