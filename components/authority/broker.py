@@ -2,6 +2,9 @@
 
 - Account tokens expire within a day and are pushed again long before; what is pushed carries every
   revocation that still matters, so that a token pushed later never revives a session.
+- A revocation matters until its session has expired.  Where that are many, one line voids everything issued before the
+  oldest session that lives, and only what is younger is named: no number of boots fills a token.
+- Each account is pushed alone: what is wrong with one leaves the others their tokens.
 - Revocation at the broker is an account token whose revocation list names the session keys; the broker
   disconnects them.  It is the second lock: verifiers refuse a revoked session by the list alone.
 - CONNZ is the broker's own word on who is connected: useful against intruders, worthless against the
@@ -11,9 +14,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import nats.errors
@@ -22,7 +26,7 @@ from nats.aio.client import Client
 from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
 from tallystick.infra.nats.connz import CONNZ_REQUEST, Mismatch, connz_mismatches
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.nats_jwt import (
     BOOT_BYTES,
     SessionKey,
@@ -38,6 +42,10 @@ from tallystick.schemas.security import ListedSession
 ACCOUNT_LIFETIME_S: Final = 86_400
 SYSTEM_LIFETIME_S: Final = 60
 TIMEOUT_S: Final = 3.0
+# Broker and authority tell the time alike to far less than this: so long a revocation outlives its session.
+OUTLIVES_S: Final = 60
+# Revocations of one component that its token names one by one; about 70 bytes each of the 262,144 that a token has.
+MAX_NAMED: Final = 512
 
 
 class BrokerAdmin:
@@ -53,7 +61,10 @@ class BrokerAdmin:
         system_role: Signer,
         clock: Callable[[], int],
         entropy: Callable[[int], bytes],
+        oldest: Callable[[str], int | None] = lambda _: None,
+        lifetime_s: Callable[[str], int] = lambda _: ACCOUNT_LIFETIME_S,
     ) -> None:
+        """`oldest` gives when the oldest live session of a component was issued, `lifetime_s` how long its sessions live."""
         self._url = url
         self._tls = tls
         self._accounts = accounts
@@ -61,6 +72,9 @@ class BrokerAdmin:
         self._system_role = system_role
         self._clock = clock
         self._entropy = entropy
+        self._oldest = oldest
+        self._lifetime_s = lifetime_s
+        # component -> raw session key -> when its session expires, Unix seconds
         self._revoked: dict[str, dict[bytes, int]] = {}
         self._pushed: dict[str, str] = {}
         self._lock = asyncio.Lock()
@@ -75,14 +89,10 @@ class BrokerAdmin:
         if not by_component:
             return
         async with self._lock:
-            tokens = []
             for component, found in by_component.items():
                 table = self._revoked.setdefault(component, {})
-                for session in found:
-                    # The entry outlives every token of that key; the broker compares it with `iat`.
-                    table[session.session_key] = now // SECOND + 1
-                tokens.append(self._accounts.component(component, self._validity(), table))
-            await self._push(tokens)
+                table |= {s.session_key: max(s.expires_at, now) // SECOND + 1 for s in found}
+            await self._push_components(by_component)
 
     async def adopt(self) -> None:
         """Take what the broker holds now as pushed last, and push what revocations of an earlier boot change.
@@ -105,24 +115,44 @@ class BrokerAdmin:
                 raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
             finally:
                 await client.close()
-            validity = self._validity()
-            await self._push([self._accounts.component(c, validity, table) for c, table in self._revoked.items()])
+            await self._push_components(self._revoked)
 
     async def refresh(self) -> None:
         """Push every account's token anew before the old ones expire, revocations included."""
         async with self._lock:
-            horizon = self._clock() // SECOND - ACCOUNT_LIFETIME_S
-            for table in self._revoked.values():
-                for key in [k for k, at in table.items() if at < horizon]:
-                    del table[key]
-            await self._push(list(self._accounts.all(self._validity(), self._revoked).values()))
+            accounts, validity = self._accounts, self._validity()
+            tokens = {"SYS": lambda: accounts.system(validity), "CORE": lambda: accounts.core(validity)}
+            await self._push(tokens | self._renderers(self._keys.components))
 
     def remember_revoked(self, sessions: tuple[ListedSession, ...]) -> None:
         """Revocations of an earlier boot of the authority, so that no token pushed from now on undoes them."""
-        now = self._clock() // SECOND
         for session in sessions:
             if session.session_key:
-                self._revoked.setdefault(session.component, {})[session.session_key] = now + 1
+                table = self._revoked.setdefault(session.component, {})
+                table[session.session_key] = max(session.expires_at, self._clock()) // SECOND + 1
+
+    def _renderers(self, components: Iterable[str]) -> dict[str, Callable[[], str]]:
+        validity = self._validity()
+
+        def of(component: str) -> Callable[[], str]:
+            return lambda: self._accounts.component(component, validity, self._revocations(component))
+
+        return {component: of(component) for component in components}
+
+    async def _push_components(self, components: Iterable[str]) -> None:
+        await self._push(self._renderers(components))
+
+    def _revocations(self, component: str) -> dict[bytes, int]:
+        """What the component's token has to void, and up to which second of issue; the empty key: of all sessions."""
+        now = self._clock() // SECOND
+        table = {k: until for k, until in self._revoked.get(component, {}).items() if until + OUTLIVES_S > now}
+        self._revoked[component] = table
+        if len(table) <= MAX_NAMED:
+            return dict.fromkeys(table, now + 1)
+        oldest = self._oldest(component)
+        before = now if oldest is None else oldest // SECOND - 1
+        lifetime = self._lifetime_s(component)
+        return {b"": before} | {k: now + 1 for k, until in table.items() if until - 1 - lifetime > before}
 
     async def intruders(self, certificates: Callable[[], Mapping[bytes, bytes]]) -> list[Mismatch]:
         """Kick whoever is connected with a credential that was not issued, or not to the certificate shown.
@@ -164,26 +194,34 @@ class BrokerAdmin:
             finally:
                 await client.close()
             if found:
-                await self._push([self._pushed[account] for account in found])
+                await self._push({account: functools.partial(self._pushed.__getitem__, account) for account in found})
         return found
 
     def _validity(self) -> Validity:
         now = self._clock() // SECOND
         return Validity(issued_s=now, expires_s=now + ACCOUNT_LIFETIME_S)
 
-    async def _push(self, tokens: list[str]) -> None:
+    async def _push(self, tokens: Mapping[str, Callable[[], str]]) -> None:
+        """Render and push each.  Raises `Unverified` when all were tried and some did not go."""
+        failed: list[str] = []
         client = await self._connect()
         try:
-            for token in tokens:
-                reply = await client.request("$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=TIMEOUT_S)
-                answer = json.loads(reply.data)
-                if answer.get("error"):
-                    raise Unverified("CLAIMS_UPDATE", f"the broker refused an account token: {answer['error']}")
-                self._pushed[decode_jwt(token).sub] = token
-        except (TimeoutError, nats.errors.Error, ValueError) as exc:
-            raise Unverified("CLAIMS_UPDATE", f"the broker did not confirm: {type(exc).__name__}") from exc
+            for name, render in tokens.items():
+                try:
+                    token = render()
+                    reply = await client.request("$SYS.REQ.CLAIMS.UPDATE", token.encode(), timeout=TIMEOUT_S)
+                    answer = json.loads(reply.data)
+                    if answer.get("error"):
+                        raise Unverified("CLAIMS_UPDATE", f"the broker refused it: {answer['error']}")
+                    self._pushed[decode_jwt(token).sub] = token
+                except (TallystickError, TimeoutError, nats.errors.Error, ValueError) as exc:
+                    failed.append(f"{name}: {type(exc).__name__} {exc}"[:200])
         finally:
             await client.close()
+        if failed:
+            raise Unverified(
+                "CLAIMS_UPDATE", f"{len(failed)} of {len(tokens)} not confirmed: {'; '.join(failed)}"[:1000]
+            )
 
     async def _connect(self) -> Client:
         key = SessionKey(self._entropy(32))

@@ -9,6 +9,8 @@
 - A credential lives as long as the trust root lets the component's tokens live, never longer.
 - A session is on the list from its issue until it expires; a boot whose last session expired without
   renewal has ended.
+- A component boots at most `BOOTS` times at once and once in `BOOT_S` on the long run: who boots without end is an
+  alarm, and fills neither the broker's tokens nor anybody's memory.
 - A component is given at most `BURST` sessions at once and `PER_SECOND` on the long run, and the newest `MAX_LIVE` of
   a boot are listed: whoever asks for more fills neither the list, which must fit one message, nor the queue.
 - State after a restart comes from the newest list and what was published after it (`restore`).
@@ -49,6 +51,9 @@ MAX_GIVEN: Final = 64
 # A process that crashes and starts again all the time stays far below; restarts of a whole desk come at once.
 BURST: Final = 64
 PER_SECOND: Final = 2
+# The supervisor gives up after ten boots in a minute.
+BOOTS: Final = 30
+BOOT_S: Final = 10
 # The list names revoked sessions until they would have expired, so that a list is enough to refuse them.
 
 
@@ -74,6 +79,7 @@ class Issuer:
         self._dead: dict[bytes, int] = {}
         self._count = 0
         self._credit: dict[str, tuple[int, int]] = {}
+        self._boots: dict[str, tuple[int, int]] = {}
         self._given: dict[bytes, deque[bytes]] = {}
 
     def restore(self, live: tuple[ListedSession, ...], revoked: tuple[bytes, ...], now: int) -> None:
@@ -130,8 +136,12 @@ class Issuer:
         if boot in self._dead:
             raise BootOver("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
         record = self._trust.component(component)
-        self._spend(component, now)
-        lifetime = record.lifetime if self._lifetime_s is None else min(record.lifetime, self._lifetime_s)
+        new = not any(s.boot == boot for s in self._sessions.values())
+        if new and not _spend(self._boots, component, now, BOOTS * BOOT_S * SECOND, BOOT_S * SECOND, 1):
+            raise Unverified("BOOT_RATE", f"{component} boots more than once in {BOOT_S} s")
+        if not _spend(self._credit, component, now, BURST * SECOND, SECOND, PER_SECOND):
+            raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
+        lifetime = self.lifetime_s(component)
         issued_s = now // SECOND
         self._count += 1
         signer = self._role_signer(component)
@@ -161,13 +171,15 @@ class Issuer:
             del self._sessions[digest]
         return Issued(session=session, credential=credential, issued_at=issued_s * SECOND, replaced=replaced)
 
-    def _spend(self, component: str, now: int) -> None:
-        credit, last = self._credit.get(component, (BURST * SECOND, now))
-        credit = min(BURST * SECOND, credit + max(0, now - last) * PER_SECOND)
-        self._credit[component] = (credit, max(now, last))
-        if credit < SECOND:
-            raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
-        self._credit[component] = (credit - SECOND, max(now, last))
+    def lifetime_s(self, component: str) -> int:
+        """How long a component's sessions live, in seconds."""
+        lifetime = self._trust.component(component).lifetime
+        return lifetime if self._lifetime_s is None else min(lifetime, self._lifetime_s)
+
+    def oldest(self, component: str) -> int | None:
+        """When the oldest live session of a component was issued (Unix ns); None: it has none."""
+        live = [s.expires_at for s in self._sessions.values() if s.component == component]
+        return min(live) - self.lifetime_s(component) * SECOND if live else None
 
     def forget_boot(self, boot: bytes, now: int) -> None:
         """A boot is known to have ended (from the log, after a restart)."""
@@ -227,3 +239,12 @@ class Issuer:
     def revoked(self) -> tuple[bytes, ...]:
         """The credential hashes of revoked sessions that have not expired yet."""
         return tuple(sorted(self._revoked))
+
+
+def _spend(account: dict[str, tuple[int, int]], component: str, now: int, full: int, price: int, gain: int) -> bool:
+    """Take `price` of a component's credit, which grows by `gain` a nanosecond up to `full`; False: it has too little."""
+    credit, last = account.get(component, (full, now))
+    credit = min(full, credit + max(0, now - last) * gain)
+    enough = credit >= price
+    account[component] = (credit - price if enough else credit, max(now, last))
+    return enough

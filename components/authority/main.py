@@ -110,6 +110,8 @@ class Authority(OwnSource):
             system_role=self._token.signer(KEY_SYSTEM_ROLE),
             clock=setup.clock,
             entropy=setup.entropy,
+            oldest=self._issuer.oldest,
+            lifetime_s=self._issuer.lifetime_s,
         )
         return _OwnSessions(self, setup.certificate)
 

@@ -45,6 +45,8 @@ MAX_PAYLOAD: Final = 1_048_576
 MAX_CONNECTIONS: Final = 16
 # A fresh inbox for every pull, and the client's own for replies.
 MAX_SUBSCRIPTIONS: Final = 128
+# In a list of revocations: whoever was issued up to then.
+EVERYBODY: Final = "*"
 _STANDARD: Final = ["STANDARD"]
 
 
@@ -114,7 +116,8 @@ class Accounts:
     def all(self, validity: Validity, revocations: Mapping[str, Mapping[bytes, int]] | None = None) -> dict[str, str]:
         """Every account's token by account key (`A…`): what the resolver is preloaded with.
 
-        `revocations`: by component, raw session keys and the Unix second up to which their tokens are void.
+        `revocations`: by component, raw session keys and the Unix second up to which their tokens are void; the empty
+        key stands for everybody.
         """
         revocations = revocations or {}
         tokens = {
@@ -191,7 +194,9 @@ class Accounts:
             signing.append(_scope(self._keys.admin, ADMIN, publishes=_admin(streams), inbox=f"_INBOX_{ADMIN}"))
         nats: dict[str, object] = {"imports": imports, "signing_keys": signing}
         if revocations:
-            nats["revocations"] = {encode_key("U", key): until for key, until in sorted(revocations.items())}
+            nats["revocations"] = {
+                encode_key("U", key) if key else EVERYBODY: until for key, until in sorted(revocations.items())
+            }
         return self._account(keys.account, name, validity, nats, limits)
 
     def _published(self, pattern: str) -> bool:

@@ -80,6 +80,13 @@ CODES: Final = (
         "Find out why it starts so often, or who else uses its certificate.",
     ),
     Code(
+        "BOOT_RATE",
+        REFUSAL,
+        "A component starts more often than it may; who boots without end would fill the lists of what is revoked.",
+        "Find out why it starts so often, or who else uses its certificate, and revoke the component if nobody of yours "
+        "does.",
+    ),
+    Code(
         "REQUEST",
         REFUSAL,
         "The body of a request to the authority does not parse.",

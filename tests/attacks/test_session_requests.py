@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tallystick.components.authority.issuer import BURST, MAX_LIVE, PER_SECOND, Issuer
+from tallystick.components.authority.issuer import BOOT_S, BOOTS, BURST, MAX_LIVE, PER_SECOND, Issuer
 from tallystick.runtime.bus.publisher import MAX_MESSAGE_BYTES
 from tallystick.schemas.enrolment import SessionRequest, proof_bytes
 from tallystick.schemas.errors import Malformed, Unverified
@@ -45,8 +45,12 @@ def test_a_component_that_asks_without_end_neither_fills_the_list_nor_starves_th
             given += 1
         except Unverified as exc:
             refused.add(exc.code)
-    assert refused == {"SESSION_RATE"}
-    assert given <= BURST + 300 * PER_SECOND
+    if new_boots:
+        assert refused == {"BOOT_RATE"}
+        assert given <= BOOTS + 300 // BOOT_S
+    else:
+        assert refused == {"SESSION_RATE"}
+        assert given <= BURST + 300 * PER_SECOND
     assert list_bytes(made) < MAX_MESSAGE_BYTES // 8
     assert len([s for s in made.live if s.component == "strategy-alpha"]) <= MAX_LIVE
     # Nobody else notices.
