@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,15 @@ QUERIES: Final = (
     ("what was denied, and why", "denials"),
     ("who published what", "publishers"),
 )
+COMMAND: Final = (sys.executable, "-P", "-m", "tallystick.cli.main")
+# What is counted in the archive, and the line that it answers.
+COUNTED: Final = ("trades", "quotes", "permits", "fills")
+COUNT: Final = """\
+select (select count(*) from trades), (select count(*) from quotes),
+(select count(*) from decisions where verdict = 'permit'), (select count(*) from fills)"""
+COUNTS: Final = re.compile(",".join(["[0-9]+"] * len(COUNTED)))
+RUNAWAY: Final = "strategy-runaway"
+BURST_CODE: Final = "INTENT_BURST"
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -245,15 +255,16 @@ class Demo:
         for attack in self._attacks:
             self._promise(f"refused: {attack.name}", attack.held, attack.outcome)
         self._promise("every attack was carried out", len(self._attacks) == 6, f"{len(self._attacks)} of 6")
-        scope = "strategy-runaway"
-        halted = state.trips_seen.get(scope)
+        halted = state.trips_seen.get(RUNAWAY)
+        found = next((a for _, a in state.alerts if (a.scope, a.code) == (RUNAWAY, BURST_CODE)), None)
         self._promise(
             "the runaway strategy was halted",
-            halted is not None,
-            next((f"{a.code}: {a.text}" for _, a in state.alerts), "no alert"),
+            halted is not None and found is not None,
+            "no alert" if found is None else f"{found.code}: {found.text}",
         )
-        later = [s for s, at in state.filled_at.items() if s != "runaway" and halted is not None and at > halted]
-        self._promise("the others traded on", bool(later), ", ".join(later) or "nobody")
+        honest = [s.name for s in self._story.strategies if s.component != RUNAWAY and s.name != INTRUDER]
+        later = [s for s in honest if halted is not None and state.filled_at.get(s, 0) > halted]
+        self._promise("the others traded on", bool(later), f"{', '.join(later) or 'none'} of {', '.join(honest)}")
         restarts = {s.name: s.restarts for s in supervisor.states if s.restarts}
         self._promise("no process fell over", not restarts, str(restarts) if restarts else "no restart")
 
@@ -282,14 +293,27 @@ class Demo:
             code = self._command("audit", "sql", str(self._directory), "--query", query, "--limit", "12")
             self._promise(f"SQL: {title}", code == 0, f"exit code {code}")
 
+        self._archive_agrees()
+
+    def _archive_agrees(self) -> None:
+        """What the archive counts against what was played and seen."""
+        state = self._console.state
+        meant = (self._story.trades, self._story.quotes, state.verdicts["permit"], sum(state.fills.values()))
+        arguments = ("audit", "sql", str(self._directory), COUNT, "--format", "csv")
+        done = subprocess.run(
+            [*COMMAND, *arguments], check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, encoding="utf-8"
+        )
+        counts = [tuple(map(int, line.split(","))) for line in done.stdout.splitlines() if COUNTS.fullmatch(line)]
+        counted = counts[-1] if counts else (0,) * len(meant)
+        # The view may have closed before the last orders were decided and filled.
+        held = counted[:2] == meant[:2] and all(has >= saw for has, saw in zip(counted, meant, strict=True))
+        pairs = zip(counted, meant, COUNTED, strict=True)
+        seen = ", ".join(f"{has:,} {word} of {saw:,}" for has, saw, word in pairs)
+        self._promise("the archive holds what was played and seen", held, seen)
+
     def _command(self, *arguments: str) -> int:
         self._screen.file.flush()
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "tallystick.cli.main", *arguments],
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        return done.returncode
+        return subprocess.run([*COMMAND, *arguments], check=False, stdin=subprocess.DEVNULL).returncode
 
     def summary(self) -> int:
         """Print what held; 0 only if all of it did."""

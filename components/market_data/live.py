@@ -35,7 +35,7 @@ from tallystick.components.market_data.dumps import DumpQuote, DumpTrade, Tick
 from tallystick.components.market_data.feed import RECENT, Backoff, Change, Feed
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.schemas.bounds import NS_PER_MS
+from tallystick.schemas.bounds import NS_PER_MS, SECOND
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.event import check_decimal, check_positive
 
@@ -43,6 +43,7 @@ from tallystick.schemas.event import check_decimal, check_positive
 CONTIGUOUS: Final = frozenset(("binance", "binanceus", "binancecoinm", "binanceusdm"))
 TICK_S: Final = 0.5
 QUOTE_S: Final = 0.1
+PROBLEM_S: Final = 10
 _MAX_TIME_MS: Final = 2**63 // NS_PER_MS
 
 
@@ -172,7 +173,7 @@ class _Taken:
 class LiveFeed:
     """Follows the public trades and quotes of `symbols` (unified) until cancelled.
 
-    `on_problem` hears of what could not be read or followed and changes no state: symbol and text.
+    `on_problem` hears of what could not be read or followed, symbol and text, at most each `PROBLEM_S` for a symbol.
     """
 
     def __init__(
@@ -192,6 +193,8 @@ class LiveFeed:
         self._exchange = exchange
         self._feeds = {symbol: Feed(symbol, stale_ns, contiguous) for symbol in symbols}
         self._taken = {symbol: _Taken() for symbol in symbols}
+        # Until when no more problems of a symbol are told (ns), and how many were not.
+        self._problems: dict[str, tuple[int, int]] = {}
         # The last ticker taken of each symbol whose quotes are followed.
         self._quoted: dict[str, object] = {}
         self._clock = clock
@@ -276,7 +279,7 @@ class LiveFeed:
         self._tell(feed.passed())
         if not unread:
             return ""
-        self._on_problem(feed.symbol, f"{len(unread)} of {len(fresh)} trades left out: {unread[0]}")
+        self._problem(feed.symbol, f"{len(unread)} of {len(fresh)} trades left out: {unread[0]}")
         if len(unread) == len(fresh):
             return unread[0]
         self._tell(feed.missed(f"{len(unread)} trades could not be read: {unread[0]}"))
@@ -293,7 +296,7 @@ class LiveFeed:
                 failure = _why(exc)
             failure = failure or self._take_quote(symbol, ticker)
             if failure:
-                self._on_problem(symbol, f"quotes: {failure}")
+                self._problem(symbol, f"quotes: {failure}")
                 await self._sleep(backoff.next())
             else:
                 backoff.reset()
@@ -320,6 +323,15 @@ class LiveFeed:
             quotes = getattr(self._exchange, "bidsasks", None) or {}
             for symbol in self._quoted:
                 self._take_quote(symbol, quotes.get(symbol))
+
+    def _problem(self, symbol: str, text: str) -> None:
+        until, kept = self._problems.get(symbol, (0, 0))
+        now = self._clock()
+        if now < until:
+            self._problems[symbol] = until, kept + 1
+            return
+        self._problems[symbol] = now + PROBLEM_S * SECOND, 0
+        self._on_problem(symbol, f"{text} (and {kept} before it)" if kept else text)
 
     def _tell(self, changes: list[Change]) -> None:
         for change in changes:

@@ -131,6 +131,16 @@ async def test_one_trade_that_cannot_be_read_takes_no_other_with_it() -> None:
     assert "3 of 5 trades left out" in world.problems[0]
 
 
+async def test_of_many_problems_one_is_told_with_their_number() -> None:
+    batches: list[Any] = [[sent(f"a{i}"), sent(f"b{i}", price="0")] for i in range(5)]
+    world = World(Scripted({"BTC/USDT": batches}))
+    await world.until(lambda: len(world.of()) >= 11)
+    assert len(world.problems) == 1
+    world.now += live.PROBLEM_S * SECOND
+    world.feed._problem("BTC/USDT", "once more")
+    assert world.problems[1:] == ["once more (and 4 before it)"]
+
+
 async def test_where_ids_are_contiguous_the_unread_trade_is_the_gap() -> None:
     world = await told([[sent("1"), sent("2", amount="x"), sent("3")]], "binance", count=4)
     assert world.of() == ["live", 1, "gap", 3]
@@ -300,7 +310,7 @@ async def test_quotes_follow_exactly_and_decide_no_state() -> None:
     first = DumpQuote(Decimal("100.4"), Decimal(3), Decimal("100.6"), Decimal(0), NOW)
     assert world.quotes == [first, first._replace(time_ns=5_000_000)]
     assert world.changes == []
-    assert [p.partition(":")[0] for p in world.problems] == ["quotes", "quotes"]
+    assert [p.partition(":")[0] for p in world.problems] == ["quotes"]
 
 
 async def test_a_quote_that_came_while_nobody_waited_is_told_on_a_quiet_market() -> None:
