@@ -340,7 +340,10 @@ class Demo:
 def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     """Run the demo; the exit code.  Raises `TallystickError` for what cannot be used."""
     screen = Screen(soft_wrap=True)
-    story = tell(find_dumps(data or ([DATA] if DATA.is_dir() else [])), speed)
+    dumps = find_dumps(data or ([DATA] if DATA.is_dir() else []))
+    for dump in dumps:
+        screen.print(f"reading {dump}", highlight=False, markup=False)
+    story = tell(dumps, speed)
     run = Demo(directory.absolute(), story, screen)
     deployment, keystore = run.prepare()
     try:

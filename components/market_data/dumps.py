@@ -162,6 +162,11 @@ def find_dumps(paths: Iterable[Path]) -> list[Path]:
         if not inside:
             raise ConfigError("DUMP_NONE", f"{path}: no dump in it; one is named like XRPETH-aggTrades-2019-10-11.zip")
         found += inside
+    for path in found:
+        try:
+            str(path.absolute()).encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigError("DUMP_PATH", f"{str(path)!a}: the name is no UTF-8; rename it") from exc
     if given and not found:
         raise ConfigError("DUMP_NONE", f"{given[0]} is a checksum, no dump: give the file that it is of")
     return found

@@ -316,13 +316,13 @@ class LiveFeed:
 
     async def _ticks(self) -> None:
         while True:
-            await self._sleep(TICK_S)
             for feed in self._feeds.values():
                 self._take(feed)
                 self._tell(feed.tick(self._clock()))
             quotes = getattr(self._exchange, "bidsasks", None) or {}
             for symbol in self._quoted:
                 self._take_quote(symbol, quotes.get(symbol))
+            await self._sleep(TICK_S)
 
     def _problem(self, symbol: str, text: str) -> None:
         until, kept = self._problems.get(symbol, (0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Callable
 from decimal import Decimal
@@ -160,6 +161,13 @@ def test_a_dump_must_be_what_the_checksum_beside_it_says(tmp_path: Path) -> None
     assert refusal(path).startswith("DUMP_CHECKSUM")
     beside.write_text("<html>")
     assert "does not begin with a SHA-256" in refusal(path)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, rows(), os.fsdecode(b"XRPETH-aggTrades-\xff.csv"))
+    with pytest.raises(TallystickError, match=r"XRPETH-aggTrades-\\udcff.csv': the name is no UTF-8") as caught:
+        find_dumps([tmp_path])
+    str(caught.value).encode()
 
 
 def test_a_cut_download_is_refused(tmp_path: Path) -> None:
