@@ -14,6 +14,9 @@ from tallystick.schemas.nats_jwt import KEY_BYTES
 # A dead letter keeps the offending bytes up to this; beyond it only their hash.
 MAX_DEAD_PAYLOAD: Final = 65_536
 
+# How the reason of a revocation begins whose component sent more than its quota: a strategy's breaker trips on it.
+QUOTA_EXCEEDED: Final = "QUOTA_EXCEEDED"
+
 
 class CredentialIssued(Event, frozen=True, array_like=True, kw_only=True, tag="cred.issued/1"):
     """The authority handed out a session: published before the hand-out.

@@ -17,7 +17,7 @@ import asyncio
 import functools
 import json
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import nats.errors
@@ -25,6 +25,7 @@ from nats.aio.client import Client
 
 from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
 from tallystick.infra.nats.connz import CONNZ_REQUEST, Mismatch, connz_mismatches
+from tallystick.infra.nats.counts import COUNTS, counts, counts_request
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.nats_jwt import (
@@ -46,6 +47,8 @@ TIMEOUT_S: Final = 3.0
 OUTLIVES_S: Final = 60
 # Revocations of one component that its token names one by one; about 70 bytes each of the 262,144 that a token has.
 MAX_NAMED: Final = 512
+
+Observe = Callable[[Mapping[str, tuple[int, int]]], Awaitable[None]]
 
 
 class BrokerAdmin:
@@ -94,6 +97,42 @@ class BrokerAdmin:
                 table |= {s.session_key: max(s.expires_at, now) // SECOND + 1 for s in found}
             await self._push_components(by_component)
 
+    async def close_account(self, component: str) -> None:
+        """Cut every connection of `component` off, and take none, until `open_account`.  Raises `Unverified`."""
+        self._accounts.closed.add(component)
+        await self._push_account(component)
+
+    async def open_account(self, component: str) -> None:
+        """Take connections of `component` again.  Raises `Unverified`."""
+        self._accounts.closed.discard(component)
+        await self._push_account(component)
+
+    def remember_closed(self, component: str, *, closed: bool = True) -> None:
+        """What an earlier boot did; `adopt` makes it so at the broker."""
+        (self._accounts.closed.add if closed else self._accounts.closed.discard)(component)
+
+    async def _push_account(self, component: str) -> None:
+        async with self._lock:
+            await self._push_components((component,))
+
+    async def count(self, components: Sequence[str], every_s: float, observe: Observe) -> None:
+        """Ask what `components` have sent so far, again and again for as long as a session lasts.
+
+        `observe` gets messages and bytes of each.  Raises `Unverified` when the broker does not answer.
+        """
+        names = {encode_key("A", self._keys.components[name].account): name for name in components}
+        question = counts_request(names)
+        client = await self._connect()
+        try:
+            for _ in range(int(SYSTEM_LIFETIME_S * 0.6 / every_s)):
+                answer = await client.request(COUNTS, question, timeout=TIMEOUT_S)
+                await observe({names[a]: sent for a, sent in counts(answer.data).items() if a in names})
+                await asyncio.sleep(every_s)
+        except (TimeoutError, nats.errors.Error) as exc:
+            raise Unverified("STATZ", f"the broker did not say what was sent: {type(exc).__name__}") from exc
+        finally:
+            await client.close()
+
     async def adopt(self) -> None:
         """Take what the broker holds now as pushed last, and push what revocations of an earlier boot change.
 
@@ -101,6 +140,7 @@ class BrokerAdmin:
         drops the pulls that wait in an account whose token changes, and its reader notices only by the silence.
         Raises `Unverified`.
         """
+        closed: dict[str, bool] = {}
         async with self._lock:
             client = await self._connect()
             try:
@@ -111,11 +151,18 @@ class BrokerAdmin:
                     if decode_jwt(token).iss != encode_key("O", self._keys.operator_signing):
                         raise Unverified("CLAIMS_LOOKUP", f"the broker holds a token of {account} by another issuer")
                     self._pushed[account] = token
+                    closed[account] = _is_closed(token)
             except (TimeoutError, nats.errors.Error) as exc:
                 raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
             finally:
                 await client.close()
-            await self._push_components(self._revoked)
+            # What an earlier boot closed for good reason it told, and we have closed it again; the rest is opened.
+            changed = {
+                name
+                for name, keys in self._keys.components.items()
+                if closed.get(encode_key("A", keys.account), False) != (name in self._accounts.closed)
+            }
+            await self._push_components(sorted(changed | set(self._revoked)))
 
     async def refresh(self) -> None:
         """Push every account's token anew before the old ones expire, revocations included."""
@@ -256,3 +303,9 @@ class BrokerAdmin:
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise Unverified("BROKER_SYSTEM", f"{self._url}: {type(exc).__name__}: {exc}") from exc
         return client
+
+
+def _is_closed(token: str) -> bool:
+    """Whether an account token takes no connection."""
+    limits = decode_jwt(token).nats.get("limits")
+    return isinstance(limits, dict) and limits.get("conn") == 0

@@ -13,6 +13,7 @@ the log shows each, and custody's operator-signed caps bound the loss.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -20,6 +21,7 @@ from aiohttp import web
 
 from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.components.authority.issuer import Issued, Issuer
+from tallystick.components.authority.quota import Quotas
 from tallystick.infra.nats.claims import Accounts
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import (
@@ -38,9 +40,18 @@ from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
-from tallystick.schemas.nats_jwt import SessionKey
-from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
+from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey
+from tallystick.schemas.security import (
+    QUOTA_EXCEEDED,
+    BootEnded,
+    BreakerRearmed,
+    CredentialIssued,
+    ListedSession,
+    SessionList,
+    SessionRevoked,
+)
 from tallystick.schemas.subjects import subject
+from tallystick.schemas.trust import open_rearm
 
 if TYPE_CHECKING:
     from tallystick.runtime.bus.link import CredentialSource
@@ -51,6 +62,8 @@ MAX_REASON: Final = 400
 # Half an account token's life.  Each refresh silences waiting pulls until their readers notice (seconds).
 REFRESH_S: Final = 12 * 3600.0
 CONNECTIONS_S: Final = 5.0
+# A flood is seen within this, and cut off a moment later.
+COUNT_S: Final = 0.25
 RESOLVER_S: Final = 60.0
 EXPIRED_NS: Final = 10_000_000_000
 # Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
@@ -113,12 +126,14 @@ class Authority(OwnSource):
             oldest=self._issuer.oldest,
             lifetime_s=self._issuer.lifetime_s,
         )
+        self._quotas = Quotas({name: c.quota for name, c in bus.components.items() if c.quota is not None})
         return _OwnSessions(self, setup.certificate)
 
     async def start(self, ctx: ServiceContext) -> None:
         """Read the newest list; everything else waits for `ready`."""
         self._ctx = ctx
         ctx.subscribe("cred.>", self._on_cred, start=HISTORY)
+        ctx.subscribe("control.breaker.>", self._on_breaker, start=HISTORY)
 
     async def ready(self) -> None:
         """Take up what lives, announce the own session, open the door."""
@@ -133,6 +148,7 @@ class Authority(OwnSource):
         ctx.spawn(self._refresh())
         ctx.spawn(self._watch_connections())
         ctx.spawn(self._watch_resolver())
+        ctx.spawn(self._watch_quotas())
         await self._serve(ctx)
 
     # -- hand-out -------------------------------------------------------------------------------
@@ -140,6 +156,7 @@ class Authority(OwnSource):
     async def hand_out(self, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> str:
         """Issue, publish, and only then return the credential."""
         async with self._lock:
+            self._quotas.require_open(component)
             issued = self._issuer.issue(component, boot, session_key, self._setup.clock())
             await self._revoked(issued.replaced, "replaced by a new boot")
             await self._announce(issued, certificate)
@@ -246,9 +263,15 @@ class Authority(OwnSource):
                         self._issuer.restore((session,), (), now)
                     case SessionRevoked() | BootEnded():
                         self._issuer.forget_boot(event.boot, now)
+                        if event.reason.startswith(QUOTA_EXCEEDED):
+                            self._quotas.cut(received.subject.component, event.ts)
+                            self._broker.remember_closed(received.subject.component)
                         self._broker.remember_revoked(
                             tuple(s for s in issues.get(event.boot, ()) if s.expires_at > now)
                         )
+                    case BreakerRearmed():
+                        if self._lets_in(received.subject.scope, event):
+                            self._broker.remember_closed(received.subject.scope, closed=False)
                     case _:
                         pass
         self._history.clear()
@@ -280,6 +303,65 @@ class Authority(OwnSource):
                 continue
             for mismatch in found:
                 ctx.notice(mismatch.code, f"connection {mismatch.cid} is kicked: {mismatch.text}")
+
+    # -- quotas ---------------------------------------------------------------------------------
+
+    async def _watch_quotas(self) -> None:
+        ctx = self._context()
+        while True:
+            try:
+                await self._broker.count(self._quotas.components, COUNT_S, self._on_counts)
+            except (Unverified, Malformed) as exc:
+                ctx.log.warning("counts unknown", code=exc.code, text=exc.text)
+                await asyncio.sleep(COUNT_S)
+
+    async def _on_counts(self, counts: Mapping[str, tuple[int, int]]) -> None:
+        now = self._context().clock()
+        for component, why in self._quotas.observe(counts, now).items():
+            await self._cut_off(component, why, now)
+        for component in self._quotas.over(now):
+            await self._let_in(component)
+
+    async def _cut_off(self, component: str, why: str, now: int) -> None:
+        ctx = self._context()
+        ctx.notice("QUOTA_EXCEEDED", f"{component} is cut off: {why}")
+        self._quotas.cut(component, now)
+        try:
+            # The broker first: every moment costs all others.
+            await self._broker.close_account(component)
+        except Unverified as exc:
+            ctx.notice("BROKER_REVOCATION", f"{component} is beyond its quota and could not be cut off: {exc}")
+        reason = f"{QUOTA_EXCEEDED}: {why}"[:MAX_REASON]
+        async with self._lock:
+            ended = self._issuer.revoke(component)
+            if not ended:
+                # Whoever it was had no session of ours; what was done in the component's name is told all the same.
+                where = subject("cred", component=component)
+                await ctx.publish(where, ctx.new(SessionRevoked, boot=bytes(BOOT_BYTES), reason=reason))
+            await self._revoked(ended, reason)
+
+    async def _let_in(self, component: str) -> None:
+        try:
+            await self._broker.open_account(component)
+        except Unverified as exc:
+            self._context().notice("BROKER_REVOCATION", f"{component} may come back and the broker was not told: {exc}")
+
+    async def _on_breaker(self, received: Received) -> None:
+        if self._runner is None:
+            self._history.append(received)
+            return
+        for event in received.events:
+            if isinstance(event, BreakerRearmed) and self._lets_in(received.subject.scope, event):
+                await self._let_in(received.subject.scope)
+
+    def _lets_in(self, scope: str, event: BreakerRearmed) -> bool:
+        """Whether it is the operator's own note for the scope of a component that was cut off."""
+        try:
+            named = open_rearm(event.note, self._setup.trust).scope
+        except (Unverified, Malformed) as exc:
+            self._context().log.warning("a note that lets nobody in", scope=scope, code=exc.code)
+            return False
+        return named == scope and self._quotas.rearmed(scope)
 
     async def _watch_resolver(self) -> None:
         ctx = self._context()

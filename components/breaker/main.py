@@ -58,7 +58,7 @@ class Breaker(Service):
         """Read the newest history; act from `ready` on."""
         self.ctx = ctx
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
-        ctx.subscribe(("alert.>", "control.>"), self._on_message, start=self._tail)
+        ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.deployment.run) / SOCKET
         self._socket = ControlSocket(path, self._on_request, ctx.log, within=ctx.tasks)

@@ -2,7 +2,8 @@
 
 - A scope is `all`, `strategy-<name>` or `venue-<name>`.  It is tripped or not; a fresh deployment has none tripped.
 - Triggers: an alert of severity high or critical (its scope; `all` where that is none of ours), a fill under the
-  strategy `unknown`, which no permit covers (`all`), and a person (`kill`).  Lesser alerts trip nothing.
+  strategy `unknown`, which no permit covers (`all`), a strategy that the authority cut off for its quota (its scope), and a
+  person (`kill`).  Lesser alerts trip nothing.
 - Every trigger is answered by one `BreakerTripped` with the trigger as its cause, also where the scope is tripped
   already: `since` then moves on to the newest, so that a re-arming signed before it does not hold any more.
 - A scope closes only by a `Rearm` that the operator signed for that scope and that `since`: it cannot be used for
@@ -28,7 +29,15 @@ import msgspec
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.event import Event
 from tallystick.schemas.orders import Fill
-from tallystick.schemas.security import Alert, BreakerHeartbeat, BreakerRearmed, BreakerTripped, Trip
+from tallystick.schemas.security import (
+    QUOTA_EXCEEDED,
+    Alert,
+    BreakerHeartbeat,
+    BreakerRearmed,
+    BreakerTripped,
+    SessionRevoked,
+    Trip,
+)
 from tallystick.schemas.subjects import Subject, check_name, subject
 from tallystick.schemas.trust import Rearm
 
@@ -161,6 +170,13 @@ class Breakers:
                 return check_scope(event.scope), reason, where.detector
             except Malformed:  # a dangerous alert of a scope that nobody knows must not be without effect
                 return ALL, f"{reason} (scope {event.scope[:48]!r} unknown)", where.detector
+        if (
+            isinstance(event, SessionRevoked)
+            and where.kind == "cred"
+            and where.component.startswith("strategy-")
+            and event.reason.startswith(QUOTA_EXCEEDED)
+        ):
+            return check_scope(where.component), event.reason, "authority"
         if isinstance(event, Fill) and where.kind == "fill" and where.strategy == UNKNOWN_STRATEGY:
             text = f"FILL_WITHOUT_PERMIT: trade {event.trade_id} of {where.symbol} at {where.venue}: "
             return ALL, f"{text}{event.side} {event.qty} at {event.price}", "portfolio"

@@ -29,6 +29,7 @@ from typing import Final
 
 import msgspec
 
+from tallystick.infra.nats.counts import COUNTS
 from tallystick.infra.nats.topology import LEASE_BUCKET, LOCAL_API, STATE_STREAM, Bus, Component
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import Claims, Signer, encode_jwt, encode_key
@@ -108,6 +109,8 @@ class Accounts:
         ):
             if signer.public != public:
                 raise ConfigError("BUS_KEYS", f"the {what} key is not the one that signs")
+        # Components whose account takes no connection: their tokens are rendered so until they are taken out.
+        self.closed: set[str] = set()
         self._bus = bus
         self._keys = keys
         self._operator = operator
@@ -139,6 +142,7 @@ class Accounts:
                 "$SYS.REQ.CLAIMS.LIST",
                 "$SYS.REQ.ACCOUNT.*.CLAIMS.LOOKUP",
                 "$SYS.REQ.ACCOUNT.*.CONNZ",
+                COUNTS,
                 "$SYS.REQ.SERVER.*.KICK",
             ),
             inbox="_INBOX_authority",
@@ -188,6 +192,8 @@ class Accounts:
             _scope(keys.role, name, publishes=allowed(component), inbox=component.inbox, payload=payload)
         ]
         limits = {**_limits(), "imports": len(imports), "payload": payload}
+        if name in self.closed:
+            limits["conn"] = 0
         if component.state_bytes:
             limits |= _jetstream(memory=0, disk=component.state_bytes, streams=2)
             streams = (STATE_STREAM, f"KV_{LEASE_BUCKET}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallystick.schemas.codes.code import ALERT, ERROR, NOTICE, Code
+from tallystick.schemas.codes.code import ALERT, ERROR, NOTICE, REFUSAL, Code
 
 _DEFECT: Final = "It is a defect to report."
 _LOG: Final = "Look at the broker's log in `DIR/log`."
@@ -164,6 +164,13 @@ CODES: Final = (
         "More messages than are told one by one could not be processed; the last is named.",
         "Find out who sends them: the stream and the archive hold each.",
     ),
+    Code(
+        "QUOTA_EXCEEDED",
+        REFUSAL | NOTICE,
+        "A component sent the broker more than its quota, and was cut off, revoked and, if it is a strategy, tripped.",
+        "Stop it and find out why; `tallystick rearm DIR strategy-NAME` lets a strategy in again.",
+    ),
+    Code("STATZ", ERROR, "The broker does not say how much was sent, or not readably.", _LOG),
     Code("TOPOLOGY", ERROR, "The topology file has an unknown key or a value of the wrong type.", _TOPOLOGY),
     Code(
         "TOPOLOGY_CYCLE",

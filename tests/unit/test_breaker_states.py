@@ -14,7 +14,14 @@ from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.note import open_note
 from tallystick.schemas.orders import Fill
-from tallystick.schemas.security import Alert, BreakerHeartbeat, BreakerRearmed, BreakerTripped
+from tallystick.schemas.security import (
+    QUOTA_EXCEEDED,
+    Alert,
+    BreakerHeartbeat,
+    BreakerRearmed,
+    BreakerTripped,
+    SessionRevoked,
+)
 from tallystick.schemas.subjects import Subject, subject
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, Rearm, TrustRoot, open_rearm, sign_document
 
@@ -344,3 +351,18 @@ def test_a_finding_stated_again_under_its_id_trips_once_and_another_one_again() 
     assert world.breakers.tripped[0].since == since
     again = world.new(Alert, code="INTENT_BURST", scope="strategy-a", text="too many")
     assert len(world.breakers.on_event(where, again)) == 1
+
+
+def test_a_strategy_that_the_authority_cut_off_for_its_quota_is_tripped_and_nothing_else_is() -> None:
+    world = World()
+    world.start()
+    reason = f"{QUOTA_EXCEEDED}: 9,000 messages"
+    for component, why in (
+        ("gateway", reason),
+        ("observer-one", reason),
+        ("strategy-alpha", "replaced by a new boot"),
+        ("strategy-beta", reason),
+    ):
+        event = world.new(SessionRevoked, boot=bytes(16), reason=why)
+        world.happens(subject("cred", component=component), event)
+    assert [(t.scope, t.reason) for t in world.breakers.tripped] == [("strategy-beta", reason)]
