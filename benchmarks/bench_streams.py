@@ -13,11 +13,10 @@ from benchmarks.report import Row, Void, percentiles, say
 from tallystick.runtime.bus.received import Received
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
-from tallystick.streams.detectors.burst import Rules
 from tallystick.streams.main import Streams
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-from tests.support.streams import begin, intent, intents_of
+from tests.support.streams import begin, intent, intents_of, rules
 
 MESSAGES = 20_000
 BATCHES = 400
@@ -55,7 +54,7 @@ async def plain(desk: Desk, after: int, wanted: int) -> float:
 async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
     """Verified events a second from reading to committed state, and the commits it took."""
     context = await desk.context("streams")
-    worker = Streams(rules=Rules({}))
+    worker = Streams(rules=rules(10, 20))
     await worker.start(context)
     began = time.perf_counter()
     context.open()
@@ -110,7 +109,7 @@ async def latencies(bus: TestBus) -> list[float]:
     await reader.caught_up()
     sources = [(await desk.context(f"strategy-{name}"), intents_of(name)) for name in STRATEGIES]
     context = await desk.context("streams")
-    await begin(context, Streams(rules=Rules({"burst": 4, "messages_per_second": 1})))
+    await begin(context, Streams(rules=rules(1, 4)))
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for number, (source, where) in enumerate(sources):

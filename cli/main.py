@@ -79,7 +79,7 @@ def init(
 
 @app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
 def admit(directory: _Dir, pin_fd: _PinFd = None) -> None:
-    """Sign what deployment.toml says now: new strategies and observers, instruments, caps."""
+    """Sign what deployment.toml and the policy folder say now: strategies, observers, instruments, limits, caps."""
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.trust_root import admit as sign
     from tallystick.runtime.keys.keystore import Keystore, read_pin

@@ -11,9 +11,9 @@ import os
 import socket
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.market_data.main import open_recording, shown
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
+from tallystick.runtime.deployment.terms import require_signed
 from tallystick.runtime.deployment.usercode import check_user_file
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot, require_current
@@ -33,11 +33,8 @@ def check(deployment: Deployment, now: int) -> None:
             f"run `tallystick admit {deployment.directory}`",
         )
     if "gateway" in bus.components:
-        Policy.load(deployment.policy, trust, deployment.listed)
-        try:
-            LimitBook.parse(deployment.config.limits)
-        except ConfigError as exc:
-            raise ConfigError(exc.code, f"{deployment.directory / CONFIG_NAME}: {exc.text}") from exc
+        require_signed(deployment, trust)
+        Policy.load(deployment.policy, trust)
     for made in deployment.user_code:
         check_user_file(made.module, deployment.directory)
         if missing := [name for name in made.env if name not in os.environ]:

@@ -126,17 +126,19 @@ class Permit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 class Decision(Event, frozen=True, array_like=True, kw_only=True, tag="order.decision/1"):
     """The gateway's answer to an intent.
 
-    `[…, verdict, intent_id, intent_hash, denials, policy_hash, policies, permit]`
+    `[…, verdict, intent_id, intent_hash, trust_root, denials, policy_hash, policies, permit]`
 
     - `verdict`: `permit` carries a permit and no denial; `deny` carries denials and no permit;
       `cancel` passes a `CancelIntent` on and carries neither.
     - `intent_hash`: the RFC 6962 leaf hash of the sealed message that held the intent.
+    - `trust_root`: SHA-256 of the signed document by whose limits, caps, instruments and house rules it was made.
     - `policy_hash`: SHA-256 of policy and schema text; `policies`: ids of the determining policies.
     """
 
     verdict: Literal["permit", "deny", "cancel"]
     intent_id: Id
     intent_hash: Hash
+    trust_root: Hash
     denials: tuple[Denial, ...] = ()
     policy_hash: bytes = b""
     policies: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
     "cred": (security.CredentialIssued, security.SessionRevoked, security.BootEnded, security.SessionList),
     "control.breaker": (security.BreakerHeartbeat, security.BreakerTripped, security.BreakerRearmed),
     "control.arm": (security.Arm,),
-    "control.config": (security.ConfigChanged,),
+    "control.config": (security.ConfigChanged, security.RootInForce),
     "alert": (security.Alert,),
     "audit.checkpoint": (security.Checkpoint, security.StreamTotal),
     "audit.cosignature": (security.Cosignature,),

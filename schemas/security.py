@@ -120,6 +120,12 @@ class ConfigChanged(Event, frozen=True, array_like=True, kw_only=True, tag="cont
     text: str = ""
 
 
+class RootInForce(Event, frozen=True, array_like=True, kw_only=True, tag="control.root/1"):
+    """A component states the trust root that it decides by: `[…, note]`, the signed note itself."""
+
+    note: str
+
+
 class Alert(Event, frozen=True, array_like=True, kw_only=True, tag="alert/1"):
     """A detector's finding: `[…, code, scope, text, value, limit]`; `scope` as in `BreakerHeartbeat`."""
 

@@ -1,4 +1,4 @@
-"""The trust root: who may publish what, under which keys, with which instruments and caps.
+"""The trust root: who may publish what, under which keys, and everything that decides over money.
 
 A trust root is a signed note (`note`) whose text is canonical JSON of `TrustRoot`, signed by the
 operator root.  Verifiers pin the operator root's public key alone and take everything else from here,
@@ -27,6 +27,7 @@ import msgspec
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import NOT_DECODED, LeaseOver, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
+from tallystick.schemas.limits import LimitBook, LimitRow
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.note import open_note, sign_note
 from tallystick.schemas.subjects import KINDS, check_name, matches
@@ -101,6 +102,14 @@ class Cap(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         check_positive(self.max_hourly, "max_hourly")
 
 
+class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The strategies that may trade an instrument."""
+
+    venue: str
+    symbol: str
+    strategies: tuple[str, ...]
+
+
 class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One component: its role key and account (NATS nkeys, `A…`), what it publishes, its token lifetime (s)."""
 
@@ -111,7 +120,10 @@ class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The document; see the module docstring.  Public keys are lower-case hex of 32 bytes, times Unix ns."""
+    """The document; see the module docstring.  Public keys are lower-case hex of 32 bytes, times Unix ns.
+
+    `limits`, `listings` and `policy` (lower-case hex of the house rules' SHA-256) are what the gateway decides by.
+    """
 
     kind: Literal["tallystick-trust-root/1"] = "tallystick-trust-root/1"
     deployment: str
@@ -125,6 +137,9 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     venues: dict[str, Venue]
     instruments: tuple[Instrument, ...]
     caps: tuple[Cap, ...]
+    limits: tuple[LimitRow, ...]
+    listings: tuple[Listing, ...]
+    policy: str
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
@@ -132,6 +147,8 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise Malformed("TRUST_ROOT", f"number {self.number}, issued {self.issued}, expires {self.expires}")
         for key in (self.operator_root, self.operator):
             public_key_bytes(key)
+        _check_digest(self.policy)
+        LimitBook(self.limits)
         for name, component in self.components.items():
             check_name(name, "component")
             for pattern in component.publishes:
@@ -141,6 +158,11 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         roles = [c.role_key for c in self.components.values()]
         if len(set(roles)) != len(roles):
             raise Malformed("TRUST_ROOT", "two components share a role key")
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the document's canonical JSON, its last newline included: what decisions name."""
+        return hashlib.sha256(_canonical(self) + b"\n").digest()
 
     def component(self, name: str) -> ComponentTrust:
         """The record of a component.  Raises `Unverified` for an unknown one."""
@@ -210,6 +232,15 @@ def public_key_bytes(text: str) -> bytes:
     return raw
 
 
+def _check_digest(text: str) -> None:
+    try:
+        good = len(text) == 64 and bytes.fromhex(text).hex() == text
+    except ValueError as exc:
+        raise Malformed("TRUST_ROOT", f"policy is no hex: {text[:80]!r}") from exc
+    if not good:
+        raise Malformed("TRUST_ROOT", f"policy is 64 lower-case hex digits, got {text[:80]!r}")
+
+
 @functools.lru_cache(maxsize=16384)
 def _in_scope(publishes: tuple[str, ...], subject: str) -> bool:
     return any(matches(pattern, subject) for pattern in publishes)
@@ -271,6 +302,18 @@ def open_trust_roots(notes: Sequence[str], pinned: bytes) -> tuple[TrustRoot, ..
             key = new
         roots.append(root)
     return tuple(roots)
+
+
+def open_successor(note: str, root: TrustRoot) -> TrustRoot:
+    """A version of `root`'s document, signed by the operator root that `root` names.
+
+    For comparing with what others run under: it is verified, and not in force.  Raises `Malformed` or `Unverified`.
+    """
+    text, _ = open_note(note, {ROOT_KEY_NAME: public_key_bytes(root.operator_root)})
+    other = _decode(text, TrustRoot)
+    if other.deployment != root.deployment:
+        raise Unverified("TRUST_ROOT_DEPLOYMENT", f"trust root of {other.deployment}, this is {root.deployment}")
+    return other
 
 
 def require_current(root: TrustRoot, now: int) -> None:

@@ -28,6 +28,7 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.orders import Intent
 from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp
 from tallystick.streams.detectors.burst import EMPTY, Bucket, Rules, alert_of, observe
@@ -58,7 +59,7 @@ class Streams(Service):
     """One worker.  Everything but the channel belongs to the agent; `_lock` makes commits one at a time."""
 
     def __init__(self, *, rules: Rules | None = None, commit_s: float = COMMIT_S, expires_s: int = EXPIRES_S) -> None:
-        """`rules`: other than the deployment's limits give; `expires_s`: how long windows stay, in stream time."""
+        """`rules`: other than the operator's limits give; `expires_s`: how long windows stay, in stream time."""
         self._rules_given = rules
         self._commit_s = commit_s
         self._expires_s = expires_s
@@ -66,7 +67,7 @@ class Streams(Service):
     async def start(self, ctx: ServiceContext) -> None:
         """Take the lease and the state, and read on from there.  Raises `ConfigError` while another worker is live."""
         self._ctx = ctx
-        self._rules = self._rules_given or Rules(ctx.deployment.config.limits)
+        self._rules = self._rules_given or Rules(LimitBook(ctx.trust.limits))
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopping = False
         self._idle = asyncio.Event()

@@ -23,6 +23,7 @@ import msgspec
 from tallystick.components.breaker.control import ControlSocket
 from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.control import SOCKET, ArmRequest, Kill, RearmRequest, Request
@@ -57,6 +58,8 @@ class Breaker(Service):
     async def start(self, ctx: ServiceContext) -> None:
         """Read the newest history; act from `ready` on."""
         self.ctx = ctx
+        if self._run is None:
+            RootWatch(ctx).start()
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
         ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)

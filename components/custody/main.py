@@ -21,6 +21,7 @@ from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
+from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
@@ -73,6 +74,8 @@ class Custody(Service):
             self._journal.spent,
             self._journal.signed,
         )
+        self._watch = RootWatch(ctx, self._permits.superseded_by)
+        self._watch.start()
         self._server = SigningServer(
             self._permits,
             ctx.verifier,

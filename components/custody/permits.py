@@ -6,7 +6,8 @@ An order is signed only if, in this order,
    stands on `order.decision` and was sealed by the gateway;
 2. the gateway's session is on a session list at most 3 s old, unexpired and not revoked;
 3. the named decision is in the message and carries a permit;
-4. the permit's audience is this boot, it has not expired and lives no longer than `MAX_PERMIT_NS`;
+4. it was decided by the very document of limits, caps, instruments and house rules that custody has; the permit's
+   audience is this boot, it has not expired and lives no longer than `MAX_PERMIT_NS`;
 5. the breaker's heartbeat is at most 1 s old, not ahead of the clock, and neither `all`, the strategy nor the venue is tripped;
 6. an operator-signed lease arms execution for the venue now;
 7. the permit names our account, and the hash of the operator-signed instrument record of its subject;
@@ -94,6 +95,8 @@ class Permits:
         signed: Mapping[str, int] | None = None,
     ) -> None:
         self.trust = trust
+        self._root = trust.digest
+        self._newer = 0
         self.boot = boot
         self.sessions = sessions
         self._breakers = BreakerView()
@@ -111,6 +114,10 @@ class Permits:
         for event in verified.events:
             if isinstance(event, Arm):
                 self._leases.learn(verified.subject.component, event.note, now)
+
+    def superseded_by(self, newer: TrustRoot) -> None:
+        """A newer trust root than ours was in force already: no order is signed any more, cancels are."""
+        self._newer = newer.number
 
     @property
     def used(self) -> int:
@@ -133,6 +140,10 @@ class Permits:
         `now` is Unix nanoseconds.  Raises `Denied`, `Unverified` or `Malformed`: nothing may be signed then.
         """
         require_current(self.trust, now)
+        if self._newer:
+            raise Denied(
+                "TRUST_ROOT_NEWER", f"trust root {self._newer} was in force already, this is {self.trust.number}"
+            )
         subject, credential = verified.subject, verified.credential
         if subject.kind != "order.decision" or credential.component != GATEWAY:
             raise Denied(
@@ -146,6 +157,12 @@ class Permits:
         permit = decision.permit
         if permit is None:
             raise Denied("NOT_A_PERMIT", f"decision {id_text(decision_id)} says {decision.verdict}")
+        if decision.trust_root != self._root:
+            raise Denied(
+                "TRUST_ROOT_DIFFERS",
+                f"decided by document {decision.trust_root.hex()[:16]}, this is {self._root.hex()[:16]}, "
+                f"trust root {self.trust.number}",
+            )
         if permit.audience != self.boot:
             raise Denied("PERMIT_AUDIENCE", f"for boot {permit.audience.hex()[:16]}, this is {self.boot.hex()[:16]}")
         if now >= permit.expires_at:

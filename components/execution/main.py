@@ -39,6 +39,7 @@ from tallystick.components.execution.orders import Orders
 from tallystick.runtime.bus.alarms import Alarms
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -73,6 +74,7 @@ class Execution(Service):
         self._ctx = ctx
         self._tasks = Tasks(ctx.tasks)
         self._alarms = Alarms(ctx.notice, ctx.clock)
+        RootWatch(ctx).start()
         self._name = name = deployment.config.venue.name
         venue = ctx.trust.venues.get(name)
         if venue is None:

@@ -42,7 +42,6 @@ from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.controls import check, check_caller, unknown_instrument
 from tallystick.components.gateway.risk.exposure import Alarm, Exposure, OpenOrder
 from tallystick.components.gateway.risk.facts import Caller, Facts
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.markets import Markets
 from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.components.gateway.risk.valuation import value_order
@@ -51,6 +50,7 @@ from tallystick.schemas.breakers import BreakerView
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
 from tallystick.schemas.leases import LeaseBook
+from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import (
     CancelIntent,
@@ -88,14 +88,12 @@ class NewDecision(Protocol):
 class Gateway:
     """See the module docstring.  Owns all state that decisions rest on; not for use from several threads.
 
-    - `trust`: the trust root; `policy`: checked policies; `limits`: the limits of each strategy.
+    - `trust`: the trust root, whose limits, caps and instruments count; `policy`: checked policies.
     - `sessions`: the view of live sessions that the caller keeps up to date with `cred.>`.
     - `new`: makes a `Decision` (in a process, the runtime's maker of events).
     """
 
-    def __init__(
-        self, trust: TrustRoot, policy: Policy, limits: LimitBook, sessions: SessionView, new: NewDecision
-    ) -> None:
+    def __init__(self, trust: TrustRoot, policy: Policy, sessions: SessionView, new: NewDecision) -> None:
         self.sessions = sessions
         self.exposure = Exposure()
         self.markets = Markets()
@@ -104,7 +102,8 @@ class Gateway:
         self.alarm: Callable[[str, str], object] = lambda _code, _text: None
         self._trust = trust
         self._policy = policy
-        self._limits = limits
+        self.limits = LimitBook(trust.limits)
+        self._root = trust.digest
         self._new = new
         self._instruments = {(i.venue, i.symbol): (i, i.digest) for i in trust.instruments}
         self._leases = LeaseBook(trust)
@@ -174,6 +173,7 @@ class Gateway:
             verdict="deny",
             intent_id=ids[0],
             intent_hash=leaf,
+            trust_root=self._root,
             denials=(why,),
             policy_hash=self._policy.digest,
             policies=(),
@@ -246,6 +246,7 @@ class Gateway:
             verdict="deny" if denials else "cancel" if permit is None else "permit",
             intent_id=intent_id,
             intent_hash=verified.leaf,
+            trust_root=self._root,
             denials=tuple(denials),
             policy_hash=self._policy.digest,
             policies=verdict.policies,
@@ -289,7 +290,7 @@ class Gateway:
         )
 
     def _facts(self, caller: Caller, instrument: Instrument, verified: Verified, intent: Intent, now: int) -> Facts:
-        subject, limits = verified.subject, self._limits.of(caller.strategy)
+        subject, limits = verified.subject, self.limits.of(caller.strategy, instrument.quote)
         market = self.markets.of(subject.venue, subject.symbol)
         lease = self._leases.newest(subject.venue)
         account = self._account(subject.venue)
@@ -320,8 +321,7 @@ class Gateway:
     def _throttle(self, strategy: str, now: int) -> Throttle:
         known = self._throttles.get(strategy)
         if known is None:
-            limits = self._limits.of(strategy)
-            known = self._throttles[strategy] = Throttle(limits.messages_per_second, limits.burst, now)
+            known = self._throttles[strategy] = Throttle(*self.limits.rate(strategy), now)
         return known
 
     def _account(self, venue: str) -> str:
@@ -347,6 +347,7 @@ class Gateway:
             return
         order = permit.order
         qty, price = order.amounts()
+        quote = self._quote(subject)
         side: Side = "buy" if order.side == "BUY" else "sell"
         self.exposure.reserve(
             OpenOrder(
@@ -354,12 +355,12 @@ class Gateway:
                 strategy=subject.strategy,
                 venue=subject.venue,
                 symbol=subject.symbol,
-                quote=self._quote(subject),
+                quote=quote,
                 side=side,
                 qty=qty,
                 price=price,
                 # What it was valued at is not on record; it cannot have been more.
-                whole=self._limits.of(subject.strategy).max_notional,
+                whole=self.limits.of(subject.strategy, quote).max_notional,
                 expires_at=permit.expires_at,
             )
         )

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import CancelIntent, Decision, Denial, Intent
@@ -33,9 +32,8 @@ MAX_PASSED: Final = 4_096
 class Intake:
     """The door before `gateway`.  Owns each strategy's budget."""
 
-    def __init__(self, gateway: Gateway, limits: LimitBook) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._limits = limits
         self._budgets: dict[str, Throttle] = {}
         # (strategy, order) -> when its cancellation last passed beyond the budget
         self._passed: OrderedDict[tuple[str, bytes], int] = OrderedDict()
@@ -57,9 +55,8 @@ class Intake:
             else:
                 beyond.append(event)
         if beyond:
-            limits = self._limits.of(strategy)
-            rate, burst = INTAKE * limits.messages_per_second, INTAKE * limits.burst
-            text = f"{len(beyond)} beyond what is decided, limit={rate}/s, burst={burst}"
+            rate, burst = self._gateway.limits.rate(strategy)
+            text = f"{len(beyond)} beyond what is decided, limit={INTAKE * rate}/s, burst={INTAKE * burst}"
             why = Denial(code="INTAKE_RATE", text=text)
             yield gateway.refuse(verified.leaf, [event.id for event in beyond], why, now)
 
@@ -78,9 +75,8 @@ class Intake:
     def _budget(self, strategy: str, now: int) -> Throttle:
         known = self._budgets.get(strategy)
         if known is None:
-            limits = self._limits.of(strategy)
-            known = Throttle(INTAKE * limits.messages_per_second, INTAKE * limits.burst, now)
-            self._budgets[strategy] = known
+            rate, burst = self._gateway.limits.rate(strategy)
+            known = self._budgets[strategy] = Throttle(INTAKE * rate, INTAKE * burst, now)
         return known
 
 

@@ -20,15 +20,16 @@ from typing import Final
 from tallystick.components.gateway.decide import Gateway
 from tallystick.components.gateway.intake import Intake
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.runtime.bus.alarms import Alarms
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.orders import Decision
 from tallystick.schemas.standing import LISTED
 from tallystick.schemas.subjects import ORDERS, Subject
+from tallystick.schemas.trust import TrustRoot
 
 # Newest messages of market data read at start: enough to know the last trade of each instrument; what
 # is not among them denies until its next trade.
@@ -58,12 +59,12 @@ class GatewayProcess(Service):
     async def start(self, ctx: ServiceContext) -> None:
         """Load the policy and subscribe.  Raises `ConfigError` for a policy or limits that are not right."""
         deployment = ctx.deployment
-        policy = Policy.load(deployment.policy, ctx.trust, deployment.listed)
-        limits = LimitBook.parse(deployment.config.limits)
+        policy = Policy.load(deployment.policy, ctx.trust)
         self._ctx = ctx
-        self.gateway = Gateway(ctx.trust, policy, limits, ctx.sessions, functools.partial(ctx.new, Decision))
+        RootWatch(ctx, self._superseded).start()
+        self.gateway = Gateway(ctx.trust, policy, ctx.sessions, functools.partial(ctx.new, Decision))
         self.gateway.alarm = Alarms(ctx.notice, ctx.clock).say
-        self.intake = Intake(self.gateway, limits)
+        self.intake = Intake(self.gateway)
         ctx.log.info("policy", digest=policy.digest.hex(), folder=str(deployment.policy))
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, MARKET_TAIL)
         ctx.subscribe(("control.breaker.>", "control.arm.>"), self._on_control, SECURITY_TAIL)
@@ -75,6 +76,10 @@ class GatewayProcess(Service):
         for where, decision in self.gateway.caught_up(self._ctx.clock()):
             await self._ctx.room(ORDERS)
             self._publish(where, decision)
+
+    def _superseded(self, newer: TrustRoot) -> None:
+        """What we decide by is not in force any more: no decision from here on."""
+        self._ctx.spawn(_end_by(newer))
 
     async def _on_market(self, received: Received) -> None:
         if (await self._ctx.admit(received)).kind == "unproven":
@@ -135,6 +140,14 @@ class GatewayProcess(Service):
         if abs(now - self._flooding.get(strategy, now - FLOOD_NS)) >= FLOOD_NS:
             self._flooding[strategy] = now
             self._ctx.notice("INTAKE_RATE", f"strategy-{strategy}: {text}")
+
+
+async def _end_by(newer: TrustRoot) -> None:
+    raise ConfigError(
+        "TRUST_ROOT_NEWER",
+        f"trust root {newer.number} was in force already: put back the folder's newest trust/, or sign anew with "
+        "`tallystick admit`",
+    )
 
 
 SERVICE = GatewayProcess

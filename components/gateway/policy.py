@@ -10,17 +10,15 @@
 - A policy that errs while it is evaluated denies: Cedar itself would skip an erring `forbid`.
 - The digest covers the text of every file, so a decision names exactly the policy that it was made by.
 
-The policy folder is trusted: an attacker who controls it can permit whatever the risk controls, the
-trust root and custody's caps still allow.  Its digest stands in every decision.
+The policy folder is not trusted: the operator signs its digest in the trust root, and what differs from it is refused.
 
 Source: the Cedar policy language, https://docs.cedarpolicy.com.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -29,14 +27,13 @@ import cedarpy
 import msgspec
 
 from tallystick.components.gateway.risk.facts import Caller, Order
+from tallystick.runtime.deployment.house_rules import read_house_rules
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import TrustRoot
 
 MAX_LONG: Final = 2**63 - 1
-# A policy text beyond this is a mistake, not a policy; it bounds what start-up parses.
-MAX_TEXT: Final = 1_000_000
 
 
 Action = Literal["PlaceOrder", "CancelOrder"]
@@ -77,37 +74,34 @@ class Policy:
         self.digest = digest
 
     @classmethod
-    def load(cls, folder: Path, root: TrustRoot, listed: Mapping[tuple[str, str], Iterable[str]]) -> Policy:
-        """Read, type-check and parse the policies of `folder`.
-
-        `listed` maps (venue, symbol) to the strategies that may trade there.  Raises `ConfigError`.
-        """
-        files = sorted(p for p in folder.glob("*") if p.suffix in {".cedar", ".cedarschema"})
-        schemas = [p for p in files if p.suffix == ".cedarschema"]
-        sources = [p for p in files if p.suffix == ".cedar"]
-        if len(schemas) != 1 or not sources:
+    def load(cls, folder: Path, root: TrustRoot) -> Policy:
+        """Read, type-check and parse the policies of `folder`, which are those that `root` names.  Raises `ConfigError`."""
+        policy = cls.read(folder, root)
+        if policy.digest.hex() != root.policy:
             raise ConfigError(
-                "POLICY_FILES",
-                f"{folder} must hold one *.cedarschema and at least one *.cedar, found {[p.name for p in files]}",
+                "POLICY_UNSIGNED",
+                f"{folder}: digest {policy.digest.hex()[:16]}, the operator signed {root.policy[:16]} in trust root "
+                f"{root.number}: take the change back, or have it signed with `tallystick admit`",
             )
-        texts = {p: _read(p) for p in files}
+        return policy
+
+    @classmethod
+    def read(cls, folder: Path, root: TrustRoot) -> Policy:
+        """The same for policies that nobody signed yet: to check them."""
+        rules = read_house_rules(folder)
         try:
-            schema = cedarpy.Schema.from_str(texts[schemas[0]])
+            schema = cedarpy.Schema.from_str(rules.schema_text)
         except ValueError as exc:
-            raise ConfigError("POLICY_SCHEMA", f"{schemas[0]}: {exc}") from exc
+            raise ConfigError("POLICY_SCHEMA", f"{rules.schema}: {exc}") from exc
         ids: dict[str, Path] = {}
-        for path in sources:
-            _check(path, texts[path], schema, ids)
-        digest = hashlib.sha256()
-        for path in files:
-            for part in (path.name.encode(), texts[path].encode()):
-                digest.update(len(part).to_bytes(8, "big") + part)
+        for path, text in rules.policies.items():
+            _check(path, text, schema, ids)
         try:
-            policies = cedarpy.PolicySet.from_str("\n".join(texts[p] for p in sources))
-            policy = cls(policies, schema, _entities(root, listed), digest.digest())
+            policies = cedarpy.PolicySet.from_str("\n".join(rules.policies.values()))
+            policy = cls(policies, schema, _entities(root), rules.digest)
         except ValueError as exc:
             raise ConfigError("POLICY", f"{folder}: {exc}") from exc
-        policy._check_facts(schemas[0], schema)
+        policy._check_facts(rules.schema, schema)
         return policy
 
     def place(self, caller: Caller, order: Order) -> PolicyVerdict:
@@ -182,17 +176,6 @@ def _order_context(order: Order) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("POLICY_FILE", f"{path}: {exc}") from exc
-    if len(raw) > MAX_TEXT:
-        raise ConfigError("POLICY_FILE", f"{path}: {len(raw)} bytes, limit {MAX_TEXT}")
-    return text
-
-
 def _check(path: Path, text: str, schema: cedarpy.Schema, ids: dict[str, Path]) -> None:
     """Type-check one file and note its policy ids.  Raises `ConfigError`."""
     checked = cedarpy.validate_policies(text, schema)
@@ -214,9 +197,10 @@ def _check(path: Path, text: str, schema: cedarpy.Schema, ids: dict[str, Path]) 
         ids[name] = path
 
 
-def _entities(root: TrustRoot, listed: Mapping[tuple[str, str], Iterable[str]]) -> str:
+def _entities(root: TrustRoot) -> str:
     """The deployment as Cedar entities (JSON).  Raises `ConfigError` for a listing without instrument."""
     known = {(i.venue, i.symbol) for i in root.instruments}
+    listed = {(one.venue, one.symbol): one.strategies for one in root.listings}
     for venue, symbol in listed:
         if (venue, symbol) not in known:
             raise ConfigError("POLICY_LISTING", f"{symbol} at {venue} is listed but not in trust root {root.number}")

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.folder import Config, Deployment, StrategyConfig
+from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
@@ -38,7 +39,7 @@ from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
-from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, Venue, sign_document
+from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, sign_document
 
 CA_VALIDITY: Final = timedelta(days=3650)
 CERTIFICATE_VALIDITY: Final = timedelta(days=90)
@@ -55,8 +56,8 @@ PORTS: Final = range(20_000, 32_000)
 _API_KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 DEFAULT_TEMPLATE: Final = """\
-# What runs in this deployment.  Exact numbers are text.  Instruments, caps and venues count as the operator
-# signed them (trust/root-*.note): a change here takes effect with the next trust root.
+# What runs in this deployment.  Exact numbers are text.  Venue, instruments, limits, caps and who trades what count as
+# the operator signed them (trust/root-*.note): after a change here run `tallystick admit`.
 
 deployment = {deployment}
 host = "127.0.0.1"
@@ -96,7 +97,8 @@ step = "0.00001"
 min_notional = "10"
 market_price = "500000"
 
-# Per strategy and per quote asset; [limits.strategy.NAME] overrides single lines for one strategy.
+# Per strategy and per quote asset.  [limits.quote.ASSET], [limits.strategy.NAME] and [limits.strategy.NAME.quote.ASSET]
+# override single lines.
 [limits]
 max_notional = "5000"
 max_qty = "10000"
@@ -239,6 +241,7 @@ class _Ceremony:
         self._make_token("audit", [layout.KEY_CHECKPOINT])
         self.progress("token operator: the operator root and the certificate authority")
         person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
+        self._copy_policy()
         with self._open("operator", writable=True) as token:
             self._issue_certificates(token)
             root = token.signer(layout.KEY_OPERATOR_ROOT)
@@ -257,13 +260,12 @@ class _Ceremony:
                     for name in names
                 },
             )
-            write_trust_root(paths, self.config, self.bus, keys, root, person, self.now)
+            write_trust_root(paths, self.bus, keys, root, person, self.now)
             validity = Validity(issued_s=self.now // SECOND, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
         if "paper-exchange" in self.bus.components:
             self._write_paper_exchange(api_keys)
-        self._copy_policy()
         self._write(paths.directory / layout.CONFIG_NAME, self.text.encode())
         self.progress("keystore")
         self.secrets[layout.PIN_STORE_KEY] = Secret(entropy.token_hex(32))
@@ -353,7 +355,6 @@ _API_PERMISSIONS: Final = {"custody": ["read", "trade"], "portfolio": ["read"]}
 
 def write_trust_root(
     paths: Deployment,
-    config: Config,
     bus: topology.Bus,
     keys: BusKeys,
     root: HsmSigner,
@@ -361,15 +362,13 @@ def write_trust_root(
     now: int,
     number: int = 1,
 ) -> None:
-    """Version `number` of the trust root, signed by the operator root, and with the first the key to pin.
+    """Version `number` of the trust root from what the files say, signed by the operator root; with the first the key to pin.
 
     `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
     """
-    venue = config.venue
-    venues = {venue.name: Venue(kind=venue.api, account=venue.account, host=venue.host)}
-    trades = "custody" in bus.components
+    said = terms(paths)
     document = TrustRoot(
-        deployment=config.deployment,
+        deployment=paths.name,
         number=number,
         issued=now,
         expires=now + int(TRUST_VALIDITY.total_seconds()) * SECOND,
@@ -385,9 +384,7 @@ def write_trust_root(
             )
             for name, component in bus.components.items()
         },
-        venues=venues if trades else {},
-        instruments=config.instruments,
-        caps=config.caps if trades else (),
+        **msgspec.structs.asdict(said),
     )
     note = sign_document(document, (ROOT_KEY_NAME, root))
     write_durably(paths.trust / f"root-{number}.note", note.encode(), 0o600)

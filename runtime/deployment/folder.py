@@ -3,12 +3,12 @@
 - `deployment.toml` is parsed strictly: an unknown key, a wrong type, a float or two things of one name are
   a `ConfigError` that names file, place and what was expected.
 - Numbers that must be exact are text (`"0.01"`); a float is refused rather than rounded.
-- What decides over money (instruments, caps, venues, who publishes what) counts only as the operator signed
-  it in the trust root; here stands what the next trust root is made from.
+- What decides over money (instruments, caps, limits, listings, house rules, venues, who publishes what) counts only as
+  the operator signed it in the trust root; here stands what the next trust root is made from (`terms`).
 
-The folder is trusted with availability and configuration: an attacker who can write to it can change which
-strategies run and what limits the gateway applies, but can forge no key, no trust root and no cap, and
-opens no token or keystore without the master PIN.
+The folder is trusted with availability and configuration: an attacker who can write to it can change the code and the
+parameters of strategies and where prices come from, but can forge no key, no trust root, no cap and no limit, and opens
+no token or keystore without the master PIN.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import msgspec
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
+from tallystick.schemas.limits import LimitRow, limit_rows
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument, TrustRoot, open_trust_roots
@@ -205,7 +206,7 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`deployment.toml`; `session_lifetime_s` above 0 shortens every credential's lifetime.  `limits` is the gateway's table, which checks it: keys for all, `[limits.strategy.NAME]`."""
+    """`deployment.toml`; `session_lifetime_s` above 0 shortens every credential's lifetime.  `limits` is read as `schemas.limits` says."""
 
     deployment: str
     broker: Endpoint
@@ -243,12 +244,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for where, symbol in wanted:
             if symbol not in known:
                 raise Malformed("INSTRUMENTS", f"{where}: {symbol!r} is none of {', '.join(sorted(known))}")
-        own = self.limits.get("strategy", {})
-        if not isinstance(own, dict):
-            raise Malformed("LIMITS", "limits.strategy must be a table of tables")
-        for name in own:
-            if name not in {s.name for s in self.strategies}:
-                raise Malformed("LIMITS", f"limits.strategy.{name}: there is no such strategy")
+        self.limit_rows()
+
+    def limit_rows(self) -> tuple[LimitRow, ...]:
+        """What `limits` says for every strategy and quote asset.  Raises `Malformed`."""
+        return limit_rows(self.limits, (s.name for s in self.strategies), (i.quote for i in self.instruments))
 
 
 def _unique(what: str, values: list[str]) -> None:
@@ -458,6 +458,10 @@ class Deployment:
         if roots[-1].deployment != self.name:
             raise Unverified("TRUST_ROOT_DEPLOYMENT", f"trust root of {roots[-1].deployment}, this is {self.name}")
         return roots
+
+    def newest_note(self) -> str:
+        """The signed note of the trust root in force.  Raises as `load_trust` does."""
+        return (self.trust / f"root-{self.load_trust()[-1].number}.note").read_text("utf-8")
 
     def load_bus_keys(self) -> BusKeys:
         """The public keys of the broker's accounts and roles, checked against the trust root as far as that names them.

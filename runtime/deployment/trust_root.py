@@ -1,7 +1,7 @@
 """`tallystick admit`: what deployment.toml says becomes what the operator signed.
 
 New strategies and observers get keys, an account and a certificate; removed ones lose their place; changed
-instruments, caps and venues take effect: all of it is one new version of the trust root.  Processes read
+instruments, caps, limits, listings, house rules and venues take effect: all of it is one new version of the trust root.  Processes read
 the trust root when they start: run it while the deployment is down.
 
 - Order of writing: keystore, certificates, the broker's keys, the trust root last.  Crash before the last
@@ -68,7 +68,6 @@ def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callab
         progress(f"trust root {root.number + 1}")
         write_trust_root(
             deployment,
-            deployment.config,
             bus,
             all_keys,
             token.signer(layout.KEY_OPERATOR_ROOT),

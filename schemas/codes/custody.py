@@ -43,6 +43,24 @@ CODES: Final = (
         "Find out what sends so many orders.",
     ),
     Code(
+        "TRUST_ROOT_DIFFERS",
+        REFUSAL,
+        "The gateway decided by another signed document of limits, caps and house rules than custody has.",
+        "Start gateway and custody again after `tallystick admit`, so that both have the same trust root.",
+    ),
+    Code(
+        "TRUST_ROOT_NEWER",
+        ERROR | NOTICE | REFUSAL,
+        "A newer trust root than ours was in force already: an old one was put back, or others were started before us.",
+        "Put back the newest `trust/` of the folder, or sign anew with `tallystick admit DIR`; then start again.",
+    ),
+    Code(
+        "TRUST_ROOT_OLDER",
+        NOTICE,
+        "Another component decides by an older trust root than ours.",
+        "Start that component again; where it still says so, look at its folder's `trust/`.",
+    ),
+    Code(
         "INTENT_MISSING",
         REFUSAL | ORDER,
         "Nobody asked for the order that was permitted: no such intent was read, or it is not in its message.",

@@ -6,7 +6,7 @@ from typing import Final
 
 from tallystick.schemas.codes.code import DEAD, DENIAL, ERROR, NOTICE, REFUSAL, Code
 
-_LIMIT: Final = "Send a smaller order, or raise the limit in `[limits]` and start the gateway again."
+_LIMIT: Final = "Send a smaller order, or raise the limit in `[limits]` and have it signed with `tallystick admit DIR`."
 _POLICY: Final = "Correct the file in `DIR/policy` at the place that the line names."
 
 CODES: Final = (
@@ -112,6 +112,12 @@ CODES: Final = (
     Code("QUANTITY_EXCEEDS_LIMIT", DENIAL, "The order's quantity exceeds the strategy's limit.", _LIMIT),
     Code("NOTIONAL_EXCEEDS_LIMIT", DENIAL, "Price times quantity exceeds the strategy's limit per order.", _LIMIT),
     Code(
+        "LIMITS_MISSING",
+        REFUSAL,
+        "The operator signed no limits for this strategy and quote asset.",
+        "Run `tallystick admit DIR`: it signs a row for every strategy and quote asset of `deployment.toml`.",
+    ),
+    Code(
         "ORDER_EXCEEDS_CAP",
         DENIAL,
         "The order, as custody counts it in its base or its quote, exceeds the operator's cap, or there is no cap.",
@@ -150,6 +156,18 @@ CODES: Final = (
     Code("POLICY_ERROR", DENIAL, "A policy could not be evaluated for it.", "Correct the policy that the text names."),
     Code("POLICY", ERROR, "The policies cannot be read together, or one does not parse.", _POLICY),
     Code("POLICY_FILE", ERROR, "A policy file cannot be read, is no text, or is too long.", _POLICY),
+    Code(
+        "POLICY_UNSIGNED",
+        ERROR,
+        "The house rules are not the ones that the operator signed.",
+        "Take the change back, or have it signed with `tallystick admit DIR`.",
+    ),
+    Code(
+        "TERMS_UNSIGNED",
+        ERROR,
+        "deployment.toml or the house rules say something else about money than the operator signed.",
+        "Take the change back, or have it signed with `tallystick admit DIR`; the line names what differs.",
+    ),
     Code(
         "POLICY_FILES",
         ERROR,

@@ -8,20 +8,20 @@
 - While a burst lasts there is one finding a window, and never two in one bucket.
 - A message's intents share its time: the finding names the first one beyond the limit, `value` counts them all.
 - The limit is what the gateway's throttle passes at most in the window (a full bucket and its refill), so only a
-  strategy that the gateway already denies orders is found.  The gateway's limits decide; nothing else is set here.
+  strategy that the gateway already denies orders is found.  The operator's limits decide; nothing else is set here.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from tallystick.schemas.bounds import MAX_MESSAGES, MESSAGE_BURST, MESSAGES_PER_SECOND, SECOND
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import Subject, subject
 from tallystick.streams.detectors.alerts import alert_event
@@ -110,35 +110,13 @@ def alert_of(strategy: str, rule: Rule, finding: Finding) -> tuple[Subject, Aler
 
 
 class Rules:
-    """The rule of each strategy, from the deployment's `[limits]` table."""
+    """The rule of each strategy, from the limits that the operator signed."""
 
-    def __init__(self, limits: Mapping[str, Any], window_s: int = WINDOW_S) -> None:
-        """Raises `ConfigError` for limits that are no whole numbers in the gateway's range."""
-        default = {k: v for k, v in limits.items() if k != "strategy"}
-        own = limits.get("strategy", {})
-        if not isinstance(own, Mapping) or not all(isinstance(keys, Mapping) for keys in own.values()):
-            raise ConfigError("LIMITS", "limits.strategy must be a table of tables")
-        self._default = _rule("limits", default, window_s)
-        self._own = {
-            name: _rule(f"limits.strategy.{name}", {**default, **keys}, window_s) for name, keys in own.items()
-        }
+    def __init__(self, limits: LimitBook, window_s: int = WINDOW_S) -> None:
+        self._limits = limits
+        self.window_s = window_s
 
     def of(self, strategy: str) -> Rule:
-        """The rule of `strategy`."""
-        return self._own.get(strategy, self._default)
-
-    @property
-    def window_s(self) -> int:
-        """The window of every rule."""
-        return self._default.window_s
-
-
-def _rule(where: str, keys: Mapping[str, Any], window_s: int) -> Rule:
-    rate = _number(where, "messages_per_second", keys.get("messages_per_second", MESSAGES_PER_SECOND))
-    return Rule(_number(where, "burst", keys.get("burst", MESSAGE_BURST)) + rate * window_s, window_s)
-
-
-def _number(where: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_MESSAGES:
-        raise ConfigError("LIMITS", f"{where}.{name} must be a whole number from 1 to {MAX_MESSAGES}, got {value!r}")
-    return value
+        """The rule of `strategy`.  Raises `Unverified` for one that the operator signed no limits for."""
+        rate, burst = self._limits.rate(strategy)
+        return Rule(burst + rate * self.window_s, self.window_s)

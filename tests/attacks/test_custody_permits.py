@@ -86,6 +86,19 @@ def test_a_restart_voids_outstanding_permits(desk: Desk, tmp_path: Path) -> None
     assert code(reply) == "PERMIT_AUDIENCE"
 
 
+def test_a_permit_that_was_decided_by_another_document_is_refused(desk: Desk) -> None:
+    """A gateway whose limits were raised decides by limits that custody does not have."""
+    limits = msgspec.structs.replace(world.LIMITS, collar_bps=9_000)
+    raised = msgspec.structs.replace(desk.trust, limits=world.limit_rows(limits))
+    assert code(desk.ask(desk.request(desk.decision(trust_root=raised.digest)))) == "TRUST_ROOT_DIFFERS"
+
+
+def test_once_a_newer_trust_root_was_heard_of_only_cancels_are_signed(desk: Desk) -> None:
+    desk.permits.superseded_by(msgspec.structs.replace(desk.trust, number=2))
+    assert code(desk.ask(desk.request())) == "TRUST_ROOT_NEWER"
+    signed(desk.ask(signing.SignCancelAll(id=1, venue="paper", symbol="XRP/ETH")))
+
+
 def test_an_expired_permit_is_refused_at_the_nanosecond(desk: Desk) -> None:
     last = desk.request()
     desk.now += 3 * SECOND - 1

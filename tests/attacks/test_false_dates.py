@@ -16,7 +16,6 @@ from tallystick.components.execution import effects, orders
 from tallystick.components.execution.main import Execution
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.runtime.bus.link import SessionLost
 from tallystick.runtime.bus.received import Received
@@ -124,9 +123,7 @@ class _Gateway(GatewayProcess):
     async def start(self, ctx: ServiceContext) -> None:
         self._ctx = ctx
         made = gateways.World(ready=False)
-        self.gateway = decide.Gateway(
-            ctx.trust, made.policy, LimitBook(gateways.LIMITS), ctx.sessions, made._new_decision
-        )
+        self.gateway = decide.Gateway(ctx.trust, made.policy, ctx.sessions, made._new_decision)
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, 256)
         ctx.subscribe(("fill.>", "position.>"), self._on_orders, "all")
 
@@ -286,7 +283,9 @@ async def test_a_decision_of_a_session_that_is_not_listed_is_no_permit_to_the_po
     thief = await backdated(scene, "gateway", age_s)
     order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0014", "thief")
     permit = Permit("main", order, bytes(32), bytes(16), time.time_ns() + SECOND)
-    decision = thief.new(Decision, verdict="permit", intent_id=os.urandom(16), intent_hash=bytes(32), permit=permit)
+    decision = thief.new(
+        Decision, verdict="permit", intent_id=os.urandom(16), intent_hash=bytes(32), trust_root=bytes(32), permit=permit
+    )
     await scene.list_sessions()
     await scene.publish(thief, DECISION, decision, age_ns=age_s * SECOND)
     await until(lambda: refused(context) == 1, "the refusal")

@@ -21,12 +21,21 @@ from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Intent
-from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
-from tallystick.schemas.trust import ArmLease, sign_document
+from tallystick.schemas.security import (
+    Arm,
+    BreakerHeartbeat,
+    DeadLetter,
+    ListedSession,
+    Notice,
+    RootInForce,
+    SessionList,
+    Trip,
+)
+from tallystick.schemas.trust import ArmLease, open_successor, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
 from tests.support.gateway import POLICY
-from tests.support.runtime import Desk
+from tests.support.runtime import Desk, sign_terms
 from tests.support.waiting import until
 
 CONFIG = """
@@ -87,6 +96,7 @@ class Floor:
 
     def __init__(self, desk: Desk, deployment: Deployment) -> None:
         self.desk = desk
+        desk.trust = sign_terms(deployment, desk.trust)
         self.deployment = deployment
         self.listed: dict[str, ServiceContext] = {}
         self.revoked: tuple[bytes, ...] = ()
@@ -345,16 +355,51 @@ async def test_sealed_intent_replayed_by_the_broker_is_refused(floor: Floor, bus
         assert not [d for d in floor.decisions if intent.id in d.causes]
 
 
-@pytest.mark.parametrize("broken", ["policy", "limits"])
-async def test_gateway_does_not_start_with_a_policy_or_limits_that_are_not_right(
+@pytest.mark.parametrize("broken", ["type", "policy", "limits"])
+async def test_gateway_does_not_start_with_a_policy_or_limits_that_are_not_right_or_not_signed(
     floor: Floor, deployment: Deployment, broken: str
 ) -> None:
-    if broken == "policy":
+    if broken == "type":
         (deployment.policy / "own.cedar").write_text('@id("x") permit (principal, action, resource) when { 1 };')
+    elif broken == "policy":
+        (deployment.policy / "own.cedar").write_text('@id("x") permit (principal, action, resource);')
     else:
-        deployment = Deployment(deployment.directory, parse_config(CONFIG.replace('max_qty = "1000"', ""), "x"))
+        edited = CONFIG.replace('max_qty = "1000"', 'max_qty = "100000"')
+        deployment = Deployment(deployment.directory, parse_config(edited, "x"))
 
     context = await floor.desk.context("gateway", deployment=deployment)
     with pytest.raises(ConfigError) as caught:
         await GatewayProcess().start(context)
-    assert caught.value.code == {"policy": "POLICY_TYPE_CHECK", "limits": "LIMITS"}[broken]
+    expected = {"type": "POLICY_TYPE_CHECK", "policy": "POLICY_UNSIGNED", "limits": "TERMS_UNSIGNED"}
+    assert caught.value.code == expected[broken]
+
+
+async def test_a_gateway_says_what_it_decides_by_and_ends_where_that_was_taken_out_of_force(floor: Floor) -> None:
+    """Whoever puts an older trust root back, files and all, is found out by what another component states."""
+    _, context = await floor.gateway()
+    stated: list[RootInForce] = []
+    audit = await floor.desk.context("console")
+    audit.subscribe(
+        "control.config.gateway",
+        lambda received: stated.extend(e for e in received.events if isinstance(e, RootInForce)),
+        start="all",
+    )
+    audit.open()
+    await until(lambda: stated, "the gateway's word")
+    ours = floor.desk.trust
+    assert open_successor(stated[0].note, ours) == ours
+    decision = await floor.ask(floor.intent("alpha"))
+    assert decision.trust_root == ours.digest
+
+    custody = floor.listed["custody"]
+    newer = msgspec.structs.replace(ours, number=ours.number + 1)
+    forged = sign_document(newer, ("operator-root", world.key("thief")))
+    await custody.publish("control.config.custody", custody.new(RootInForce, note=forged))
+    await until(lambda: any(n.code == "NOTE_UNSIGNED" for n in floor.guard), "the refusal of a forged document")
+    assert (await floor.ask(floor.intent("alpha"))).permit is not None
+
+    signed = sign_document(newer, ("operator-root", world.key("operator-root")))
+    await custody.publish("control.config.custody", custody.new(RootInForce, note=signed))
+    with pytest.raises(ConfigError, match="TRUST_ROOT_NEWER: trust root 2 was in force already"):
+        await asyncio.wait_for(context.failed(), 5)
+    await until(lambda: any(n.code == "TRUST_ROOT_NEWER" for n in floor.guard), "the notice")

@@ -41,7 +41,9 @@ def new(kind: Any, causes: tuple[bytes, ...] = (), **fields: Any) -> Any:
 def decision(quantity: str = "100", price: str = "0.001") -> Decision:
     order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", quantity, price, "c1")
     permit = Permit("main", order, seed("record"), seed("boot")[:16], NOW)
-    made: Decision = new(Decision, verdict="permit", intent_id=seed("i")[:16], intent_hash=seed("h"), permit=permit)
+    made: Decision = new(
+        Decision, verdict="permit", intent_id=seed("i")[:16], intent_hash=seed("h"), trust_root=bytes(32), permit=permit
+    )
     return made
 
 

@@ -227,7 +227,7 @@ def test_an_expired_trust_root_is_refused(desk: Path) -> None:
     with Token.open(deployment.token("operator"), "operator", pin) as token:
         signer = token.signer(layout.KEY_OPERATOR_ROOT)
         person = bytes.fromhex(root.operator)
-        write_trust_root(deployment, deployment.config, deployment.bus(), keys, signer, person, long_ago, number=2)
+        write_trust_root(deployment, deployment.bus(), keys, signer, person, long_ago, number=2)
     refused(up(desk), "TRUST_ROOT_EXPIRED", "version 2", "tallystick admit")
 
 

@@ -58,7 +58,9 @@ async def test_orders_go_their_whole_way_and_every_answer_of_the_venue_is_unders
 
     # A cancel decision needs no permit.
     gateway = floor.people["gateway"]
-    cancel = gateway.new(Decision, verdict="cancel", intent_id=resting.intent_id, intent_hash=bytes(32))
+    cancel = gateway.new(
+        Decision, verdict="cancel", intent_id=resting.intent_id, intent_hash=bytes(32), trust_root=bytes(32)
+    )
     await floor.publish(cancel)
     assert (await floor.ends(resting, "submitting", "accepted", "closed")).status == "CANCELED"
 
@@ -99,7 +101,12 @@ async def test_a_permit_that_no_strategy_asked_for_is_void_and_told(floor: Floor
     await floor.people["strategy-alpha"].publish("order.intent.alpha.paper.XRP-ETH", floor.asked[asked.id])
     assert larger.permit is not None
     swapped = gateway.new(
-        Decision, verdict="permit", intent_id=asked.intent_id, intent_hash=asked.intent_hash, permit=larger.permit
+        Decision,
+        verdict="permit",
+        intent_id=asked.intent_id,
+        intent_hash=asked.intent_hash,
+        trust_root=bytes(32),
+        permit=larger.permit,
     )
     await floor.publish(swapped)
     assert (await floor.ends(swapped, "void")).code == "INTENT_DIFFERS"
@@ -152,7 +159,7 @@ async def test_a_trip_stops_placing_and_cancels_what_is_open_in_time(floor: Floo
     await floor.execution()
     alpha = [await floor.place("alpha") for _ in range(50)]
     beta = [await floor.place("beta") for _ in range(50)]
-    await floor.until(lambda: len(floor.open_orders()) == 100)
+    await floor.until(lambda: len(floor.open_orders()) == 100, timeout=20)
 
     # One strategy: its orders alone, one by one.
     floor.trip("strategy-alpha")

@@ -17,10 +17,10 @@ from tallystick.runtime.bus.received import Received
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
-from tallystick.streams.detectors.burst import EMPTY, Bucket, Rules, alert_of, observe
+from tallystick.streams.detectors.burst import EMPTY, Bucket, alert_of, observe
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-from tests.support.streams import counts, intent, intents_of
+from tests.support.streams import counts, intent, intents_of, rules
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 0.8
@@ -70,7 +70,7 @@ class Worker:
 
 def by_hand(messages: list[Received]) -> tuple[dict[str, int], dict[bytes, bytes]]:
     """What a detector sees that never crashed: intents of each strategy, and its alerts by id, encoded."""
-    rules, time = Rules({}), 0
+    known, time = rules(10, 20), 0
     buckets: dict[tuple[str, int], Bucket] = {}
     alerts: dict[bytes, bytes] = {}
     totals: dict[str, int] = {}
@@ -80,9 +80,9 @@ def by_hand(messages: list[Received]) -> tuple[dict[str, int], dict[bytes, bytes
         ids = tuple(e.id for e in received.events if isinstance(e, Intent))
         current = buckets.get((strategy, second), EMPTY)
         previous = buckets.get((strategy, second - 1), EMPTY)
-        after = observe(rules.of(strategy), previous, current, time, received.stream_seq, ids)
+        after = observe(known.of(strategy), previous, current, time, received.stream_seq, ids)
         if after.finding is not None and current.finding is None:
-            _, alert = alert_of(strategy, rules.of(strategy), after.finding)
+            _, alert = alert_of(strategy, known.of(strategy), after.finding)
             alerts[alert.id] = msgspec.msgpack.encode(alert)
         buckets[strategy, second] = after
         totals[strategy] = totals.get(strategy, 0) + len(ids)

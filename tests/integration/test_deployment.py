@@ -23,7 +23,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.paper_exchange.access import Keys, parse_config
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity
@@ -36,6 +35,7 @@ from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.credential import open_credential
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.nats_jwt import SessionKey, decode_key, encode_jwt, encode_key, sign_nonce, user_claims
 
 MASTER = Secret("ceremony-master-pin")
@@ -146,8 +146,9 @@ def test_the_venue_knows_both_api_keys_with_no_more_permission_than_they_need(
 
 
 def test_limits_and_policies_are_ones_that_the_gateway_runs_with(made: Deployment) -> None:
-    assert LimitBook.parse(made.config.limits).of("alpha").max_notional == 5000
-    assert len(Policy.load(made.policy, made.load_trust()[-1], made.listed).digest) == 32
+    root = made.load_trust()[-1]
+    assert LimitBook(root.limits).of("alpha", "ETH").max_notional == 5000
+    assert Policy.load(made.policy, root).digest.hex() == root.policy
 
 
 def test_no_secret_of_the_keystore_lies_anywhere_in_the_folder(made: Deployment, store: Keystore) -> None:
@@ -353,7 +354,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, text: str)
         ('venue = "paper"\nsymbol = "BTC/USDT"', 'venue = "other"\nsymbol = "BTC/USDT"', "venue 'other', not 'paper'"),
         ('symbol = "BTC/USDT"', 'symbol = "XRP/ETH"', "'XRP/ETH' stands twice"),
         ('name = "beta"', 'name = "alpha"', "'alpha' stands twice"),
-        ('quote = "USDT"\nmax_order', 'quote = "ETH"\nmax_order', "'main ETH' stands twice"),
+        ('asset = "USDT"\nmax_order', 'asset = "ETH"\nmax_order', "'main ETH' stands twice"),
         ('source = "synthetic"', 'source = "dump"', "source 'dump' with 0 paths"),
         (
             'source = "synthetic"',

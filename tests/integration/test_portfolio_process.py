@@ -85,6 +85,7 @@ class Scene:
             verdict="permit",
             intent_id=intent,
             intent_hash=bytes(32),
+            trust_root=bytes(32),
             permit=Permit("main", order, bytes(32), bytes(16), time.time_ns()),
         )
         await self.gateway.publish("order.decision.alpha.paper.XRP-ETH", decision)

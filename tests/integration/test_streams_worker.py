@@ -24,17 +24,27 @@ from tallystick.schemas.orders import CancelIntent
 from tallystick.schemas.security import Alert
 from tallystick.streams import main, store
 from tallystick.streams.detectors import burst
-from tallystick.streams.detectors.burst import Rules
 from tallystick.streams.main import Streams
 from tallystick.streams.store import Fenced
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
-from tests.support.streams import alerts_at, all_of, begin, counts, crash, intent, intents_of, same, stored_windows
+from tests.support.streams import (
+    alerts_at,
+    all_of,
+    begin,
+    counts,
+    crash,
+    intent,
+    intents_of,
+    rules,
+    same,
+    stored_windows,
+)
 from tests.support.waiting import until
 
 ALPHA, BETA = intents_of("alpha"), intents_of("beta")
-NEVER = Rules({"burst": 10_000, "messages_per_second": 10_000})
-LOW = Rules({"burst": 4, "messages_per_second": 1})  # more than 5 in a second
+NEVER = rules(10_000, 10_000)
+LOW = rules(1, 4)  # more than 5 in a second
 
 
 @pytest.fixture(autouse=True)

@@ -309,7 +309,7 @@ ROOT_FIELDS = {
     "components",
     "venues",
 }
-ROOT_FIELDS |= {"instruments", "caps"}
+ROOT_FIELDS |= {"instruments", "caps", "limits", "listings", "policy"}
 
 
 def open_roots(notes: list[str], pinned: bytes) -> dict[str, Any]:

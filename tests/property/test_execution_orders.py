@@ -38,6 +38,7 @@ def decision(number: int, now: int) -> tuple[Subject, Decision]:
         verdict="permit",
         intent_id=intent,
         intent_hash=bytes(32),
+        trust_root=bytes(32),
         permit=permit,
     )
     name = "alpha" if number % 2 else "beta"

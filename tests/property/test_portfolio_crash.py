@@ -50,6 +50,7 @@ class World:
             verdict="permit",
             intent_id=client.encode().rjust(16),
             intent_hash=bytes(32),
+            trust_root=bytes(32),
             permit=Permit("main", order, bytes(32), bytes(16), NOW),
         )
         self.stored.append((where, decision))

@@ -188,6 +188,7 @@ class Story:
             verdict="deny" if denial else "permit",
             intent_id=intent.id,
             intent_hash=seed("intent"),
+            trust_root=seed("trust root"),
             denials=(denial,) if denial else (),
             policy_hash=seed("policy"),
             policies=("limits",),

@@ -225,6 +225,7 @@ class Desk:
                 "verdict": "permit",
                 "intent_id": wish.id,
                 "intent_hash": self.verifier.open(INTENT, "ORDERS", sealed).leaf,
+                "trust_root": self.trust.digest,
                 "permit": permit,
                 **changes,
             },

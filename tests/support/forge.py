@@ -103,6 +103,7 @@ def samples() -> list[tuple[str, str, Event]]:
                 verdict="permit",
                 intent_id=intent,
                 intent_hash=seed("intent leaf"),
+                trust_root=seed("trust root"),
                 policy_hash=seed("policy"),
                 policies=("orders-0",),
                 permit=permit,
@@ -183,6 +184,7 @@ def samples() -> list[tuple[str, str, Event]]:
         ),
         ("breaker", "control.breaker.strategy-alpha", security.BreakerRearmed(**base("rearm"), note="a note\n")),
         ("breaker", "control.arm.execution", security.Arm(**base("arm"), note="a note\n")),
+        ("custody", "control.config.custody", security.RootInForce(**base("root"), note="a note\n")),
         (
             "custody",
             "control.config.custody",

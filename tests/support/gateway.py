@@ -14,10 +14,11 @@ from tallystick.components.gateway import decide
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.gateway.risk.exposure import OpenOrder
 from tallystick.components.gateway.risk.facts import Caller, Facts, Order
-from tallystick.components.gateway.risk.limits import LimitBook, Limits
+from tallystick.runtime.deployment.house_rules import read_house_rules
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import EventIds
+from tallystick.schemas.limits import Limits
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, Intent, OrderEvent, OrderState
 from tallystick.schemas.seal import Statement, Verified
@@ -33,19 +34,8 @@ SECOND = 1_000_000_000
 MS = 1_000_000
 CUSTODY_BOOT = world.seed("boot custody")[:16]
 XRP = "paper.XRP-ETH"
-LISTED = {("paper", "XRP/ETH"): ("alpha", "beta"), ("paper", "BTC/USDT"): ("alpha",)}
 LAST = Decimal("0.001")
-LIMITS = Limits(
-    max_notional=Decimal("0.5"),
-    max_qty=Decimal(600),
-    max_open_notional=Decimal(1),
-    max_position_notional=Decimal("0.8"),
-    max_gross_notional=Decimal("1.5"),
-    collar_bps=100,
-    messages_per_second=5,
-    burst=10,
-    stale_ms=2000,
-)
+LIMITS = world.LIMITS
 
 
 def trust_root() -> TrustRoot:
@@ -62,7 +52,8 @@ def trust_root() -> TrustRoot:
         min_notional=Decimal("0.01"),
         market_price=LAST,
     )
-    return msgspec.structs.replace(root, instruments=(xrp, *root.instruments[1:]))
+    policy = read_house_rules(POLICY).digest.hex()
+    return msgspec.structs.replace(root, instruments=(xrp, *root.instruments[1:]), policy=policy)
 
 
 def facts(**changes: Any) -> Facts:
@@ -113,23 +104,21 @@ class World:
 
     def __init__(
         self,
-        limits: LimitBook | None = None,
+        limits: Limits = LIMITS,
         policy: Policy | None = None,
         trust: TrustRoot | None = None,
         ready: bool = True,
     ) -> None:
         self.now = NOW
-        self.trust = trust or trust_root()
+        self.trust = msgspec.structs.replace(trust or trust_root(), limits=world.limit_rows(limits))
         self.ids = EventIds(b"gateway.test")
-        self.policy = policy or Policy.load(POLICY, self.trust, LISTED)
+        self.policy = policy or Policy.load(POLICY, self.trust)
         self.credentials: dict[str, Credential] = {
             name: world.credential(name, self.trust, boot=CUSTODY_BOOT if name == "custody" else None)[0]
             for name in self.trust.components
         }
         self.sessions = SessionView()
-        self.gateway = decide.Gateway(
-            self.trust, self.policy, limits or LimitBook(LIMITS), self.sessions, self._new_decision
-        )
+        self.gateway = decide.Gateway(self.trust, self.policy, self.sessions, self._new_decision)
         self.decisions: list[tuple[Subject, Decision]] = []
         self.alarms: list[str] = []
         self.gateway.alarm = lambda code, _: self.alarms.append(code)
@@ -240,12 +229,12 @@ class World:
         return [d.code for d in decision.denials]
 
 
-def wide(**changes: Any) -> LimitBook:
+def wide(**changes: Any) -> Limits:
     """Limits that only the changed one can hold back."""
     huge = Decimal(10**9)
     wide = {"max_notional": huge, "max_qty": huge, "max_open_notional": huge, "max_position_notional": huge}
     limits: Limits = msgspec.structs.replace(LIMITS, **{**wide, "max_gross_notional": huge, **changes})
-    return LimitBook(limits)
+    return limits
 
 
 def order_event(w: World, intent_id: bytes, state: OrderState, **more: Any) -> None:

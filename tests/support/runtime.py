@@ -7,18 +7,23 @@ role keys, as the authority would, without its certificate and proof checks.
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 import structlog
 
+from tallystick import infra
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.received import Handler, Received
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.runtime.deployment.terms import terms
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
-from tallystick.schemas.trust import ComponentTrust, TrustRoot
+from tallystick.schemas.trust import ComponentTrust, TrustRoot, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, now_s
 from tests.support.world import key
@@ -38,6 +43,18 @@ def live_trust(bus: TestBus) -> TrustRoot:
     }
     now = time.time_ns()
     return msgspec.structs.replace(base, components=components, issued=now - 10**12, expires=now + 10**15)
+
+
+def sign_terms(deployment: Deployment, trust: TrustRoot) -> TrustRoot:
+    """`trust` with what the deployment's files say, signed into its folder as the operator does."""
+    if not deployment.policy.exists():
+        shutil.copytree(Path(infra.__file__).parent / "policies", deployment.policy)
+    root: TrustRoot = msgspec.structs.replace(trust, **msgspec.structs.asdict(terms(deployment)))
+    deployment.trust.mkdir(parents=True, exist_ok=True)
+    note = sign_document(root, ("operator-root", key("operator-root")))
+    (deployment.trust / f"root-{root.number}.note").write_text(note)
+    deployment.pinned_key.write_text(key("operator-root").public.hex())
+    return root
 
 
 class SoftwareSource:

@@ -24,15 +24,23 @@ from tallystick.infra.nats.topology import load
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import subject
 from tallystick.streams import store
 from tallystick.streams.detectors.burst import Bucket, Rules
 from tallystick.streams.main import Streams
+from tests.support import world
 from tests.support.bus import STRATEGIES, TestBus, bus_keys
 from tests.support.runtime import Desk
 from tests.support.waiting import until
+
+
+def rules(rate: int, burst: int) -> Rules:
+    """The same rule for both strategies of the tests."""
+    limits = msgspec.structs.replace(world.LIMITS, messages_per_second=rate, burst=burst)
+    return Rules(LimitBook(world.limit_rows(limits)))
 
 
 def intents_of(strategy: str) -> Any:
@@ -154,7 +162,7 @@ async def _spawn(arguments: Sequence[str]) -> int:
     )
     desk = Desk(remote)
     context = await desk.context("streams")
-    worker = Streams(rules=Rules({}), commit_s=float(arguments[2]))
+    worker = Streams(rules=rules(10, 20), commit_s=float(arguments[2]))
     store.LEASE_S = float(arguments[3])  # type: ignore[misc]
     store.RENEW_S = store.LEASE_S / 4  # type: ignore[misc]
     try:

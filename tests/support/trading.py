@@ -11,8 +11,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tallystick import venues
 from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
@@ -30,10 +28,10 @@ from tallystick.schemas.orders import Decision, Intent, OrderEvent, Permit
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import message_leaf
 from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
-from tallystick.schemas.trust import ArmLease, Venue, sign_document
+from tallystick.schemas.trust import ArmLease, sign_document
 from tests.support import world
 from tests.support.bus import TestBus
-from tests.support.runtime import Desk
+from tests.support.runtime import Desk, sign_terms
 from tests.support.tls import make_server_tls
 from tests.support.waiting import until
 
@@ -146,10 +144,7 @@ class Floor:
             price = Decimal(LAST) + (0 if maker else Decimal("0.0000002"))
             self.exchange.on_market_trade("XRPETH", price, Decimal(1_000_000), maker, time.time_ns())
         self.deployment = Deployment(folder, parse_config(CONFIG.format(port=port), "deployment.toml"))
-        venue = Venue(kind="binance-spot", account="main", host=f"127.0.0.1:{port}")
-        self.desk.trust = msgspec.structs.replace(
-            self.desk.trust, venues={"paper": venue}, instruments=self.deployment.config.instruments
-        )
+        self.desk.trust = sign_terms(self.deployment, self.desk.trust)
         for name in ("authority", "breaker", "gateway", "strategy-alpha", "strategy-beta"):
             self.people[name] = await self.desk.context(name)
         audit = self.people["audit"] = await self.desk.context("audit")
@@ -255,7 +250,14 @@ class Floor:
             expires_at=time.time_ns() + int(lifetime * SECOND),
         )
         leaf = message_leaf(f"order.intent.{strategy}.paper.XRP-ETH", encode_events("order.intent", [intent]))
-        decision = gateway.new(Decision, verdict="permit", intent_id=intent.id, intent_hash=leaf, permit=permit)
+        decision = gateway.new(
+            Decision,
+            verdict="permit",
+            intent_id=intent.id,
+            intent_hash=leaf,
+            trust_root=self.desk.trust.digest,
+            permit=permit,
+        )
         self.asked[decision.id] = intent
         return decision
 
@@ -290,7 +292,7 @@ class Floor:
 
     async def all_closed(self, decisions: list[Decision]) -> None:
         """Wait until every order is closed."""
-        await self.until(lambda: all(self.states(d)[-1:] == ["closed"] for d in decisions))
+        await self.until(lambda: all(self.states(d)[-1:] == ["closed"] for d in decisions), timeout=20)
 
     def open_orders(self) -> list[Any]:
         return self.exchange.engine.open_orders("main", "XRPETH")

@@ -9,8 +9,9 @@ import hashlib
 from decimal import Decimal
 
 from tallystick.schemas.credential import Credential, open_credential
+from tallystick.schemas.limits import LimitRow, Limits
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
-from tallystick.schemas.trust import Cap, ComponentTrust, Instrument, TrustRoot, Venue
+from tallystick.schemas.trust import Cap, ComponentTrust, Instrument, Listing, TrustRoot, Venue
 
 NOW = 1_732_289_000_000_000_000
 DEPLOYMENT = "test"
@@ -58,6 +59,28 @@ def instrument(symbol: str = "XRP/ETH") -> Instrument:
     )
 
 
+LIMITS = Limits(
+    max_notional=Decimal("0.5"),
+    max_qty=Decimal(600),
+    max_open_notional=Decimal(1),
+    max_position_notional=Decimal("0.8"),
+    max_gross_notional=Decimal("1.5"),
+    collar_bps=100,
+    messages_per_second=5,
+    burst=10,
+    stale_ms=2000,
+)
+
+
+def limit_rows(limits: Limits = LIMITS) -> tuple[LimitRow, ...]:
+    """`limits` for both strategies, whatever the quote."""
+    return tuple(
+        LimitRow(strategy=strategy, quote=quote, limits=limits)
+        for strategy in ("alpha", "beta")
+        for quote in ("ETH", "USDT")
+    )
+
+
 def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int = 900) -> TrustRoot:
     """A trust root over the software keys."""
     return TrustRoot(
@@ -85,6 +108,12 @@ def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int =
             Cap(account="main", asset="USDT", max_order=Decimal(5000), max_hourly=Decimal(500000)),
             Cap(account="main", asset="BTC", max_order=Decimal(1_000_000), max_hourly=Decimal(10_000_000)),
         ),
+        limits=limit_rows(),
+        listings=(
+            Listing(venue="paper", symbol="XRP/ETH", strategies=("alpha", "beta")),
+            Listing(venue="paper", symbol="BTC/USDT", strategies=("alpha",)),
+        ),
+        policy=seed("policy").hex(),
     )
 
 

@@ -50,6 +50,9 @@ ROOT = TrustRoot(
     venues={},
     instruments=(),
     caps=(),
+    limits=(),
+    listings=(),
+    policy=bytes(32).hex(),
 )
 
 

@@ -49,13 +49,25 @@ def test_an_event_with_impossible_common_fields_is_never_made(changes: dict[str,
         ),
         (lambda: orders.Intent(**base("i"), side="buy", type="market", qty=Decimal(-1)), "DECIMAL_SIGN"),
         (
-            lambda: orders.Decision(**base("d"), verdict="permit", intent_id=bytes(16), intent_hash=bytes(32)),
+            lambda: orders.Decision(
+                **base("d"), verdict="permit", intent_id=bytes(16), intent_hash=bytes(32), trust_root=bytes(32)
+            ),
             "DECISION",
         ),
-        (lambda: orders.Decision(**base("d"), verdict="deny", intent_id=bytes(16), intent_hash=bytes(32)), "DECISION"),
         (
             lambda: orders.Decision(
-                **base("d"), verdict="cancel", intent_id=bytes(16), intent_hash=bytes(32), policy_hash=b"x"
+                **base("d"), verdict="deny", intent_id=bytes(16), intent_hash=bytes(32), trust_root=bytes(32)
+            ),
+            "DECISION",
+        ),
+        (
+            lambda: orders.Decision(
+                **base("d"),
+                verdict="cancel",
+                intent_id=bytes(16),
+                intent_hash=bytes(32),
+                trust_root=bytes(32),
+                policy_hash=b"x",
             ),
             "LENGTH",
         ),

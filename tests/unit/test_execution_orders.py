@@ -32,6 +32,7 @@ def decision(number: int = 1, name: str = "", **changes: Any) -> Decision:
         "verdict": "permit",
         "intent_id": intent,
         "intent_hash": b"",
+        "trust_root": b"",
         "permit": Permit("main", order, b"", b"", NOW + 3 * SECOND),
     }
     return Decision(**{**fields, **changes})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tallystick.components.gateway.intake import INTAKE, MAX_LEFT, SINGLY, Intake
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.market import FeedStatus
 from tallystick.schemas.orders import CancelIntent, Decision
@@ -24,7 +23,7 @@ def cancels(w: World, count: int = PER_MESSAGE) -> list[CancelIntent]:
 
 def test_a_flood_of_valid_cancels_is_denied_a_message_at_once_and_others_are_decided() -> None:
     w = World()
-    door = Intake(w.gateway, LimitBook(LIMITS))
+    door = Intake(w.gateway)
     singly = INTAKE * LIMITS.burst
     answers: list[Decision] = []
     sent: list[CancelIntent] = []
@@ -45,7 +44,7 @@ def test_a_flood_of_valid_cancels_is_denied_a_message_at_once_and_others_are_dec
 
 def test_a_strategy_that_floods_can_still_cancel_what_it_has_open_and_not_without_end() -> None:
     w = World()
-    door = Intake(w.gateway, LimitBook(LIMITS))
+    door = Intake(w.gateway)
     order = w.intent()
     assert [a.verdict for a in door.decide(message(w, [order]), w.now)] == ["permit"]
     for _ in range(10):
@@ -58,7 +57,7 @@ def test_a_strategy_that_floods_can_still_cancel_what_it_has_open_and_not_withou
 
 def test_what_a_flood_left_undecided_is_bounded_and_answered_a_message_at_a_time() -> None:
     w = World(ready=False)
-    door = Intake(w.gateway, LimitBook(LIMITS))
+    door = Intake(w.gateway)
     messages = 2 * MAX_LEFT // PER_MESSAGE
     for _ in range(messages):
         assert list(door.decide(message(w, cancels(w)), w.now)) == []

@@ -15,7 +15,8 @@ from tallystick.components.gateway.policy import MAX_LONG, Policy, PolicyVerdict
 from tallystick.components.gateway.risk.controls import check
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Denial
-from tests.support.gateway import LIMITS, LISTED, POLICY, World, facts, trust_root
+from tallystick.schemas.trust import Listing
+from tests.support.gateway import LIMITS, POLICY, World, facts, trust_root
 
 PLACE = '(principal, action == Action::"PlaceOrder", resource)'
 DOC = Path(__file__).parents[2] / "docs" / "policy.md"
@@ -27,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _load(folder: Path) -> Policy:
-    return Policy.load(folder, trust_root(), LISTED)
+    return Policy.read(folder, trust_root())
 
 
 def _add(folder: Path, text: str) -> None:
@@ -218,8 +219,16 @@ def test_missing_folder_and_foreign_bytes_stop_the_start(folder: Path) -> None:
 
 def test_listing_of_an_unsigned_instrument_stops_the_start() -> None:
     with pytest.raises(ConfigError) as caught:
-        Policy.load(POLICY, trust_root(), {("paper", "DOGE/ETH"): ("alpha",)})
+        listing = Listing(venue="paper", symbol="DOGE/ETH", strategies=("alpha",))
+        Policy.load(POLICY, msgspec.structs.replace(trust_root(), listings=(listing,)))
     assert caught.value.code == "POLICY_LISTING"
+
+
+def test_policies_that_the_operator_did_not_sign_are_refused(folder: Path) -> None:
+    assert Policy.load(folder, trust_root()).digest.hex() == trust_root().policy
+    _add(folder, f'@id("mine")\npermit {PLACE};\n')
+    with pytest.raises(ConfigError, match=r"POLICY_UNSIGNED: .*tallystick admit"):
+        Policy.load(folder, trust_root())
 
 
 def test_digest_covers_every_file_name_and_text(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -14,12 +15,12 @@ from tallystick.components import gateway
 from tallystick.components.gateway.risk import controls
 from tallystick.components.gateway.risk.amounts import deviation_bps, notional, worst_price
 from tallystick.components.gateway.risk.controls import check
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.gateway.risk.throttle import Throttle
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.codes import CODES
 from tallystick.schemas.codes.code import DENIAL
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import Malformed, Unverified
+from tallystick.schemas.limits import LimitBook, limit_rows
 from tallystick.schemas.orders import Denial
 from tests.support.gateway import LIMITS, facts
 
@@ -33,10 +34,15 @@ TABLE: dict[str, Any] = {
 }
 
 
+def book(table: dict[str, Any]) -> LimitBook:
+    """What `[limits]` says for two strategies and two quotes."""
+    return LimitBook(limit_rows(table, ["alpha", "beta"], ["ETH", "USDT"]))
+
+
 def test_every_code_that_the_gateway_gives_is_registered_as_a_denial_and_no_other() -> None:
     used = set[str]()
     for file in Path(gateway.__file__ or "").parent.rglob("*.py"):
-        used |= set(re.findall(r'(?:_denial\(|_at_most\(|Denial\(code=)\s*"([A-Z_]+)"', file.read_text()))
+        used |= set(re.findall(r'(?:_denial\(|_at_most\(|Denial\(code=|refuse\([^"]*)\s*"([A-Z_]+)"', file.read_text()))
     of_the_caller = {
         "SESSIONS_FUTURE",
         "SESSION_EXPIRED",
@@ -151,9 +157,33 @@ def test_limits_are_the_strategys_own() -> None:
 
 
 def test_strategy_table_overrides_the_common_limits() -> None:
-    book = LimitBook.parse({**TABLE, "collar_bps": 50, "strategy": {"alpha": {"max_notional": "0.1"}}})
-    assert (book.of("alpha").max_notional, book.of("alpha").collar_bps) == (Decimal("0.1"), 50)
-    assert (book.of("beta").max_notional, book.of("beta").max_qty) == (Decimal("0.5"), Decimal(600))
+    mine = {"max_notional": "0.1", "burst": 3, "quote": {"USDT": {"max_notional": "7"}}}
+    made = book({**TABLE, "collar_bps": 50, "quote": {"USDT": {"max_qty": "9"}}, "strategy": {"alpha": mine}})
+    found = {}
+    for strategy, quote in itertools.product(("alpha", "beta"), ("ETH", "USDT")):
+        limits = made.of(strategy, quote)
+        found[strategy, quote] = (limits.max_notional, limits.max_qty, limits.collar_bps)
+    assert found == {
+        ("alpha", "ETH"): (Decimal("0.1"), Decimal(600), 50),
+        ("alpha", "USDT"): (Decimal(7), Decimal(9), 50),
+        ("beta", "ETH"): (Decimal("0.5"), Decimal(600), 50),
+        ("beta", "USDT"): (Decimal("0.5"), Decimal(9), 50),
+    }
+    assert (made.rate("alpha"), made.rate("beta")) == ((10, 3), (10, 20))
+
+
+def test_who_has_no_row_has_no_limits() -> None:
+    for strategy, quote in (("nobody", "ETH"), ("alpha", "EUR")):
+        with pytest.raises(Unverified, match="LIMITS_MISSING"):
+            book(TABLE).of(strategy, quote)
+
+
+def test_two_rows_of_one_place_and_two_rates_of_one_strategy_are_refused() -> None:
+    rows = limit_rows(TABLE, ["alpha"], ["ETH", "USDT"])
+    faster = msgspec.structs.replace(rows[1], limits=msgspec.structs.replace(rows[1].limits, burst=99))
+    for wrong in ((*rows, rows[0]), (rows[0], faster)):
+        with pytest.raises(Malformed, match="LIMITS"):
+            LimitBook(wrong)
 
 
 @pytest.mark.parametrize(
@@ -176,17 +206,23 @@ def test_strategy_table_overrides_the_common_limits() -> None:
         ({"strategy": {"Alpha": {}}}, "Alpha"),
         ({"strategy": ["alpha"]}, "limits.strategy"),
         ({"strategy": {"alpha": 3}}, "limits.strategy.alpha"),
+        ({"strategy": {"gamma": {}}}, "there is no such strategy; known: alpha, beta"),
+        ({"quote": {"EUR": {}}}, "there is no such quote; known: ETH, USDT"),
+        ({"quote": {"ETH": {"burst": 3}}}, "limits.quote.ETH.burst"),
+        ({"quote": {"ETH": {"max_qty": "x"}}}, "max_qty"),
+        ({"strategy": {"alpha": {"quote": {"ETH": {"burst": 3}}}}}, "limits.strategy.alpha.quote.ETH.burst"),
+        ({"strategy": {"alpha": {"quote": {"ETH": {"max_qty": "x"}}}}}, "limits.strategy.alpha.quote.ETH"),
     ],
 )
 def test_wrong_limit_stops_the_start(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(says)):
-        LimitBook.parse({**TABLE, **change})
+    with pytest.raises(Malformed, match=re.escape(says)):
+        book({**TABLE, **change})
 
 
 @pytest.mark.parametrize("missing", sorted(TABLE))
 def test_money_limits_have_no_default(missing: str) -> None:
-    with pytest.raises(ConfigError, match=missing):
-        LimitBook.parse({k: v for k, v in TABLE.items() if k != missing})
+    with pytest.raises(Malformed, match=missing):
+        book({k: v for k, v in TABLE.items() if k != missing})
 
 
 def test_throttle_never_gives_more_than_burst_plus_rate() -> None:

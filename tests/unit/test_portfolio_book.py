@@ -48,6 +48,7 @@ def permit(
         verdict="permit",
         intent_id=bytes(15) + b"i",
         intent_hash=bytes(32),
+        trust_root=bytes(32),
         permit=Permit("main", order, bytes(32), bytes(16), NOW),
     )
     return subject("order.decision", strategy=strategy, venue="paper", symbol="XRP/ETH"), decision

@@ -70,7 +70,9 @@ class Desk(World):
             bytes(16),
             NOW,
         )
-        decision = self.new(Decision, verdict="permit", intent_id=intent.id, intent_hash=bytes(32), permit=permit)
+        decision = self.new(
+            Decision, verdict="permit", intent_id=intent.id, intent_hash=bytes(32), trust_root=bytes(32), permit=permit
+        )
         self.book.on_decision(INSTRUMENT, decision, at)
         try:
             placed = self.engine.place("main", new, at // MS)

@@ -9,12 +9,12 @@ import pytest
 
 from tallystick.cli import story
 from tallystick.cli.story import INTRUDER, MISTAKES, Story, measure, tell, unseen_mistakes
-from tallystick.components.gateway.risk.limits import LimitBook
 from tallystick.components.market_data.dumps import find_dumps
 from tallystick.components.market_data.player import Part, open_tape
 from tallystick.components.paper_exchange.orders import Instrument as VenueInstrument
 from tallystick.runtime.deployment.folder import Config, parse_config
 from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.limits import LimitBook
 
 
 def recording(
@@ -73,9 +73,9 @@ def test_sizes_limits_and_caps_follow_the_market(tmp_path: Path, symbol: str, pr
     # What the strategies ask for: some multiples of the minimum, in steps.
     dearest = Decimal(price) * 2
     size = -(-instrument.min_notional * 3 / Decimal(price) // instrument.step) * instrument.step
-    limits = LimitBook.parse(made.limits)
+    limits = LimitBook(made.limit_rows())
     for strategy in told.strategies:
-        own = limits.of(strategy.name)
+        own = limits.of(strategy.name, instrument.quote)
         assert size <= own.max_qty < size * 100_000
         assert size * dearest <= own.max_notional <= cap.max_order
         assert size <= own.max_qty <= caps[instrument.base].max_order * 100
@@ -99,8 +99,10 @@ def test_each_quote_asset_has_limits_and_a_cap_of_its_own(tmp_path: Path) -> Non
     assert caps["JPY"] > 50 * caps["USDT"] > 50 * 1000 * caps["ETH"]
     names = [s.name for s in told.strategies]
     assert len(set(names)) == len(names) == 6
-    limits = LimitBook.parse(made.limits)
-    by_symbol = {s.instruments[0]: limits.of(s.name).max_notional for s in told.strategies}
+    limits = LimitBook(made.limit_rows())
+    by_symbol = {
+        s.instruments[0]: limits.of(s.name, s.instruments[0].partition("/")[2]).max_notional for s in told.strategies
+    }
     assert by_symbol["BTC/JPY"] > 50 * by_symbol["BTC/USDT"] > 50 * 1000 * by_symbol["XRP/ETH"]
 
 

@@ -110,14 +110,28 @@ class World:
         permit = Permit("main", order, bytes(32), bytes(16), NOW)
         return self.hear(
             "order.decision",
-            self.new(Decision, verdict="permit", intent_id=intent_id, intent_hash=bytes(32), permit=permit),
+            self.new(
+                Decision,
+                verdict="permit",
+                intent_id=intent_id,
+                intent_hash=bytes(32),
+                trust_root=bytes(32),
+                permit=permit,
+            ),
         )
 
     def deny(self, intent_id: bytes) -> list[Any]:
         denial = (Denial("NOTIONAL", "too much"),)
         return self.hear(
             "order.decision",
-            self.new(Decision, verdict="deny", intent_id=intent_id, intent_hash=bytes(32), denials=denial),
+            self.new(
+                Decision,
+                verdict="deny",
+                intent_id=intent_id,
+                intent_hash=bytes(32),
+                trust_root=bytes(32),
+                denials=denial,
+            ),
         )
 
     def order(self, intent_id: bytes, state: str) -> list[Any]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tallystick.components.gateway.risk.limits import Limits
 from tallystick.schemas.bounds import MESSAGE_BURST, MESSAGES_PER_SECOND, SECOND
-from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.ids import id_time_ns
+from tallystick.schemas.limits import LimitBook, Limits
 from tallystick.schemas.registry import encode_events
 from tallystick.streams.detectors.alerts import alert_id
 from tallystick.streams.detectors.burst import EMPTY, Bucket, Finding, Rule, Rules, alert_of, observe
+from tests.support.world import LIMITS, limit_rows
 
 START = 1_732_289_000 * SECOND
 
@@ -148,24 +148,7 @@ def test_the_limit_is_what_the_gateways_throttle_passes_at_most() -> None:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Limits)}
     assert defaults["messages_per_second"] == MESSAGES_PER_SECOND
     assert defaults["burst"] == MESSAGE_BURST
-    rules = Rules({"max_notional": "5", "burst": 7, "strategy": {"beta": {"messages_per_second": 100}}})
+    rules = Rules(LimitBook(limit_rows(msgspec.structs.replace(LIMITS, burst=7, messages_per_second=10))))
     assert rules.of("alpha").limit == 17
-    assert rules.of("beta").limit == 107
-    assert Rules({}).of("alpha").limit == 30
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        {"burst": "7"},
-        {"burst": True},
-        {"burst": 0},
-        {"messages_per_second": 10_001},
-        {"strategy": {"alpha": {"burst": -1}}},
-        {"strategy": {"alpha": 3}},
-        {"strategy": []},
-    ],
-)
-def test_limits_that_are_no_numbers_in_range_are_refused(limits: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="LIMITS"):
-        Rules(limits)
+    with pytest.raises(Unverified, match="LIMITS_MISSING"):
+        rules.of("nobody")

@@ -107,7 +107,7 @@ def _sub(old: str, new: str) -> Callable[[], str]:
         (_sub('reads = ["md.trade.>"', 'reads = [">"'), "TOPOLOGY_SUBJECT", "components.paper-exchange.reads"),
         (_sub('reads = ["md.trade.>"', 'reads = ["*.trade.>"'), "TOPOLOGY_SUBJECT", "components.paper-exchange.reads"),
         (_sub('reads = ["md.trade.>"', 'reads = ["$JS.>"'), "TOPOLOGY_SUBJECT", "components.paper-exchange.reads"),
-        (_sub('reads = ["md.trade.>"', 'reads = ["control.>"'), "TOPOLOGY_DUPLICATE", "components.paper-exchange"),
+        (_sub('reads = ["md.trade.>"', 'reads = ["cred.>"'), "TOPOLOGY_DUPLICATE", "components.paper-exchange"),
         (
             _sub('reads = ["md.trade.>"', 'reads = ["md.>", "md.trade.*.*"'),
             "TOPOLOGY_DUPLICATE",
@@ -120,7 +120,7 @@ def _sub(old: str, new: str) -> Callable[[], str]:
         ),
         (_sub("signal.{strategy}.*.*", "signal.*.*.*"), "TOPOLOGY_OWNER", "strategy-b and strategy-a"),
         (
-            _sub('["md.trade.>", "control.>"]', '["md.trade.>", "order.event.>", "dead.>"]'),
+            _sub('reads = ["md.trade.>"]', 'reads = ["md.trade.>", "order.event.>", "dead.>"]'),
             "TOPOLOGY_CYCLE",
             "paper-exchange",
         ),
@@ -148,7 +148,7 @@ def test_a_wrong_topology_is_refused_with_its_place(change: Callable[[], str], c
 
 
 def test_a_loop_is_shown_step_by_step() -> None:
-    text = TEXT.replace('kinds = ["order.event"]\nwhy = "after a crash', 'kinds = []\nwhy = "after a crash')
+    text = TEXT.replace('kinds = ["order.event", "control.config"]', 'kinds = ["control.config"]')
     with pytest.raises(ConfigError, match=r"execution → order\.event → execution: declare it"):
         parse(text, "topology.toml")
 

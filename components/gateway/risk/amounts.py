@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Final
 
 from tallystick.schemas.amounts import EXACT
+from tallystick.schemas.limits import BPS
 
 ZERO: Final = Decimal(0)
-BPS: Final = 10_000
 
 
 def notional(price: Decimal, qty: Decimal) -> Decimal:

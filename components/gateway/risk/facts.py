@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import msgspec
 
-from tallystick.components.gateway.risk.limits import Limits
+from tallystick.schemas.limits import Limits
 from tallystick.schemas.orders import Denial
 from tallystick.schemas.trust import Instrument
 
