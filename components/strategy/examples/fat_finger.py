@@ -16,9 +16,9 @@ from tallystick.schemas.trust import Instrument
 
 
 class FatFinger(Strategy):
-    """`every`: trades of a symbol between two intents."""
+    """`every`: trades of a symbol between two intents; what is proper goes `slip_bps` beyond the last price."""
 
-    params = {"every": 150, "lots": 2}  # noqa: RUF012
+    params = {"every": 150, "lots": 2, "slip_bps": 10}  # noqa: RUF012
 
     def on_start(self, ctx: StrategyContext) -> None:
         """Nothing asked yet."""
@@ -45,10 +45,13 @@ class FatFinger(Strategy):
         turn, self.turns = self.turns, self.turns + 1
         if turn % 2:
             self.mistakes[turn // 2 % len(self.mistakes)](ctx, market, qty, price)
-        elif ctx.position(symbol) >= qty:
-            ctx.sell(symbol, qty, price, "IOC")
+            return
+        slip = price * ctx.params["slip_bps"] / 10_000
+        slip -= slip % market.tick
+        if ctx.position(symbol) >= qty:
+            ctx.sell(symbol, qty, price - slip, "IOC")
         else:
-            ctx.buy(symbol, qty, price, "IOC")
+            ctx.buy(symbol, qty, price + slip, "IOC")
 
     @staticmethod
     def _too_large(ctx: StrategyContext, market: Instrument, qty: Decimal, price: Decimal) -> None:
