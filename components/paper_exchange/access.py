@@ -3,10 +3,14 @@
 A signed request is accepted only if, in this order:
 
 - its API key is known and not revoked, and the request comes from one of the key's addresses (none listed: any);
-- it ends in one `signature`, Ed25519 (RFC 8032) over the raw bytes before it, never over a re-encoded form;
+- it ends in one `signature` over the raw bytes before it, never over a re-encoded form: Ed25519 (RFC 8032) in base64, or
+  HMAC-SHA256 in hex, as the key is;
 - its parameters are well formed, known to the endpoint, and none is there twice;
-- `timestamp` is at most 1,000 ms ahead and at most `recvWindow` (≤ 60,000, default 5,000) behind the venue's clock;
+- `timestamp` (Unix milliseconds or microseconds) is at most 1,000 ms ahead and at most `recvWindow` (≤ 60,000, default
+  5,000) behind the venue's clock;
 - the key has the endpoint's permission.
+
+What is logged or journalled names a key by its `fingerprint`: an id is half of what opens the account.
 
 A request that passes may be sent again within its window and passes again: as at Binance, nothing here is
 single-use.  The journal shows it.
@@ -18,10 +22,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import hmac
 import ipaddress
 import re
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Final, Literal
 
@@ -38,23 +44,38 @@ Permission = Literal["read", "trade", "withdraw"]
 DEFAULT_RECV_WINDOW: Final = 5_000
 MAX_RECV_WINDOW: Final = 60_000
 MAX_AHEAD_MS: Final = 1_000
-_INTEGER = re.compile(rb"[0-9]{1,19}")
+_INTEGER = re.compile(r"[0-9]{1,19}")
+_WINDOW = re.compile(r"[0-9]{1,5}(\.[0-9]{1,3})?")
+_SECRET = re.compile(r"[A-Za-z0-9]{16,128}")
+# A later timestamp than this (the year 5138 in milliseconds) is in microseconds.
+MICROSECONDS: Final = 10**14
 _NAME = re.compile(r"[A-Za-z0-9]{1,32}")
 _API_KEY = re.compile(r"[A-Za-z0-9]{1,128}")
 _DENIED: Final = "Invalid API-key, IP, or permissions for action."
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An API key: `public_key` is Ed25519, base64 of the 32 raw bytes or of their SubjectPublicKeyInfo (RFC 8410).
+    """An API key, which signs with Ed25519 or with HMAC-SHA256.
 
-    An empty `ips` binds it to no address, which careful clients refuse to use.
+    - `public_key`: Ed25519, base64 of the 32 raw bytes or of their SubjectPublicKeyInfo (RFC 8410); or `secret`: what the
+      client has as its secret key, at least 16 letters and digits.  One of the two.
+    - An empty `ips` binds it to no address, which careful clients refuse to use.
     """
 
     api_key: str
-    public_key: str
     account: str
     permissions: frozenset[Permission]
+    public_key: str = ""
+    secret: str = ""
     ips: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Key({fingerprint(self.api_key)}, account={self.account!r}, permissions={sorted(self.permissions)})"
+
+
+def fingerprint(api_key: str) -> str:
+    """What may stand for an API key in logs and journals: the first 8 bytes of its SHA-256, in hex."""
+    return hashlib.sha256(api_key.encode()).hexdigest()[:16]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,15 +105,33 @@ def parse_config(data: bytes) -> Config:
         raise ConfigError("PAPER_CONFIG", f"paper exchange configuration: {exc}") from exc
 
 
-def _public_key(text: str, api_key: str) -> Ed25519PublicKey:
+class _Hmac:
+    """Verifies as an Ed25519 key does."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        if not hmac.compare_digest(signature, hmac.digest(self._secret, data, "sha256")):
+            raise InvalidSignature
+
+
+def _verifier(key: Key) -> Ed25519PublicKey | _Hmac:
+    name = f"key {fingerprint(key.api_key)} of account {key.account!r}"
+    if bool(key.public_key) == bool(key.secret):
+        raise ConfigError("PAPER_KEY", f"{name} needs either a public_key or a secret")
+    if key.secret:
+        if not _SECRET.fullmatch(key.secret):
+            raise ConfigError("PAPER_KEY", f"the secret of {name} must be 16 to 128 letters and digits")
+        return _Hmac(key.secret)
     try:
-        raw = base64.b64decode(text, validate=True)
-        key = Ed25519PublicKey.from_public_bytes(raw) if len(raw) == 32 else load_der_public_key(raw)
+        raw = base64.b64decode(key.public_key, validate=True)
+        public = Ed25519PublicKey.from_public_bytes(raw) if len(raw) == 32 else load_der_public_key(raw)
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ConfigError("PAPER_KEY", f"public key of {api_key!r} is not base64 of an Ed25519 key: {exc}") from exc
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError("PAPER_KEY", f"public key of {api_key!r} is not Ed25519")
-    return key
+        raise ConfigError("PAPER_KEY", f"the public key of {name} is not base64 of an Ed25519 key: {exc}") from exc
+    if not isinstance(public, Ed25519PublicKey):
+        raise ConfigError("PAPER_KEY", f"the public key of {name} is not Ed25519")
+    return public
 
 
 class Keys:
@@ -100,7 +139,7 @@ class Keys:
 
     def __init__(self, keys: Iterable[Key], accounts: Iterable[str]) -> None:
         self._accounts = frozenset(accounts)
-        self._keys: dict[str, tuple[Key, Ed25519PublicKey, frozenset[str]]] = {}
+        self._keys: dict[str, tuple[Key, Ed25519PublicKey | _Hmac, frozenset[str]]] = {}
         for key in keys:
             self.add(key)
 
@@ -108,36 +147,46 @@ class Keys:
         """Register a key.  Raises `ConfigError` for a malformed one, an unknown account or an id in use."""
         if not _API_KEY.fullmatch(key.api_key):
             raise ConfigError("PAPER_KEY", "an API key is 1 to 128 letters and digits")
+        name = f"API key {fingerprint(key.api_key)}"
         if key.api_key in self._keys:
-            raise ConfigError("PAPER_KEY", f"API key {key.api_key!r} is registered already")
+            raise ConfigError("PAPER_KEY", f"{name} is registered already")
         if key.account not in self._accounts:
-            raise ConfigError("PAPER_KEY", f"API key {key.api_key!r} belongs to unknown account {key.account!r}")
+            raise ConfigError("PAPER_KEY", f"{name} belongs to unknown account {key.account!r}")
         try:
             ips = frozenset(str(ipaddress.ip_address(ip)) for ip in key.ips)
         except ValueError as exc:
-            raise ConfigError("PAPER_KEY", f"API key {key.api_key!r}: {exc}") from exc
-        self._keys[key.api_key] = key, _public_key(key.public_key, key.api_key), ips
+            raise ConfigError("PAPER_KEY", f"{name}: {exc}") from exc
+        self._keys[key.api_key] = key, _verifier(key), ips
 
     def revoke(self, api_key: str) -> None:
         """Forget a key: it is answered like one that never was.  Raises `ConfigError` for an unknown one."""
         if self._keys.pop(api_key, None) is None:
-            raise ConfigError("PAPER_KEY", f"API key {api_key[:128]!r} is not registered")
+            raise ConfigError("PAPER_KEY", f"API key {fingerprint(api_key)} is not registered")
 
-    def verify(self, api_key: str | None, remote: str, payload: bytes, signature: str) -> Key:
-        """The key that signed `payload` and may be used from address `remote`.
+    def find(self, api_key: str | None, remote: str) -> Key:
+        """The key of this id, if it may be used from address `remote`.  Raises `Refused` -2014 or -2015."""
+        return self._find(api_key, remote)[0]
 
-        `signature` is standard base64.  Raises `Refused` -2014, -2015 or -1022.
-        """
+    def _find(self, api_key: str | None, remote: str) -> tuple[Key, Ed25519PublicKey | _Hmac]:
         if api_key is None or not _API_KEY.fullmatch(api_key):
             raise Refused(-2014, "API-key format invalid.", 401)
         entry = self._keys.get(api_key)
         if entry is None:
             raise Refused(-2015, _DENIED, 401)
-        key, public, ips = entry
+        key, verifier, ips = entry
         if ips and remote not in ips:
             raise Refused(-2015, _DENIED, 401)
+        return key, verifier
+
+    def verify(self, api_key: str | None, remote: str, payload: bytes, signature: str) -> Key:
+        """The key that signed `payload` and may be used from address `remote`.
+
+        `signature` is standard base64, or hex of an HMAC.  Raises `Refused` -2014, -2015 or -1022.
+        """
+        key, verifier = self._find(api_key, remote)
         try:
-            public.verify(base64.b64decode(signature, validate=True), payload)
+            raw = bytes.fromhex(signature) if key.secret else base64.b64decode(signature, validate=True)
+            verifier.verify(raw, payload)
         except (InvalidSignature, binascii.Error, ValueError) as exc:
             raise Refused(-1022, "Signature for this request is not valid.") from exc
         return key
@@ -169,12 +218,10 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
     -1100 for anything that is not printable text in UTF-8 or badly escaped.
     """
     found: dict[str, str] = {}
-    sent = 0
     for part in parts:
         for item in part.split(b"&") if part else ():
             name_raw, _, raw = item.partition(b"=")
             name = name_raw.decode("ascii", "replace")
-            sent += 1
             if not _NAME.fullmatch(name):
                 raise Refused(-1100, "Illegal characters found in a parameter.")
             if name in found:
@@ -188,35 +235,38 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
             if not value.isprintable() or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
             found[name] = value
-    read = len(found.keys() & allowed)
+    check_names(found, allowed)
+    return found
+
+
+def check_names(parameters: Mapping[str, str], allowed: frozenset[str]) -> None:
+    """Raise `Refused` -1104 for a parameter that is not `allowed`, -1100 for one that is not printable."""
+    read, sent = len(parameters.keys() & allowed), len(parameters)
     if read != sent:
         raise Refused(-1104, f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{sent}'.")
-    return found
+    for name, value in parameters.items():
+        if not value.isprintable():
+            raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
 
 
 def check_window(parameters: dict[str, str], now_ms: int) -> None:
     """Raise `Refused` unless `timestamp` and `recvWindow` hold the moment `now_ms`: -1021, or -1102, -1100, -1131."""
-    stamp = _integer(parameters, "timestamp")
-    if stamp is None:
+    text = parameters.get("timestamp")
+    if text is None:
         raise Refused(-1102, "Mandatory parameter 'timestamp' was not sent, was empty/null, or malformed.")
-    window = _integer(parameters, "recvWindow")
-    if window is None:
-        window = DEFAULT_RECV_WINDOW
+    if not _INTEGER.fullmatch(text):
+        raise Refused(-1100, "Illegal characters found in parameter 'timestamp'; legal range is '^[0-9]{1,19}$'.")
+    window_text = parameters.get("recvWindow", str(DEFAULT_RECV_WINDOW))
+    if not _WINDOW.fullmatch(window_text):
+        raise Refused(-1100, "Illegal characters found in parameter 'recvWindow'; legal are three decimals.")
+    window = Decimal(window_text)
     if window > MAX_RECV_WINDOW:
         raise Refused(-1131, "recvWindow must be less than 60000.")
+    stamp = Decimal(text) if len(text) < len(str(MICROSECONDS)) else Decimal(text) / 1_000
     if stamp >= now_ms + MAX_AHEAD_MS:
         raise Refused(-1021, "Timestamp for this request was 1000ms ahead of the server's time.")
     if now_ms - stamp > window:
         raise Refused(-1021, "Timestamp for this request is outside of the recvWindow.")
-
-
-def _integer(parameters: dict[str, str], name: str) -> int | None:
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not _INTEGER.fullmatch(text.encode()):
-        raise Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,19}}$'.")
-    return int(text)
 
 
 class RateLimited(Refused):
@@ -255,14 +305,22 @@ class Rates:
             )
         return used
 
-    def new_order(self, account: str, now_ms: int) -> tuple[int, int]:
-        """Count a new order; returns the counts in these 10 s and this day.  Raises `RateLimited` -1015."""
+    def used(self, remote: str, now_ms: int) -> int:
+        """The weight used in this minute."""
+        return self._count(60_000, remote, 0, now_ms)
+
+    def orders(self, account: str, now_ms: int) -> tuple[int, int]:
+        """How many new orders were counted in these 10 s and this day."""
+        return self._count(10_000, account, 0, now_ms), self._count(86_400_000, account, 0, now_ms)
+
+    def new_order(self, account: str, now_ms: int, orders: int = 1) -> tuple[int, int]:
+        """Count new orders; returns the counts in these 10 s and this day.  Raises `RateLimited` -1015."""
         counts = []
         for length, limit, name in (
             (10_000, self._limits.orders_10s, "10 SECOND"),
             (86_400_000, self._limits.orders_day, "1 DAY"),
         ):
-            used = self._count(length, account, 1, now_ms)
+            used = self._count(length, account, orders, now_ms)
             if used > limit:
                 text = f"Too many new orders; current limit is {limit} orders per {name}."
                 raise RateLimited(-1015, text, (length - now_ms % length + 999) // 1000)

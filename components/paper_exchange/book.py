@@ -33,13 +33,14 @@ class Plan:
 class Book:
     """Resting orders and the played market of one instrument."""
 
-    __slots__ = ("ask", "bid", "buys", "instrument", "last", "sells", "trade_id")
+    __slots__ = ("ask", "bid", "buys", "instrument", "last", "sells", "stops", "trade_id")
 
     def __init__(self, instrument: Instrument, first_id: int) -> None:
         self.instrument = instrument
         # Sorted by priority: (-price, id) for buys, (price, id) for sells; ids rise with time.
         self.buys: list[tuple[Decimal, int, Order]] = []
         self.sells: list[tuple[Decimal, int, Order]] = []
+        self.stops: list[Order] = []  # that wait for their stop price, oldest first
         self.bid: MarketSide | None = None
         self.ask: MarketSide | None = None
         self.last = ZERO
@@ -56,7 +57,10 @@ class Book:
         bisect.insort(side, (price, order.id, order))
 
     def remove(self, order: Order) -> None:
-        """Take an order out that rests here."""
+        """Take an order out that rests or waits here."""
+        if order.waits:
+            self.stops.remove(order)
+            return
         side, price = (self.buys, -order.price) if order.side == "BUY" else (self.sells, order.price)
         at = bisect.bisect_left(side, (price, order.id), key=lambda entry: entry[:2])
         if at == len(side) or side[at][2] is not order:
@@ -77,6 +81,21 @@ class Book:
             if left > 0:
                 yield price, left
             price += away
+
+    def levels(self, depth: Depth) -> tuple[list[tuple[Decimal, Decimal]], list[tuple[Decimal, Decimal]]]:
+        """Bids and asks, best first: `(price, quantity)` of the played market and of resting orders together."""
+        sides = []
+        both: tuple[tuple[Side, list[tuple[Decimal, int, Order]]], ...] = (("SELL", self.buys), ("BUY", self.sells))
+        for taker, resting in both:
+            found = dict(self.market_levels(taker, depth))
+            for _, _, order in resting:
+                found[order.price] = found.get(order.price, ZERO) + order.qty - order.executed
+            sides.append(sorted(found.items(), reverse=taker == "SELL"))
+        return sides[0], sides[1]
+
+    def reached(self) -> list[Order]:
+        """Orders whose stop price the last price has reached."""
+        return [order for order in self.stops if is_reached(order.side, order.type, order.stop, self.last)]
 
     def take(self, side: Side, price: Decimal, qty: Decimal) -> None:
         """An incoming order of `side` took `qty` of the played market at `price`."""
@@ -127,3 +146,11 @@ class Book:
                 plan.satisfied = True
                 break
         return plan
+
+
+def is_reached(side: Side, kind: str, stop: Decimal, last: Decimal) -> bool:
+    """Whether `last` sets off an order with this stop price; nothing does before the first trade."""
+    if not last:
+        return False
+    rises = (side == "BUY") == kind.startswith("STOP_LOSS")
+    return last >= stop if rises else last <= stop

@@ -1,49 +1,22 @@
-"""What each REST endpoint does, once its request was authenticated and its parameters were parsed.
+"""What each REST endpoint that reads does, once its request was authenticated and its parameters were parsed.
 
-`server` calls these, one at a time; refusals are `Refused`.
+`dispatch` calls these, one at a time; refusals are `Refused`.  `trading` has those for orders, `market` those for everyone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+from tallystick.components.paper_exchange import parameters as parse
 from tallystick.components.paper_exchange import wire
-from tallystick.components.paper_exchange.access import Key, Limits, Permission, Rates
+from tallystick.components.paper_exchange.access import Limits, Rates
+from tallystick.components.paper_exchange.call import Call, Endpoint, Public, Signed
+from tallystick.components.paper_exchange.market import symbols
 from tallystick.components.paper_exchange.matching import Engine
-from tallystick.components.paper_exchange.orders import Order
+from tallystick.components.paper_exchange.orders import Refused
 
-
-@dataclass(slots=True)
-class Call:
-    """A request on its way through an endpoint, and what the journal and the headers will say of it."""
-
-    key: Key
-    parameters: dict[str, str]
-    now_ms: int
-    order: Order | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True, frozen=True)
-class Public:
-    """An endpoint for everyone: `run(parameters, now in ms)` answers."""
-
-    run: Callable[[dict[str, str], int], Any]
-    weight: int
-    parameters: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True, frozen=True)
-class Signed:
-    """An endpoint for keys with a permission."""
-
-    run: Callable[[Call], Any]
-    weight: int
-    permission: Permission
-    parameters: frozenset[str]
-    journalled: bool = False
+_PAGE = frozenset(("startTime", "endTime", "limit"))
 
 
 class Endpoints:
@@ -56,29 +29,41 @@ class Endpoints:
         self._keep = keep
         self._withdrawals = 0
 
-    def table(self) -> dict[str, Public | Signed]:
+    def table(self) -> dict[str, Endpoint]:
         """Every endpoint by method and path."""
         which = frozenset(("symbol", "orderId", "origClientOrderId"))
+        none: frozenset[str] = frozenset()
         symbol = frozenset(("symbol",))
+        info = symbol | {"symbols", "permissions", "showPermissionSets", "symbolStatus"}
+        which_list = frozenset(("orderListId", "origClientOrderId", "listClientOrderId"))
         return {
             "GET /api/v3/ping": Public(lambda _parameters, _now: {}, 1),
             "GET /api/v3/time": Public(lambda _parameters, now: {"serverTime": now}, 1),
-            "GET /api/v3/exchangeInfo": Public(self._exchange_info, 20, symbol),
-            "POST /api/v3/order": Signed(self._new_order, 1, "trade", wire.ORDER_PARAMETERS, True),
-            "POST /api/v3/order/test": Signed(self._test_order, 1, "trade", wire.ORDER_PARAMETERS, True),
+            "GET /api/v3/exchangeInfo": Public(self._exchange_info, 20, info),
+            "GET /sapi/v1/system/status": Public(lambda _parameters, _now: {"status": 0, "msg": "normal"}, 1),
             "GET /api/v3/order": Signed(self._get_order, 4, "read", which),
-            "DELETE /api/v3/order": Signed(self._cancel, 1, "trade", which | {"newClientOrderId"}, True),
             "GET /api/v3/openOrders": Signed(self._open_orders, 6, "read", symbol),
-            "DELETE /api/v3/openOrders": Signed(self._cancel_all, 1, "trade", symbol, True),
+            "GET /api/v3/allOrders": Signed(self._all_orders, 20, "read", symbol | _PAGE | {"orderId"}),
+            "GET /api/v3/orderList": Signed(self._get_list, 4, "read", which_list),
+            "GET /api/v3/openOrderList": Signed(self._open_lists, 6, "read", none),
+            "GET /api/v3/allOrderList": Signed(self._all_lists, 20, "read", _PAGE | {"fromId"}),
             "GET /api/v3/account": Signed(self._account, 20, "read", frozenset(("omitZeroBalances",))),
-            "GET /api/v3/myTrades": Signed(
-                self._my_trades, 20, "read", symbol | {"orderId", "startTime", "endTime", "fromId", "limit"}
+            "GET /api/v3/account/commission": Signed(self._commission, 20, "read", symbol),
+            "GET /api/v3/rateLimit/order": Signed(self._order_counts, 40, "read", none),
+            "GET /api/v3/myTrades": Signed(self._my_trades, 20, "read", symbol | _PAGE | {"orderId", "fromId"}),
+            "GET /api/v3/myPreventedMatches": Signed(
+                lambda _call: [], 20, "read", symbol | {"preventedMatchId", "orderId", "fromPreventedMatchId", "limit"}
             ),
-            "GET /sapi/v1/capital/config/getall": Signed(self._coins, 10, "read", frozenset()),
+            "GET /api/v3/myAllocations": Signed(
+                lambda _call: [], 20, "read", symbol | _PAGE | {"fromAllocationId", "orderId"}
+            ),
+            "GET /sapi/v1/capital/config/getall": Signed(self._coins, 10, "read", none),
             "GET /sapi/v1/asset/tradeFee": Signed(self._trade_fee, 1, "read", symbol),
-            "GET /sapi/v1/account/apiRestrictions": Signed(
-                lambda call: wire.restrictions(call.key), 1, "read", frozenset()
+            "GET /sapi/v1/capital/deposit/hisrec": Signed(
+                lambda _call: [], 1, "read", _PAGE | {"coin", "status", "offset", "txId", "includeSource"}
             ),
+            "GET /sapi/v1/account/status": Signed(lambda _call: {"data": "Normal"}, 1, "read", none),
+            "GET /sapi/v1/account/apiRestrictions": Signed(lambda call: wire.restrictions(call.key), 1, "read", none),
             "POST /sapi/v1/capital/withdraw/apply": Signed(
                 self._withdraw,
                 900,
@@ -89,60 +74,88 @@ class Endpoints:
         }
 
     def _exchange_info(self, parameters: dict[str, str], now_ms: int) -> wire.Json:
-        if "symbol" in parameters:
-            instruments = [self._engine.instrument(parameters["symbol"])]
-        else:
-            instruments = [book.instrument for book in self._engine.books.values()]
+        asked = symbols(parameters, self._engine.books)
+        instruments = [self._engine.instrument(symbol) for symbol in (self._engine.books if asked is None else asked)]
         return wire.exchange_info(instruments, self._limits, now_ms)
 
-    def _new_order(self, call: Call) -> wire.Json:
-        new, answer = wire.new_order(call.parameters)
-        soon, day = self._rates.new_order(call.key.account, call.now_ms)
-        call.headers["X-MBX-ORDER-COUNT-10S"] = str(soon)
-        call.headers["X-MBX-ORDER-COUNT-1D"] = str(day)
-        call.order = self._engine.place(call.key.account, new, call.now_ms)
-        return wire.placed(call.order, answer)
-
-    def _test_order(self, call: Call) -> wire.Json:
-        self._engine.check(wire.new_order(call.parameters)[0])
-        return {}
-
     def _get_order(self, call: Call) -> wire.Json:
-        order_id, client_id = wire.which_order(call.parameters)
-        return wire.queried(self._engine.order(call.key.account, wire.symbol(call.parameters), order_id, client_id))
-
-    def _cancel(self, call: Call) -> wire.Json:
-        order_id, client_id = wire.which_order(call.parameters)
-        symbol = wire.symbol(call.parameters)
-        # Binance gives a cancel without an id of its own a random one.
-        cancel_id = wire.client_id(call.parameters, "newClientOrderId") or f"cancel-{order_id or client_id}"[:36]
-        call.order = self._engine.cancel(call.key.account, symbol, order_id, client_id, call.now_ms, cancel_id)
-        return wire.cancelled(call.order, cancel_id)
-
-    def _cancel_all(self, call: Call) -> list[wire.Json]:
-        symbol = wire.symbol(call.parameters)
-        orders = self._engine.cancel_all(call.key.account, symbol, call.now_ms)
-        return [wire.cancelled(order, f"cancel-{order.id}") for order in orders]
+        order_id, client_id = parse.which_order(call.parameters)
+        return wire.queried(self._engine.order(call.key.account, parse.symbol(call.parameters), order_id, client_id))
 
     def _open_orders(self, call: Call) -> list[wire.Json]:
-        symbol = wire.symbol(call.parameters) if "symbol" in call.parameters else None
+        symbol = parse.symbol(call.parameters) if "symbol" in call.parameters else None
         if symbol is not None:
             self._engine.instrument(symbol)
         return [wire.queried(order) for order in self._engine.open_orders(call.key.account, symbol)]
+
+    def _all_orders(self, call: Call) -> list[wire.Json]:
+        p = call.parameters
+        symbol = parse.symbol(p)
+        self._engine.instrument(symbol)
+        first, (start, end) = parse.integer(p, "orderId"), parse.span(p)
+        limit = parse.limit(p, 500, parse.MAX_LIST)
+        found = [
+            o
+            for o in self._engine.orders()
+            if o.account == call.key.account
+            and o.symbol == symbol
+            and (first is None or o.id >= first)
+            and (start is None or o.time_ms >= start)
+            and (end is None or o.time_ms <= end)
+        ]
+        return [wire.queried(o) for o in _page(found, limit, forward=first is not None or start is not None)]
+
+    def _get_list(self, call: Call) -> wire.Json:
+        list_id = parse.integer(call.parameters, "orderListId")
+        name = parse.client_id(call.parameters, "origClientOrderId") or parse.client_id(
+            call.parameters, "listClientOrderId"
+        )
+        if list_id is None and name is None:
+            text = "Param 'origClientOrderId' or 'orderListId' must be sent, but both were empty/null!"
+            raise Refused(-1102, text)
+        for of in reversed(self._engine.lists(call.key.account)):
+            if of.id == (list_id or of.id) and of.client_id == (name or of.client_id):
+                return wire.order_list(of)
+        raise Refused(-2018, "Order list does not exist.")
+
+    def _open_lists(self, call: Call) -> list[wire.Json]:
+        return [wire.order_list(of) for of in self._engine.open_lists(call.key.account)]
+
+    def _all_lists(self, call: Call) -> list[wire.Json]:
+        p = call.parameters
+        first, (start, end) = parse.integer(p, "fromId"), parse.span(p)
+        found = [
+            of
+            for of in self._engine.lists(call.key.account)
+            if (first is None or of.id >= first)
+            and (start is None or of.time_ms >= start)
+            and (end is None or of.time_ms <= end)
+        ]
+        limit = parse.limit(p, 500, parse.MAX_LIST)
+        return [wire.order_list(of) for of in _page(found, limit, forward=first is not None or start is not None)]
 
     def _account(self, call: Call) -> wire.Json:
         held = self._engine.accounts[call.key.account]
         omit = call.parameters.get("omitZeroBalances") == "true"
         return wire.account(call.key, held, self._engine.commission, call.now_ms, omit)
 
+    def _commission(self, call: Call) -> wire.Json:
+        symbol = parse.symbol(call.parameters)
+        self._engine.instrument(symbol)
+        return wire.commission(symbol, self._engine.commission)
+
+    def _order_counts(self, call: Call) -> list[wire.Json]:
+        counts = self._rates.orders(call.key.account, call.now_ms)
+        limits = [limit for limit in wire.rate_limits(self._limits) if limit["rateLimitType"] == "ORDERS"]
+        return [limit | {"count": count} for limit, count in zip(limits, counts, strict=True)]
+
     def _my_trades(self, call: Call) -> list[wire.Json]:
         p = call.parameters
-        symbol = wire.symbol(p)
+        symbol = parse.symbol(p)
         self._engine.instrument(symbol)
-        order_id, first = wire.integer(p, "orderId"), wire.integer(p, "fromId")
-        start, end = wire.integer(p, "startTime"), wire.integer(p, "endTime")
-        asked = wire.integer(p, "limit")
-        limit = min(500 if asked is None else asked, wire.MAX_LIST)
+        order_id, first = parse.integer(p, "orderId"), parse.integer(p, "fromId")
+        start, end = parse.span(p)
+        limit = parse.limit(p, 500, parse.MAX_LIST)
         found = [
             t
             for t in self._engine.trades[call.key.account]
@@ -152,17 +165,13 @@ class Endpoints:
             and (start is None or t.time_ms >= start)
             and (end is None or t.time_ms <= end)
         ]
-        # From a given trade or time the oldest come first, else the newest are wanted.
-        found = (
-            found[:limit] if first is not None or start is not None else found[len(found) - min(limit, len(found)) :]
-        )
-        return [wire.trade(t) for t in found]
+        return [wire.trade(t) for t in _page(found, limit, forward=first is not None or start is not None)]
 
     def _coins(self, call: Call) -> list[wire.Json]:
         return wire.coins(self._engine.accounts[call.key.account])
 
     def _trade_fee(self, call: Call) -> list[wire.Json]:
-        wanted = [wire.symbol(call.parameters)] if "symbol" in call.parameters else list(self._engine.books)
+        wanted = [parse.symbol(call.parameters)] if "symbol" in call.parameters else list(self._engine.books)
         rate = wire.number(self._engine.commission)
         return [
             {"symbol": self._engine.instrument(s).symbol, "makerCommission": rate, "takerCommission": rate}
@@ -170,8 +179,13 @@ class Endpoints:
         ]
 
     def _withdraw(self, call: Call) -> wire.Json:
-        coin, amount = wire.withdrawal(call.parameters)
+        coin, amount = parse.withdrawal(call.parameters)
         self._engine.withdraw(call.key.account, coin, amount)
         self._withdrawals += 1
         self._keep(call.key.account)
         return {"id": f"withdrawal-{self._withdrawals}"}
+
+
+def _page(found: list[Any], limit: int, *, forward: bool) -> list[Any]:
+    """From a given id or time the oldest come first, else the newest are wanted."""
+    return found[:limit] if forward else found[-limit:]

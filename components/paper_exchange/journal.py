@@ -18,11 +18,12 @@ from tallystick.runtime.durable import append, open_append
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One request: `time` in Unix ns at receipt; `verdict` is the order's status or Binance's error number.
 
+    `key` is the API key's `fingerprint`: who reads the journal learns no id.
     `payload_sha256` is over the signed bytes (query, then body, without `&signature=…`), in hex.
     """
 
     time: int
-    api_key: str
+    key: str
     account: str
     request: str
     payload_sha256: str

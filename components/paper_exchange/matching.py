@@ -12,6 +12,9 @@ The market that the orders meet is *played* from trades that happened at a real 
 - An incoming order takes the best price first; at one price resting orders of other accounts come before the market.
   Trades happen at the price that was there before.
 - A resting order of the same account that would trade is expired instead (`EXPIRED_IN_MATCH`, Binance's EXPIRE_MAKER).
+- An order with a stop price waits until the last price of the market reaches it, and is placed then; funds are locked
+  before that, but for one that buys at the market.  Of the two orders of a list (OCO) both wait or rest until one of
+  them trades, is set off or ends: the other ends with it.
 - What a MARKET or IOC order leaves is expired, what a GTC order leaves rests; FOK trades whole or not at all.
 - What a trade is worth is price times quantity, rounded down to 8 places; an order to buy locks it rounded up.
 - Commission is a share of what is received, in that asset, rounded down to 8 places.
@@ -26,224 +29,133 @@ Source of behaviour, codes and messages: Binance Spot API documentation, "REST A
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Literal
 
 from tallystick.components.paper_exchange.book import Book, MarketSide, Plan
+from tallystick.components.paper_exchange.checks import check, check_pair, check_waiting
+from tallystick.components.paper_exchange.ledger import Ledger
 from tallystick.components.paper_exchange.orders import (
-    MAX_VALUE,
-    PLACES,
-    UNIT,
+    WAITING,
     ZERO,
-    Balance,
-    Depth,
     Execution,
     Instrument,
+    ListReport,
     NewOrder,
     Order,
+    OrderList,
     Refused,
-    Report,
     Status,
     Trade,
     reserve,
     share,
     worth,
 )
-from tallystick.schemas.amounts import EXACT
-from tallystick.schemas.errors import ConfigError, Malformed
-from tallystick.schemas.event import check_decimal, check_positive
-
-# How many closed orders, and trades of each account, are kept for queries; older ones are forgotten.
-HISTORY: Final = 100_000
+from tallystick.schemas.errors import Malformed
+from tallystick.schemas.event import check_positive
 
 
-class Engine:
-    """All books, accounts and orders of the venue.
-
-    `instruments` are traded, `accounts` maps account to asset to initial balance, `commission` is the share that
-    maker and taker pay, `first_id` the first id of orders and trades: above every one of a life before.
-    Raises `ConfigError` or `Malformed` for what it cannot keep exactly.
-    """
-
-    def __init__(
-        self,
-        instruments: Iterable[Instrument],
-        accounts: Mapping[str, Mapping[str, Decimal]],
-        commission: Decimal = Decimal("0.001"),
-        depth: Depth | None = None,
-        history: int = HISTORY,
-        first_id: int = 1,
-    ) -> None:
-        self.books = {i.symbol: Book(i, first_id) for i in instruments}
-        if not ZERO <= commission < 1:
-            raise ConfigError("COMMISSION", f"commission must be a share from 0 to below 1, got {commission}")
-        self.commission = commission
-        self.depth = depth or Depth()
-        if self.depth.levels < 1 or not ZERO < self.depth.multiple <= 1_000_000:
-            raise ConfigError("DEPTH", "depth needs levels ≥ 1 and a multiple above 0, up to 1,000,000")
-        assets = {a for b in self.books.values() for a in (b.instrument.base, b.instrument.quote)}
-        self.accounts: dict[str, dict[str, Balance]] = {}
-        for name, held in accounts.items():
-            for asset, amount in held.items():
-                check_decimal(amount, f"balance of {asset} in {name}")
-                if not ZERO <= amount <= MAX_VALUE or amount % UNIT:
-                    raise ConfigError("BALANCE", f"{name}: {asset} must be 0 to {MAX_VALUE:f} with {PLACES} places")
-            self.accounts[name] = {a: Balance(held.get(a, ZERO)) for a in sorted(assets | set(held))}
-        self.market: dict[str, Decimal] = {}
-        self.fees: dict[str, Decimal] = {}
-        self.withdrawn: dict[str, Decimal] = {}
-        self.trades: dict[str, deque[Trade]] = {name: deque(maxlen=history) for name in self.accounts}
-        self._orders: dict[int, Order] = {}
-        self._open: dict[str, dict[str, Order]] = {name: {} for name in self.accounts}  # account -> client id
-        self._newest: dict[tuple[str, str, str], int] = {}  # (account, symbol, client id) -> order id
-        self._closed: deque[Order] = deque()
-        self._history = history
-        self._last_id = first_id - 1
-        self._reports: list[Report] = []
-
-    # What a caller reads.
-
-    def instrument(self, symbol: str) -> Instrument:
-        """Raises `Refused` -1121 for a symbol that is not traded."""
-        book = self.books.get(symbol)
-        if book is None:
-            raise Refused(-1121, "Invalid symbol.")
-        return book.instrument
-
-    def touch(self, symbol: str) -> tuple[Decimal, Decimal, Decimal, Decimal] | None:
-        """The played market's best bid and ask: `(bid, quantity, ask, quantity)`; None before the first trade."""
-        book = self.books[symbol]
-        if book.bid is None or book.ask is None:
-            return None
-        return book.bid.price, book.bid.qty, book.ask.price, book.ask.qty
-
-    def drain(self) -> list[Report]:
-        """What happened since the last call, in order."""
-        reports, self._reports = self._reports, []
-        return reports
-
-    def order(self, account: str, symbol: str, order_id: int | None, client_id: str | None) -> Order:
-        """An order by its id, else the newest with that client id.  Raises `Refused` -2013."""
-        self.instrument(symbol)
-        if order_id is None:
-            order_id = self._newest.get((account, symbol, client_id or ""))
-        order = None if order_id is None else self._orders.get(order_id)
-        if order is None or order.account != account or order.symbol != symbol:
-            raise Refused(-2013, "Order does not exist.")
-        return order
-
-    def open_orders(self, account: str, symbol: str | None = None) -> list[Order]:
-        """An account's open orders, oldest first."""
-        return [o for o in self._open[account].values() if symbol in (None, o.symbol)]
-
-    def totals(self) -> dict[str, Decimal]:
-        """The sum of each asset over accounts, market, fees and withdrawals: never changes."""
-        sums: dict[str, Decimal] = {}
-        for held in self.accounts.values():
-            for asset, balance in held.items():
-                sums[asset] = sums.get(asset, ZERO) + balance.free + balance.locked
-        for ledger in (self.market, self.fees, self.withdrawn):
-            for asset, amount in ledger.items():
-                sums[asset] = sums.get(asset, ZERO) + amount
-        return sums
-
-    def restore(self, orders: Iterable[Order], accounts: Mapping[str, Mapping[str, Balance]]) -> None:
-        """Take up orders and balances of a life before; the ledgers are plain dicts for the caller to fill.
-
-        Raises `ConfigError` for an account or instrument that is not here, or balances that its open orders belie.
-        """
-        for name, held in accounts.items():
-            if name not in self.accounts:
-                raise ConfigError("PAPER_STATE", f"account {name!r} is not in the configuration any more")
-            self.accounts[name].update({asset: Balance(b.free, b.locked) for asset, b in held.items()})
-        known = sorted(orders, key=lambda o: o.id)
-        closed = [order.id for order in known if not order.open]
-        forgotten = set(closed[: max(0, len(closed) - self._history)])
-        for order in known:
-            self._last_id = max(self._last_id, order.id)
-            if order.id in forgotten:
-                continue
-            if order.account not in self.accounts or order.symbol not in self.books:
-                raise ConfigError("PAPER_STATE", f"order {order.id}: no {order.account!r} or {order.symbol} any more")
-            book = self.books[order.symbol]
-            book.trade_id = max([book.trade_id, *(t.id for t in order.trades)])
-            self._orders[order.id] = order
-            self._newest[order.account, order.symbol, order.client_id] = order.id
-            if order.open:
-                self._open[order.account][order.client_id] = order
-                book.rest(order)
-            else:
-                self._closed.append(order)
-        for name, account_trades in self.trades.items():
-            mine = [t for o in self._orders.values() if o.account == name for t in o.trades]
-            account_trades.extend(sorted(mine, key=lambda t: (t.time_ms, t.id)))
-            locked: dict[str, Decimal] = {}
-            for order in self.open_orders(name):
-                instrument = self.books[order.symbol].instrument
-                asset = instrument.quote if order.side == "BUY" else instrument.base
-                locked[asset] = locked.get(asset, ZERO) + order.locked
-            for asset, balance in self.accounts[name].items():
-                if balance.free < 0 or balance.locked != locked.get(asset, ZERO):
-                    raise ConfigError("PAPER_STATE", f"{name}: {asset} is not what the open orders say")
-
-    def orders(self) -> list[Order]:
-        """Every order that is remembered, oldest first."""
-        return list(self._orders.values())
+class Engine(Ledger):
+    """All books, accounts and orders of the venue, and what happens to them."""
 
     # What a caller does.
 
     def check(self, new: NewOrder) -> Instrument:
         """Raise `Refused` unless the order is complete and passes the instrument's filters."""
         instrument = self.instrument(new.symbol)
-        if new.type == "MARKET":
-            if new.price is not None:
-                raise Refused(-1106, "Parameter 'price' sent when not required.")
-            if new.tif is not None:
-                raise Refused(-1106, "Parameter 'timeInForce' sent when not required.")
-            if new.qty is None and new.quote_qty is None:
-                raise Refused(-1102, "Param 'quantity' or 'quoteOrderQty' must be sent, but both were empty/null!")
-            if new.qty is not None and new.quote_qty is not None:
-                raise Refused(-1106, "Parameter 'quoteOrderQty' sent when not required.")
-        else:
-            for value, what in ((new.qty, "quantity"), (new.price, "price")):
-                if value is None:
-                    raise Refused(-1102, f"Mandatory parameter '{what}' was not sent, was empty/null, or malformed.")
-            if new.quote_qty is not None:
-                raise Refused(-1106, "Parameter 'quoteOrderQty' sent when not required.")
-            if new.type == "LIMIT" and new.tif is None:
-                raise Refused(-1102, "Mandatory parameter 'timeInForce' was not sent, was empty/null, or malformed.")
-            if new.type == "LIMIT_MAKER" and new.tif is not None:
-                raise Refused(-1106, "Parameter 'timeInForce' sent when not required.")
-        for value, what in ((new.qty, "quantity"), (new.quote_qty, "quoteOrderQty"), (new.price, "price")):
-            if value is not None and not value > 0:
-                raise Refused(-1013, f"Invalid {what}.")
-        self._filter(instrument, new)
+        check(self.books[new.symbol], new)
         return instrument
 
     def place(self, account: str, new: NewOrder, now_ms: int) -> Order:
         """Take an order.  Raises `Refused`, having changed nothing."""
-        instrument = self.check(new)
-        client_id = new.client_id or f"auto-{self._last_id + 1}"
-        if client_id in self._open[account]:
-            raise Refused(-2010, "Duplicate order sent.")
-        if new.type != "MARKET" and len(self.open_orders(account, new.symbol)) >= instrument.max_orders:
-            raise Refused(-1013, "Filter failure: MAX_NUM_ORDERS")
+        client_id = self._require_free(account, [new])[0]
         book = self.books[new.symbol]
+        if new.type in WAITING:
+            check_waiting(book, new)
+            locked = self._wanted(new)
+            self._require_funds(account, new, locked)
+            return self._book_in(account, new, client_id, locked, now_ms)
         plan = book.plan(account, new, self.depth)
         if new.type == "LIMIT_MAKER" and (plan.fills or plan.own):
             raise Refused(-2010, "Order would immediately match and take.")
         if new.quote_qty is not None and not plan.fills:
             raise Refused(-2010, "Order book liquidity is less than symbol minimum quantity.")
         needed, locked = self._funds(new, plan)
-        asset = instrument.quote if new.side == "BUY" else instrument.base
-        balance = self.accounts[account][asset]
-        if needed > balance.free:
-            raise Refused(-2010, "Account has insufficient balance for requested action.")
+        self._require_funds(account, new, needed)
 
         # Nothing above changed anything; nothing below refuses.
+        order = self._book_in(account, new, client_id, locked, now_ms, plan)
+        self._execute(order, plan, now_ms)
+        return order
+
+    def place_list(
+        self, account: str, above: NewOrder, below: NewOrder, client_id: str | None, now_ms: int
+    ) -> OrderList:
+        """Take two orders of which one at most trades.  Raises `Refused`, having changed nothing."""
+        legs = (above, below)
+        ids = self._require_free(account, legs)
+        book = self.books[above.symbol]
+        check_pair(book, above, below)
+        for leg in legs:
+            check_waiting(book, leg)
+            plan = book.plan(account, leg, self.depth)
+            if leg.type == "LIMIT_MAKER" and (plan.fills or plan.own):
+                raise Refused(-2010, "Order would immediately match and take.")
+        wanted = [self._wanted(leg) for leg in legs]
+        self._require_funds(account, above, max(wanted))
+        name = client_id or f"list-{self._last_id + 1}"
+        if any(o.list_client_id == name for o in self._open[account].values()):
+            raise Refused(-2010, "Duplicate order sent.")
+        list_id = self._last_id + 1
+        # Both hold together what the dearer of them needs.
+        orders = tuple(
+            self._book_in(account, leg, own, locked, now_ms, list_id=list_id, list_client_id=name)
+            for leg, own, locked in zip(legs, ids, (wanted[0], max(ZERO, wanted[1] - wanted[0])), strict=True)
+        )
+        made = self._lists[list_id] = OrderList(list_id, account, above.symbol, name, orders, now_ms)
+        self._reports.append(ListReport(made, now_ms))
+        for order in orders:
+            if not order.waits:
+                book.rest(order)
+        return made
+
+    def _require_free(self, account: str, new: Sequence[NewOrder]) -> list[str]:
+        """The orders' client ids.  Raises `Refused` for incomplete orders, ids in use, or too many orders."""
+        ids = []
+        for number, each in enumerate(new, 1):
+            instrument = self.check(each)
+            client_id = each.client_id or f"auto-{self._last_id + number}"
+            if client_id in self._open[account] or client_id in ids:
+                raise Refused(-2010, "Duplicate order sent.")
+            ids.append(client_id)
+            if each.type != "MARKET" and len(self.open_orders(account, each.symbol)) + number > instrument.max_orders:
+                raise Refused(-1013, "Filter failure: MAX_NUM_ORDERS")
+        return ids
+
+    def _require_funds(self, account: str, new: NewOrder, needed: Decimal) -> None:
+        if needed > self._balance(account, new.symbol, new.side).free:
+            raise Refused(-2010, "Account has insufficient balance for requested action.")
+
+    def _book_in(
+        self,
+        account: str,
+        new: NewOrder,
+        client_id: str,
+        locked: Decimal,
+        now_ms: int,
+        plan: Plan | None = None,
+        list_id: int = -1,
+        list_client_id: str = "",
+    ) -> Order:
+        """The order, known and with its funds locked, but not in the book unless it waits."""
+        book = self.books[new.symbol]
         self._last_id += 1
+        qty = new.qty
+        if qty is None:
+            # An order by value has the quantity that it traded, and one step more if the market ran out: so it expires.
+            plan = plan or Plan()
+            qty = plan.qty + (ZERO if plan.satisfied else book.instrument.step)
         order = Order(
             id=self._last_id,
             account=account,
@@ -253,25 +165,37 @@ class Engine:
             type=new.type,
             tif=new.tif or "GTC",
             price=new.price or ZERO,
-            # An order by value has the quantity that it traded, and one step more if the market ran out: so it expires.
-            qty=new.qty or plan.qty + (ZERO if plan.satisfied else instrument.step),
+            qty=qty,
             quote_qty=new.quote_qty or ZERO,
             time_ms=now_ms,
             update_ms=now_ms,
-            locked=locked,
+            locked=ZERO,
+            stop=new.stop or ZERO,
+            working_ms=-1 if new.type in WAITING else now_ms,
+            list_id=list_id,
+            list_client_id=list_client_id,
+            strategy_id=new.strategy_id,
+            strategy_type=new.strategy_type,
         )
-        balance.free -= locked
-        balance.locked += locked
+        self._lock(order, locked)
         self._orders[order.id] = order
         self._open[account][client_id] = order
         self._newest[account, new.symbol, client_id] = order.id
+        if order.waits:
+            book.stops.append(order)
         self._report(order, "NEW", now_ms)
-        if new.tif == "FOK" and not plan.satisfied:
+        return order
+
+    def _execute(self, order: Order, plan: Plan, now_ms: int) -> None:
+        """Trade as planned; what is left rests or expires."""
+        book = self.books[order.symbol]
+        if order.tif == "FOK" and not plan.satisfied:
             self._close(order, "EXPIRED", "EXPIRED", now_ms)
-            return order
+            return
         for own in plan.own:
-            book.remove(own)
-            self._close(own, "EXPIRED_IN_MATCH", "TRADE_PREVENTION", now_ms)
+            if own.open:  # not ended with the other of its list
+                book.remove(own)
+                self._close(own, "EXPIRED_IN_MATCH", "TRADE_PREVENTION", now_ms)
         for price, qty, maker in plan.fills:
             trade_id = book.next_trade()
             if maker is None:
@@ -283,11 +207,50 @@ class Engine:
                 self._fill(maker, price, qty, trade_id, True, now_ms)
             self._fill(order, price, qty, trade_id, False, now_ms)
         if order.open:
-            if order.type == "MARKET" or order.tif != "GTC":
+            if order.at_market or order.tif != "GTC":
                 self._close(order, "EXPIRED", "EXPIRED", now_ms)
             else:
                 book.rest(order)
-        return order
+
+    def _set_off(self, book: Book, now_ms: int) -> None:
+        """The last price has moved: place what waited for it, oldest first."""
+        for order in book.reached():
+            if not order.open:
+                continue  # the other of its list came first
+            book.stops.remove(order)
+            order.working_ms = order.update_ms = now_ms
+            self._end_list(order, now_ms)
+            self._lock(order, ZERO)
+            new = NewOrder(
+                symbol=order.symbol,
+                side=order.side,
+                type="MARKET" if order.at_market else "LIMIT",
+                tif=None if order.at_market else order.tif,
+                qty=order.qty,
+                price=None if order.at_market else order.price,
+            )
+            plan = book.plan(order.account, new, self.depth)
+            needed, locked = self._funds(new, plan)
+            if needed > self._balance(order.account, order.symbol, order.side).free:
+                self._close(order, "EXPIRED", "EXPIRED", now_ms)
+                continue
+            self._lock(order, locked)
+            self._report(order, "NEW", now_ms)
+            self._execute(order, plan, now_ms)
+
+    def _end_list(self, order: Order, now_ms: int, status: Literal["EXPIRED", "CANCELED"] = "EXPIRED") -> None:
+        """One order of a list has begun to trade, or ended: so does the other."""
+        of = self._lists.get(order.list_id)
+        if of is None or of.done:
+            return
+        of.done = True
+        for other in of.orders:
+            if other is not order and other.open:
+                self.books[other.symbol].remove(other)
+                self._close(other, status, status, now_ms)
+        self._reports.append(ListReport(of, now_ms))
+        if len(self._lists) > self._history:
+            del self._lists[next(iter(self._lists))]
 
     def cancel(
         self, account: str, symbol: str, order_id: int | None, client_id: str | None, now_ms: int, cancel_id: str = ""
@@ -303,6 +266,17 @@ class Engine:
         self._close(order, "CANCELED", "CANCELED", now_ms, cancel_id)
         return order
 
+    def cancel_list(
+        self, account: str, symbol: str, list_id: int | None, client_id: str | None, now_ms: int
+    ) -> OrderList:
+        """Cancel both orders of a list.  Raises `Refused` -2011 if it is not open (any more)."""
+        self.instrument(symbol)
+        for of in self.open_lists(account):
+            if of.symbol == symbol and of.id == (list_id or of.id) and of.client_id == (client_id or of.client_id):
+                self.cancel(account, symbol, of.orders[0].id, None, now_ms)
+                return of
+        raise Refused(-2011, "Unknown order sent.")
+
     def cancel_all(self, account: str, symbol: str, now_ms: int) -> list[Order]:
         """Cancel an account's open orders of a symbol.  Raises `Refused` -2011 if there are none."""
         self.instrument(symbol)
@@ -310,8 +284,9 @@ class Engine:
         if not orders:
             raise Refused(-2011, "Unknown order sent.")
         for order in orders:
-            self.books[symbol].remove(order)
-            self._close(order, "CANCELED", "CANCELED", now_ms)
+            if order.open:  # not cancelled with the other of its list
+                self.books[symbol].remove(order)
+                self._close(order, "CANCELED", "CANCELED", now_ms)
         return orders
 
     def withdraw(self, account: str, asset: str, amount: Decimal) -> None:
@@ -344,26 +319,16 @@ class Engine:
             book.ask = MarketSide(price, qty)
             if book.bid is None or book.bid.price >= price:
                 book.bid = MarketSide(price - tick, qty)
+        self._set_off(book, now_ms)
         return trade_id
 
     # How it is done.
 
-    def _filter(self, instrument: Instrument, new: NewOrder) -> None:
-        book = self.books[new.symbol]
-        price = book.last if new.price is None else new.price
-        if new.price is not None and not (
-            instrument.tick <= new.price <= instrument.max_price and new.price % instrument.tick == 0
-        ):
-            raise Refused(-1013, "Filter failure: PRICE_FILTER")
-        if new.qty is not None:
-            if not (instrument.step <= new.qty <= instrument.max_qty and new.qty % instrument.step == 0):
-                raise Refused(-1013, "Filter failure: LOT_SIZE")
-            if new.type == "MARKET" and new.qty > instrument.max_market_qty:
-                raise Refused(-1013, "Filter failure: MARKET_LOT_SIZE")
-        value = new.quote_qty if new.qty is None else EXACT.multiply(price, new.qty)
-        # A market order before the first trade has no price to value it at.
-        if value and not instrument.min_notional <= value <= instrument.max_notional:
-            raise Refused(-1013, "Filter failure: NOTIONAL")
+    def _wanted(self, new: NewOrder) -> Decimal:
+        """What an order locks that does not trade at once; one to buy at the market has no price to lock at."""
+        if new.side == "SELL":
+            return new.qty or ZERO
+        return reserve(new.price, new.qty or ZERO) if new.price else ZERO
 
     def _funds(self, new: NewOrder, plan: Plan) -> tuple[Decimal, Decimal]:
         """What must be free for the order, and what it locks of that."""
@@ -402,7 +367,7 @@ class Engine:
         value = worth(price, qty)
         if order.side == "BUY":
             left = reserve(order.price, order.qty - order.executed - qty)
-            reserved = value if order.type == "MARKET" else order.locked - left
+            reserved = value if order.at_market else order.locked - left
             quote.locked -= reserved
             quote.free += reserved - value
             got, asset, into = qty, instrument.base, base
@@ -426,32 +391,11 @@ class Engine:
         if order.status == "FILLED":
             self._retire(order)
         self._report(order, "TRADE", now_ms, trade)
+        self._end_list(order, now_ms)
 
     def _close(self, order: Order, status: Status, execution: Execution, now_ms: int, cancel_id: str = "") -> None:
         order.status = status
         order.update_ms = now_ms
         self._retire(order)
         self._report(order, execution, now_ms, None, cancel_id)
-
-    def _retire(self, order: Order) -> None:
-        """An order will not trade again: what it still holds is free, so is its client id."""
-        instrument = self.books[order.symbol].instrument
-        balance = self.accounts[order.account][instrument.quote if order.side == "BUY" else instrument.base]
-        balance.locked -= order.locked
-        balance.free += order.locked
-        order.locked = ZERO
-        del self._open[order.account][order.client_id]
-        self._closed.append(order)
-        if len(self._closed) > self._history:
-            old = self._closed.popleft()
-            del self._orders[old.id]
-            key = old.account, old.symbol, old.client_id
-            if self._newest.get(key) == old.id:
-                del self._newest[key]
-
-    def _report(
-        self, order: Order, execution: Execution, now_ms: int, trade: Trade | None = None, cancel_id: str = ""
-    ) -> None:
-        self._reports.append(
-            Report(order, execution, order.status, order.qty, order.executed, order.value, trade, now_ms, cancel_id)
-        )
+        self._end_list(order, now_ms, "CANCELED" if status == "CANCELED" else "EXPIRED")

@@ -17,11 +17,16 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.event import check_positive
 
 Side = Literal["BUY", "SELL"]
-OrderType = Literal["LIMIT", "LIMIT_MAKER", "MARKET"]
+OrderType = Literal[
+    "LIMIT", "LIMIT_MAKER", "MARKET", "STOP_LOSS", "STOP_LOSS_LIMIT", "TAKE_PROFIT", "TAKE_PROFIT_LIMIT"
+]
 TimeInForce = Literal["GTC", "IOC", "FOK"]
 Status = Literal["NEW", "PARTIALLY_FILLED", "FILLED", "CANCELED", "EXPIRED", "EXPIRED_IN_MATCH"]
 Execution = Literal["NEW", "TRADE", "CANCELED", "EXPIRED", "TRADE_PREVENTION"]
 
+# Types that have no price when they trade; types that wait until the last price reaches their stop price.
+AT_MARKET: Final = frozenset(("MARKET", "STOP_LOSS", "TAKE_PROFIT"))
+WAITING: Final = frozenset(("STOP_LOSS", "STOP_LOSS_LIMIT", "TAKE_PROFIT", "TAKE_PROFIT_LIMIT"))
 ZERO: Final = Decimal(0)
 # Binance keeps every asset to 8 places.
 PLACES: Final = 8
@@ -146,11 +151,18 @@ class NewOrder:
     quote_qty: Decimal | None = None
     price: Decimal | None = None
     client_id: str | None = None
+    stop: Decimal | None = None
+    strategy_id: int | None = None
+    strategy_type: int | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """An order; `price` is zero for MARKET, `locked` is what it still holds of the account's locked balance."""
+    """An order.
+
+    `price` is zero where it has none, `stop` likewise; `locked` is what it still holds of the account's locked balance.
+    `working_ms` is when it came to the book, -1 while it waits for its stop price; `list_id` is -1 outside of a list.
+    """
 
     id: int
     account: str
@@ -169,6 +181,22 @@ class Order:
     executed: Decimal = ZERO
     value: Decimal = ZERO
     trades: list[Trade] = field(default_factory=list)
+    stop: Decimal = ZERO
+    working_ms: int = 0
+    list_id: int = -1
+    list_client_id: str = ""
+    strategy_id: int | None = None
+    strategy_type: int | None = None
+
+    @property
+    def at_market(self) -> bool:
+        """Whether it has no price."""
+        return self.type in AT_MARKET
+
+    @property
+    def waits(self) -> bool:
+        """Whether the last price has not reached its stop price yet."""
+        return self.working_ms < 0
 
     @property
     def open(self) -> bool:
@@ -189,3 +217,29 @@ class Report:
     trade: Trade | None
     time_ms: int
     cancel_id: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class OrderList:
+    """Two orders of which one at most trades (OCO), named by one id; `done` once one of them began to, or both ended."""
+
+    id: int
+    account: str
+    symbol: str
+    client_id: str
+    orders: tuple[Order, ...]
+    time_ms: int
+    done: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class ListReport:
+    """What happened to a list."""
+
+    order_list: OrderList
+    time_ms: int
+
+    @property
+    def order(self) -> Order:
+        """One of its orders, which says whose it is."""
+        return self.order_list.orders[0]

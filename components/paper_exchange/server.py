@@ -1,7 +1,7 @@
 """The venue's doors: REST and websockets in Binance spot's words, over TLS 1.3 alone.
 
-- A request is counted, read up to a limit, authenticated (`access`), parsed (`wire`), done (`matching`), journalled,
-  answered, in that order and within one step of the event loop: requests do not interleave.
+- A request is counted, read up to a limit and a time, and dispatched (`dispatch`).  What is not here is answered in
+  Binance's words, too.
 - What happened to orders is kept before it is told: first to the state's file, then to who follows the account.
 
 Whoever controls this process can at most invent trades and balances of paper; no other component takes its word for
@@ -11,7 +11,6 @@ anything but this venue.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ssl
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -23,28 +22,28 @@ import msgspec
 from aiohttp import web
 
 from tallystick.components.paper_exchange import wire
-from tallystick.components.paper_exchange.access import (
-    Config,
-    Keys,
-    RateLimited,
-    Rates,
-    check_window,
-    parse_parameters,
-    permit,
-    split_signature,
-)
-from tallystick.components.paper_exchange.endpoints import Call, Endpoints, Public, Signed
-from tallystick.components.paper_exchange.journal import Entry, Journal
+from tallystick.components.paper_exchange.access import Config, Keys, RateLimited, Rates
+from tallystick.components.paper_exchange.call import Endpoint
+from tallystick.components.paper_exchange.dispatch import Dispatch
+from tallystick.components.paper_exchange.endpoints import Endpoints
+from tallystick.components.paper_exchange.history import History, Print
+from tallystick.components.paper_exchange.journal import Journal
+from tallystick.components.paper_exchange.listen import ListenKeys
 from tallystick.components.paper_exchange.matching import Engine
-from tallystick.components.paper_exchange.orders import Order, Refused, Report
-from tallystick.components.paper_exchange.sockets import Sockets
+from tallystick.components.paper_exchange.orders import ListReport, Order, Refused, Report
+from tallystick.components.paper_exchange.sockets import Socket, Sockets
 from tallystick.components.paper_exchange.state import Change, State
+from tallystick.components.paper_exchange.ticks import Ticks
+from tallystick.components.paper_exchange.trading import Failed, Trading
+from tallystick.components.paper_exchange.units import micros, wants_micros
+from tallystick.components.paper_exchange.ws_api import WsApi
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import ConfigError
 
 # A signed order is about 400 bytes.
 MAX_BODY: Final = 8_192
+BODY_S: Final = 10.0
 _encode = msgspec.json.Encoder().encode
 
 
@@ -101,7 +100,24 @@ class Exchange:
         self._state = None if state is None else State(state)
         if self._state is not None:
             self._restore(self._state)
-        self.sockets = Sockets(self.keys, self._rates, self.engine.books, clock, within)
+        self._listens = ListenKeys(self._end_listen)
+        self.sockets = Sockets(
+            self.engine.books,
+            clock,
+            within,
+            self._listens.find,
+            self._on_api,
+        )
+        history = History(self.engine.books)
+        self._ticks = Ticks(self.engine, history, self.sockets.market_streams, self.sockets.broadcast)
+        table: dict[str, Endpoint] = {
+            **Endpoints(self.engine, self._rates, config.limits, self._keep).table(),
+            **Trading(self.engine, self._rates).table(),
+            **self._ticks.market().table(),
+            **self._listens.table(),
+        }
+        self._dispatch = Dispatch(table, self.keys, self._journal, clock, self._publish)
+        self._ws_api = WsApi(self._dispatch, self._rates, config.limits)
         self._runner: web.AppRunner | None = None
 
     # Life.
@@ -109,12 +125,14 @@ class Exchange:
     async def start(self) -> int:
         """Listen; returns the port."""
         app = web.Application(client_max_size=MAX_BODY)
-        for name, endpoint in Endpoints(self.engine, self._rates, self._config.limits, self._keep).table().items():
+        for name, endpoint in self._dispatch.table.items():
             method, path = name.split(" ")
-            app.router.add_route(method, path, self._handler(name, endpoint))
-        for path in ("/ws", "/ws/{name}"):
+            app.router.add_route(method, path, self._handler(name, endpoint.weight))
+        for path in ("/ws", "/ws/{names:.*}"):
             app.router.add_get(path, self.sockets.streams)
+        app.router.add_get("/stream", self.sockets.combined)
         app.router.add_get("/ws-api/v3", self.sockets.api)
+        app.router.add_route("*", "/{tail:.*}", self._unknown)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self._host, self.port, ssl_context=self._tls)
@@ -157,9 +175,16 @@ class Exchange:
         if self._state is not None:
             self._state.append(self._change([], [account]))
 
+    def _end_listen(self, name: str) -> None:
+        self.sockets.end_listen(name)
+
+    def _on_api(self, socket: Socket, text: str, now_ms: int) -> None:
+        self._ws_api.on_message(socket, text, now_ms)
+
     def revoke(self, api_key: str) -> None:
         """Revoke a key and end its user data streams.  Raises `ConfigError` for an unknown one."""
         self.keys.revoke(api_key)
+        self._listens.revoke(api_key)
         self.sockets.end_key(api_key)
 
     # The market.
@@ -167,30 +192,9 @@ class Exchange:
     def on_market_trade(self, symbol: str, price: Decimal, qty: Decimal, buyer_is_maker: bool, time_ns: int) -> None:
         """Play one trade of the market: fills what it reaches, then tells the streams.  Raises `Malformed`."""
         now_ms = self._clock() // NS_PER_MS
-        before = self.engine.touch(symbol) if symbol in self.engine.books else None
         trade_id = self.engine.market_trade(symbol, price, qty, buyer_is_maker, now_ms)
-        stream = symbol.lower()
-        self.sockets.broadcast(
-            f"{stream}@trade",
-            lambda: {
-                "e": "trade",
-                "E": now_ms,
-                "s": symbol,
-                "t": trade_id,
-                "p": wire.number(price),
-                "q": wire.number(qty),
-                "T": time_ns // NS_PER_MS,
-                "m": buyer_is_maker,
-                "M": True,
-            },
-        )
-        after = self.engine.touch(symbol)
-        if after is not None and after != before:
-            bid, bid_qty, ask, ask_qty = (wire.number(x) for x in after)
-            self.sockets.broadcast(
-                f"{stream}@bookTicker",
-                lambda: {"u": trade_id, "s": symbol, "b": bid, "B": bid_qty, "a": ask, "A": ask_qty},
-            )
+        played = Print(trade_id, price, qty, now_ms, buyer_is_maker)
+        self._ticks.on_trade(symbol, played, time_ns // NS_PER_MS, now_ms)
         self._publish(now_ms)
 
     def _publish(self, now_ms: int) -> None:
@@ -198,12 +202,14 @@ class Exchange:
         reports = self.engine.drain()
         if not reports:
             return
-        by_account: dict[str, list[Report]] = {}
+        by_account: dict[str, list[Report | ListReport]] = {}
         for report in reports:
             by_account.setdefault(report.order.account, []).append(report)
         if self._state is not None:
             touched = {report.order.id: report.order for report in reports}
             self._state.append(self._change(list(touched.values()), list(by_account)))
+        for symbol in {report.order.symbol for report in reports}:
+            self._ticks.on_change(symbol, now_ms)
         if not self.sockets.followed:
             return
         for account, its in by_account.items():
@@ -211,16 +217,18 @@ class Exchange:
             for report in its:
                 instrument = self.engine.instrument(report.order.symbol)
                 assets[instrument.base] = assets[instrument.quote] = None
-            events = [wire.execution_report(report, now_ms) for report in its]
+            events = [
+                wire.execution_report(report, now_ms)
+                if isinstance(report, Report)
+                else wire.list_status(report, now_ms)
+                for report in its
+            ]
             events.append(wire.account_position(self.engine.accounts[account], list(assets), now_ms))
             self.sockets.tell(account, events)
 
     # REST.
 
-    def _handler(self, name: str, endpoint: Public | Signed) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        if isinstance(endpoint, Signed):
-            allowed = endpoint.parameters | {"timestamp", "recvWindow"}
-
+    def _handler(self, name: str, weight: int) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             fault = await self._fault(name)
             if fault == "drop_before":
@@ -229,79 +237,51 @@ class Exchange:
             status = 200
             answer: Any
             try:
-                received_ns = self._clock()
-                used = self._rates.request(request.remote or "", endpoint.weight, received_ns // NS_PER_MS)
+                used = self._rates.request(request.remote or "", weight, self._clock() // NS_PER_MS)
                 headers["X-MBX-USED-WEIGHT-1M"] = str(used)
-                body = await request.read() if request.can_read_body else b""
+                unit = wants_micros(request.headers.get("X-MBX-TIME-UNIT"))
+                body = await self._body(request)
                 if body and request.method == "GET":
                     raise Refused(-1101, "Too many parameters sent for this endpoint.")
-                # The bytes as they came: a signature over anything re-encoded would be another promise.
                 query = request.raw_path.partition("?")[2].encode("utf-8", "surrogateescape")
-                if isinstance(endpoint, Public):
-                    parameters = parse_parameters(query, body, allowed=endpoint.parameters)
-                    answer = endpoint.run(parameters, received_ns // NS_PER_MS)
-                else:
-                    answer = self._signed(name, endpoint, allowed, request, query, body, headers)
+                api_key = request.headers.get("X-MBX-APIKEY")
+                answer = self._dispatch.rest(name, query, body, api_key, request.remote or "", headers)
+                answer = micros(answer) if unit else answer
             except Refused as exc:
                 status, answer = exc.status, {"code": exc.number, "msg": exc.text}
+                if isinstance(exc, Failed):
+                    answer["data"] = exc.data
                 if isinstance(exc, RateLimited):
                     headers["Retry-After"] = str(exc.retry_after)
             except web.HTTPRequestEntityTooLarge:
                 status, answer = 413, {"code": -1101, "msg": f"Too many parameters; a request has {MAX_BODY} bytes."}
+            except TimeoutError:
+                status, answer = 408, {"code": -1101, "msg": f"The body did not come within {BODY_S} s."}
             except OSError:
                 # The journal could not be written: what was asked may have been done.
                 status, answer = 500, {"code": -1006, "msg": "Execution status unknown."}
             if fault == "drop_after":
                 return _cut(request)
-            return web.Response(body=_encode(answer), status=status, headers=headers, content_type="application/json")
+            return _json(answer, status, headers)
 
         return handle
 
-    def _signed(
-        self,
-        name: str,
-        endpoint: Signed,
-        allowed: frozenset[str],
-        request: web.Request,
-        query: bytes,
-        body: bytes,
-        headers: dict[str, str],
-    ) -> Any:
-        received_ns = self._clock()
-        query, body, signature = split_signature(query, body)
-        payload = query + body
-        key = self.keys.verify(request.headers.get("X-MBX-APIKEY"), request.remote or "", payload, signature)
-        # From here on the request is known to be the key's owner's, and is journalled whatever becomes of it.
-        call = Call(key, {}, received_ns // NS_PER_MS, headers=headers)
-        verdict, text = "", ""
+    @staticmethod
+    async def _body(request: web.Request) -> bytes:
+        if not request.can_read_body:
+            return b""
+        # By our own clock: a client that sends a byte now and then holds nothing.
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+
+    async def _unknown(self, request: web.Request) -> web.StreamResponse:
+        """Binance's error for what is not here, so that clients read it like every other."""
         try:
-            call.parameters = parse_parameters(query, body, allowed=allowed)
-            check_window(call.parameters, call.now_ms)
-            permit(key, endpoint.permission)
-            answer = endpoint.run(call)
-            verdict = call.order.status if call.order is not None else "OK"
-        except Refused as exc:
-            verdict, text = str(exc.number), exc.text
-            raise
-        finally:
-            if endpoint.journalled:
-                self._journal.append(
-                    Entry(
-                        time=received_ns,
-                        api_key=key.api_key,
-                        account=key.account,
-                        request=name,
-                        payload_sha256=hashlib.sha256(payload).hexdigest(),
-                        client_order_id=call.order.client_id
-                        if call.order is not None
-                        else call.parameters.get("newClientOrderId", call.parameters.get("origClientOrderId", "")),
-                        order_id=call.order.id if call.order is not None else 0,
-                        verdict=verdict,
-                        text=text,
-                    )
-                )
-        self._publish(call.now_ms)
-        return answer
+            self._rates.request(request.remote or "", 1, self._clock() // NS_PER_MS)
+        except RateLimited as exc:
+            return _json({"code": exc.number, "msg": exc.text}, 429, {"Retry-After": str(exc.retry_after)})
+        text = f"This operation is not supported: {request.method} {request.path[:96]}"
+        return _json({"code": -1020, "msg": text}, 404, {})
 
     async def _fault(self, name: str) -> str:
         fault = self._faults.get(name)
@@ -311,6 +291,10 @@ class Exchange:
         if fault.kind == "delay":
             await asyncio.sleep(fault.seconds)
         return fault.kind
+
+
+def _json(answer: Any, status: int, headers: dict[str, str]) -> web.Response:
+    return web.Response(body=_encode(answer), status=status, headers=headers, content_type="application/json")
 
 
 def _cut(request: web.Request) -> web.Response:

@@ -1,158 +1,26 @@
-r"""Binance's words: parameters into orders, orders into JSON.  Pure.
-
-Numbers come as plain decimals (`^([0-9]{1,20})(\.[0-9]{1,20})?$`: no sign, exponent, NaN or blank) with at most 8
-places, and leave with exactly 8.
-"""
+"""Binance's answers and events: orders, trades and balances into JSON; numbers leave with 8 places.  Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from tallystick.components.paper_exchange.access import Key, Limits
 from tallystick.components.paper_exchange.orders import (
     PLACES,
-    SYMBOL,
     Balance,
     Instrument,
-    NewOrder,
+    ListReport,
     Order,
-    OrderType,
-    Refused,
+    OrderList,
     Report,
-    Side,
-    TimeInForce,
     Trade,
 )
+from tallystick.components.paper_exchange.parameters import SELF_TRADE, TYPES
 
 Json = dict[str, Any]
-Parameters = Mapping[str, str]
-
-_DECIMAL = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,20}))?")
-_SYMBOL_RANGE: Final = r"^[\\w\\-._&&[^a-z]]{1,50}$"
-_CLIENT_ID: Final = r"^[a-zA-Z0-9-_]{1,36}$"
-_SIDES: Final[dict[str, Side]] = {"BUY": "BUY", "SELL": "SELL"}
-_TYPES: Final[dict[str, OrderType]] = {"LIMIT": "LIMIT", "LIMIT_MAKER": "LIMIT_MAKER", "MARKET": "MARKET"}
-_TIFS: Final[dict[str, TimeInForce]] = {"GTC": "GTC", "IOC": "IOC", "FOK": "FOK"}
-_RESPONSES: Final = {"ACK": "ACK", "RESULT": "RESULT", "FULL": "FULL"}
-# Binance's only mode here, and its default.
-_SELF_TRADE: Final = "EXPIRE_MAKER"
-# The longest answer to a query, as at Binance.
-MAX_LIST: Final = 1_000
-_T = TypeVar("_T")
-
-
-def _mandatory(parameters: Parameters, name: str) -> str:
-    value = parameters.get(name)
-    if value is None:
-        raise Refused(-1102, f"Mandatory parameter '{name}' was not sent, was empty/null, or malformed.")
-    return value
-
-
-def _decimal(parameters: Parameters, name: str) -> Decimal | None:
-    text = parameters.get(name)
-    if text is None:
-        return None
-    match = _DECIMAL.fullmatch(text)
-    if match is None:
-        raise Refused(
-            -1100,
-            f"Illegal characters found in parameter '{name}'; legal range is '^([0-9]{{1,20}})(\\.[0-9]{{1,20}})?$'.",
-        )
-    if len(match.group(2) or "") > PLACES:
-        raise Refused(-1111, f"Parameter '{name}' has too much precision.")
-    return Decimal(text)
-
-
-def integer(parameters: Parameters, name: str) -> int | None:
-    """An optional whole number.  Raises `Refused` -1100."""
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '^[0-9]{{1,18}}$'.")
-    return int(text)
-
-
-def symbol(parameters: Parameters) -> str:
-    """The mandatory symbol, as it is.  Raises `Refused` -1102, -1100."""
-    text = _mandatory(parameters, "symbol")
-    if not SYMBOL.fullmatch(text):
-        raise Refused(-1100, f"Illegal characters found in parameter 'symbol'; legal range is '{_SYMBOL_RANGE}'.")
-    return text
-
-
-def client_id(parameters: Parameters, name: str) -> str | None:
-    """An optional client order id.  Raises `Refused` -1100."""
-    text = parameters.get(name)
-    if text is not None and not re.fullmatch("[a-zA-Z0-9_-]{1,36}", text):
-        raise Refused(-1100, f"Illegal characters found in parameter '{name}'; legal range is '{_CLIENT_ID}'.")
-    return text
-
-
-def which_order(parameters: Parameters) -> tuple[int | None, str | None]:
-    """`(orderId, origClientOrderId)`, at least one of them.  Raises `Refused` -1102, -1100."""
-    order_id, client = integer(parameters, "orderId"), client_id(parameters, "origClientOrderId")
-    if order_id is None and client is None:
-        raise Refused(-1102, "Param 'origClientOrderId' or 'orderId' must be sent, but both were empty/null!")
-    return order_id, client
-
-
-def _choice(values: Mapping[str, _T], text: str, number: int, message: str) -> _T:
-    value = values.get(text)
-    if value is None:
-        raise Refused(number, message)
-    return value
-
-
-ORDER_PARAMETERS: Final = frozenset(
-    (
-        "symbol",
-        "side",
-        "type",
-        "timeInForce",
-        "quantity",
-        "quoteOrderQty",
-        "price",
-        "newClientOrderId",
-        "newOrderRespType",
-        "selfTradePreventionMode",
-    )
-)
-
-
-def new_order(parameters: Parameters) -> tuple[NewOrder, str]:
-    """An order and the response type it asks for.  Raises `Refused`."""
-    mode = parameters.get("selfTradePreventionMode", _SELF_TRADE)
-    if mode != _SELF_TRADE:
-        raise Refused(-1013, "This symbol does not allow the specified self-trade prevention mode.")
-    kind = _choice(_TYPES, _mandatory(parameters, "type"), -1116, "Invalid orderType.")
-    tif = parameters.get("timeInForce")
-    order = NewOrder(
-        symbol=symbol(parameters),
-        side=_choice(_SIDES, _mandatory(parameters, "side"), -1117, "Invalid side."),
-        type=kind,
-        tif=None if tif is None else _choice(_TIFS, tif, -1115, "Invalid timeInForce."),
-        qty=_decimal(parameters, "quantity"),
-        quote_qty=_decimal(parameters, "quoteOrderQty"),
-        price=_decimal(parameters, "price"),
-        client_id=client_id(parameters, "newClientOrderId"),
-    )
-    default = "ACK" if kind == "LIMIT_MAKER" else "FULL"
-    answer = parameters.get("newOrderRespType", default)
-    return order, _choice(_RESPONSES, answer, -1130, "Data sent for parameter 'newOrderRespType' is not valid.")
-
-
-def withdrawal(parameters: Parameters) -> tuple[str, Decimal]:
-    """`(coin, amount)`.  Raises `Refused`."""
-    coin = _mandatory(parameters, "coin")
-    _mandatory(parameters, "address")
-    amount = _decimal(parameters, "amount")
-    if amount is None:
-        raise Refused(-1102, "Mandatory parameter 'amount' was not sent, was empty/null, or malformed.")
-    return coin, amount
+_ZERO: Final = "0.00000000"
 
 
 def number(value: Decimal) -> str:
@@ -160,21 +28,25 @@ def number(value: Decimal) -> str:
     return f"{value:.{PLACES}f}"
 
 
+def rate_limits(limits: Limits) -> list[Json]:
+    """What may be asked, and ordered, in which time."""
+    kinds = (
+        ("REQUEST_WEIGHT", "MINUTE", 1, limits.weight_minute),
+        ("ORDERS", "SECOND", 10, limits.orders_10s),
+        ("ORDERS", "DAY", 1, limits.orders_day),
+    )
+    return [
+        {"rateLimitType": kind, "interval": interval, "intervalNum": number, "limit": most}
+        for kind, interval, number, most in kinds
+    ]
+
+
 def exchange_info(instruments: list[Instrument], limits: Limits, now_ms: int) -> Json:
     """`GET /api/v3/exchangeInfo`."""
     return {
         "timezone": "UTC",
         "serverTime": now_ms,
-        "rateLimits": [
-            {
-                "rateLimitType": "REQUEST_WEIGHT",
-                "interval": "MINUTE",
-                "intervalNum": 1,
-                "limit": limits.weight_minute,
-            },
-            {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": limits.orders_10s},
-            {"rateLimitType": "ORDERS", "interval": "DAY", "intervalNum": 1, "limit": limits.orders_day},
-        ],
+        "rateLimits": rate_limits(limits),
         "exchangeFilters": [],
         "symbols": [_symbol_info(i) for i in instruments],
     }
@@ -192,12 +64,12 @@ def _symbol_info(i: Instrument) -> Json:
         "quoteAssetPrecision": PLACES,
         "baseCommissionPrecision": PLACES,
         "quoteCommissionPrecision": PLACES,
-        "orderTypes": list(_TYPES),
+        "orderTypes": list(TYPES),
         "icebergAllowed": False,
-        "ocoAllowed": False,
+        "ocoAllowed": True,
         "quoteOrderQtyMarketAllowed": True,
         "allowTrailingStop": False,
-        "cancelReplaceAllowed": False,
+        "cancelReplaceAllowed": True,
         "isSpotTradingAllowed": True,
         "isMarginTradingAllowed": False,
         "filters": [
@@ -221,8 +93,8 @@ def _symbol_info(i: Instrument) -> Json:
         ],
         "permissions": ["SPOT"],
         "permissionSets": [["SPOT"]],
-        "defaultSelfTradePreventionMode": _SELF_TRADE,
-        "allowedSelfTradePreventionModes": [_SELF_TRADE],
+        "defaultSelfTradePreventionMode": SELF_TRADE,
+        "allowedSelfTradePreventionModes": [SELF_TRADE],
     }
 
 
@@ -231,13 +103,13 @@ def placed(order: Order, answer: str) -> Json:
     ack: Json = {
         "symbol": order.symbol,
         "orderId": order.id,
-        "orderListId": -1,
+        "orderListId": order.list_id,
         "clientOrderId": order.client_id,
         "transactTime": order.update_ms,
     }
     if answer == "ACK":
         return ack
-    result = ack | _state(order) | {"workingTime": order.time_ms}
+    result = ack | _state(order) | {"workingTime": order.working_ms}
     if answer == "FULL":
         result["fills"] = [
             {
@@ -263,7 +135,10 @@ def _state(order: Order) -> Json:
         "timeInForce": order.tif,
         "type": order.type,
         "side": order.side,
-        "selfTradePreventionMode": _SELF_TRADE,
+        **({"stopPrice": number(order.stop)} if order.stop else {}),
+        **({} if order.strategy_id is None else {"strategyId": order.strategy_id}),
+        **({} if order.strategy_type is None else {"strategyType": order.strategy_type}),
+        "selfTradePreventionMode": SELF_TRADE,
     }
 
 
@@ -272,15 +147,15 @@ def queried(order: Order) -> Json:
     return {
         "symbol": order.symbol,
         "orderId": order.id,
-        "orderListId": -1,
+        "orderListId": order.list_id,
         "clientOrderId": order.client_id,
+        "stopPrice": _ZERO,
         **_state(order),
-        "stopPrice": number(Decimal(0)),
-        "icebergQty": number(Decimal(0)),
+        "icebergQty": _ZERO,
         "time": order.time_ms,
         "updateTime": order.update_ms,
-        "isWorking": True,
-        "workingTime": order.time_ms,
+        "isWorking": not order.waits,
+        "workingTime": order.working_ms,
     }
 
 
@@ -290,11 +165,35 @@ def cancelled(order: Order, cancel_id: str) -> Json:
         "symbol": order.symbol,
         "origClientOrderId": order.client_id,
         "orderId": order.id,
-        "orderListId": -1,
+        "orderListId": order.list_id,
         "clientOrderId": cancel_id,
         "transactTime": order.update_ms,
         **_state(order),
     }
+
+
+def order_list(of: OrderList) -> Json:
+    """A list as queries show it."""
+    return {
+        "orderListId": of.id,
+        "contingencyType": "OCO",
+        "listStatusType": "ALL_DONE" if of.done else "EXEC_STARTED",
+        "listOrderStatus": "ALL_DONE" if of.done else "EXECUTING",
+        "listClientOrderId": of.client_id,
+        "transactionTime": of.time_ms,
+        "symbol": of.symbol,
+        "orders": [{"symbol": o.symbol, "orderId": o.id, "clientOrderId": o.client_id} for o in of.orders],
+    }
+
+
+def placed_list(of: OrderList, answer: str) -> Json:
+    """The answer to a new list."""
+    return order_list(of) | {"orderReports": [placed(order, answer) for order in of.orders]}
+
+
+def cancelled_list(of: OrderList, cancel_id: str) -> Json:
+    """The answer to the cancel of a list, or of one of its orders."""
+    return order_list(of) | {"orderReports": [cancelled(order, cancel_id) for order in of.orders]}
 
 
 def trade(t: Trade) -> Json:
@@ -316,6 +215,23 @@ def trade(t: Trade) -> Json:
     }
 
 
+def commission(symbol: str, rate: Decimal) -> Json:
+    """`GET /api/v3/account/commission`."""
+    none = {"maker": _ZERO, "taker": _ZERO, "buyer": _ZERO, "seller": _ZERO}
+    return {
+        "symbol": symbol,
+        "standardCommission": none | {"maker": number(rate), "taker": number(rate)},
+        "specialCommission": none,
+        "taxCommission": none,
+        "discount": {
+            "enabledForAccount": False,
+            "enabledForSymbol": False,
+            "discountAsset": "BNB",
+            "discount": _ZERO,
+        },
+    }
+
+
 def account(key: Key, held: Mapping[str, Balance], commission: Decimal, now_ms: int, omit_zero: bool) -> Json:
     """`GET /api/v3/account`."""
     rate = number(commission)
@@ -324,7 +240,7 @@ def account(key: Key, held: Mapping[str, Balance], commission: Decimal, now_ms: 
         "takerCommission": int(commission * 10_000),
         "buyerCommission": 0,
         "sellerCommission": 0,
-        "commissionRates": {"maker": rate, "taker": rate, "buyer": number(Decimal(0)), "seller": number(Decimal(0))},
+        "commissionRates": {"maker": rate, "taker": rate, "buyer": _ZERO, "seller": _ZERO},
         "canTrade": "trade" in key.permissions,
         "canWithdraw": "withdraw" in key.permissions,
         "canDeposit": False,
@@ -393,9 +309,9 @@ def execution_report(report: Report, now_ms: int) -> Json:
         "f": o.tif,
         "q": number(report.qty),
         "p": number(o.price),
-        "P": number(Decimal(0)),
-        "F": number(Decimal(0)),
-        "g": -1,
+        "P": number(o.stop),
+        "F": _ZERO,
+        "g": o.list_id,
         "C": o.client_id if closing else "",
         "x": report.execution,
         "X": report.status,
@@ -408,14 +324,34 @@ def execution_report(report: Report, now_ms: int) -> Json:
         "N": t.commission_asset if t else None,
         "T": report.time_ms,
         "t": t.id if t else -1,
-        "w": report.status in ("NEW", "PARTIALLY_FILLED") and o.type != "MARKET",
+        "w": report.status in ("NEW", "PARTIALLY_FILLED") and not o.at_market and not o.waits,
         "m": t.is_maker if t else False,
         "O": o.time_ms,
         "Z": number(report.value),
         "Y": number(t.value if t else Decimal(0)),
         "Q": number(o.quote_qty),
-        "W": o.time_ms,
-        "V": _SELF_TRADE,
+        **({} if o.waits else {"W": o.working_ms}),
+        **({} if o.strategy_id is None else {"j": o.strategy_id}),
+        **({} if o.strategy_type is None else {"J": o.strategy_type}),
+        "V": SELF_TRADE,
+    }
+
+
+def list_status(report: ListReport, now_ms: int) -> Json:
+    """`listStatus` of the user data stream."""
+    of = report.order_list
+    return {
+        "e": "listStatus",
+        "E": now_ms,
+        "s": of.symbol,
+        "g": of.id,
+        "c": "OCO",
+        "l": "ALL_DONE" if of.done else "EXEC_STARTED",
+        "L": "ALL_DONE" if of.done else "EXECUTING",
+        "r": "NONE",
+        "C": of.client_id,
+        "T": report.time_ms,
+        "O": [{"s": o.symbol, "i": o.id, "c": o.client_id} for o in of.orders],
     }
 
 

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tallystick.components.paper_exchange.access import Config, Key, Keys, Limits, parse_config
+from tallystick.components.paper_exchange.access import Config, Key, Keys, Limits, fingerprint, parse_config
 from tallystick.components.paper_exchange.journal import Journal, read_journal
 from tallystick.components.paper_exchange.server import MAX_BODY, Exchange
 from tallystick.runtime.bus.tasks import Tasks
@@ -171,8 +171,8 @@ async def test_a_replayed_market_order_is_accepted_within_its_window_and_the_jou
     first, second = read_journal(tmp_path / "journal.jsonl")
     assert first.payload_sha256 == second.payload_sha256
     assert (first.client_order_id, second.order_id - first.order_id) == ("once", 1)
-    assert (first.api_key, first.account, first.request, first.verdict) == (
-        "traderkey",
+    assert (first.key, first.account, first.request, first.verdict) == (
+        fingerprint("traderkey"),
         "main",
         "POST /api/v3/order",
         "FILLED",
@@ -215,7 +215,10 @@ async def test_keys_do_only_what_they_may(attack: Attack, tmp_path: Path) -> Non
         assert await client.code("POST", ORDER, order, "placerkey") == (200, 0)
     denied = [e for e in read_journal(tmp_path / "journal.jsonl") if e.verdict == "-2015"]
     # Only what was signed by a known key from its own address is journalled.
-    assert {e.api_key for e in denied} == {"readerkey", "traderkey"}
+    assert {e.key for e in denied} == {fingerprint("readerkey"), fingerprint("traderkey")}
+    # Half of what opens an account stands nowhere in the clear.
+    for name in (b"readerkey", b"traderkey"):
+        assert name not in (tmp_path / "journal.jsonl").read_bytes()
 
 
 async def test_a_revoked_key_is_dead_at_once(attack: Attack) -> None:
@@ -268,14 +271,17 @@ async def test_another_accounts_orders_are_out_of_reach(attack: Attack) -> None:
         (("quantity=50", f"quantity={'9' * 20}"), -1013),
         (("quantity=50", "quantity="), -1105),
         (("quantity=50", "quantity=50&quantity=50"), -1101),
-        (("quantity=50", "quantity=50&stopPrice=1"), -1104),
+        (("quantity=50", "quantity=50&nonsense=1"), -1104),
+        (("quantity=50", "quantity=50&stopPrice=0.0011"), -1106),
         (("quantity=50&", ""), -1102),
         (("price=0.0012", "price=0.00120001"), -1013),
         (("price=0.0012", "price=0.00000001"), -1013),
         (("symbol=XRPETH", "symbol=xrpeth"), -1100),
         (("symbol=XRPETH", "symbol=ETHBTC"), -1121),
         (("side=BUY", "side=buy"), -1117),
-        (("type=LIMIT", "type=STOP_LOSS"), -1116),
+        (("type=LIMIT", "type=TRAILING"), -1116),
+        (("type=LIMIT", "type=STOP_LOSS"), -1106),
+        (("type=LIMIT", "type=STOP_LOSS_LIMIT"), -1102),
         (("timeInForce=GTC", "timeInForce=GTX"), -1115),
         (("price=0.0012", "price=0.0012&newClientOrderId=a%20b"), -1100),
         (("price=0.0012", f"price=0.0012&newClientOrderId={'a' * 37}"), -1100),

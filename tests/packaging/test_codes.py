@@ -20,6 +20,7 @@ HANDED_ON = {
     # The paper exchange answers with Binance's numbers.
     "components/paper_exchange/access.py: number",
     "components/paper_exchange/orders.py: str(number)",
+    "components/paper_exchange/trading.py: number",
     # From the query's process, which says a code of its own (record/sandbox.py).
     "record/query.py: value['error']",
     # As archived.

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallystick.components.paper_exchange import access, wire
+from tallystick.components.paper_exchange import access, parameters
 from tallystick.components.paper_exchange.matching import Engine
-from tallystick.components.paper_exchange.orders import Depth, Instrument, NewOrder, Refused
+from tallystick.components.paper_exchange.orders import Depth, Instrument, NewOrder, Refused, Report
 
 D = Decimal
 A = Instrument(
@@ -54,11 +54,39 @@ orders = st.one_of(
     order(type=st.just("LIMIT_MAKER"), qty=quantities, price=prices),
     order(type=st.just("MARKET"), qty=quantities),
     order(type=st.just("MARKET"), quote_qty=st.integers(1, 200_000).map(lambda n: D(n).scaleb(-3))),
+    order(type=st.sampled_from(["STOP_LOSS", "TAKE_PROFIT"]), qty=quantities, stop=prices),
+    order(
+        type=st.sampled_from(["STOP_LOSS_LIMIT", "TAKE_PROFIT_LIMIT"]),
+        tif=st.sampled_from(["GTC", "IOC", "FOK"]),
+        qty=quantities,
+        stop=prices,
+        price=prices,
+    ),
+)
+pairs = st.builds(
+    lambda side, qty, at, stop, limit: (
+        NewOrder(symbol="AAQQ", side=side, type="LIMIT_MAKER", qty=qty, price=at),
+        NewOrder(
+            symbol="AAQQ",
+            side=side,
+            type="STOP_LOSS_LIMIT" if limit else "STOP_LOSS",
+            tif="GTC" if limit else None,
+            qty=qty,
+            stop=stop,
+            price=limit,
+        ),
+    ),
+    sides,
+    quantities,
+    prices,
+    prices,
+    st.none() | prices,
 )
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("place"), who, orders),
         st.tuples(st.just("place"), who, orders),
+        st.tuples(st.just("pair"), who, pairs),
         st.tuples(st.just("market"), symbols, prices, quantities, st.booleans()),
         st.tuples(st.just("cancel"), who, symbols, st.integers(1, 40)),
         st.tuples(st.just("cancel_all"), who, symbols),
@@ -71,6 +99,8 @@ steps = st.lists(
 
 def finer(step: Any) -> Any:
     """The same step in AAQQ a little off: at prices of six places and quantities of four."""
+    if step[0] == "pair":
+        return *step[:2], tuple(finer(("place", "", leg))[2] for leg in step[2])
     if step[:2] == ("market", "AAQQ"):
         return *step[:2], step[2] + D("0.000003"), step[3] + D("0.0007"), step[4]
     if step[0] != "place" or step[2].symbol != "AAQQ":
@@ -78,7 +108,8 @@ def finer(step: Any) -> Any:
     new = step[2]
     price = None if new.price is None else new.price + D("0.000003")
     qty = None if new.qty is None else new.qty + D("0.0007")
-    return *step[:2], dataclasses.replace(new, price=price, qty=qty)
+    stop = None if new.stop is None else new.stop + D("0.000003")
+    return *step[:2], dataclasses.replace(new, price=price, qty=qty, stop=stop)
 
 
 def booked(value: D, rounding: str) -> D:
@@ -95,7 +126,8 @@ def state(e: Engine) -> Any:
 def check_invariants(e: Engine, initial: dict[str, D]) -> None:
     assert e.totals() == initial
     locked: Counter[tuple[str, str]] = Counter()
-    resting = []
+    resting: list[int] = []
+    waiting: list[int] = []
     for account in ACCOUNTS:
         for o in e.open_orders(account):
             assert o.open
@@ -103,9 +135,12 @@ def check_invariants(e: Engine, initial: dict[str, D]) -> None:
             left = o.qty - o.executed
             instrument = e.instrument(o.symbol)
             held = booked(left * o.price, ROUND_UP) if o.side == "BUY" else left
-            assert o.locked == held
-            locked[account, instrument.quote if o.side == "BUY" else instrument.base] += held  # type: ignore[assignment]
-            resting.append(o.id)
+            # Of two orders in a list both together hold what one needs.
+            assert o.locked <= held if o.list_id >= 0 else o.locked == held
+            locked[account, instrument.quote if o.side == "BUY" else instrument.base] += o.locked  # type: ignore[assignment]
+            (waiting if o.waits else resting).append(o.id)
+        for of in e.open_lists(account):
+            assert all(o.open for o in of.orders)
         for asset, balance in e.accounts[account].items():
             assert balance.free >= 0
             assert balance.locked == locked[account, asset]
@@ -119,6 +154,8 @@ def check_invariants(e: Engine, initial: dict[str, D]) -> None:
         touch = e.touch(book.instrument.symbol)
         assert touch is None or touch[0] < touch[2]
     assert sorted(in_books) == sorted(resting)
+    assert sorted(o.id for book in e.books.values() for o in book.stops) == sorted(waiting)
+    assert not any(book.reached() for book in e.books.values())
 
 
 def check_trades(e: Engine) -> None:
@@ -126,7 +163,7 @@ def check_trades(e: Engine) -> None:
     for account in ACCOUNTS:
         for trade in e.trades[account]:
             o = e.order(account, trade.symbol, trade.order_id, None)
-            if o.type != "MARKET":
+            if not o.at_market:
                 assert trade.price <= o.price if o.side == "BUY" else trade.price >= o.price
             by_id.setdefault((trade.symbol, trade.id), []).append((account, trade))
     for pair in by_id.values():
@@ -164,11 +201,17 @@ def test_balances_are_conserved_and_limits_honoured(
                     assert not (o.tif == "FOK" and o.status == "EXPIRED" and o.executed)
                     assert not (o.quote_qty and o.value > o.quote_qty)
                     assert o.type != "LIMIT_MAKER" or not o.executed
-                    assert o.open == (o.type != "MARKET" and o.tif == "GTC" and o.executed < o.qty)
+                    assert o.open == (o.waits or (o.type != "MARKET" and o.tif == "GTC" and o.executed < o.qty))
+                elif step[0] == "pair":
+                    limit_leg, stop_leg = step[2]
+                    above, below = (limit_leg, stop_leg) if limit_leg.side == "SELL" else (stop_leg, limit_leg)
+                    assert not e.place_list(step[1], above, below, None, now).done
                 elif step[0] == "market":
                     e.market_trade(step[1], step[2], step[3], step[4], now)
-                    filled = sum((r.trade.qty for r in e.drain() if r.trade), D(0))
-                    assert filled <= step[3]
+                    reports = [r for r in e.drain() if isinstance(r, Report)]
+                    filled = sum((r.trade.qty for r in reports if r.trade), D(0))
+                    # An order that is set off takes more, from the market's depth and from resting orders.
+                    assert filled <= step[3] or any(r.execution == "NEW" for r in reports)
                 elif step[0] == "cancel":
                     assert e.cancel(step[1], step[2], step[3], None, now).status == "CANCELED"
                 else:
@@ -196,7 +239,7 @@ def test_order_parameters_parse_exactly_or_are_refused(values: dict[str, str]) -
     new: NewOrder | None = None
     number = 0
     try:
-        new, _ = wire.new_order(base | values)
+        new, _ = parameters.new_order(base | values)
     except Refused as exc:
         number = exc.number
     if new is None:
