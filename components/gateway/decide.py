@@ -218,7 +218,7 @@ class Gateway:
 
     def _cancel(self, verified: Verified, intent: CancelIntent, seen: bool, now: int) -> Decision:
         subject, caller = verified.subject, self._caller(verified, intent, seen, now)
-        order = self.exposure.order(subject.strategy, intent.intent_id)
+        order = self.exposure.may_end(subject.strategy, intent.intent_id)
         own = order is not None and (order.venue, order.symbol) == (subject.venue, subject.symbol)
         denials = check_caller(caller)
         if not own:

@@ -61,7 +61,7 @@ class Intake:
             yield gateway.refuse(verified.leaf, [event.id for event in beyond], why, now)
 
     def _may_cancel(self, strategy: str, event: Intent | CancelIntent, now: int) -> bool:
-        if not isinstance(event, CancelIntent) or self._gateway.exposure.order(strategy, event.intent_id) is None:
+        if not isinstance(event, CancelIntent) or self._gateway.exposure.may_end(strategy, event.intent_id) is None:
             return False
         key = (strategy, event.intent_id)
         if abs(now - self._passed.pop(key, now - SECOND)) < SECOND:

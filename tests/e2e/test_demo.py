@@ -59,6 +59,11 @@ def test_nothing_secret_is_left_in_logs_or_readable_by_others(demo: tuple[Path, 
     for text in (logs, printed):
         assert "PRIVATE KEY" not in text
         assert "eyJ0eXAiOiJKV1Qi" not in text  # the head of every credential
+    # The venue's API keys stand in no log and in no journal: not the venue's, not custody's.
+    api_keys = [key["api_key"] for key in json.loads((folder / "paper-exchange.json").read_text())["keys"]]
+    for path in (*(folder / "log").iterdir(), *(folder / "state").rglob("*.jsonl")):
+        data = path.read_bytes()
+        assert not any(name.encode() in data for name in api_keys), path
     for path in (folder / "keystore", *(folder / "pki").glob("*.key"), *(folder / "log").glob("*.jsonl")):
         assert path.stat().st_mode & 0o077 == 0, path
 

@@ -6,6 +6,7 @@ import re
 import statistics
 import time
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tallystick.schemas.bounds import PERMIT_NS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.market import Trade
-from tallystick.schemas.orders import CancelIntent, Decision
+from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent
 from tallystick.schemas.registry import decode_events, encode_events
 from tallystick.schemas.security import Arm, BootEnded, BreakerTripped
 from tallystick.schemas.trust import ArmLease, sign_document
@@ -361,6 +362,32 @@ def test_cancel_passes_for_an_open_order_of_ones_own() -> None:
     decision = w.ask(cancel)
     assert (decision.verdict, decision.intent_id, decision.causes) == ("cancel", intent.id, (cancel.id,))
     assert decision.policies == ("listed-strategy-cancels-own",)
+
+
+def test_cancel_of_a_filled_order_passes_until_execution_says_that_it_has_ended() -> None:
+    w = World()
+    intent = w.intent()
+    w.ask(intent)
+    fields: dict[str, Any] = {"client_order_id": "c", "venue_order_id": "v"}
+    fill = Fill(
+        **w.base(),
+        **fields,
+        intent_id=intent.id,
+        trade_id=1,
+        side=intent.side,
+        price=LAST,
+        qty=intent.qty,
+        commission=Decimal(0),
+        commission_asset="ETH",
+        maker=False,
+        time=NOW,
+    )
+    w.apply("portfolio", f"fill.alpha.{XRP}", fill)
+    assert w.ask(CancelIntent(**w.base(), intent_id=intent.id)).verdict == "cancel"
+    closed = OrderEvent(**w.base(), **fields, intent_id=intent.id, decision_id=b"", state="closed", executed=intent.qty)
+    w.apply("execution", f"order.event.alpha.{XRP}", closed)
+    denied = w.ask(CancelIntent(**w.base(), intent_id=intent.id))
+    assert [d.code for d in denied.denials][:1] == ["UNKNOWN_ORDER"]
 
 
 def test_cancel_of_anothers_or_of_no_order_is_denied() -> None:

@@ -4,6 +4,8 @@
   it is released by a final order event (after the fills that this event reports), or when its permit
   expired `PERMIT_GRACE_NS` ago and no submission of it was ever stored: execution sends nothing before
   its `submitting` event is durable.
+- A fill can come seconds before execution says that its order has ended.  Until then its strategy may ask to cancel it:
+  it cannot know better, and execution finds out at once.
 - A position is the sum of the fills that a permit backs: of its instrument and side, within its quantity.  Whatever
   else is said of fills, orders and positions is without effect, and comes back as an alarm: a portfolio or an
   execution in other hands could deny a strategy's orders for ever by it.
@@ -28,6 +30,8 @@ from tallystick.schemas.subjects import Subject
 
 # Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
 PERMIT_GRACE_NS: Final = 10 * SECOND
+# Orders remembered that are filled wholly while execution has not said yet that they have ended.
+FILLED_REMEMBERED: Final = 4096
 # Fills remembered per instrument against a second publication of the same trade.
 FILLS_REMEMBERED: Final = 4096
 # Permits remembered beyond their order's end, for fills that come late.
@@ -96,11 +100,21 @@ class Exposure:
     Totals are kept as orders change, so that a decision costs the same however many are open.
     """
 
-    __slots__ = ("_holdings", "_notionals", "_orders", "_permitted", "_quantities", "_trades", "_unsubmitted")
+    __slots__ = (
+        "_filled",
+        "_holdings",
+        "_notionals",
+        "_orders",
+        "_permitted",
+        "_quantities",
+        "_trades",
+        "_unsubmitted",
+    )
 
     def __init__(self) -> None:
         self._orders: dict[tuple[str, bytes], OpenOrder] = {}
         self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
+        self._filled: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
         self._permitted: OrderedDict[tuple[str, bytes], _Permitted] = OrderedDict()
         self._notionals: dict[tuple[str, str], Decimal] = {}
         self._quantities: dict[tuple[str, str, str, str], Decimal] = {}
@@ -122,8 +136,14 @@ class Exposure:
         """The open order of `strategy` with this intent id; not to be changed."""
         return self._orders.get((strategy, intent_id))
 
+    def may_end(self, strategy: str, intent_id: bytes) -> OpenOrder | None:
+        """An order that execution has not called ended yet, open or filled; not to be changed."""
+        return self.order(strategy, intent_id) or self._filled.get((strategy, intent_id))
+
     def apply_event(self, strategy: str, event: OrderEvent) -> Alarm | None:
         """Apply what execution says about an order; an alarm for one that was never permitted."""
+        if event.state in {"rejected", "void", "closed"}:
+            self._filled.pop((strategy, event.intent_id), None)
         order = self.order(strategy, event.intent_id)
         if order is None:
             if (strategy, event.intent_id) in self._permitted:
@@ -167,6 +187,10 @@ class Exposure:
         order = self.order(subject.strategy, fill.intent_id)
         if order is not None:
             self._change(order, filled=EXACT.add(order.filled, fill.qty))
+            if order.remaining == 0 and order.executed is None:
+                self._filled[order.strategy, order.intent_id] = order
+                if len(self._filled) > FILLED_REMEMBERED:
+                    self._filled.popitem(last=False)
         return None
 
     def apply_position(self, subject: Subject, position: Position) -> Alarm | None:
