@@ -44,6 +44,7 @@ Permission = Literal["read", "trade", "withdraw"]
 DEFAULT_RECV_WINDOW: Final = 5_000
 MAX_RECV_WINDOW: Final = 60_000
 MAX_AHEAD_MS: Final = 1_000
+TOO_MUCH: Final = -1003
 _INTEGER = re.compile(r"[0-9]{1,19}")
 _WINDOW = re.compile(r"[0-9]{1,5}(\.[0-9]{1,3})?")
 _SECRET = re.compile(r"[A-Za-z0-9]{16,128}")
@@ -298,7 +299,7 @@ class Rates:
         used = self._count(60_000, remote, weight, now_ms)
         if used > self._limits.weight_minute:
             raise RateLimited(
-                -1003,
+                TOO_MUCH,
                 f"Too much request weight used; current limit is {self._limits.weight_minute} request weight per "
                 "1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API.",
                 60 - now_ms // 1000 % 60,

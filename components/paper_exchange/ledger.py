@@ -189,6 +189,10 @@ class Ledger:
         """An account's open lists, oldest first."""
         return [of for of in self._lists.values() if of.account == account and not of.done]
 
+    def list_of(self, order: Order) -> OrderList | None:
+        """The list that an order is in, if any."""
+        return self._lists.get(order.list_id)
+
     def lists(self, account: str) -> list[OrderList]:
         """An account's lists, oldest first, as far as they are remembered."""
         return [of for of in self._lists.values() if of.account == account]

@@ -60,9 +60,9 @@ def symbols(parameters: Parameters, known: Iterable[str]) -> list[str] | None:
 
 
 class Market:
-    """The endpoints over one engine and its history; `before_depth` is called with a symbol whose book is asked for."""
+    """The endpoints over one engine and its history; `before_depth` is called with a symbol whose book is asked for, and the time."""
 
-    def __init__(self, engine: Engine, history: History, before_depth: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, history: History, before_depth: Callable[[str, int], None]) -> None:
         self._engine = engine
         self._history = history
         self._before_depth = before_depth
@@ -104,9 +104,9 @@ class Market:
 
         return answer
 
-    def _depth(self, parameters: dict[str, str], _now_ms: int) -> wire.Json:
+    def _depth(self, parameters: dict[str, str], now_ms: int) -> wire.Json:
         symbol, limit = self._symbol(parameters), parse.limit(parameters, 100, MAX_DEPTH)
-        self._before_depth(symbol)
+        self._before_depth(symbol, now_ms)
         bids, asks = self._engine.depth_of(symbol)
         return {
             "lastUpdateId": self.update_ids[symbol],

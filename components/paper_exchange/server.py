@@ -178,8 +178,8 @@ class Exchange:
     def _end_listen(self, name: str) -> None:
         self.sockets.end_listen(name)
 
-    def _on_api(self, socket: Socket, text: str, now_ms: int) -> None:
-        self._ws_api.on_message(socket, text, now_ms)
+    def _on_api(self, socket: Socket, text: str, now_ms: int) -> bool:
+        return self._ws_api.on_message(socket, text, now_ms)
 
     def revoke(self, api_key: str) -> None:
         """Revoke a key and end its user data streams.  Raises `ConfigError` for an unknown one."""

@@ -115,7 +115,7 @@ class Socket:
 class Sockets:
     """All websockets; `symbols` are traded, `listening` finds a listen key's API key, `within` hears of failures.
 
-    `on_api` answers a message of the WebSocket API.  Owns `open`.
+    `on_api` answers a message of the WebSocket API, and says false where the socket is to be closed.  Owns `open`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Sockets:
         clock: Callable[[], int],
         within: Tasks,
         listening: Callable[[str, int], Key | None],
-        on_api: Callable[[Socket, str, int], None],
+        on_api: Callable[[Socket, str, int], bool],
     ) -> None:
         self.open: set[Socket] = set()
         self._symbols = symbols
@@ -208,10 +208,10 @@ class Sockets:
             async for message in ws:
                 if message.type is not WSMsgType.TEXT or not (api or socket.count()):
                     break
-                if api:
-                    self._on_api(socket, message.data, self._clock() // NS_PER_MS)
-                else:
+                if not api:
                     self._on_stream_request(socket, message.data)
+                elif not self._on_api(socket, message.data, self._clock() // NS_PER_MS):
+                    break
         finally:
             self.open.discard(socket)
             self._market = None

@@ -52,7 +52,7 @@ class Ticks:
         self._history = history
         self._followed = followed
         self._broadcast = broadcast
-        self._market = Market(engine, history, lambda symbol: None)
+        self._market = Market(engine, history, lambda _symbol, _now_ms: None)
         self._told: dict[str, int] = {}
         # symbol -> what the newest depth message left at its followers, and its id
         self._depths: dict[str, tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]] = {}
@@ -119,7 +119,7 @@ class Ticks:
 
     # --- messages ---------------------------------------------------------------------------------------
 
-    def depth(self, symbol: str, now_ms: int | None = None) -> None:
+    def depth(self, symbol: str, now_ms: int) -> None:
         """Tell all followers of the depth of `symbol` what changed, so that all of them know the same."""
         bids, asks = (dict(side) for side in self._engine.depth_of(symbol))
         old_bids, old_asks = self._depths.get(symbol, ({}, {}))
@@ -131,7 +131,7 @@ class Ticks:
         last = self._market.update_ids[symbol] = first + len(changed_bids) + len(changed_asks) - 1
         event = {
             "e": "depthUpdate",
-            "E": now_ms or self._told.get(f"{symbol.lower()}@depth", 0),
+            "E": now_ms,
             "s": symbol,
             "U": first,
             "u": last,

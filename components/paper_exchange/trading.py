@@ -11,7 +11,7 @@ from tallystick.components.paper_exchange.access import RateLimited, Rates
 from tallystick.components.paper_exchange.call import Call, Signed
 from tallystick.components.paper_exchange.checks import missing
 from tallystick.components.paper_exchange.matching import Engine
-from tallystick.components.paper_exchange.orders import NewOrder, Order, OrderList, Refused
+from tallystick.components.paper_exchange.orders import NewOrder, Order, Refused
 
 _WHICH = frozenset(("symbol", "orderId", "origClientOrderId"))
 _CANCEL = _WHICH | {"newClientOrderId", "cancelRestrictions"}
@@ -106,11 +106,8 @@ class Trading:
         call.order = self._engine.cancel(account, symbol, order_id, client_id, call.now_ms, cancel_id)
         return call.order
 
-    def _list_of(self, order: Order) -> OrderList | None:
-        return next((of for of in self._engine.lists(order.account) if of.id == order.list_id), None)
-
     def _cancelled(self, order: Order, cancel_id: str) -> wire.Json:
-        of = self._list_of(order)
+        of = self._engine.list_of(order)
         return wire.cancelled(order, cancel_id) if of is None else wire.cancelled_list(of, cancel_id)
 
     def _cancel_all(self, call: Call) -> list[wire.Json]:

@@ -14,6 +14,7 @@ import msgspec
 
 from tallystick.components.paper_exchange import wire
 from tallystick.components.paper_exchange.access import (
+    TOO_MUCH,
     Key,
     Limits,
     RateLimited,
@@ -87,13 +88,15 @@ class WsApi:
         self._limits = limits
         self._rates = rates
 
-    def on_message(self, socket: Socket, text: str, now_ms: int) -> None:
-        """One request."""
+    def on_message(self, socket: Socket, text: str, now_ms: int) -> bool:
+        """One request; false for one too many, after which the socket is closed."""
         answer: wire.Json = {"id": None, "status": 200}
+        too_many = False
         try:
             try:
                 request = msgspec.json.decode(text, type=_Request)
             except NOT_DECODED as exc:
+                self._rates.request(socket.remote, 1, now_ms)
                 raise Refused(-1135, "Invalid JSON Request") from exc
             answer["id"] = request.id
             parameters = {name: _text(value) for name, value in request.params.items()}
@@ -109,12 +112,14 @@ class WsApi:
             error: wire.Json = {"code": exc.number, "msg": exc.text}
             data = getattr(exc, "data", None)
             if isinstance(exc, RateLimited):
+                too_many = exc.number == TOO_MUCH
                 data = {"serverTime": now_ms, "retryAfter": now_ms + exc.retry_after * 1_000}
             answer |= {"status": exc.status, "error": error if data is None else error | {"data": data}}
         except OSError:
             # The journal could not be written: what was asked may have been done.
             answer |= {"status": 500, "error": {"code": -1006, "msg": "Execution status unknown."}}
         socket.send(_encode(answer))
+        return not too_many
 
     def _answer(self, socket: Socket, method: str, parameters: dict[str, str], now_ms: int) -> Any:
         name = METHODS.get(method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -344,7 +345,7 @@ def subscription(api_key: str = "traderkey", **changes: Any) -> dict[str, Any]:
 
 
 async def test_malformed_socket_messages_are_answered_and_change_nothing(attack: Attack) -> None:
-    async with attack() as (_exchange, client):
+    async with attack() as (exchange, client):
         for path, bad in (
             (
                 "/ws/1",
@@ -364,11 +365,22 @@ async def test_malformed_socket_messages_are_answered_and_change_nothing(attack:
             ws = await socket(client, path)
             await ws.send_bytes(b"{}")
             assert (await ws.receive(timeout=5)).type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
-            ws = await socket(client, path)
-            for _ in range(7):
-                await ws.send_str("{}")
-            answers = [(await ws.receive(timeout=5)).type for _ in range(6)]
-            assert aiohttp.WSMsgType.CLOSE in answers  # more than five in a second
+        ws = await socket(client, "/ws/1")
+        for _ in range(7):
+            await ws.send_str("{}")
+        answers = [(await ws.receive(timeout=5)).type for _ in range(6)]
+        assert aiohttp.WSMsgType.CLOSE in answers  # more than five in a second
+        # The WebSocket API counts weights, also of what it cannot read.
+        ws = await socket(client, "/ws-api/v3")
+        exchange._rates._limits = Limits(weight_minute=20)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):
+                await ws.send_str("{")
+        numbers = [json.loads(m.data)["error"]["code"] async for m in ws if m.type is aiohttp.WSMsgType.TEXT]
+        assert set(numbers[:-1]) <= {-1135}
+        assert numbers[-1] in {-1135, -1003}
+        assert len(numbers) <= 20
+        assert ws.closed
 
 
 async def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: Attack) -> None:

@@ -125,6 +125,35 @@ async def test_a_killed_exchange_remembers_all_that_it_answered(tls: ServerTls, 
     assert world(exchange(tls, tmp_path)) == world(after)
 
 
+async def test_orders_that_wait_and_pairs_of_orders_outlive_a_kill(tls: ServerTls, tmp_path: Path) -> None:
+    before = exchange(tls, tmp_path)
+    await before.start()
+    trade(before, "0.0013", buyer_is_maker=True)
+    trade(before, "0.0013002", buyer_is_maker=False)
+    async with raw(before, tls) as client:
+        sell = "symbol=XRPETH&side=SELL&quantity=10"
+        pair = "aboveType=LIMIT_MAKER&abovePrice=0.0014&belowType=STOP_LOSS&belowStopPrice=0.0012"
+        for path, fields in (
+            (ORDER, f"{sell}&type=STOP_LOSS&stopPrice=0.0012&newClientOrderId=stop"),
+            ("/api/v3/orderList/oco", f"{sell}&{pair}&listClientOrderId=pair"),
+        ):
+            status, answer = await client.send("POST", path, sign(f"{fields}&timestamp={time.time_ns() // 10**6}"))
+            assert status == 200, answer
+    assert before._runner is not None
+    await before._runner.cleanup()
+    after = exchange(tls, tmp_path)
+    assert world(after) == world(before)
+    [of] = after.engine.open_lists("main")
+    assert (of.client_id, [o.status for o in of.orders]) == ("pair", ["NEW", "NEW"])
+    await after.start()
+    trade(after, "0.0012", "50", buyer_is_maker=True)
+    assert after.engine.order("main", "XRPETH", None, "stop").status == "FILLED"
+    assert (of.done, [o.status for o in of.orders]) == (True, ["EXPIRED", "FILLED"])
+    assert not after.engine.open_orders("main")
+    await after.stop()
+    assert world(exchange(tls, tmp_path)) == world(after)
+
+
 async def test_ids_of_a_life_that_was_lost_do_not_come_again(tls: ServerTls, tmp_path: Path) -> None:
     known = (await busy_life(tls, tmp_path)).engine.orders()
     (tmp_path / "state.jsonl").unlink()
