@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-import msgspec
 import typer
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tallystick.cli.rows import Format, console, print_csv, print_json, print_table, shown
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.ids import id_text
 
 if TYPE_CHECKING:
     from tallystick.record.trace import Step
     from tallystick.record.verify import Report
+    from tallystick.schemas.seal import Verifier
 
 app = typer.Typer(no_args_is_help=True, help="Verify the archive, ask it in SQL, trace an order.")
 
 # So many defects are printed; the rest is counted.
 MAX_PRINTED: Final = 50
-# Wide enough for any line where no terminal bounds it.
-NO_TERMINAL: Final = 10_000
-
 _Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A deployment's folder, or an archive.", show_default=False)]
 _Root = Annotated[
     Path | None,
@@ -38,30 +32,23 @@ _Root = Annotated[
 ]
 
 
-class Format(StrEnum):
-    """How rows are printed."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
+_From = Annotated[str, typer.Option("--from", help="Only what was stored from then on: ISO 8601 in UTC, or Unix ns.")]
+_Until = Annotated[str, typer.Option("--until", help="Only what was stored before: the past as it was known then.")]
 
 
-def _console() -> Console:
-    # Piped text is not folded at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else NO_TERMINAL, highlight=False, markup=False, emoji=False)
+def _stored(since: str, until: str) -> tuple[int, int]:
+    from tallystick.record.views import ALWAYS
+    from tallystick.replay.selection import parse_time
+
+    return parse_time(since) if since else ALWAYS[0], parse_time(until) if until else ALWAYS[1]
 
 
-def _shown(value: Any) -> str:
-    """A value for people: no trailing zeros, and no control character reaches the terminal."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value))
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    head, point, tail = text.partition(".")
-    if point and len(tail) == 18 and head.lstrip("-").isdigit() and tail.isdigit():
-        text = f"{head}.{tail}".rstrip("0").rstrip(".")
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def _verifiers(directory: Path, root: Path | None) -> list[Verifier]:
+    """Under which checkpoints are held; none where an archive lies without a key to it."""
+    from tallystick.record.place import load_verifiers, locate, locate_archive
+
+    beside = locate_archive(directory).parent / "trust" / "operator-root.pub"
+    return load_verifiers(locate(directory, root)) if root is not None or beside.is_file() else []
 
 
 @app.command(epilog="Example: tallystick audit verify ./desk      exit code 0 clean, 1 tampered, 2 could not run")
@@ -91,7 +78,7 @@ def verify(directory: _Dir, root: _Root = None) -> None:
 
 def _report(report: Report) -> None:
     for problem in report.problems[:MAX_PRINTED]:
-        print(f"TAMPERED  {_shown(str(problem))}")
+        print(f"TAMPERED  {shown(str(problem))}")
     more = len(report.problems) + report.unshown - MAX_PRINTED
     if more > 0:
         print(f"TAMPERED  and {more} more")
@@ -100,9 +87,9 @@ def _report(report: Report) -> None:
         where = f"{torn.component}/{torn.boot.hex()[:8]} {torn.stream} seq {torn.seq}"
         print(f"torn      {where}: index {missing} was never stored, its process ended in the middle of the flush")
     for note in report.notes:
-        print(f"note      {_shown(note)}")
+        print(f"note      {shown(note)}")
     for code, count in sorted(report.incidents.items()):
-        print(f"incident  {_shown(code)} {count} times: archived as evidence, without effect")
+        print(f"incident  {shown(code)} {count} times: archived as evidence, without effect")
     counts = ", ".join(f"{report.status[s]} {s}" for s in ("ok", "late", "unlisted", "refused"))
     print(
         f"{report.messages} messages ({counts}), {report.events} events, {report.chains} chains, {len(report.torn)} torn, "
@@ -119,6 +106,12 @@ def sql(
     format: Annotated[Format, typer.Option("--format", help="How to print rows.")] = Format.TABLE,  # noqa: A002
     limit: Annotated[int, typer.Option(min=0, help="Print at most so many rows; 0: all.")] = 0,
     seconds: Annotated[int, typer.Option(min=1, max=3600, help="Give up after so much processor time.")] = 60,
+    since: _From = "",
+    until: _Until = "",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV as it is, not guarded against spreadsheets' formulas.")
+    ] = False,
+    root: _Root = None,
 ) -> None:
     """Ask the archive in SQL.  Tables: events, orders, fills, decisions and more (`show tables`, `describe orders`)."""
     from tallystick.record.place import locate_archive
@@ -133,28 +126,67 @@ def sql(
         text = QUERIES[query][1]
     elif text == "-":
         text = sys.stdin.read()
-    answer = Answer(locate_archive(directory), text, limit=limit, seconds=seconds)
+    if raw and format is not Format.CSV:
+        raise ConfigError("OPTION", "--raw is about --format csv")
+    first, last = _stored(since, until)
+    verifiers = _verifiers(directory, root)
+    answer = Answer(
+        locate_archive(directory), text, limit=limit, seconds=seconds, since=first, until=last, verifiers=verifiers
+    )
     if format is Format.CSV:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(answer.columns)
-        for row in answer.rows:
-            writer.writerow(
-                "" if v is None else v if isinstance(v, str) else msgspec.json.encode(v).decode() for v in row
-            )
+        print_csv(answer.columns, answer.rows, raw=raw)
     elif format is Format.JSON:
-        for row in answer.rows:
-            print(msgspec.json.encode(dict(zip(answer.columns, row, strict=True))).decode())
+        print_json(answer.columns, answer.rows)
     else:
-        table = Table(box=SIMPLE, pad_edge=False)
-        for column in answer.columns:
-            table.add_column(Text(_shown(column)))
-        for row in answer.rows:
-            table.add_row(*(Text(_shown(value)) for value in row))
-        _console().print(table)
-        shown = min(answer.total, limit) if limit else answer.total
+        print_table(answer.columns, answer.rows)
+        count = min(answer.total, limit) if limit else answer.total
         print(
-            f"{answer.total} rows" if shown == answer.total else f"{shown} of {answer.total} rows (--limit 0 for all)"
+            f"{answer.total} rows" if count == answer.total else f"{count} of {answer.total} rows (--limit 0 for all)"
         )
+    print(answer.basis, file=sys.stdout if format is Format.TABLE else sys.stderr)
+
+
+@app.command(epilog="Example: tallystick audit files ./desk --stream ORDERS")
+def files(
+    directory: _Dir,
+    stream: Annotated[list[str] | None, typer.Option("--stream", help="Of this stream alone; may be repeated.")] = None,
+    since: _From = "",
+    until: _Until = "",
+    root: _Root = None,
+) -> None:
+    """The files that count, one a line, for any engine that reads Parquet; each is what the manifest names."""
+    from tallystick.record.export import live_files
+    from tallystick.record.place import locate_archive
+    from tallystick.schemas.subjects import STREAMS
+
+    for name in stream or ():
+        if name not in STREAMS:
+            raise ConfigError("OPTION", f"--stream is one of {', '.join(STREAMS)}, got {name[:32]!r}")
+    found, basis = live_files(locate_archive(directory), _verifiers(directory, root), *_stored(since, until))
+    for path in found:
+        if not stream or path.parts[-3].partition("=")[2] in stream:
+            print(path)
+    print(basis, file=sys.stderr)
+
+
+@app.command(epilog="Example: tallystick audit export ./desk ./tables --view orders --view fills")
+def export(
+    directory: _Dir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.", show_default=False)],
+    view: Annotated[list[str] | None, typer.Option("--view", help="A view; may be repeated; default: all.")] = None,
+    since: _From = "",
+    until: _Until = "",
+    root: _Root = None,
+) -> None:
+    """The views as Parquet files, ids as text, for any engine that reads Parquet."""
+    from tallystick.record.export import BASIS
+    from tallystick.record.export import export as write
+    from tallystick.record.place import locate_archive
+
+    bounds = _stored(since, until)
+    for path, rows in write(locate_archive(directory), out, view or [], _verifiers(directory, root), *bounds):
+        print(f"{path}  {rows} rows")
+    print((out / BASIS).read_text("utf-8"), end="")
 
 
 @app.command(epilog="Example: tallystick audit trace ./desk 01935478-7283-7000-8b4c-847c76da509f")
@@ -165,9 +197,14 @@ def trace(
 ) -> None:
     """The whole causal chain of an order, from the ticks to the fills, each step verified."""
     from tallystick.record import trace as tracing
-    from tallystick.record.place import locate
+    from tallystick.record.basis import basis as basis_of
+    from tallystick.record.basis import read_sound
+    from tallystick.record.place import load_verifiers, locate
 
-    steps = tracing.trace(locate(directory, root), order)
+    place = locate(directory, root)
+    manifest = read_sound(place.archive)
+    basis = basis_of(place.archive, manifest, load_verifiers(place))
+    steps = tracing.trace(place, order, manifest)
     known = {step.event_id: step for step in steps}
     children: dict[bytes | None, list[Step]] = {}
     for step in steps:
@@ -179,9 +216,10 @@ def trace(
             grow(branch.add(_label(step, known)), step.event_id)
 
     grow(tree, None)
-    _console().print(tree)
+    console().print(tree)
     bad = [step for step in steps if step.problem]
     print(f"{len(steps) - len(bad)} of {len(steps)} events verify" + (", the others do NOT" if bad else ""))
+    print(basis)
     raise typer.Exit(1 if bad else 0)
 
 
@@ -198,13 +236,13 @@ def _label(step: Step, known: dict[bytes, Step]) -> Text:
     else:
         label.append(f"{(step.ts - known[step.parent].ts) / 1e6:+.3f} ms", style="cyan")
     label.append(f"  {step.type.partition('/')[0]}", style="bold")
-    label.append(f"  {_shown(step.summary)}")
-    label.append(f"  {_shown(step.subject)}  by {_shown(step.component)}  {step.stream} {step.stream_seq}", style="dim")
+    label.append(f"  {shown(step.summary)}")
+    label.append(f"  {shown(step.subject)}  by {shown(step.component)}  {step.stream} {step.stream_seq}", style="dim")
     further = len(step.causes) - 1
     if further > 0:
         label.append(f"  (+{further} causes)", style="dim")
     if step.problem:
-        label.append(f"  NOT VERIFIED: {_shown(step.problem)}", style="bold red")
+        label.append(f"  NOT VERIFIED: {shown(step.problem)}", style="bold red")
     else:
         label.append("  verified", style="green")
         if step.status != "ok":

@@ -99,7 +99,7 @@ def _views() -> str:
     from tallystick.record.columns import markdown
     from tallystick.record.sandbox import connect
 
-    return markdown(connect(Path(), []))
+    return markdown(connect())
 
 
 def _denials() -> str:

@@ -7,8 +7,8 @@ says what, where and what to do; a traceback is a defect.
 from __future__ import annotations
 
 import asyncio
-import errno
 import functools
+import io
 import logging
 import os
 import sys
@@ -19,9 +19,10 @@ from typing import Annotated
 
 import typer
 
-from tallystick.cli.stopping import INTERRUPTED, interrupt_on_sigterm
+from tallystick.cli.failures import check_arguments, told
+from tallystick.cli.stopping import interrupt_on_sigterm
 from tallystick.infra.nats.child import harden
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +51,7 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error, whatever it is.")] = False,
 ) -> None:
     """For the options that stand before a command."""
 
@@ -306,7 +308,7 @@ def commands() -> typer.Typer:
 
 
 def main() -> None:
-    """The entry point: every `TallystickError` becomes one line and exit code 2."""
+    """The entry point: every error becomes one line (`failures`)."""
     interrupt_on_sigterm()
     # Whoever holds the master PIN, and then every key of a deployment, keeps it from others of its user.
     harden()
@@ -314,21 +316,17 @@ def main() -> None:
     os.umask(0o077)
     # The client library's TLS shutdown makes asyncio warn about nothing.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets its number.
+            stream.reconfigure(errors="backslashreplace")
     try:
+        check_arguments(sys.argv[1:])
         commands()()
-    except TallystickError as exc:
-        sys.stderr.write(f"tallystick: {exc}\n")
-        sys.exit(2)
-    except OSError as exc:
-        # Whatever no part has put into words of its own: a full disk, a folder without rights.
-        place = f"{exc.filename}: " if exc.filename else ""
-        advice = "; free some space and run it again" if exc.errno == errno.ENOSPC else ""
-        refusal = ConfigError("SYSTEM", f"{place}{exc.strerror or type(exc).__name__}{advice}")
-        sys.stderr.write(f"tallystick: {refusal}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("tallystick: interrupted\n")
-        sys.exit(INTERRUPTED)
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - the last resort: whatever it is, it is told
+        text, code = told(exc, debug="--debug" in sys.argv[1:2])
+        sys.stderr.write(text)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def exact(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
     """
     [(tree,)] = connection.execute("SELECT json_serialize_sql($1::VARCHAR)", [sql]).fetchall()
     parsed: _Node = msgspec.json.decode(tree)
+    if parsed.get("error"):
+        return sql  # no query: its own error says so better
     statement: _Node = parsed["statements"][0]
     found = [
         (select, scope, products) for select, scope in _selects(statement, []) if (products := [*_products(select)])

@@ -13,7 +13,7 @@ import os
 import stat
 from io import BufferedReader
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from tallystick.schemas.errors import TallystickError
 
@@ -28,8 +28,10 @@ class ArchiveError(TallystickError):
 class FileRefused(ArchiveError):
     """A file of an archive that is not what it should be.
 
-    Codes: `FILE_MISSING`, `FILE_KIND`, `FILE_SIZE`, `FILE_HASH`, `FILE_UNREADABLE`.
+    Codes: `FILE_MISSING`, `FILE_KIND`, `FILE_SIZE`, `FILE_HASH`, `FILE_LAYOUT`, `FILE_UNREADABLE`.
     """
+
+    exit_code: ClassVar[int] = 1
 
 
 def open_regular(directory: Path, name: str) -> BufferedReader:

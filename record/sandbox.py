@@ -7,21 +7,23 @@ JSON lines on standard output, and ends.  Each layer holds alone:
    table function and table-in-place must be on a list (`WITH x AS (COPY …)` parses as a SELECT);
 2. DuckDB has external access off but for exactly the live segments, no extension, no temporary files, and its
    configuration locked;
-3. the kernel forbids the process (Landlock) to write, create or remove any file, to read any but the
-   archive's, to run programs and to use TCP; where the kernel has no Landlock the others remain;
+3. the kernel forbids the process (Landlock), before it has a second thread, to write, create or remove any file, to
+   read any but the archive's and what the kernel says of processors and memory, to run programs and to use TCP; where
+   the kernel has no Landlock the others remain;
 4. resource limits: file size 0, processor time, memory; and the caller ends it after a time.
+
+Segments are opened and held against the manifest before that, and read through the same descriptors (`opened`).
 
 The query is not trusted: whoever writes it can at most learn what the archive holds, and use up its limits.
 """
 
 from __future__ import annotations
 
-import ctypes
 import datetime
-import os
 import resource
-import struct
 import sys
+import time
+import weakref
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -31,7 +33,11 @@ import duckdb
 import msgspec
 import pyarrow as pa
 
-from tallystick.record import arithmetic, views
+from tallystick.record import arithmetic, landlock, views
+from tallystick.record.files import FileRefused
+from tallystick.record.manifest import Segment
+from tallystick.record.opened import Opened
+from tallystick.record.views import ALWAYS
 from tallystick.schemas.errors import NOT_DECODED, TallystickError
 
 MEMORY_MB: Final = 1024
@@ -43,12 +49,10 @@ _QUERY_NODES: Final = frozenset(("SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE
 _TABLE_FUNCTIONS: Final = frozenset(
     ("unnest", "range", "generate_series", "json_each", "json_tree", "duckdb_columns", "duckdb_views")
 )
-# Landlock (linux/landlock.h): rights of each version of its interface.
-_ALL_RIGHTS: Final = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-_READ: Final = (1 << 2) | (1 << 3)  # READ_FILE, READ_DIR
-_NET: Final = 0b11  # BIND_TCP, CONNECT_TCP, from version 4
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_PR_SET_NO_NEW_PRIVS: Final = 38
+# What DuckDB asks before it starts its threads.
+_MACHINE: Final = tuple(
+    map(Path, ("/proc/self/cgroup", "/proc/meminfo", "/proc/stat", "/sys/fs/cgroup", "/sys/devices/system/cpu"))
+)
 
 
 class QueryRefused(TallystickError):
@@ -56,13 +60,18 @@ class QueryRefused(TallystickError):
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """What is asked: `files` are the live segments below `archive`; `limit` 0 means all rows."""
+    """What is asked: `segments` are the live ones below `archive`; `limit` 0 means all rows.
+
+    Only what the broker stored from `since` and before `until` (Unix ns) is there.
+    """
 
     archive: str
-    files: list[str]
+    segments: list[Segment]
     sql: str
     limit: int
     seconds: int
+    since: int = ALWAYS[0]
+    until: int = ALWAYS[1]
 
 
 def check_query(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
@@ -103,35 +112,25 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def restrict(archive: Path, seconds: int) -> bool:
-    """Limit this process to reading below `archive`, for good; whether the kernel could do that (Landlock)."""
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    """Limit this process to reading below `archive`, and to so much more processor time, for good.
+
+    Whether the kernel could do the former (Landlock).  Raises `QueryRefused`.
+    """
+    try:
+        confined = landlock.restrict((archive, *_MACHINE))
+    except landlock.LandlockError as exc:
+        raise QueryRefused(exc.code, exc.text) from exc
+    used = int(time.process_time()) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, used + seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-    if version < 1:
-        return False
-    rights = _ALL_RIGHTS[max(v for v in _ALL_RIGHTS if v <= version)]
-    attributes = struct.pack("<QQ", rights, _NET) if version >= 4 else struct.pack("<Q", rights)
-    ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
-    parent = os.open(archive, os.O_PATH | os.O_CLOEXEC)
-    rule = struct.pack("<Qi", _READ, parent)
-    if (
-        ruleset < 0
-        or libc.syscall(_ADD_RULE, ruleset, 1, rule, 0) != 0
-        or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-        or libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0
-    ):
-        raise QueryRefused("SANDBOX", f"the kernel refused to restrict the process: {os.strerror(ctypes.get_errno())}")
-    os.close(parent)
-    os.close(ruleset)
-    return True
+    return confined
 
 
-def connect(archive: Path, files: list[str]) -> duckdb.DuckDBPyConnection:
-    """A locked-down connection with the views over `files`."""
-    paths = [archive / name for name in files]
+def connect(opened: Opened | None = None, since: int = ALWAYS[0], until: int = ALWAYS[1]) -> duckdb.DuckDBPyConnection:
+    """A locked-down connection with the views over `opened`, or over nothing; times as in `Request`."""
+    paths = opened.paths if opened is not None else {}
     connection = duckdb.connect(
         config={
             "temp_directory": "",
@@ -142,15 +141,20 @@ def connect(archive: Path, files: list[str]) -> duckdb.DuckDBPyConnection:
             "python_enable_replacements": False,
         }
     )
-    views.define(connection, paths)
-    connection.execute("SET allowed_paths = $1", [[str(path) for path in paths]])
+    # The descriptors that the paths name stay open as long as somebody can ask.
+    weakref.finalize(connection, id, opened)
+    views.define(connection, paths, since, until)
+    connection.execute("SET allowed_paths = $1", [[path for group in paths.values() for path in group]])
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
 
 
-def answer(connection: duckdb.DuckDBPyConnection, request: Request) -> Iterator[bytes]:
-    """Run the query: a line with columns, a line for each row, a line with the number of rows."""
+def answer(connection: duckdb.DuckDBPyConnection, request: Request, opened: Opened) -> Iterator[bytes]:
+    """Run the query: a line with columns, a line for each row, a line with the number of rows.
+
+    Raises `QueryRefused`, and `FileRefused` if a segment was changed meanwhile.
+    """
     check_query(connection, request.sql)
     try:
         sql = arithmetic.exact(connection, request.sql)
@@ -165,6 +169,7 @@ def answer(connection: duckdb.DuckDBPyConnection, request: Request) -> Iterator[
                 count += 1
                 if count <= request.limit or not request.limit:
                     yield _line(row)
+        opened.check_unchanged()
         yield _line({"rows": count})
     except duckdb.OutOfRangeException as exc:
         advice = "products of decimals: product(a, b), to 18 decimals; sums hold less than 1e20"
@@ -220,15 +225,21 @@ def main() -> int:
     out = sys.stdout.buffer
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-        # Before `restrict`: DuckDB looks at the machine (processors, cgroup) when it starts, and after it no
-        # module can be read any more.
-        connection = connect(Path(request.archive), request.files)
+        opened = Opened(Path(request.archive), request.segments)
+        # Nothing is imported after it, as no module can be read any more; nothing starts a thread before it.
         pa.array([0]).cast(pa.timestamp("ns")).cast(pa.int64()).to_pylist()
         ns_text(0)
         restrict(Path(request.archive), request.seconds)
-        for line in answer(connection, request):
+        connection = connect(opened, request.since, request.until)
+        out.write(_line({"opened": len(request.segments)}))
+        out.flush()
+        for line in answer(connection, request, opened):
             out.write(line)
         out.flush()
+    except FileRefused as exc:
+        out.write(_line({"error": exc.code, "text": exc.text, "file": True}))
+        out.flush()
+        return 2
     except (QueryRefused, duckdb.Error, MemoryError, *NOT_DECODED) as exc:
         refusal = exc if isinstance(exc, QueryRefused) else _broken(exc)
         out.write(_line({"error": refusal.code, "text": refusal.text}))

@@ -11,7 +11,6 @@ What only the whole log can show (holes, forks, issuance) is `verify`'s.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import duckdb
@@ -19,8 +18,10 @@ import msgspec
 import pyarrow as pa
 
 from tallystick.record import rows
+from tallystick.record.basis import read_sound
 from tallystick.record.chains import open_message
-from tallystick.record.manifest import read_manifest
+from tallystick.record.manifest import Manifest
+from tallystick.record.opened import Opened
 from tallystick.record.place import Place, load_verifiers
 from tallystick.record.sandbox import connect
 from tallystick.schemas.errors import Malformed, TallystickError
@@ -91,8 +92,8 @@ _MESSAGE: Final = f"""SELECT {", ".join(rows.SCHEMA.names)} FROM log
 
 
 class _Log:
-    def __init__(self, archive: Path) -> None:
-        self.connection = connect(archive, sorted(read_manifest(archive).live))
+    def __init__(self, opened: Opened) -> None:
+        self.connection = connect(opened)
 
     def ask(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
         return self.connection.execute(sql, list(values)).fetchall()
@@ -110,14 +111,16 @@ class _Log:
         return found.to_arrow_table()
 
 
-def trace(place: Place, name: str) -> list[Step]:
-    """The chain of the order that `name` names, in log order.
+def trace(place: Place, name: str, manifest: Manifest | None = None) -> list[Step]:
+    """The chain of the order that `name` names, in log order, from the segments of `manifest` (by default the newest).
 
-    Raises `TraceError` if there is none or `name` fits several orders, and what `load_verifiers` raises.
+    Raises `TraceError` if there is none or `name` fits several orders; `Tampered` and `FileRefused` if the archive is not
+    what its manifest names; and what `load_verifiers` raises.
     """
     verifiers = load_verifiers(place)
+    opened = Opened(place.archive, (manifest or read_sound(place.archive)).live.values())
     try:
-        log = _Log(place.archive)
+        log = _Log(opened)
         order = _resolve(log, name)
         found = {step.event_id: step for step in log.steps("stream = 'ORDERS' AND order_id = $1", order)}
         if not found:
@@ -140,6 +143,7 @@ def trace(place: Place, name: str) -> list[Step]:
         _verify(log, steps, verifiers)
     except duckdb.Error as exc:
         raise TraceError("ARCHIVE_UNREADABLE", f"{exc}; see: tallystick audit verify") from exc
+    opened.check_unchanged()
     _link(steps)
     return steps
 

@@ -9,14 +9,16 @@ Every row carries where its proof is: `stream` and `stream_seq` of the sealed me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import duckdb
 
 from tallystick.record.arithmetic import MACROS
 from tallystick.record.rows import SCHEMA
+
+# The whole past, Unix ns.
+ALWAYS: Final = (0, 2**63 - 1)
 
 _MACROS: Final = """
 CREATE MACRO uid(b) AS CAST(CAST(lower(hex(b)) AS UUID) AS VARCHAR);
@@ -323,15 +325,25 @@ QUERIES: Final[dict[str, tuple[str, str]]] = {
 }
 
 
-def define(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> None:
-    """Make the views over these Parquet files; with none, over nothing."""
-    if files:
-        names = ", ".join(_quoted(str(path)) for path in files)
-        source = f"SELECT * FROM read_parquet([{names}], hive_partitioning = true)"  # noqa: S608 - quoted paths
+def define(connection: duckdb.DuckDBPyConnection, paths: Mapping[str, Sequence[str]], since: int, until: int) -> None:
+    """Make the views over these Parquet files of each stream; with none, over nothing.
+
+    `log` holds what the broker stored from `since` and before `until` (Unix ns).
+    """
+    if paths:
+        # The paths name descriptors, not folders: what the folders say is added here.
+        source = " UNION ALL ".join(
+            f"SELECT *, CAST(received AS DATE) AS day, '{stream}' AS stream FROM read_parquet([{', '.join(map(_quoted, files))}])"  # noqa: S608 - quoted paths
+            for stream, files in paths.items()
+        )
     else:
         connection.register("nothing", SCHEMA.empty_table())
         source = "SELECT *, CAST(NULL AS DATE) AS day, CAST(NULL AS VARCHAR) AS stream FROM nothing"
-    connection.execute(f"CREATE VIEW log AS {source}")
+    # `since` and `until` are numbers of ours.
+    bounds = [f"received >= make_timestamp_ns({since})"] if since > ALWAYS[0] else []
+    bounds += [f"received < make_timestamp_ns({until})"] if until < ALWAYS[1] else []
+    within = f"SELECT * FROM ({source}) WHERE {' AND '.join(bounds)}" if bounds else source  # noqa: S608 - numbers
+    connection.execute(f"CREATE VIEW log AS {within}")
     connection.execute(_MACROS + MACROS)
     for name, (_, select) in VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {select}")

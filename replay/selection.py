@@ -23,6 +23,9 @@ ORDER: Final = (SECURITY, MARKET, SIGNALS, ORDERS, GUARD)
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?(Z|\+00:00)?", re.ASCII | re.IGNORECASE
 )
+# Smaller numbers may be seconds, milliseconds or microseconds; in nanoseconds they lie before March 1973.
+NANOSECONDS: Final = 10**17
+
 _RANGE = re.compile(r"(\d{1,19})(-)?(\d{1,19})?", re.ASCII)
 
 
@@ -93,12 +96,18 @@ def covered(pattern: str) -> list[str]:
 def parse_time(text: str) -> int:
     """Unix nanoseconds of ISO 8601 in UTC (`2026-11-22`, `2026-11-22T16:00:00.5Z`) or of an integer that is just that.
 
-    Raises `ConfigError`; other time zones are refused rather than guessed.
+    Raises `ConfigError`; other time zones, and numbers that may be seconds, are refused rather than guessed.
     """
-    if text.isascii() and text.isdigit() and len(text) > 8:
+    if text.isascii() and text.isdigit() and 8 < len(text) < 20:
         value = int(text)
-        if value <= MAX_INT:
+        if NANOSECONDS <= value <= MAX_INT:
             return value
+        for unit, factor in (("seconds", SECOND), ("milliseconds", SECOND // 1000), ("microseconds", 1000)):
+            if NANOSECONDS <= value * factor <= MAX_INT:
+                raise ConfigError(
+                    "REPLAY_TIME",
+                    f"{text} reads like Unix {unit}: write {time_text(value * factor)}, or {value * factor} for nanoseconds",
+                )
     match = _TIME.fullmatch(text)
     if match is not None:
         year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])

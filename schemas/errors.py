@@ -10,7 +10,7 @@ numbers, for people).
 
 from __future__ import annotations
 
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -20,7 +20,12 @@ NOT_DECODED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class TallystickError(Exception):
-    """Base of all errors raised on purpose.  `code` is stable, `text` says what, where and what to do."""
+    """Base of all errors raised on purpose.  `code` is stable, `text` says what, where and what to do.
+
+    `exit_code` is that of a command which ends so: 1 for something that was found wrong, 2 for what could not run.
+    """
+
+    exit_code: ClassVar[int] = 2
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(f"{code}: {text}")

@@ -132,6 +132,15 @@ CODES: Final = (
         "Free disk space, and give the deployment's user the folder.",
     ),
     Code("SYSTEM", ERROR, "The machine refused: no rights, no space.", "The line names the file."),
+    Code(
+        "UNEXPECTED",
+        ERROR,
+        "A defect of Tallystick itself.",
+        "Report it with the trace that the line points at, or that `tallystick --debug COMMAND …` shows.",
+    ),
+    Code(
+        "ARGUMENT_ENCODING", ERROR, "An argument is not UTF-8.", "Give it as text; rename a file or folder that is not."
+    ),
     Code("NOT_UP", ERROR, "Nothing of the deployment is running.", "Start it with `tallystick up DIR`."),
     Code("ARM_HOURS", ERROR, "A lease of no time, or of more than 12 hours.", "`--hours 8`."),
     Code(

@@ -60,7 +60,7 @@ CODES: Final = (
     Code("MANIFEST_WRITE", ERROR, "The manifest cannot be written.", _DISK),
     Code(
         "MANIFEST_CUT",
-        FINDING,
+        ERROR | FINDING,
         "The manifest is shorter than a checkpoint that audit sealed on the bus: its end was cut off.",
         _TAMPERED,
     ),
@@ -86,7 +86,7 @@ CODES: Final = (
     ),
     Code(
         "MANIFEST_REWRITTEN",
-        FINDING,
+        ERROR | FINDING,
         "The manifest is not the one that audit sealed a checkpoint over, or changed while it was read.",
         _TAMPERED,
     ),
@@ -108,6 +108,12 @@ CODES: Final = (
         "FILE_LAYOUT",
         ERROR | FINDING,
         "A Parquet file that the archive's writer did not make: it could mislead readers, or take all their memory.",
+        _TAMPERED,
+    ),
+    Code(
+        "CHECKPOINT_SEAL",
+        ERROR,
+        "The newest checkpoint of the archive does not verify: somebody else than audit wrote it.",
         _TAMPERED,
     ),
     Code("FILE_MISSING", ERROR | FINDING, "A file that the manifest names is not there.", _TAMPERED),
@@ -193,6 +199,10 @@ CODES: Final = (
         "Run it on a kernel with Landlock; report it if it happens again.",
     ),
     Code("SQL", ERROR, "The query failed.", _QUERY),
+    Code("SQL_ENCODING", ERROR, "The query is not UTF-8.", _QUERY),
+    Code(
+        "EXPORT", ERROR, "There is no such view, or the folder to export to is there already.", "The line lists them."
+    ),
     Code("SQL_LIMITS", ERROR, "The query took more time or memory than it may.", "Narrow it, or raise `--seconds`."),
     Code("SQL_MISSING", ERROR, "Neither a query nor a prepared one was given, or both.", "Give one of the two."),
     Code("SQL_NOT_A_QUERY", ERROR, "The statement is no query.", "Ask with SELECT; the archive is never changed."),

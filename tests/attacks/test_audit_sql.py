@@ -11,7 +11,8 @@ import duckdb
 import pytest
 
 from tallystick.record.manifest import MANIFEST
-from tallystick.record.query import Answer
+from tallystick.record.opened import Opened
+from tallystick.record.query import ENVIRONMENT, Answer
 from tallystick.record.sandbox import QueryRefused, check_query, connect
 from tests.support.archive import Story, Vault
 
@@ -25,7 +26,7 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
 
 @pytest.fixture(scope="module")
 def connection(vault: Vault) -> duckdb.DuckDBPyConnection:
-    return connect(vault.path, sorted(vault.manifest.live))
+    return connect(Opened(vault.path, vault.manifest.live.values()))
 
 
 def state(vault: Vault) -> dict[str, str]:
@@ -99,7 +100,7 @@ sandbox.check_query = lambda connection, sql: None
 sys.exit(sandbox.main())
 """
 RAW = """
-import os, socket, subprocess, sys
+import os, socket, subprocess, sys, threading
 from pathlib import Path
 from tallystick.record import sandbox
 if not sandbox.restrict(Path(sys.argv[1]), 20):
@@ -120,9 +121,43 @@ attempt("create", lambda: open(os.path.dirname(segment) + "/new", "wb"))
 attempt("read", lambda: open("/etc/passwd"))
 attempt("run", lambda: subprocess.run(["/bin/true"]))
 attempt("connect", lambda: socket.create_connection(("127.0.0.1", int(sys.argv[3])), 1))
+def late():
+    attempt("read in a thread", lambda: open("/etc/passwd"))
+    attempt("write in a thread", lambda: open(segment, "r+b"))
+thread = threading.Thread(target=late)
+thread.start()
+thread.join()
 open(segment, "rb").read(4)
 print("held")
 """
+
+
+# A thread that is there before would stay outside of what the kernel forbids.
+EARLY = """
+import sys, threading
+from pathlib import Path
+from tallystick.record import sandbox
+go = threading.Event()
+def early():
+    go.wait()
+    print("read", len(open("/etc/passwd").read()) > 0)
+thread = threading.Thread(target=early)
+thread.start()
+try:
+    print("landlock", sandbox.restrict(Path(sys.argv[1]), 20))
+except sandbox.QueryRefused as exc:
+    print("refused", exc.code)
+go.set()
+thread.join()
+"""
+
+
+def test_with_a_thread_that_would_stay_outside_nothing_is_answered(vault: Vault) -> None:
+    command = [sys.executable, "-P", "-c", EARLY, str(vault.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    if done.stdout.startswith("landlock False"):
+        pytest.skip("this kernel has no Landlock: the parser gate, DuckDB's settings and the limits remain")
+    assert done.stdout == "refused SANDBOX\nread True\n"
 
 
 @pytest.mark.parametrize(
@@ -134,14 +169,19 @@ def test_without_the_parser_gate_the_other_layers_hold(attack: str, vault: Vault
     before = state(vault)
     request = {
         "archive": str(vault.path),
-        "files": sorted(vault.manifest.live),
+        "segments": list(vault.manifest.live.values()),
         "sql": fill(ATTACKS[attack], vault),
         "limit": 0,
         "seconds": 20,
     }
     done = subprocess.run(
-        [sys.executable, "-P", "-c", UNGATED], input=msgspec.json.encode(request), capture_output=True, check=False
+        [sys.executable, "-P", "-c", UNGATED],
+        input=msgspec.json.encode(request),
+        capture_output=True,
+        check=False,
+        env=ENVIRONMENT,
     )
+    assert b'"error":"SQL"' in done.stdout
     assert done.returncode != 0, done.stdout
     assert state(vault) == before
 
@@ -153,7 +193,7 @@ def test_the_kernel_denies_writing_reading_running_and_connecting(vault: Vault) 
         segment = vault.path / next(iter(vault.manifest.live))
         before = state(vault)
         command = [sys.executable, "-P", "-c", RAW, str(vault.path), str(segment), str(server.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
     if done.stdout == "no landlock\n":
         pytest.skip("this kernel has no Landlock: the parser gate, DuckDB's settings and the limits remain")
     assert done.stdout == "held\n"

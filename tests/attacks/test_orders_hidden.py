@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from tallystick.record.opened import Opened
 from tallystick.record.sandbox import connect
 from tallystick.record.views import QUERIES
 from tallystick.schemas.event import Event
@@ -89,7 +90,7 @@ class Desk:
     def ask(self, directory: Path, sql: str) -> list[dict[str, Any]]:
         vault = Vault(directory)
         vault.project(self.streams.stored)
-        connection = connect(vault.path, sorted(vault.manifest.live))
+        connection = connect(Opened(vault.path, vault.manifest.live.values()))
         rows = connection.execute(sql)
         names = [column[0] for column in rows.description]
         return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
@@ -163,7 +164,9 @@ def test_of_two_intents_under_one_id_the_permitted_one_is_shown(tmp_path: Path) 
     desk = Desk()
     vault = Vault(tmp_path)
     vault.project(desk.streams.stored)
-    first = connect(vault.path, sorted(vault.manifest.live)).execute("SELECT intent_hash FROM intents").fetchall()
+    first = (
+        connect(Opened(vault.path, vault.manifest.live.values())).execute("SELECT intent_hash FROM intents").fetchall()
+    )
     other = desk.intent.__class__(**{**_fields(desk.intent), "qty": Decimal(999)})
     desk.alpha.say((f"order.intent.{SUBJECT}", [other]))
     rows = desk.ask(tmp_path / "later", "SELECT qty FROM orders")
@@ -206,7 +209,7 @@ def test_an_absurd_fill_does_not_take_the_others_out_of_sight(desk: Desk, tmp_pa
 def test_every_view_can_be_asked_by_time_and_position(desk: Desk, tmp_path: Path) -> None:
     from tallystick.record.views import VIEWS
 
-    connection: duckdb.DuckDBPyConnection = connect(tmp_path, [])
+    connection: duckdb.DuckDBPyConnection = connect()
     for view in VIEWS:
         connection.execute(
             f"SELECT stream_seq FROM {view} WHERE received <= now()::TIMESTAMP AND log_index < 9"

@@ -21,8 +21,6 @@ HANDED_ON = {
     "components/paper_exchange/access.py: number",
     "components/paper_exchange/orders.py: str(number)",
     "components/paper_exchange/trading.py: number",
-    # From the query's process, which says a code of its own (record/sandbox.py).
-    "record/query.py: value['error']",
     # As archived.
     "record/trace.py: table['code'][0].as_py()",
     "replay/reader.py: code",

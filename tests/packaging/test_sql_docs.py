@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from tallystick.cli.explain import SQL, rendered
 from tallystick.record.arithmetic import exact
 from tallystick.record.columns import COLUMNS, meaning
+from tallystick.record.export import export
+from tallystick.record.opened import Opened
 from tallystick.record.sandbox import check_query, connect
 from tallystick.record.views import VIEWS
 from tallystick.schemas.registry import EVENTS
@@ -43,14 +48,14 @@ def vault(tmp_path_factory: pytest.TempPathFactory) -> Vault:
 def test_every_example_runs(vault: Vault) -> None:
     queries = examples()
     assert len(queries) > 7
-    connection = connect(vault.path, sorted(vault.manifest.live))
+    connection = connect(Opened(vault.path, vault.manifest.live.values()))
     for query in queries:
         check_query(connection, query)
         connection.execute(exact(connection, query)).fetchall()
 
 
 def test_every_column_is_explained_and_no_explanation_is_left_over() -> None:
-    connection = connect(Path(), [])
+    connection = connect()
     used = set()
     for view in VIEWS:
         for name, *_ in connection.execute(f"DESCRIBE {view}").fetchall():
@@ -70,7 +75,18 @@ def test_every_type_of_event_has_a_view() -> None:
 
 
 def test_every_row_says_where_its_proof_is() -> None:
-    connection = connect(Path(), [])
+    connection = connect()
     for view in VIEWS:
         names = {name for name, *_ in connection.execute(f"DESCRIBE {view}").fetchall()}
         assert {"log_index", "received", "stream_seq"} <= names, view
+
+
+def test_the_examples_for_other_tools_run(vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(vault.deployment, tmp_path / "desk")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    list(export(tmp_path / "desk" / "archive", tmp_path / "tables", ["orders", "fills"], ()))
+    blocks = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, {})  # noqa: S102 - our own document

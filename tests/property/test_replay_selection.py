@@ -71,6 +71,13 @@ def test_times_that_are_none_or_of_another_zone_are_refused(text: str) -> None:
         parse_time(text)
 
 
+@pytest.mark.parametrize("digits", [10, 13, 16])
+def test_a_number_that_may_be_seconds_is_refused_with_the_time_that_it_would_be(digits: int) -> None:
+    text = "1795363200000000000"[:digits]
+    with pytest.raises(ConfigError, match=r"2026-11-22T16:00:00\.000000000Z, or 1795363200000000000"):
+        parse_time(text)
+
+
 @pytest.mark.parametrize(("text", "found"), [("7", (7, 7)), ("7-", (7, MAX_INT)), ("7-90", (7, 90)), ("1-1", (1, 1))])
 def test_ranges_of_sequences(text: str, found: tuple[int, int]) -> None:
     assert parse_sequences(text) == found

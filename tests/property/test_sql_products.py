@@ -5,7 +5,6 @@ from __future__ import annotations
 import decimal
 from decimal import Decimal
 from functools import cache
-from pathlib import Path
 
 import duckdb
 import pytest
@@ -29,7 +28,7 @@ numbers = st.one_of(
 
 @cache
 def connection() -> duckdb.DuckDBPyConnection:
-    return connect(Path(), [])
+    return connect()
 
 
 def product(sql: str, a: Decimal, b: Decimal) -> Decimal | None:
