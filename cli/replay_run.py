@@ -31,6 +31,10 @@ from tallystick.schemas.seal import MAX_INT, Verifier
 from tallystick.schemas.trust import public_key_bytes
 
 PROGRESS_S: Final = 2.0
+NOT_EXACT: Final = (
+    "the zone's detectors count by when its own broker stores a message: played faster or slower than recorded, their "
+    "alerts are others than the record's, which --subject 'alert.>' shows; --speed 1 comes close to them"
+)
 
 
 class Options:
@@ -146,6 +150,8 @@ class Playback:
             sink: player.Sink = _Printer(self._form, sys.stdout)
             replayer = None
             if self._zone is not None:
+                if "streams" in self._run:
+                    _note(NOT_EXACT)
                 replayer = await stack.enter_async_context(_in_zone(*self._zone, self._run, stop, tasks))
                 sink = replayer
             telling = Tasks(tasks)
@@ -203,7 +209,7 @@ class Playback:
         secrets = {name: self._source_keys[name] for name in Deployment.load(self._directory).secret_names("console")}
         setup = process.load_setup(self._directory, "console", secrets)
         pinned = public_key_bytes(self._root.read_text("ascii").strip()) if self._root is not None else None
-        judge = Judge([Verifier(root) for root in setup.deployment.load_trust(pinned)])
+        judge = Judge([Verifier(root) for root in setup.deployment.load_trust(pinned)], judged=False)
         link = setup.link(setup.authority(), Metrics())
         stack.push_async_callback(link.stop)
         await unless(self._stop, link.start())
@@ -224,7 +230,9 @@ class Playback:
 
     def _summary(self, seconds: float, replayer: Replayer | None) -> None:
         tally = self._tally
-        aside = ", ".join(f"{code} {count}" for code, count in sorted(tally.aside.items()))
+        aside = ", ".join(
+            f"{code} {count} (first at {tally.first_aside[code]})" for code, count in sorted(tally.aside.items())
+        )
         if not tally.messages and not tally.failed:
             _note(f"nothing matched. There is: {self._held or 'nothing'}{f'; set aside: {aside}' if aside else ''}")
             return

@@ -245,6 +245,11 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
             uid(event_id) AS event_id, log_index, received, stream_seq, pos
             FROM log WHERE stream = 'SECURITY' AND type = 'control.config/1' AND status = 'ok'""",
     ),
+    "roots": (
+        "the trust root that each component states it decides by",
+        """SELECT ts, component, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'SECURITY' AND type = 'control.root/1' AND status = 'ok'""",
+    ),
     "checkpoints": (
         "what the audit sealed about the archive's manifest",
         """SELECT ts, whole(data, '$.entries') AS entries, txt(data, '$.head') AS head, whole(data, '$.rows') AS rows,

@@ -9,8 +9,9 @@ A message is played only if all of this holds:
    the authority's own events;
 4. its place in its chain holds (`seal.ReaderChains`): nothing twice, out of order, forked or after the end.
 
-What fails 2 to 4 is a `Failure` with its position: the recording was changed, or it holds what nobody judged
-yet.  It is never played.
+What fails 2 to 4 is never played.  In an archive it is a `Failure` with its position: audit judged it good, so the
+recording was changed.  In streams, which nobody judged (`judged` false), every reader refuses it as well: it had no
+effect, whoever stored it, and is set aside and counted like what audit judged so.
 
 Neither archive nor broker is trusted: whoever controls them can withhold messages, which `tallystick audit
 verify` shows, and otherwise only make a replay fail.
@@ -94,8 +95,14 @@ class Tally(msgspec.Struct):
     messages: int = 0
     events: int = 0
     aside: Counter[str] = msgspec.field(default_factory=Counter)
+    first_aside: dict[str, str] = msgspec.field(default_factory=dict)
     failed: int = 0
     failures: list[Failure] = msgspec.field(default_factory=list)
+
+    def put_aside(self, code: str, stream: str, seq: int) -> None:
+        """Count a message without effect; the first of each code is remembered with its place."""
+        self.aside[code] += 1
+        self.first_aside.setdefault(code, f"{stream} {seq}")
 
     def fail(self, failure: Failure) -> None:
         """Count a failure."""
@@ -107,11 +114,13 @@ class Tally(msgspec.Struct):
 class Judge:
     """Judges messages stream by stream, each in its order.  Owns a `ReaderChains` for each stream.
 
-    `learn` every message of `cred.>` first: who was issued and revoked, and when.
+    `learn` every message of `cred.>` first: who was issued and revoked, and when.  `judged` says whether audit judged
+    what it is given.
     """
 
-    def __init__(self, verifiers: Sequence[Verifier]) -> None:
+    def __init__(self, verifiers: Sequence[Verifier], *, judged: bool = True) -> None:
         self.verifiers = verifiers
+        self._judged = judged
         self.tally = Tally()
         self._sessions = Sessions()
         self._security = StreamChains(SECURITY, self._sessions)
@@ -124,10 +133,17 @@ class Judge:
 
     def examine(self, recorded: Recorded) -> Examined | None:
         """What the next message of its stream is: to be played, a failure, or None for one that is set aside."""
-        stream, seq, subject, payload, stored, position, status, code = recorded
-        if status != OK:
-            self.tally.aside[code or status] += 1
+        if recorded.status != OK:
+            self.tally.put_aside(recorded.code or recorded.status, recorded.stream, recorded.seq)
             return None
+        examined = self._examine(recorded)
+        if isinstance(examined, Failure) and not self._judged:
+            self.tally.put_aside(examined.code, examined.stream, examined.seq)
+            return None
+        return examined
+
+    def _examine(self, recorded: Recorded) -> Examined:
+        stream, seq, subject, payload, stored, position, _, _ = recorded
         opened = open_message(self.verifiers, subject, stream, payload, stored)
         if isinstance(opened, TallystickError):
             return Failure(stream, seq, subject, opened.code, opened.text, stored)

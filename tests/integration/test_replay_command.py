@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tallystick.cli import main
+from tallystick.cli.replay_run import NOT_EXACT
 from tallystick.replay.selection import time_text
 from tallystick.runtime.deployment.folder import Deployment
 from tests.support.archive import Story, Vault
@@ -85,6 +86,7 @@ def test_what_does_not_verify_is_named_with_its_position(desk: Vault, tmp_path: 
     ("words", "said"),
     [
         (["--from", "yesterday"], "REPLAY_TIME: 'yesterday'"),
+        (["--from", "1795363200"], "REPLAY_TIME: 1795363200 reads like Unix seconds"),
         (["--from", "2026-01-02", "--until", "2026-01-01"], "REPLAY_TIME: nothing lies between 2026-01-02"),
         (["--subject", "orders.>"], "REPLAY_SUBJECT: 'orders.>' covers no kind of subject"),
         (["--stream", "orders"], "REPLAY_STREAM: unknown stream 'orders'"),
@@ -124,8 +126,9 @@ def test_a_zone_is_made_played_into_and_left_stopped(desk: Vault, tmp_path: Path
     read, write = os.pipe()
     os.write(write, b"the zone's own pin\n")
     os.close(write)
-    result = typed(desk.deployment, "--into", tmp_path / "z", "--into-pin-fd", read)
+    result = typed(desk.deployment, "--into", tmp_path / "z", "--into-pin-fd", read, "--run", "streams")
     assert (result.code, result.out) == (0, "")
+    assert NOT_EXACT in result.err
     assert "28 messages with 52 events verified" in result.err
     assert "16 published in the zone, 12 not played there" in result.err
     zone = Deployment.load(tmp_path / "z")

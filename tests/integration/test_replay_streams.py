@@ -12,7 +12,7 @@ import pytest
 
 from tallystick.replay.bus import BusReader
 from tallystick.replay.selection import Selection
-from tallystick.replay.verify import Examined, Failure, Judge, Played
+from tallystick.replay.verify import Examined, Failure, Judge, Played, Tally
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
@@ -55,12 +55,14 @@ async def trade(market: ServiceContext, number: int) -> None:
     await market.publish(TRADES, event)
 
 
-async def read(desk: Desk, bus: TestBus, **selection: object) -> list[Examined]:
+async def read(desk: Desk, bus: TestBus, tally: Tally | None = None, **selection: object) -> list[Examined]:
     console = await desk.context("console")
+    judge = Judge([Verifier(desk.trust)], judged=False)
+    judge.tally = tally or judge.tally
     reader = BusReader(
         bus.component("console"),
         console.link,
-        Judge([Verifier(desk.trust)]),
+        judge,
         Selection(**selection),  # type: ignore[arg-type]
         console.log,
     )
@@ -96,7 +98,7 @@ async def test_what_is_stored_is_read_to_its_end_and_filtered(desk: Desk, bus: T
     assert numbers(await read(desk, bus, patterns=("md.quote.>",))) == []
 
 
-async def test_what_an_attacker_stored_is_a_failure_at_its_position_and_hides_nothing_else(
+async def test_what_an_attacker_stored_is_passed_over_and_counted_with_its_place_and_hides_nothing_else(
     desk: Desk, bus: TestBus
 ) -> None:
     authority, market = await desk.context("authority"), await desk.context("market-data")
@@ -108,11 +110,11 @@ async def test_what_an_attacker_stored_is_a_failure_at_its_position_and_hides_no
         await root.request(TRADES, b"junk")
         await root.request(TRADES, first.verified.payload)
     await trade(market, 2)
-    items = await read(desk, bus, streams=("MARKET",))
-    assert [(item.stream, item.seq, item.code) for item in items if isinstance(item, Failure)] == [
-        ("MARKET", 2, "PAYLOAD"),
-        ("MARKET", 3, "REPLAY"),
-    ]
+    tally = Tally()
+    items = await read(desk, bus, tally, streams=("MARKET",))
+    assert not [item for item in items if isinstance(item, Failure)]
+    assert tally.aside == {"PAYLOAD": 1, "REPLAY": 1}
+    assert tally.first_aside == {"PAYLOAD": "MARKET 2", "REPLAY": "MARKET 3"}
     assert sorted(numbers(items)) == [1, 2]
 
 
@@ -120,14 +122,16 @@ async def test_a_session_that_was_never_issued_or_had_ended_is_not_played(desk: 
     authority, market = await desk.context("authority"), await desk.context("market-data")
     await issue(authority, authority)
     await trade(market, 1)  # a stolen role key: the broker lets it in
-    items = await read(desk, bus, streams=("MARKET",))
-    assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED"]
+    tally = Tally()
+    assert await read(desk, bus, tally, streams=("MARKET",)) == []
+    assert tally.aside == {"UNLISTED": 1}
     await issue(authority, market)
     await trade(market, 2)
     await authority.publish("cred.market-data", authority.new(BootEnded, boot=market.boot, reason="gone"))
     await trade(market, 3)
-    items = await read(desk, bus, streams=("MARKET",))
-    assert [item.code for item in items if isinstance(item, Failure)] == ["UNLISTED", "LATE"]
+    tally = Tally()
+    items = await read(desk, bus, tally, streams=("MARKET",))
+    assert tally.aside == {"UNLISTED": 1, "LATE": 1}
     assert numbers(items) == [2]
 
 
