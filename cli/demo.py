@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from rich.live import Live
 from rich.table import Table
 
 from tallystick.cli import operate, view
+from tallystick.cli.demo_folder import alone, clear, mark
 from tallystick.cli.intruder import Attack, Intruder, outcome
 from tallystick.cli.stopping import INTERRUPTED, Stopped, signals, unless
 from tallystick.cli.story import INTRUDER, MISTAKES, Story, tell, unseen_mistakes
@@ -38,11 +38,10 @@ from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.errors import TallystickError
 from tallystick.schemas.subjects import Subject
 
 NAME: Final = "demo"
-MARK: Final = ".tallystick-demo"
 # Where recordings are looked for when none is named: nowhere else.
 DATA: Final = Path("data")
 # What the market may end later than it is meant to, on a busy machine.
@@ -93,7 +92,7 @@ class Demo:
         """A fresh deployment under a random PIN that dies with this process."""
         for line in self._story.says:
             self._say(line)
-        self._clear()
+        clear(self._directory, self._say)
         pin = Secret.random()
         deployment = init(
             self._directory,
@@ -104,15 +103,8 @@ class Demo:
             template=self._story.template,
             progress=self._say,
         )
-        (self._directory / MARK).touch()
+        mark(self._directory)
         return deployment, Keystore.open(deployment.keystore, pin)
-
-    def _clear(self) -> None:
-        if not self._directory.exists():
-            return
-        if any(self._directory.iterdir()) and not (self._directory / MARK).exists():
-            raise ConfigError("DEMO_FOLDER", f"{self._directory} is not a demo's folder: choose another with --dir")
-        shutil.rmtree(self._directory)
 
     # -- during ---------------------------------------------------------------------------------
 
@@ -344,11 +336,13 @@ def demo(directory: Path, data: list[Path], speed: Decimal | None) -> int:
     for dump in dumps:
         screen.print(f"reading {dump}", highlight=False, markup=False)
     story = tell(dumps, speed)
-    run = Demo(directory.absolute(), story, screen)
-    deployment, keystore = run.prepare()
-    try:
-        asyncio.run(run.run(deployment, keystore))
-    except Stopped:
-        return INTERRUPTED
-    run.audit()
-    return run.summary()
+    directory = directory.absolute()
+    run = Demo(directory, story, screen)
+    with alone(directory):
+        deployment, keystore = run.prepare()
+        try:
+            asyncio.run(run.run(deployment, keystore))
+        except Stopped:
+            return INTERRUPTED
+        run.audit()
+        return run.summary()

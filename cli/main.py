@@ -100,11 +100,11 @@ def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     """Run everything of a deployment: the broker and one process a component, watched."""
     from tallystick.cli import operate, preflight
     from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.deployment.supervisor import require_down
+    from tallystick.runtime.deployment.owners import end_orphans
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)
-    require_down(deployment)
+    end_orphans(deployment, _say)
     preflight.check(deployment, time.time_ns())
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     raise typer.Exit(asyncio.run(operate.supervise(deployment, keystore, _say)))
@@ -131,7 +131,7 @@ def run(
     else:
         keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
         secrets = {name: keystore[name] for name in deployment.secret_names(component)}
-    raise typer.Exit(process.main(directory, component, secrets, unreachable=2))
+    raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
 
 @app.command(epilog="Example: tallystick status ./desk")

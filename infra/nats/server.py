@@ -5,7 +5,8 @@
   closed to others of its user (`child`), and emptied as soon as it has read them.
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
-- It ends when whoever started it was killed.
+- It ends when whoever started it was killed, and it alone owns its store: the next start waits for such a process,
+  and ends it.
 - Every write of a stream that is not `async` is on disk before it is acknowledged (`sync_interval: always`).
 - Its streams and durables are made by `provision`.
 
@@ -33,6 +34,7 @@ from typing import Final
 import msgspec
 
 from tallystick.infra.nats import child
+from tallystick.infra.nats.lockfile import Lockfile, end_owner
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 MAX_PAYLOAD: Final = 1_048_576
@@ -42,6 +44,10 @@ MAX_BUFFERED: Final = 1_024
 MAX_BUFFERED_BYTES: Final = 8_388_608
 START_TIMEOUT_S: Final = 20.0
 STORE_KEY_BYTES: Final = 32
+# In the store's folder, held by the server that runs on it and by who started that.
+OWNER: Final = "server.pid"
+WATCH: Final = "starter.pid"
+ORPHAN_S: Final = 5.0
 _CONFIG_FD: Final = child.FIRST_FD
 _KEY_FD: Final = child.FIRST_FD + 1
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
@@ -163,6 +169,7 @@ class EmbeddedServer:
         self._log_start = 0
         self._log_checked = 0
         self._store_lost = ""
+        self._watch: Lockfile | None = None
         self.port = config.port
 
     @property
@@ -191,11 +198,33 @@ class EmbeddedServer:
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.port:
-            _check_free(config.host, self.port)
         text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
-        with _memory_files(text.encode(), config.key_pem) as fds:
-            self._launch(config, fds)
+        try:
+            if self._watch is None:
+                self._watch = Lockfile.take(config.jetstream_dir / WATCH)
+            _end_orphan(config.jetstream_dir)
+            lock = Lockfile.take(config.jetstream_dir / OWNER)
+            try:
+                # If we are killed here, a server that has no name yet ends with us.
+                lock.name(0)
+                if self.port:
+                    _check_free(config.host, self.port)
+                with _memory_files(text.encode(), config.key_pem) as fds:
+                    self._launch(config, (*fds, lock.fd))
+                lock.name(self.pid)
+            except BaseException:
+                lock.release()
+                raise
+            # The server has the descriptor: the lock is its own from now on.
+            lock.hand_on()
+        except BaseException:
+            self._unwatch()
+            raise
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.release()
+            self._watch = None
 
     def _launch(self, config: ServerConfig, fds: Sequence[int]) -> None:
         self._close_log()
@@ -312,6 +341,7 @@ class EmbeddedServer:
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
         self._close_log()
+        self._unwatch()
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
@@ -319,6 +349,21 @@ class EmbeddedServer:
             self._process.kill()
             self._process.wait()
             self._forget(self._process)
+
+
+def end_orphan(jetstream_dir: Path) -> int:
+    """End a server on this store whose starter was killed; its process id, 0 where there is none.
+
+    It ends by itself, and is killed where that takes too long.  Raises `Held` for one that somebody watches.
+    """
+    if not jetstream_dir.exists():
+        return 0
+    with Lockfile.take(jetstream_dir / WATCH):
+        return _end_orphan(jetstream_dir)
+
+
+def _end_orphan(jetstream_dir: Path) -> int:
+    return end_owner(jetstream_dir / OWNER, ORPHAN_S)
 
 
 def _with_us() -> tuple[str, ...]:

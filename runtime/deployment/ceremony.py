@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
+from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.runtime.deployment.terms import terms
@@ -172,25 +173,35 @@ def init(
             "INIT_PATH", f"{directory} is too long a path for Unix sockets; at most {layout.MAX_RUN_PATH - 4} bytes"
         )
     _require_free(directory)
-    temporary = directory.with_name(f".{directory.name}.tmp-{entropy.token_hex(4)}")
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir(mode=0o700)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lockfile.take(directory.with_name(f".{directory.name}.init"))
     except OSError as exc:
-        raise ConfigError("INIT_PATH", f"cannot make {temporary}: {exc.strerror}; choose another place") from exc
-    try:
-        _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
-        sync_tree(temporary)
-        # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is whole.
+        raise _unusable(directory.parent, exc) from exc
+    with lock:
+        temporary = directory.with_name(f".{directory.name}.tmp-{entropy.token_hex(4)}")
         try:
-            temporary.rename(directory)
+            temporary.mkdir(mode=0o700)
         except OSError as exc:
-            raise ConfigError("INIT_PATH", f"cannot rename to {directory}: {exc.strerror}") from exc
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            raise _unusable(temporary, exc) from exc
+        try:
+            _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
+            sync_tree(temporary)
+            # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is
+            # whole.
+            try:
+                temporary.rename(directory)
+            except OSError as exc:
+                raise ConfigError("INIT_PATH", f"cannot rename to {directory}: {exc.strerror}") from exc
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     sync(directory.parent)
     return Deployment.load(directory)
+
+
+def _unusable(path: Path, exc: OSError) -> ConfigError:
+    return ConfigError("INIT_PATH", f"cannot make {path}: {exc.strerror}; choose another place")
 
 
 class _Ceremony:

@@ -30,11 +30,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.child import end_with_parent, harden
+from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.niceness import yield_to_others
+from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
@@ -159,14 +161,16 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
                     await client.end(session.key, setup.boot)
 
 
-def main(directory: Path, component: str, secrets: dict[str, Secret], unreachable: int = 1) -> int:
-    """Run one component in this process until it is told to stop; the exit code.
+def main(directory: Path, component: str, secrets: dict[str, Secret], *, alone: bool) -> int:
+    """Run one component in this process until it is told to stop; the exit code.  `alone`: under no supervisor.
 
-    `unreachable` is the exit code where authority or broker are not there at the start: the supervisor, which
-    starts them, tries again; a person who named the wrong place is told so.
+    Where authority or broker are not there at the start, the supervisor, which starts them, tries again (1); a person
+    who named the wrong place is told so (2).
     """
     try:
         setup = load_setup(directory, component, secrets)
+        # The component's own files have one writer.
+        held = Lockfile.take(component_file(setup.deployment, component), alone=alone)
         made = load_service(setup.spec)
     except TallystickError as exc:
         sys.stderr.write(f"tallystick: {component}: {exc}\n")
@@ -182,7 +186,8 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         try:
             await run(setup, made, stop, leaving)
         except TallystickError as exc:
-            code = unreachable if isinstance(exc, Unreachable) else 2 if isinstance(exc, ConfigError | Malformed) else 1
+            final = alone if isinstance(exc, Unreachable) else isinstance(exc, ConfigError | Malformed)
+            code = 2 if final else 1
             leaving.begin(code)
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")
@@ -197,7 +202,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], unreachabl
         return 0
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with held, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve())
     finally:
         leaving.cancel()
@@ -224,7 +229,7 @@ def from_command_line(arguments: list[str]) -> int:
     except TallystickError as exc:
         sys.stderr.write(f"tallystick: {exc}\n")
         return 2
-    return main(Path(arguments[0]), arguments[1], secrets)
+    return main(Path(arguments[0]), arguments[1], secrets, alone=False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
   reported.  The broker is started again likewise.
 - Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
   has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
+- One supervisor a deployment: a second one is refused, and what a killed one left is ended first (`owners`).
 - A watch that fails ends `up`: what nobody watches does not trade.
 
 The supervisor holds the opened keystore while it runs: whoever controls it controls the deployment.
@@ -17,7 +18,6 @@ Where that is too much, run the processes apart with `tallystick run`, each with
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -25,7 +25,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -34,12 +33,14 @@ from nats.aio.client import Client
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
+from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.infra.nats.provision import provision, provision_state
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
+from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
@@ -94,19 +95,6 @@ class _Managed:
         self.said_from = 0
 
 
-def require_down(deployment: Deployment) -> None:
-    """Refuse a deployment that another process has up.  Raises `ConfigError`."""
-    path = deployment.run / "supervisor.pid"
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        pid = int(path.read_text())
-        if pid != os.getpid() and Path(f"/proc/{pid}").exists():
-            raise ConfigError(
-                "RUNNING",
-                f"{deployment.directory} is up (pid {pid}): stop that first; if this pid is another program's, "
-                f"remove {path}",
-            )
-
-
 class Supervisor:
     """Owns the broker and all processes from `start` to `stop`."""
 
@@ -133,6 +121,7 @@ class Supervisor:
         self._managed = {name: _Managed(name) for name in self._names()}
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
+        self._lock: Lockfile | None = None
         # What ended with an error of its own while it was stopped, or had to be killed.
         self.unclean: list[str] = []
 
@@ -141,10 +130,6 @@ class Supervisor:
             if name in self._apart or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
                 continue
             yield name
-
-    @property
-    def _pid_file(self) -> Path:
-        return self.deployment.run / "supervisor.pid"
 
     @property
     def states(self) -> list[ProcessState]:
@@ -164,8 +149,8 @@ class Supervisor:
         From then on the caller waits for `failed` as well.
         """
         started = time.monotonic()
-        require_down(self.deployment)
-        self._pid_file.write_text(f"{os.getpid()}\n")
+        await asyncio.to_thread(end_orphans, self.deployment, self._report)
+        self._lock = Lockfile.take(supervisor_file(self.deployment))
         signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
         try:
             await asyncio.to_thread(self._start_server, signing)
@@ -398,13 +383,12 @@ class Supervisor:
         await asyncio.gather(*(self._stop(name) for name in self._managed))
         if self._server is not None:
             await self._patiently("the broker", asyncio.to_thread(self._server.stop, STOP_TIMEOUT_S))
-        self._drop_pid_file()
+        self._let_go()
 
-    def _drop_pid_file(self) -> None:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            # Where another one has the deployment up, the file is its.
-            if int(self._pid_file.read_text()) == os.getpid():
-                self._pid_file.unlink()
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     async def _patiently(self, name: str, ending: Coroutine[Any, Any, None]) -> None:
         """Wait for `ending`, which is bounded, and say so if that takes a while."""
@@ -448,7 +432,7 @@ class Supervisor:
             process.wait()
         for name in self._managed:
             (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
-        self._drop_pid_file()
+        self._let_go()
 
     def kill(self, name: str) -> None:
         """SIGKILL one process, as a crash would; the watch starts it again."""

@@ -20,7 +20,7 @@ from tallystick.infra.nats.claims import BusKeys, ComponentKeys
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import CERTIFICATE_VALIDITY, write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.supervisor import require_down
+from tallystick.runtime.deployment.owners import require_down
 from tallystick.runtime.durable import write_durably
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token

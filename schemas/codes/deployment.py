@@ -97,8 +97,8 @@ CODES: Final = (
     Code(
         "RUNNING",
         ERROR,
-        "The deployment is up already.",
-        "Stop it first; if the pid that the line names is another program's, remove the file that it names.",
+        "The deployment is up already, or a demo, an `init` or a component runs where this one would.",
+        "Stop it first: the line names its process.",
     ),
     Code(
         "START_FAILED",

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from tallystick.cli import operate
+from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment.folder import Deployment, api_key_name
 from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -79,8 +80,7 @@ async def test_what_is_not_admitted_does_not_start(tmp_path: Path) -> None:
 
 def test_a_running_deployment_is_not_admitted_to(tmp_path: Path) -> None:
     deployment, keystore = make(tmp_path / "desk")
-    (deployment.run / "supervisor.pid").write_text("1\n")
-    with pytest.raises(ConfigError, match="RUNNING"):
+    with Lockfile.take(deployment.run / "supervisor.pid"), pytest.raises(ConfigError, match="RUNNING"):
         admit(deployment, keystore, time.time_ns(), lambda _: None)
     assert len(deployment.load_trust()) == 1
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
@@ -332,10 +333,10 @@ def test_admit_of_nothing_new_and_hours_that_are_none(desk: Path) -> None:
     refused(tallystick("arm", desk, "--hours", "long", pin=PIN.reveal()), "ARM_HOURS", "'long'")
     for hours in ("0", "-1", "13", "nan", "1e999"):
         refused(tallystick("arm", desk, "--hours", hours, pin=PIN.reveal()), "ARM_HOURS", "12 hours")
-    (desk / "run" / "supervisor.pid").write_text(f"{os.getpid()}\n")
-    refused(tallystick("admit", desk, pin=PIN.reveal()), "RUNNING", str(os.getpid()))
-    refused(tallystick("up", desk, pin=PIN.reveal()), "RUNNING", str(desk))
-    assert (desk / "run" / "supervisor.pid").exists(), "a second `up` took the first one's mark away"
+    with Lockfile.take(desk / "run" / "supervisor.pid"):
+        refused(tallystick("admit", desk, pin=PIN.reveal()), "RUNNING", str(os.getpid()))
+        refused(tallystick("up", desk, pin=PIN.reveal()), "RUNNING", str(desk))
+        assert (desk / "run" / "supervisor.pid").exists(), "a second `up` took the first one's mark away"
     # Left by a crash: in nobody's way.
     (desk / "run" / "supervisor.pid").write_text("4194305\n")
     done = tallystick("admit", desk, pin=PIN.reveal())

@@ -64,6 +64,12 @@ def test_a_full_disk_is_named_and_nothing_is_written(idle: TestBus, monkeypatch:
     assert not (idle.folder / "jetstream").exists()
 
 
+def test_a_store_has_one_server(bus: TestBus) -> None:
+    with pytest.raises(ConfigError, match=rf"RUNNING: .*jetstream/starter.pid is held by process {os.getpid()}"):
+        EmbeddedServer(config(bus, port=0)).start()
+    bus.server.check()
+
+
 def test_a_missing_server_is_named(idle: TestBus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     with pytest.raises(ConfigError, match="NATS_SERVER: no nats-server"):

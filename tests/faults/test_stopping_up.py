@@ -11,7 +11,7 @@ import pytest
 
 from tallystick.runtime.deployment.folder import Deployment
 from tests.support.archive import Story, Vault
-from tests.support.command import READY_S, UP, Command, Desk, alive, running, until
+from tests.support.command import READY_S, UP, Command, Desk, alive, running, tallystick, until
 from tests.support.deployment import make
 
 pytestmark = pytest.mark.timeout(2 * READY_S)
@@ -27,11 +27,14 @@ def test_up_killed_leaves_nothing_in_the_way_of_the_next_one(alone: Deployment) 
     with Desk(alone) as again:
         pids = again.pids()
         assert {"broker", "authority", "gateway"} <= set(pids)
+        # This one will not end by itself, and holds port and store.
+        os.kill(pids["broker"], signal.SIGSTOP)
         again.up.process.kill()
         again.up.process.wait()
-        until(lambda: not any(alive(pid) for pid in pids.values()), "what it had started ends", 10)
-    with Desk(alone) as after:
-        assert after.pids().keys() == pids.keys()
+        with Desk(alone) as after:
+            assert f"the broker (pid {pids['broker']}), left by an `up` that was killed, has ended" in after.up.said
+            assert not any(alive(pid) for pid in pids.values())
+            assert after.pids().keys() == pids.keys()
 
 
 def test_up_ends_at_once_at_the_second_signal(alone: Deployment) -> None:
@@ -86,6 +89,10 @@ def test_demo_can_be_stopped(tmp_path: Path) -> None:
         demo.until_said("authority lists sessions")
         deployment = Deployment.load(tmp_path / "demo")
         pids = running(deployment)
+        second = tallystick("demo", "--dir", tmp_path / "demo")
+        assert second.code == 2
+        assert f"RUNNING: a demo runs in {tmp_path / 'demo'} (pid {demo.process.pid})" in second.err
+        assert pids.items() <= running(deployment).items()
         assert demo.ended_by(signal.SIGTERM, within=30) == 130
         assert not [name for name, pid in pids.items() if alive(pid)]
     finally:

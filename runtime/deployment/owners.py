@@ -1,0 +1,50 @@
+"""Who runs a deployment: one supervisor, one process a component; and what a killed supervisor left behind.
+
+A component's process holds `DIR/run/<component>.pid` as long as it lives (`infra/nats/lockfile.py`), the supervisor
+`DIR/run/supervisor.pid`.  Where a process holds its file and nobody has the deployment up, it is an orphan: it was told
+to end when its supervisor was killed, and is waited for, and ended, before a second one touches the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from tallystick.infra.nats.lockfile import end_owner, owner
+from tallystick.infra.nats.server import end_orphan
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.schemas.errors import ConfigError
+
+# A component that is stopped publishes what is queued first; it has no longer under a supervisor either.
+PATIENCE_S: Final = 15.0
+
+
+def supervisor_file(deployment: Deployment) -> Path:
+    """What the supervisor holds."""
+    return deployment.run / "supervisor.pid"
+
+
+def component_file(deployment: Deployment, component: str) -> Path:
+    """What the process of a component holds."""
+    return deployment.run / f"{component}.pid"
+
+
+def require_down(deployment: Deployment) -> None:
+    """Refuse a deployment that a process has up.  Raises `ConfigError`."""
+    pid = owner(supervisor_file(deployment))
+    if pid is not None:
+        raise ConfigError("RUNNING", f"{deployment.directory} is up (pid {pid or '?'}): stop that first")
+
+
+def end_orphans(deployment: Deployment, report: Callable[[str], None]) -> None:
+    """End what a killed supervisor left running of a deployment that is down.  Raises `Held`, and `RUNNING` where it is up.
+
+    A component that somebody runs alone (`tallystick run`) is no orphan: it belongs to whoever started it.
+    """
+    require_down(deployment)
+    for component in deployment.bus().components:
+        if orphan := end_owner(component_file(deployment, component), PATIENCE_S):
+            report(f"{component} (pid {orphan}), left by an `up` that was killed, has ended")
+    if orphan := end_orphan(deployment.jetstream):
+        report(f"the broker (pid {orphan}), left by an `up` that was killed, has ended")
