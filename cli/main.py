@@ -136,18 +136,12 @@ def run(
 
 @app.command(epilog="Example: tallystick status ./desk")
 def status(directory: _Dir) -> None:
-    """Which processes are ready, and which breakers are tripped."""
-    from tallystick.cli import operate
+    """Venue, lease, trips, halted strategies, feeds, processes and their last errors."""
+    from tallystick.cli.status import report
     from tallystick.runtime.deployment.folder import Deployment
 
-    deployment = Deployment.load(directory)
-    running = operate.processes(deployment)
-    for name, pid in running:
-        typer.echo(f"{name:24} ready   pid {pid}")
-    if not running:
-        raise ConfigError("NOT_UP", f"nothing of {directory} is running; start it with: tallystick up {directory}")
-    for trip in asyncio.run(operate.status(deployment))["tripped"]:
-        typer.echo(f"TRIPPED  {trip['scope']}: {trip['reason']} (by {trip['by']})")
+    for line in report(Deployment.load(directory), time.time_ns()):
+        typer.echo(line)
 
 
 @app.command(epilog='Example: tallystick kill ./desk --reason "fat finger"     or: --scope strategy-momentum')
@@ -157,10 +151,11 @@ def kill(
     reason: Annotated[str, typer.Option(help="What the record will say.")] = "killed by an operator",
 ) -> None:
     """Stop trading now: deny what comes, cancel what is open.  Needs no key."""
-    from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.cli import breaker
 
-    answer = asyncio.run(operate.kill(Deployment.load(directory), scope, reason))
+    if not directory.is_dir():
+        raise ConfigError("DEPLOYMENT_FILE", f"{directory} does not exist")
+    answer = asyncio.run(breaker.kill(directory.absolute() / "run", scope, reason))
     typer.echo(f"tripped: {', '.join(t['scope'] for t in answer['tripped'])}")
 
 

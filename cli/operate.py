@@ -6,12 +6,10 @@ The functions are what the commands of `main` call; they raise `TallystickError`
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from decimal import Decimal
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
@@ -19,6 +17,8 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tallystick.cli import breaker
+from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
@@ -27,24 +27,13 @@ from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
-from tallystick.runtime.unix_socket import connect
-from tallystick.schemas.control import (
-    MAX_ANSWER,
-    SOCKET,
-    ArmRequest,
-    Kill,
-    RearmRequest,
-    Request,
-    Status,
-    encode_line,
-)
+from tallystick.schemas.control import ArmRequest, RearmRequest
 from tallystick.schemas.enrolment import Revocation
-from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
 
 HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
-BREAKER_S: Final = 10.0
 
 
 async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> int:
@@ -55,6 +44,8 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
         try:
             await unless(stop, supervisor.start())
             folder = deployment.directory
+            for line in describe(deployment, keystore):
+                report(line)
             report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
             report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
             await unless(stop, supervisor.failed())
@@ -69,41 +60,14 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
     return 1 if supervisor.unclean else 0
 
 
-async def ask(path: Path, request: Request, timeout: float = BREAKER_S) -> dict[str, Any]:
-    """The answer of the breaker at `path`.  Raises `ConfigError` if it is not there, `Malformed` for nonsense."""
-    try:
-        reader, writer = await connect(path, MAX_ANSWER, timeout)
-    except OSError as exc:
-        raise ConfigError(
-            "BREAKER_SOCKET", f"no breaker at {path}: {exc.strerror}; is the deployment up (`tallystick up`)?"
-        ) from exc
-    try:
-        writer.write(encode_line(request))
-        await writer.drain()
-        line = await asyncio.wait_for(reader.readline(), timeout)
-        answer: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
-    except (OSError, TimeoutError, ValueError, *NOT_DECODED) as exc:
-        raise Malformed("BREAKER_ANSWER", f"{path}: {type(exc).__name__}: {exc}") from exc
-    finally:
-        writer.close()
-    return answer
-
-
-async def _breaker(deployment: Deployment, request: Request) -> dict[str, Any]:
-    answer = await ask(deployment.run / SOCKET, request)
-    if not answer.get("ok"):
-        raise ConfigError(str(answer.get("code", "BREAKER_ANSWER")), str(answer.get("text", "the breaker refused")))
-    return answer
-
-
 async def kill(deployment: Deployment, scope: str, reason: str) -> dict[str, Any]:
     """Trip a breaker at once; no key is needed to stop."""
-    return await _breaker(deployment, Kill(scope=scope, reason=reason))
+    return await breaker.kill(deployment.run, scope, reason)
 
 
 async def status(deployment: Deployment) -> dict[str, Any]:
-    """The breaker's state."""
-    return await _breaker(deployment, Status())
+    """The breaker's state, as `breaker.status`."""
+    return await breaker.status(deployment.run)
 
 
 def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm) -> str:
@@ -134,7 +98,7 @@ async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> Arm
         until=now + length,
     )
     note = await asyncio.to_thread(_sign, deployment, keystore, lease)
-    await _breaker(deployment, ArmRequest(note=note))
+    await breaker.demand(deployment.run, ArmRequest(note=note))
     return lease
 
 
@@ -148,20 +112,7 @@ async def rearm(deployment: Deployment, keystore: Keystore, scope: str) -> None:
         )
     document = Rearm(deployment=deployment.name, scope=scope, since=trip["since"])
     note = await asyncio.to_thread(_sign, deployment, keystore, document)
-    await _breaker(deployment, RearmRequest(note=note))
-
-
-def processes(deployment: Deployment) -> list[tuple[str, int]]:
-    """(component, pid) of what is ready."""
-    found = []
-    for path in sorted(deployment.run.glob("*.ready")):
-        try:
-            pid = int(path.read_text())
-            os.kill(pid, 0)
-        except (OSError, ValueError):
-            continue
-        found.append((path.stem, pid))
-    return found
+    await breaker.demand(deployment.run, RearmRequest(note=note))
 
 
 async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:

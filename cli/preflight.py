@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
 
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.market_data.main import open_recording, shown
@@ -17,6 +18,8 @@ from tallystick.runtime.deployment.terms import require_signed
 from tallystick.runtime.deployment.usercode import check_user_file
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot, require_current
+
+VENUE_S: Final = 5.0
 
 
 def check(deployment: Deployment, now: int) -> None:
@@ -44,12 +47,28 @@ def check(deployment: Deployment, now: int) -> None:
     if "market-data" in bus.components:
         _check_recording(deployment, trust, now)
     _check_ports(deployment)
+    _check_venue(deployment)
 
 
 def _check_recording(deployment: Deployment, trust: TrustRoot, now: int) -> None:
     instruments = shown(deployment, trust)
     if deployment.config.market_data.source != "live":
         open_recording(deployment, instruments, now)
+
+
+def _check_venue(deployment: Deployment) -> None:
+    """Whether a venue that is not ours takes connections: nothing is sent."""
+    venue = deployment.config.venue
+    if venue.kind == "paper" or "execution" not in deployment.bus().components:
+        return
+    host = venue.host.rpartition(":")[0] or venue.host
+    try:
+        socket.create_connection((host, venue.port()), VENUE_S).close()
+    except OSError as exc:
+        raise ConfigError(
+            "VENUE_AWAY",
+            f"no connection to {venue.host}, the venue {venue.name}: {exc.strerror or exc}; nothing was started",
+        ) from exc
 
 
 def _check_ports(deployment: Deployment) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, TextIO
 
-from tallystick.cli import operate
+from tallystick.cli import status
 from tallystick.cli.stopping import INTERRUPTED, Stop, Stopped, signals, unless
 from tallystick.infra.nats.topology import REPLAY, REPLAY_PREFIX
 from tallystick.replay import player, show
@@ -267,7 +267,7 @@ async def _in_zone(
     What ends it too early fails in `tasks`.
     """
     supervisor = None
-    if not any(name == "authority" for name, _ in operate.processes(zone)):
+    if not any(name == "authority" for name, _ in status.processes(zone)):
         supervisor = Supervisor(zone, keystore, report=_note)
         unknown = [name for name in run if name not in supervisor.bus.components]
         if unknown or REPLAY in run:

@@ -45,7 +45,7 @@ class ArmRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="status"):
-    """What is tripped."""
+    """What is tripped, and how long execution is armed."""
 
 
 Request = Kill | RearmRequest | ArmRequest | Status

@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from tallystick.components.breaker.control import ControlSocket
-from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output
+from tallystick.components.breaker.states import UNKNOWN_STRATEGY, Breakers, Output, scopes_of
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -60,7 +60,7 @@ class Breaker(Service):
         self.ctx = ctx
         if self._run is None:
             RootWatch(ctx).start()
-        self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust))
+        self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust), scopes_of(ctx.trust))
         ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.deployment.run) / SOCKET
@@ -154,7 +154,14 @@ class Breaker(Service):
         return {**self._status(), "stored": stored[0].done() and stored[0].exception() is None}
 
     def _status(self) -> dict[str, Any]:
-        return {"tripped": [msgspec.structs.asdict(trip) for trip in self.breakers.tripped]}
+        return {"tripped": [msgspec.structs.asdict(trip) for trip in self.breakers.tripped], "armed": self._lease()}
+
+    def _lease(self) -> dict[str, Any] | None:
+        try:
+            lease = open_arm_lease(self._armed, self.ctx.trust, EXECUTION, self.ctx.clock())
+        except (Unverified, Malformed):  # none, or one that is over
+            return None
+        return {"until": lease.until, "venues": lease.venues}
 
 
 SERVICE = Breaker

@@ -1,6 +1,7 @@
 """What is tripped, why, and who may close it.  Pure.
 
-- A scope is `all`, `strategy-<name>` or `venue-<name>`.  It is tripped or not; a fresh deployment has none tripped.
+- A scope is `all`, `strategy-<name>` or `venue-<name>`, of a strategy or a venue that there is.  It is tripped or not;
+  a fresh deployment has none tripped.
 - Triggers: an alert of severity high or critical (its scope; `all` where that is none of ours), a fill under the
   strategy `unknown`, which no permit covers (`all`), a strategy that the authority cut off for its quota (its scope), and a
   person (`kill`).  Lesser alerts trip nothing.
@@ -38,8 +39,8 @@ from tallystick.schemas.security import (
     SessionRevoked,
     Trip,
 )
-from tallystick.schemas.subjects import Subject, check_name, subject
-from tallystick.schemas.trust import Rearm
+from tallystick.schemas.subjects import Subject, subject
+from tallystick.schemas.trust import Rearm, TrustRoot
 
 ALL: Final = "all"
 UNKNOWN_STRATEGY: Final = "unknown"
@@ -54,20 +55,22 @@ New = Callable[..., Any]
 OpenRearm = Callable[[str], Rearm]
 
 
-def check_scope(scope: str) -> str:
-    """Return `scope` if it is one; else raise `Malformed`."""
-    prefix, dash, name = scope.partition("-")
-    if scope == ALL or (dash and name and prefix in ("strategy", "venue")):
-        return check_name(scope, "scope")
-    raise Malformed("BREAKER_SCOPE", f"{scope[:64]!r} is none of all, strategy-<name>, venue-<name>")
+def scopes_of(trust: TrustRoot) -> frozenset[str]:
+    """What can be tripped in a deployment."""
+    strategies = {name for name in trust.components if name.startswith("strategy-")}
+    return frozenset({ALL, *strategies, *(f"venue-{name}" for name in trust.venues)})
 
 
 class Breakers:
     """All breakers.  Methods return what to publish, in order; the state has changed already."""
 
-    def __init__(self, new: New, open_rearm: OpenRearm) -> None:
-        """`new(type, causes=…, **fields)` makes an event of now; `open_rearm(note)` verifies an operator's note."""
+    def __init__(self, new: New, open_rearm: OpenRearm, scopes: frozenset[str]) -> None:
+        """`new(type, causes=…, **fields)` makes an event of now; `open_rearm(note)` verifies an operator's note.
+
+        `scopes`: those that there are.
+        """
         self._new = new
+        self._scopes = scopes
         self._open_rearm = open_rearm
         self._tripped: dict[str, Trip] = {}
         self._number = 0
@@ -130,8 +133,10 @@ class Breakers:
         return [self._trip(*trigger, causes=(cause,)) for cause, (ts, trigger) in pending.items() if ts >= since]
 
     def kill(self, scope: str, reason: str, by: str) -> list[Output]:
-        """A person trips `scope`.  Raises `Malformed` for what is no scope."""
-        return [self._trip(check_scope(scope), reason, by)]
+        """A person trips `scope`.  Raises `Malformed` for one that there is not."""
+        if scope not in self._scopes:
+            raise Malformed("BREAKER_SCOPE", f"{scope[:64]!r} is none of {', '.join(sorted(self._scopes))}")
+        return [self._trip(scope, reason, by)]
 
     def rearm(self, note: str) -> list[Output]:
         """A person closes a scope.  Raises `Malformed` or `Unverified`; the state is then unchanged."""
@@ -162,25 +167,27 @@ class Breakers:
         self._tripped[scope] = Trip(scope, event.reason, event.ts, by)
         return subject("control.breaker", scope=scope), event
 
-    @staticmethod
-    def _trigger(where: Subject, event: Event) -> tuple[str, str, str] | None:
+    def _trigger(self, where: Subject, event: Event) -> tuple[str, str, str] | None:
         if isinstance(event, Alert) and where.kind == "alert" and where.severity in TRIPPING:
             reason = f"{event.code}: {event.text}"
-            try:
-                return check_scope(event.scope), reason, where.detector
-            except Malformed:  # a dangerous alert of a scope that nobody knows must not be without effect
-                return ALL, f"{reason} (scope {event.scope[:48]!r} unknown)", where.detector
+            if event.scope in self._scopes:
+                return event.scope, reason, where.detector
+            # A dangerous alert of a scope that nobody knows must not be without effect.
+            return ALL, f"{reason} (scope {event.scope[:48]!r} unknown)", where.detector
         if (
             isinstance(event, SessionRevoked)
             and where.kind == "cred"
             and where.component.startswith("strategy-")
             and event.reason.startswith(QUOTA_EXCEEDED)
         ):
-            return check_scope(where.component), event.reason, "authority"
+            return self._known(where.component), event.reason, "authority"
         if isinstance(event, Fill) and where.kind == "fill" and where.strategy == UNKNOWN_STRATEGY:
             text = f"FILL_WITHOUT_PERMIT: trade {event.trade_id} of {where.symbol} at {where.venue}: "
             return ALL, f"{text}{event.side} {event.qty} at {event.price}", "portfolio"
         return None
+
+    def _known(self, scope: str) -> str:
+        return scope if scope in self._scopes else ALL
 
     def _fold(self, scope: str, event: Event) -> None:
         if isinstance(event, BreakerTripped):

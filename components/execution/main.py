@@ -53,6 +53,8 @@ from tallystick.venues.client import Lost, Unsent, VenueClient
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
 WARM_S: Final = 10.0
+# … until it answered for the first time.
+REACH_S: Final = 0.5
 SETTLE_S: Final = 1.0
 
 
@@ -67,6 +69,8 @@ class Execution(Service):
         self._checkpoint = checkpoint
         # intent id -> the opened messages of decision and intent that custody has not signed yet
         self._permits: dict[bytes, tuple[Verified, Verified]] = {}
+        self._reached = asyncio.Event()
+        self._away = "not reached yet"
 
     async def start(self, ctx: ServiceContext) -> None:
         """Subscribe to decisions, our own past and the breaker; look for custody and venue."""
@@ -97,8 +101,13 @@ class Execution(Service):
         ctx.spawn(self._keep_warm())
 
     async def ready(self) -> None:
-        """All history was read."""
+        """All history was read, and the venue answers: whoever cannot reach it carries out nothing."""
         self._do(self._orders.recover(self._ctx.clock()))
+        await self._reached.wait()
+
+    def status(self) -> dict[str, str]:
+        """Whether the venue answers."""
+        return {"venue": self._away or "answers"}
 
     async def _settled(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""
@@ -152,14 +161,17 @@ class Execution(Service):
         while True:
             try:
                 await self._venue.warm()
+                self._away = ""
+                self._reached.set()
             except Unsent as exc:
+                self._away = str(exc)
                 self._ctx.log.warning("venue away", code=exc.code, text=exc.text)
             try:
                 # Its connection is there before it is needed, and before anybody else takes the last one.
                 await self._custody.status()
             except NotSigned as exc:
                 self._ctx.log.warning("custody away", code=exc.code, text=exc.text)
-            await asyncio.sleep(WARM_S)
+            await asyncio.sleep(WARM_S if self._reached.is_set() else REACH_S)
 
     # --- what is done ---------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ class MarketData(Service):
         instruments = shown(deployment, ctx.trust)
         self._trades = {i.symbol: subject("md.trade", venue=self._venue, symbol=i.symbol) for i in instruments}
         self._quotes = {i.symbol: subject("md.quote", venue=self._venue, symbol=i.symbol) for i in instruments}
+        self._states: dict[str, str] = {}
         self._status: Subject = subject("ref.market", venue=self._venue)
         if config.source == "live":
             # Here, not above: ccxt is a second of start that a recording, and the check before `up`, need not pay.
@@ -101,6 +102,10 @@ class MarketData(Service):
             self._work: Callable[[], Coroutine[Any, Any, None]] = feed.run
             return
         self._work = lambda: self._play(instruments)
+
+    def status(self) -> dict[str, str]:
+        """Each symbol's feed."""
+        return {"feed": ", ".join(f"{symbol} {self._states.get(symbol, 'silent')}" for symbol in self._trades)}
 
     async def ready(self) -> None:
         """Play, or follow the exchange."""
@@ -145,6 +150,7 @@ class MarketData(Service):
         )
 
     def _on_change(self, change: Change) -> None:
+        self._states[change.symbol] = change.state
         self.ctx.log.info("feed", symbol=change.symbol, state=change.state, text=change.text)
         self.ctx.publish(
             self._status,

@@ -74,6 +74,10 @@ class StrategyProcess(Service):
         """What it holds is known: begin."""
         self._publish(self.host.start(self.ctx.clock()))
 
+    def status(self) -> dict[str, str]:
+        """Whether it was halted, and by what."""
+        return {"halted": self.host.halted} if self.host.halted else {}
+
     def _on_orders(self, received: Received) -> None:
         for event in received.events:
             self._publish(self.host.on_event(received.subject, event))

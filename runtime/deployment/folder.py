@@ -228,6 +228,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         _unique("instruments.symbol", [i.symbol for i in self.instruments])
         _unique("instruments.venue_symbol", [i.venue_symbol for i in self.instruments])
         _unique("caps.asset", [f"{c.account} {c.asset}" for c in self.caps])
+        if self.venue.kind != "paper" and self.market_data.source != "live":
+            raise Malformed(
+                "MARKET_DATA",
+                f'source = "{self.market_data.source}" with venue kind = "{self.venue.kind}": a real venue is traded on '
+                'its own prices alone (source = "live"); what is made up or recorded is for kind = "paper"',
+            )
         if not self.instruments:
             raise Malformed("INSTRUMENTS", "at least one [[instruments]] is needed")
         for instrument in self.instruments:

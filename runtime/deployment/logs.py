@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import deque
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
@@ -48,6 +49,21 @@ def redact(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types
     return event
 
 
+def last_error() -> str:
+    """The newest error that this process logged, with its time; empty while there is none."""
+    return _errors[-1] if _errors else ""
+
+
+_errors: deque[str] = deque(maxlen=1)
+
+
+def _remember(_: Any, __: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    if event.get("level") in ("error", "critical"):
+        said = " ".join(str(event[name]) for name in ("event", "code", "text") if name in event)
+        _errors.append(f"{event.get('timestamp', '')[:19]}Z {said[:300]}")
+    return event
+
+
 def open_log(path: Path, component: str) -> Log:
     """The process's logger, writing to `path` (mode 0600).  Raises `ConfigError`."""
     try:
@@ -60,6 +76,7 @@ def open_log(path: Path, component: str) -> Log:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             redact,
+            _remember,
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(default=str),
         ],

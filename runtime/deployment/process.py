@@ -33,6 +33,7 @@ from tallystick.infra.nats.child import end_with_parent, harden
 from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
+from tallystick.runtime.deployment.board import Board
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.niceness import yield_to_others
@@ -47,6 +48,7 @@ BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
 _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
+STATUS_S: Final = 1.0
 # A process that failed has this long to let go of what it holds; then it ends, whatever still waits for something.
 LEAVE_S: Final = 15.0
 # How long a stop waits for the authority to hear that the boot ended.
@@ -129,8 +131,15 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
     setup.log.info("started", boot=setup.boot.hex())
     failed = asyncio.create_task(ctx.failed(), name="failed")
 
+    async def show() -> None:
+        board = Board(deployment, spec.name)
+        while True:
+            board.show(service.status())
+            await asyncio.sleep(STATUS_S)
+
     async def serve() -> None:
         await service.start(ctx)
+        ctx.spawn(show())
         ctx.open()
         await ctx.caught_up()
         await service.ready()

@@ -126,6 +126,10 @@ class Service(ABC):
     async def ready(self) -> None:  # noqa: B027 - most have nothing to do then
         """Called once everything stored before the start was handled; the process then counts as ready."""
 
+    def status(self) -> dict[str, str]:
+        """What people should know of it, by a word for what it is about; asked every second once it has started."""
+        return {}
+
 
 class OwnSource(Service):
     """A service whose sessions do not come from the authority: the authority itself, and nobody else."""

@@ -21,6 +21,7 @@ from tallystick.infra.nats.provision import provision, provision_state, stream_c
 from tallystick.infra.nats.server import MIN_FREE_BYTES, EmbeddedServer, ServerConfig, ServerStopped, render_config
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
+from tallystick.schemas.seal import max_payload
 from tests.support.bus import Connection, TestBus, now_s, running_bus
 from tests.support.world import key, seed
 
@@ -261,10 +262,10 @@ async def _fill(bus: TestBus, *, outside: bool) -> None:
             while True:
                 file.write(bytes(65_536))
     async with bus.connected("strategy-alpha") as (client,):
-        stored = 0
-        for _ in range(1000):
+        stored, size = 0, max_payload("order.intent") - 512
+        for _ in range(1500):
             try:
-                answer = json.loads((await client.request(MINE, os.urandom(100_000), timeout=0.5)).data)
+                answer = json.loads((await client.request(MINE, os.urandom(size), timeout=0.5)).data)
             except (TimeoutError, NatsError):
                 break
             if "error" in answer:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.cli.operate import ask
+from tallystick.cli.breaker import ask
 from tallystick.components.breaker.control import ControlSocket
 from tallystick.components.breaker.main import SECURITY_TAIL, Breaker
 from tallystick.runtime.bus.received import Received

@@ -351,6 +351,7 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, text: str)
         ('tick = "0.01"', 'tick = "0.01x"', r"Invalid decimal string - at `\$\.instruments\[1\]\.tick`"),
         ('tick = "0.01"', 'tick = "0"', "tick must be above zero"),
         ('kind = "paper"', 'kind = "papr"', "Invalid enum value 'papr'"),
+        ('kind = "paper"', 'kind = "binance"', 'source = "synthetic" with venue kind = "binance"'),
         ('venue = "paper"\nsymbol = "BTC/USDT"', 'venue = "other"\nsymbol = "BTC/USDT"', "venue 'other', not 'paper'"),
         ('symbol = "BTC/USDT"', 'symbol = "XRP/ETH"', "'XRP/ETH' stands twice"),
         ('name = "beta"', 'name = "alpha"', "'alpha' stands twice"),

@@ -34,7 +34,7 @@ class World:
         self.log: list[tuple[Any, Any]] = []
         self.last: list[tuple[Any, Any]] = []
         self.notes: list[str] = []
-        self.breakers = Breakers(self.new, open_rearm)
+        self.breakers = Breakers(self.new, open_rearm, frozenset(SCOPES))
         self.breakers.resume(complete=True)
 
     def new(self, kind: type, causes: tuple[bytes, ...] = (), **fields: Any) -> Any:
@@ -100,7 +100,7 @@ class World:
             assert self.breakers.tripped == before
 
     def read(self, first: int) -> None:
-        self.breakers = Breakers(self.new, open_rearm)
+        self.breakers = Breakers(self.new, open_rearm, frozenset(SCOPES))
         for where, event in self.log[first:]:
             self.breakers.on_event(where, event)
         self.out(self.breakers.resume(complete=first == 0))

@@ -38,6 +38,7 @@ class Key:
 
 
 OPERATOR, STRANGER = Key(), Key()
+SCOPES = frozenset(("all", "venue-paper", "strategy-runaway", "strategy-a", *(f"strategy-s{i}" for i in range(300))))
 ROOT = TrustRoot(
     deployment="demo",
     number=1,
@@ -73,7 +74,7 @@ class World:
 
     def start(self, crash_before: int = 0, read_from: int = 0) -> Breakers:
         """Start anew from the history, of which the last `crash_before` events were never stored."""
-        self.breakers = Breakers(self.new, lambda note: open_rearm(note, ROOT))
+        self.breakers = Breakers(self.new, lambda note: open_rearm(note, ROOT), SCOPES)
         del self.log[len(self.log) - crash_before :]
         for where, event in self.log[read_from:]:
             assert self.breakers.on_event(where, event) == []
@@ -157,11 +158,19 @@ def test_a_lesser_alert_trips_nothing(severity: str) -> None:
     assert world.scopes == []
 
 
-@pytest.mark.parametrize("scope", ["", "everything", "strategy-", "component-x", "strategy-a.b", "venue-*", "ALL"])
+@pytest.mark.parametrize("scope", ["", "everything", "strategy-", "component-x", "strategy-nosuch", "venue-*", "ALL"])
 def test_a_dangerous_alert_of_an_unknown_scope_trips_everything(scope: str) -> None:
     world = World()
     world.alert("critical", scope)
     assert world.scopes == ["all"]
+
+
+def test_a_person_is_told_which_scopes_there_are() -> None:
+    world = World()
+    for scope in ("strategy-nosuch", "venue-other", ""):
+        with pytest.raises(Malformed, match=r"BREAKER_SCOPE: .* is none of all, .*venue-paper"):
+            world.kill(scope)
+    assert world.scopes == []
 
 
 def test_a_fill_without_a_permit_trips_everything_and_a_permitted_one_nothing() -> None:
@@ -329,7 +338,7 @@ def test_a_trigger_that_was_answered_before_the_history_read_does_not_trip_again
     world.rearm(world.note("all"))
     world.beat()
     world.log = [fill, *world.log]  # fills are read from another stream, further back
-    breakers = Breakers(world.new, lambda note: open_rearm(note, ROOT))
+    breakers = Breakers(world.new, lambda note: open_rearm(note, ROOT), SCOPES)
     for where, event in (fill, world.log[-1]):
         breakers.on_event(where, event)
     assert breakers.resume(complete=False) == []

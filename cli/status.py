@@ -1,0 +1,97 @@
+"""`tallystick status`: what a deployment is, whether it may trade, what stands in its way, and which processes run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from tallystick.cli import breaker
+from tallystick.infra.nats.lockfile import owner
+from tallystick.runtime.deployment import board
+from tallystick.runtime.deployment.folder import Deployment, api_key_name
+from tallystick.runtime.deployment.owners import component_file
+from tallystick.runtime.keys.keystore import Keystore
+from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.errors import ConfigError, TallystickError
+
+MINUTE_NS: Final = 60 * SECOND
+
+
+def processes(deployment: Deployment) -> list[tuple[str, int]]:
+    """(component, pid) of what is ready."""
+    found = []
+    for path in sorted(deployment.run.glob("*.ready")):
+        try:
+            pid = int(path.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            continue
+        found.append((path.stem, pid))
+    return found
+
+
+def describe(deployment: Deployment, keystore: Keystore | None = None) -> list[str]:
+    """Venue and prices, as `deployment.toml` says; with the keystore the ids of the venue's keys, cut short."""
+    config = deployment.config
+    venue, data = config.venue, config.market_data
+    kind = "paper money" if venue.kind == "paper" else "REAL MONEY"
+    prices = {"dump": f"recorded, {len(data.paths)} files at {data.speed} times their speed", "synthetic": "made up"}
+    lines = [
+        f"venue    {venue.name}: {venue.kind} at {venue.host}, account {venue.account} ({kind})",
+        f"prices   {prices.get(data.source, 'live, of the venue')}",
+    ]
+    if keystore is not None and "custody" in deployment.bus().components:
+        ids = {name: keystore[api_key_name(name)].reveal()[:6] for name in ("custody", "portfolio")}
+        lines.append(
+            f"keys     custody's ({ids['custody']}…) is to trade and never withdraw, portfolio's ({ids['portfolio']}…) to read: "
+            "what the venue lets them do, you set there"
+        )
+    return lines
+
+
+def report(deployment: Deployment, now: int) -> Iterator[str]:
+    """Line by line, what needs a person first.  Raises `ConfigError` where nothing runs, `TallystickError` without a breaker."""
+    running = processes(deployment)
+    names = list(deployment.bus().components)
+    starting = [name for name in names if name not in dict(running) and owner(component_file(deployment, name))]
+    if not running and not starting:
+        where = deployment.directory
+        raise ConfigError("NOT_UP", f"nothing of {where} is running; start it with: tallystick up {where}")
+    yield from describe(deployment)
+    said = {name: board.read(deployment, name) for name in names}
+    refused: TallystickError | None = None
+    try:
+        state = asyncio.run(breaker.status(deployment.run))
+    except TallystickError as exc:
+        refused = exc
+        yield "armed    unknown: the breaker does not answer, and no order is permitted without it"
+    else:
+        yield f"armed    {_armed(state.get('armed'), deployment, now)}"
+        for trip in state["tripped"]:
+            yield f"TRIPPED  {trip['scope']}: {trip['reason']} (by {trip['by']})"
+    for name in names:
+        if halted := said[name].get("halted"):
+            yield f"HALTED   {name}: {halted}"
+    for name, word in (("market-data", "feed"), ("execution", "venue")):
+        if text := said.get(name, {}).get(word):
+            yield f"{word if word == 'feed' else 'reached':8} {text}"
+    for name, pid in running:
+        yield f"{name:24} ready   pid {pid}"
+    for name in starting:
+        yield f"{name:24} NOT READY"
+    for name in names:
+        if error := said[name].get("error"):
+            yield f"last error of {name}: {error}"
+    if refused is not None:
+        raise refused
+
+
+def _armed(lease: dict[str, Any] | None, deployment: Deployment, now: int) -> str:
+    if lease is None:
+        return f"no: every order is denied until `tallystick arm {deployment.directory}`"
+    left = max(0, int(lease["until"]) - now) // MINUTE_NS
+    until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(lease["until"]) // SECOND))
+    return f"for {', '.join(lease['venues'])} until {until} UTC, {left // 60} h {left % 60} min"
