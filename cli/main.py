@@ -302,6 +302,13 @@ def commands() -> typer.Typer:
     return app
 
 
+def _asked() -> typer.Typer:
+    """What the arguments need: a command that stands here is run without the libraries of the others."""
+    name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    here = {(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands}
+    return app if name in here else commands()
+
+
 def main() -> None:
     """The entry point: every error becomes one line (`failures`)."""
     interrupt_on_sigterm()
@@ -317,7 +324,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         check_arguments(sys.argv[1:])
-        commands()()
+        _asked()()
     except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - the last resort: whatever it is, it is told
         text, code = told(exc, debug="--debug" in sys.argv[1:2])
         sys.stderr.write(text)

@@ -102,3 +102,27 @@ def test_imports_through_tallystick_are_not_bare() -> None:
 )
 def test_an_impurity_of_the_wire_is_found(source: str) -> None:
     assert len(impurities(source)) == 1
+
+
+def test_kill_reads_no_library_that_it_does_not_need() -> None:
+    code = (
+        "import sys\nfrom tallystick.cli.main import main\n"
+        "sys.argv = ['tallystick', 'kill', '/nowhere']\n"
+        "try:\n    main()\nfinally:\n    print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "DEPLOYMENT_FILE" in done.stderr) == (2, True), done.stderr
+    heavy = {
+        "aiohttp",
+        "ccxt",
+        "cryptography",
+        "duckdb",
+        "faust",
+        "nats",
+        "numpy",
+        "pkcs11",
+        "pyarrow",
+        "rich",
+        "uvloop",
+    }
+    assert not heavy & set(done.stdout.split())
