@@ -1,4 +1,4 @@
-"""The live view of a desk: what flows, what was decided, what is tripped, who may act and how long.
+"""The live view of a desk: what flows, what was decided, what is held, what is tripped, who may act and how long.
 
 `render` is a pure function of the console's state; `lines` says the same in plain text for those who have
 no terminal.
@@ -6,6 +6,7 @@ no terminal.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -19,10 +20,12 @@ from tallystick.schemas.sessions import SessionView
 
 SHOWN_REFUSALS = 3
 SHOWN_NOTES = 5
+SHOWN_POSITIONS = 3
 # So many columns show credentials side by side.
 WIDE = 110
-# Headings and the lines between the parts.
-_FRAME = 6
+# Title, headings, the lines between the parts, balances and open orders; and what the tables get at least.
+_FRAME = 7
+_LEAST = 5
 
 _VERDICT_STYLE = {"permit": "green", "deny": "red", "cancel": "yellow"}
 
@@ -39,22 +42,47 @@ def _flow(state: DeskState, rows: int) -> Table:
 
 
 def _orders(state: DeskState, rows: int) -> Table:
+    """What was asked for last; the reason stands where a narrow terminal still shows it."""
     table = Table(expand=True, box=None, header_style="bold")
-    for name in ("last orders", "strategy", "", "quantity", "price", "verdict", "at the venue"):
-        table.add_column(name, no_wrap=True)
+    for name, ratio in (("order", None), ("verdict", 3), ("", 3), ("strategy", 1), ("at the venue", 1)):
+        table.add_column(name, no_wrap=True, ratio=ratio, min_width=8 if ratio is None else None)
     for line in list(state.orders.values())[-rows:]:
-        style = _VERDICT_STYLE.get(line.verdict, "")
-        verdict = line.verdict if not line.codes else f"{line.verdict} {', '.join(line.codes)}"
+        price = "market" if line.price is None else _plain(line.price)
         table.add_row(
             line.short_id,
+            Text(", ".join(line.codes) or line.verdict, style=_VERDICT_STYLE.get(line.verdict, "")),
+            f"{line.side} {_plain(line.qty)} {line.symbol} at {price}",
             line.strategy,
-            f"{line.side} {line.symbol}",
-            _plain(line.qty),
-            "market" if line.price is None else _plain(line.price),
-            Text(verdict, style=style),
             f"{line.state} {_plain(line.filled)}" if line.state else "",
         )
     return table
+
+
+def _positions(state: DeskState, rows: int) -> Table:
+    table = Table(expand=True, box=None, header_style="bold")
+    table.add_column("position", no_wrap=True)
+    for name in ("base", "average price", "profit", "fees, in the quote"):
+        table.add_column(name, no_wrap=True, justify="right")
+    found = sorted(state.positions.items(), key=lambda item: item[1].ts)[-rows:]
+    for (strategy, symbol), held in sorted(found):
+        style = "red" if held.net < 0 else "green"
+        cells = (_plain(held.qty), _plain(held.average_price), Text(_plain(held.net), style=style), _plain(held.fees))
+        table.add_row(f"{strategy} {symbol}", *cells)
+    return table
+
+
+def _balances(state: DeskState) -> Text:
+    known = sorted(state.balances.items())
+    texts = [
+        f"{asset} {_plain(held.free)}" + (f" and {_plain(held.locked)} locked" if held.locked else "")
+        for (_, asset), held in known
+    ]
+    return Text(" · ".join(texts) or "none told yet")
+
+
+def _open(state: DeskState) -> Text:
+    per = Counter(f"{line.strategy} {line.side} {line.symbol}" for line in state.open_orders)
+    return Text(" · ".join(f"{count} {what}" for what, count in sorted(per.items())) or "none")
 
 
 def _plain(value: Decimal) -> str:
@@ -98,7 +126,7 @@ def _refusals(state: DeskState) -> Text:
     shown = list(state.refusals)[-SHOWN_REFUSALS:]
     if not shown:
         return Text("nothing", style="green")
-    return Text("\n".join(f"{r.by}: {r.code} {r.text}" for r in shown), style="yellow")
+    return Text("\n".join(f"{r.code} {r.text} ({r.by})" for r in shown), style="yellow")
 
 
 def render(
@@ -113,9 +141,11 @@ def render(
     width, height = size[0], size[1] - 1
     state.tick(now)
     notes = list(notes)[-SHOWN_NOTES:]
-    told = max(1, len(state.tripped)) + min(max(1, len(state.refusals)), SHOWN_REFUSALS) + len(notes)
-    left = max(6, height - _FRAME - told)
-    rows = max(3, min(max(len(state.totals), 8), left // 2))
+    positions = min(len(state.positions), SHOWN_POSITIONS)
+    told = max(1, len(state.tripped)) + min(max(1, len(state.refusals)), SHOWN_REFUSALS) + positions
+    notes = notes[-max(1, height - _FRAME - told - _LEAST) :]
+    left = max(_LEAST, height - _FRAME - told - len(notes))
+    rows = max(2, min(max(len(state.totals), 8), left // 2))
     top = Table.grid(expand=True, padding=(0, 2))
     top.add_column(ratio=1)
     top.add_column(ratio=1)
@@ -125,7 +155,9 @@ def render(
         top,
         Text(),
         _orders(state, max(3, left - rows)),
-        Text(),
+        _positions(state, positions),
+        _told("balances", _balances(state)),
+        _told("open", _open(state)),
         _told("breakers", _breaker(state, now)),
         _told("refused", _refusals(state)),
     ]

@@ -10,6 +10,7 @@ What only the whole log can show (holes, forks, issuance) is `verify`'s.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ from tallystick.schemas.seal import Verified, Verifier
 # A chain longer than this is cut: an order has tens of events.
 MAX_STEPS: Final = 5_000
 MAX_DEPTH: Final = 64
+# The end of an id, as `tallystick watch` shows it.
+_SHORT: Final = re.compile(r"[0-9a-fA-F]{8,12}")
 
 
 class TraceError(TallystickError):
@@ -169,8 +172,10 @@ def _resolve(log: _Log, name: str) -> bytes:
             for row in log.ask(
                 "SELECT DISTINCT order_id FROM log WHERE stream = 'ORDERS' AND order_id IS NOT NULL AND status = 'ok' AND ("
                 "txt(data, '$.client_order_id') = $1 OR txt(data, '$.venue_order_id') = $1"
-                " OR txt(data, '$.permit.order.client_order_id') = $1)",
+                " OR txt(data, '$.permit.order.client_order_id') = $1"
+                " OR $2 AND ends_with(lower(hex(order_id)), lower($1)))",
                 name,
+                _SHORT.fullmatch(name) is not None,
             )
         ]
         if len(orders) == 1:

@@ -9,9 +9,9 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import Service, ServiceContext
 
 # What a view shows at once when it starts.
-ORDERS_TAIL = 200
+ORDERS_TAIL = 500
 READS = (
-    "md.>", "ref.>", "signal.>", "order.>", "fill.>", "position.>",
+    "md.>", "ref.>", "signal.>", "order.>", "fill.>", "position.>", "balance.>",
     "control.>", "cred.>", "alert.>", "audit.>", "guard.>", "dead.>",
 )  # fmt: skip
 
@@ -28,7 +28,8 @@ class Console(Service):
         """Subscribe to everything."""
         self.ctx = ctx
         for pattern in READS:
-            ctx.subscribe(pattern, self._on_message, start=ORDERS_TAIL if pattern == "order.>" else "new")
+            known = pattern in ("order.>", "position.>", "balance.>")
+            ctx.subscribe(pattern, self._on_message, start=ORDERS_TAIL if known else "new")
 
     def _on_message(self, received: Received) -> None:
         self.state.apply(received.subject, received.events, received.received)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,10 @@ from tallystick.schemas.subjects import Subject
 # Enough for a session's orders on a screen and for the demo's own accounting.
 MAX_ORDERS: Final = 8192
 MAX_SHOWN: Final = 64
+# Ends of an order: ours, and the venue's own words.
+ENDED: Final = frozenset(
+    ("rejected", "void", "closed", "FILLED", "CANCELED", "EXPIRED", "EXPIRED_IN_MATCH", "REJECTED")
+)
 
 
 class OrderLine(msgspec.Struct):
@@ -47,7 +51,7 @@ class OrderLine(msgspec.Struct):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Something that was refused or noticed: by whom, why, where."""
+    """Something that was refused or noticed: by whom (whoever refused the same message), why, where."""
 
     by: str
     code: str
@@ -76,6 +80,8 @@ class DeskState:
         self.trips_seen: dict[str, int] = {}
         self.breaker_at = 0
         self.feeds: dict[tuple[str, str], str] = {}
+        self.positions: dict[tuple[str, str], orders.Position] = {}
+        self.balances: dict[tuple[str, str], orders.Balance] = {}
         self.checkpoint: security.Checkpoint | None = None
         self._second = 0
         self._current: Counter[str] = Counter()
@@ -120,16 +126,31 @@ class DeskState:
                 self.dead_by_digest.setdefault(event.digest, {})[where.component] = event.code
                 if len(self.dead_by_digest) > MAX_ORDERS:
                     self.dead_by_digest.popitem(last=False)
-                self.refusals.append(Refusal(where.component, event.code, event.text, event.subject, event.digest))
+                self._refused(Refusal(where.component, event.code, event.text, event.subject, event.digest))
             case security.Notice():
                 if event.code != "SIGNED":
                     self.refusals.append(Refusal(where.component, event.code, event.text, where.text))
+            case orders.Position():
+                self.positions[where.strategy, where.symbol] = event
+                _bound(self.positions)
+            case orders.Balance():
+                self.balances[where.venue, where.asset] = event
+                _bound(self.balances)
             case FeedStatus():
                 self.feeds[where.venue, event.symbol] = event.state
             case security.Checkpoint():
                 self.checkpoint = event
             case _:
                 pass
+
+    def _refused(self, refusal: Refusal) -> None:
+        """One line for one message, however many readers refuse it."""
+        for place, seen in enumerate(self.refusals):
+            if (seen.digest, seen.code) == (refusal.digest, refusal.code):
+                if refusal.by not in seen.by.split(", "):
+                    self.refusals[place] = msgspec.structs.replace(seen, by=f"{seen.by}, {refusal.by}")
+                return
+        self.refusals.append(refusal)
 
     def _decision(self, where: Subject, event: orders.Decision) -> None:
         line = self._order(event.intent_id, where)
@@ -150,9 +171,19 @@ class DeskState:
         return line
 
     @property
+    def open_orders(self) -> list[OrderLine]:
+        """What was permitted and is not known to have ended, oldest first."""
+        return [line for line in self.orders.values() if line.permitted and line.state not in ENDED]
+
+    @property
     def ended(self) -> bool:
         """Whether every feed that was seen has ended."""
         return bool(self.feeds) and all(state == "ended" for state in self.feeds.values())
+
+
+def _bound(found: dict[tuple[str, str], Any]) -> None:
+    if len(found) > MAX_ORDERS:
+        del found[next(iter(found))]
 
 
 def seconds_to_live(sessions: SessionView, now: int) -> list[tuple[str, int]]:

@@ -134,7 +134,9 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
     async def show() -> None:
         board = Board(deployment, spec.name)
         while True:
-            board.show(service.status())
+            # A disk without space stops trading elsewhere; what people are told need not end anybody.
+            with contextlib.suppress(OSError):
+                board.show(service.status())
             await asyncio.sleep(STATUS_S)
 
     async def serve() -> None:

@@ -123,6 +123,9 @@ def test_a_denied_order_is_traced_as_well(hall: Hall) -> None:
 def test_an_unknown_order_says_how_to_find_one(hall: Hall) -> None:
     with pytest.raises(TraceError, match=r"ORDER_NOT_RECORDED.*select order_id"):
         trace(hall.vault.place, "nobody")
+    # The end of an id, as the live view shows it.
+    short = id_text(hall.story.denied.id)[-8:]
+    assert trace(hall.vault.place, short) == trace(hall.vault.place, id_text(hall.story.denied.id))
     with pytest.raises(TraceError, match="ORDER_NOT_RECORDED"):
         trace(hall.vault.place, "01935478-0000-7000-8000-000000000000")
 
