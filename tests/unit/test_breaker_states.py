@@ -38,7 +38,9 @@ class Key:
 
 
 OPERATOR, STRANGER = Key(), Key()
-SCOPES = frozenset(("all", "venue-paper", "strategy-runaway", "strategy-a", "strategy-beta", *(f"strategy-s{i}" for i in range(300))))
+SCOPES = frozenset(
+    ("all", "venue-paper", "strategy-runaway", "strategy-a", "strategy-beta", *(f"strategy-s{i}" for i in range(300)))
+)
 ROOT = TrustRoot(
     deployment="demo",
     number=1,

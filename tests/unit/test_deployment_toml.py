@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import tests
-from tallystick.components.gateway.risk.limits import Limits
+from tallystick.schemas.limits import Limits
 from tallystick.runtime.deployment import folder
 from tallystick.schemas.trust import Cap, Instrument
 
