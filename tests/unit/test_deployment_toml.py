@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 import tests
-from tallystick.schemas.limits import Limits
 from tallystick.runtime.deployment import folder
+from tallystick.schemas.limits import Limits
 from tallystick.schemas.trust import Cap, Instrument
 
 DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read_text()

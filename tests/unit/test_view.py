@@ -31,7 +31,7 @@ def desk(orders: int = 30) -> DeskState:
         state.apply(subject("order.intent", **ORDER), [intent], NOW)
         if n % 2:
             denial = Denial(code="NOTIONAL_EXCEEDS_LIMIT", text="too much")
-            decision = Decision(id=identity(100 + n), ts=NOW, causes=(), intent_id=intent.id, verdict="deny", denials=(denial,), intent_hash=bytes(32))  # fmt: skip
+            decision = Decision(id=identity(100 + n), ts=NOW, causes=(), intent_id=intent.id, verdict="deny", denials=(denial,), intent_hash=bytes(32), trust_root=bytes(32))  # fmt: skip
             state.apply(subject("order.decision", **ORDER), [decision], NOW)
         else:
             line = state.orders[intent.id]
