@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,6 +20,7 @@ from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
 from tallystick.venues import Denied, SignedRequest
 from tallystick.venues.binance import request as request_module
+from tallystick.venues.binance.order import plain as written
 from tallystick.venues.binance.request import RequestBuilder, SecretHandle
 from tests.support import world
 from tests.support.custody import API_KEY, VENUE_KEY, order, shared_builder, shared_now, trust_root
@@ -367,3 +371,35 @@ def test_symbols_of_every_script_and_magnitude_are_signed_as_they_are(
 def test_an_escape_that_need_not_be_or_is_no_utf8_is_refused(raw: str) -> None:
     with pytest.raises(Denied):
         request_module.parse_fields(raw)
+
+
+def test_orders_in_every_symbol_of_binance_are_signed_as_they_are(shared_data: Path) -> None:
+    with gzip.open(shared_data / "binance-exchangeInfo-2021-10-12.json.gz") as file:
+        symbols = json.load(file)["symbols"]
+    records, largest = [], {}
+    for each in symbols:
+        rules = {rule["filterType"]: rule for rule in each["filters"]}
+        tick, step = Decimal(rules["PRICE_FILTER"]["tickSize"]), Decimal(rules["LOT_SIZE"]["stepSize"])
+        highest, most = Decimal(rules["PRICE_FILTER"]["maxPrice"]), Decimal(rules["LOT_SIZE"]["maxQty"])
+        largest[each["symbol"]] = (most - most % step, highest - highest % tick)
+        records.append(
+            Instrument(
+                venue="paper",
+                symbol=f"{each['baseAsset']}/{each['quoteAsset']}",
+                venue_symbol=each["symbol"],
+                base=each["baseAsset"],
+                quote=each["quoteAsset"],
+                tick=tick,
+                step=step,
+                min_notional=Decimal(rules["MIN_NOTIONAL"]["minNotional"]),
+                market_price=highest,
+            )
+        )
+    builder = RequestBuilder(trust_root().venues["paper"], tuple(records), API_KEY, VENUE_KEY, lambda: world.NOW)
+    assert len(records) > 1_000
+    for record in records[::20]:
+        sizes = ((record.step, record.tick), (record.step * 13, record.tick * 137), largest[record.venue_symbol])
+        for quantity, price in sizes:
+            wanted = VenueOrder(record.venue_symbol, "SELL", "LIMIT", "GTC", written(quantity), written(price), NAME)
+            fields = dict(part.split("=", 1) for part in builder.order(record, wanted).body.split("&"))
+            assert (fields["quantity"], fields["price"]) == (written(quantity), written(price))
