@@ -244,11 +244,12 @@ class StreamChains:
         chain = self.chains.get((component, boot))
         where = f"{component}/{boot.hex()[:8]} stated that seq {head.seq} of {self.stream} is stored"
         if chain is None:
-            return f"{where}, none of its messages is"
+            return f"{where}, none of its messages is: it lies, or they were dropped"
         if chain.seq < head.seq:
             if chain.late.get(head.seq) == head.hash:
                 return None
-            return f"{where}, seq {chain.seq} is the last (dropped after {self.stream} {chain.last_stream_seq})"
+            last = f"{self.stream} {chain.last_stream_seq}"
+            return f"{where}, seq {chain.seq} is the last (at {last}): it lies, or the rest was dropped"
         if chain.seq == head.seq and (missing := chain.missing):
             return f"{where}, which lacks {_some(missing, chain.size)}"
         known = chain.digests.get(head.seq)
@@ -392,6 +393,16 @@ class Log:
     def torn(self) -> list[Torn]:
         """Incomplete last flushes of boots that are over, of all streams."""
         return [torn for chains in self.streams.values() for torn in chains.torn()]
+
+    def forget(self) -> None:
+        """Drop the chains of boots that are over and left nothing open: whatever else comes of them is `late`.
+
+        For who judges a log in its order; so what is kept does not grow with boots.
+        """
+        for chains in self.streams.values():
+            over = [k for k, chain in chains.chains.items() if k[1] in self.sessions.dead and not chain.missing]
+            for key in over:
+                del chains.chains[key]
 
     def dump(self) -> bytes:
         """The state as bytes, for `load`."""

@@ -21,9 +21,10 @@ class Owners:
     """Who may publish what, by all versions of the trust root; without one nobody is denied anything."""
 
     def __init__(self, verifiers: Sequence[Verifier] = ()) -> None:
-        self._publishes = {
-            name: trust.publishes for verifier in verifiers for name, trust in verifier.trust.components.items()
-        }
+        self._publishes: dict[str, tuple[str, ...]] = {}
+        for verifier in verifiers:
+            for name, trust in verifier.trust.components.items():
+                self._publishes[name] = tuple({*self._publishes.get(name, ()), *trust.publishes})
         self._streams = {
             name: {k.stream for k in KINDS.values() if any(overlaps(p, k.pattern) for p in patterns)}
             for name, patterns in self._publishes.items()

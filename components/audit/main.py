@@ -50,8 +50,9 @@ FLUSH_S: Final = 0.8
 CHECKPOINT_S: Final = 5.0
 COMPACT_S: Final = 10.0
 SAVE_S: Final = 30.0
-# Rows gathered beyond this make the log wait: memory stays flat while the disk is slow.
-MAX_GATHERED: Final = 200_000
+# What is gathered beyond this is written at once, and the log waits: memory stays flat whatever is sent, and while the
+# disk is slow.
+MAX_GATHERED: Final = 64 << 20
 # Messages logged between two looks at the rest of the process.
 BURST: Final = 256
 # One notice for each code and component in this time; `verify` shows every single finding.
@@ -86,6 +87,7 @@ class Audit(Service):
         self._merge = Merge(self._sources, self.projector.awaits)
         self._wake = asyncio.Event()
         self._here = asyncio.Event()
+        self._full = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
         self._writing = asyncio.Lock()
@@ -118,6 +120,8 @@ class Audit(Service):
             room.set()
         while (ready := self._merge.next()) is not None:
             self._take(ready)
+            if self.projector.weight >= MAX_GATHERED:
+                await self._flush(save=False)
         await self._flush(save=True)
         self.archive.close()
 
@@ -173,19 +177,19 @@ class Audit(Service):
 
     async def _log_messages(self) -> None:
         while True:
-            for _ in range(BURST):
-                source = self._merge.next()
-                if source is None:
-                    break
+            logged = 0
+            while logged < BURST and self.projector.weight < MAX_GATHERED and (source := self._merge.next()):
                 self._take(source)
-            else:
-                if self.projector.gathered >= MAX_GATHERED:
-                    self._drained.clear()
-                    await self._drained.wait()
+                logged += 1
+            if self.projector.weight >= MAX_GATHERED:
+                self._drained.clear()
+                self._full.set()
+                await self._drained.wait()
+            elif logged:
                 await asyncio.sleep(0)
-                continue
-            self._wake.clear()
-            await self._wake.wait()
+            else:
+                self._wake.clear()
+                await self._wake.wait()
 
     def _take(self, source: Source) -> None:
         item = source.take()
@@ -220,7 +224,10 @@ class Audit(Service):
 
     async def _keep_archive(self) -> None:
         while True:
-            await asyncio.sleep(FLUSH_S / 4 if self.projector.gathered >= MAX_GATHERED // 2 else FLUSH_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_S):
+                    await self._full.wait()
+            self._full.clear()
             now = self.ctx.clock()
             save = now >= self._save_due
             await self._flush(save=save)
