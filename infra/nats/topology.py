@@ -84,6 +84,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One component as the file states it; `lifetime_s` is that of its credentials (R11).
 
     `whole`: it reads every stream without a filter, whatever stands there, and may ask how far each goes.
+    `linger_ms`: it reads along, off an order's way: what was stored within so long is fetched together.
     """
 
     does: str
@@ -95,6 +96,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     each: Literal["strategy", "observer", ""] = ""
     state_bytes: int = 0
     whole: bool = False
+    linger_ms: int = 0
     quota: Quota | None = None
 
 
@@ -133,6 +135,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str = ""
     state_bytes: int = 0
     whole: bool = False
+    linger_ms: int = 0
     quota: Quota | None = None
 
     @property
@@ -251,6 +254,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             strategy=strategy if spec.each == "strategy" else "",
             state_bytes=spec.state_bytes,
             whole=spec.whole,
+            linger_ms=spec.linger_ms,
             quota=spec.quota,
         )
 

@@ -89,8 +89,9 @@ class BusContext:
         log: Log,
         reads: dict[str, tuple[str, ...]],
         api: str,
+        linger_s: float = 0.0,
     ) -> None:
-        """`reads` (stream -> filters of the durable) and `api` (prefix of JetStream's services) are the topology's."""
+        """`reads` (stream -> filters of the durable), `api` (prefix of JetStream's services) and `linger_s` are the topology's."""
         self.component = component
         self.boot = boot
         self.link = link
@@ -104,6 +105,7 @@ class BusContext:
         self._ids = EventIds(entropy(8))
         self._reads = reads
         self._api = api
+        self._linger_s = linger_s
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._raw: dict[str, tuple[RawHandler, int]] = {}
         self._chains: dict[str, ReaderChains] = {}
@@ -289,6 +291,7 @@ class BusContext:
             start=start,
             tail=tail,
             api=self._api,
+            linger_s=self._linger_s,
         )
 
     def at_stop(self, release: Callable[[], Awaitable[None] | None]) -> None:

@@ -8,6 +8,8 @@
 - A gap in the consumer sequence, a lost or replaced connection, silence beyond the idle heartbeat, or a
   refusal by the server ends the period; the next one starts where this one stopped.
 - Flow control is the number of messages asked for: a slow handler asks for no more.
+- Who lingers asks for one message; when it has come, and what lay behind it, it waits a while before it asks again, so
+  that it wakes up once for what was stored meanwhile.
 
 The broker is not trusted: what it delivers is verified by the handler; what it withholds is seen by
 audit, which reads whole streams.
@@ -16,6 +18,7 @@ audit, which reads whole streams.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -33,6 +36,8 @@ from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
+# Who lingers fetches more than this at once: it is behind.
+FEW: Final = 64
 # A pull that the broker forgot (its account's token changed) shows only by three missing idle heartbeats.
 IDLE_S: Final = 1.0
 MISSED: Final = 3
@@ -82,16 +87,18 @@ class StreamReader:
         start: int | None = 1,
         tail: int = 0,
         api: str = "$JS.API",
+        linger_s: float = 0.0,
     ) -> None:
         """`start`: the first stream sequence wanted; None: the newest `tail` messages and what follows.
 
-        `api` is the prefix under which the component's account imports JetStream's services.
+        `api` is the prefix under which the component's account imports JetStream's services; `linger_s`: see above.
         """
         self.next_service = f"{api}.CONSUMER.MSG.NEXT.{stream}.{durable}"
         self.reset_service = f"{api}.CONSUMER.RESET.{stream}.{durable}"
         self.stream = stream
         self.next = start
         self.tail = tail
+        self.linger_s = linger_s
         self._link = link
         self._handler = handler
         self._metrics = metrics
@@ -187,6 +194,9 @@ class _Period:
         self._over = False
         self._outstanding = 0
         self._consumer_seq = 0
+        # How many messages lay behind the one that was delivered last.
+        self._pending = 0
+        self._asked = 0.0
 
     async def watch(self) -> None:
         """End the period when the connection is lost or replaced."""
@@ -199,7 +209,7 @@ class _Period:
         reader = self._reader
         if reader.next is None:
             reader.next = await seek_tail(self._connection, reader.reset_service, reader.tail)
-        pending = await reset(self._connection, reader.reset_service, reader.next)
+        self._pending = pending = await reset(self._connection, reader.reset_service, reader.next)
         self._subscription = await self._connection.client.subscribe(
             self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
@@ -218,17 +228,33 @@ class _Period:
     async def next(self) -> Delivery | None:
         """The next message wanted; None when the period is over.  Raises `ReadRefused`, or the client's errors."""
         while self._subscription is not None and not self._over:
-            if self._outstanding <= BATCH // 2:
-                await self._pull()
+            if self._reader.linger_s and self._outstanding == 0 and not self._arrived:
+                await self._linger()
+            elif not self._reader.linger_s and self._outstanding <= BATCH // 2:
+                await self._pull(BATCH)
             elif not self._arrived:
                 await self._hear()
             elif (delivery := self._read(self._arrived.popleft())) is not None:
                 return delivery
         return None
 
-    async def _pull(self) -> None:
-        self._outstanding += BATCH
-        request = {"batch": BATCH, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(IDLE_S * 1e9)}
+    async def _linger(self) -> None:
+        """Fetch what lies there; where that is little or nothing, wait a while before."""
+        if self._pending < FEW:
+            rest = self._reader.linger_s - (asyncio.get_running_loop().time() - self._asked)
+            with contextlib.suppress(TimeoutError):
+                if rest > 0:
+                    self._wake.clear()
+                    async with asyncio.timeout(rest):
+                        await self._wake.wait()
+            if self._over:
+                return
+            self._asked = asyncio.get_running_loop().time()
+        await self._pull(min(BATCH, max(1, self._pending)))
+
+    async def _pull(self, count: int) -> None:
+        self._outstanding += count
+        request = {"batch": count, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(IDLE_S * 1e9)}
         await self._connection.client.publish(
             self._reader.next_service,
             json.dumps(request).encode(),
@@ -273,6 +299,7 @@ class _Period:
             return None
         self._consumer_seq = consumer_seq
         self._outstanding -= 1
+        self._pending = pending
         if self._reader.next is None or stream_seq < self._reader.next:
             return None
         return Delivery(

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
 import importlib
 import os
 import signal
@@ -31,13 +33,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.child import end_with_parent, harden
 from tallystick.infra.nats.lockfile import Lockfile
+from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.board import Board
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
-from tallystick.runtime.deployment.niceness import yield_to_others
 from tallystick.runtime.deployment.owners import component_file
+from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret, take_over
@@ -111,6 +114,14 @@ class Leaving:
             self._timer.cancel()
 
 
+def _take_precedence(log: Log) -> None:
+    try:
+        Precedence(functools.partial(log.warning, "scheduling")).take()
+    except OSError as exc:
+        # A kindness: failing at it fails nothing.
+        log.warning("scheduling", text=f"orders may be slower: no real-time priority here ({exc})")
+
+
 async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leaving | None = None) -> None:
     """Run `service` until `stop` is set.  Raises what stopped it otherwise; `leaving` is told as soon as that is so."""
     deployment, spec = setup.deployment, setup.spec
@@ -147,6 +158,11 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
         await service.ready()
         ready.write_text(f"{os.getpid()}\n")
         setup.log.info("ready")
+        # What was loaded and read at the start stays: the collector need not walk through it in the middle of an order.
+        gc.collect()
+        gc.freeze()
+        if spec.name in PRECEDENCE:
+            _take_precedence(setup.log)
         while True:
             await asyncio.sleep(METRICS_S)
             setup.log.info("metrics", **metrics.snapshot())

@@ -78,6 +78,7 @@ class Setup(msgspec.Struct, frozen=True):
             log=self.log,
             reads=self.spec.reads,
             api=self.spec.api,
+            linger_s=self.spec.linger_ms / 1000,
             deployment=self.deployment,
             secrets=self.secrets,
         )

@@ -41,6 +41,7 @@ from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
+from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
@@ -155,6 +156,7 @@ class Supervisor:
         try:
             await asyncio.to_thread(self._start_server, signing)
             self._report(f"broker on {self.server.url}")
+            self._precede()
             await self._provision(signing)
         finally:
             signing.close()
@@ -173,6 +175,16 @@ class Supervisor:
             await self._ready(["market-data"])
         self._tasks.start(self._watch(), "supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
+
+    def _precede(self) -> None:
+        """An order waits for the broker, so the broker goes first where it may."""
+        pid = self.server.pid
+        if pid is None:
+            return
+        try:
+            precede(pid)
+        except OSError as exc:
+            self._report(f"orders may be slower: no real-time priority here ({exc.strerror})")
 
     def _start_server(self, signing: TokenProcess) -> None:
         paths, config = self.deployment, self.deployment.config
@@ -333,6 +345,7 @@ class Supervisor:
                 await asyncio.to_thread(self.server.stop)
                 try:
                     await asyncio.to_thread(self.server.start)
+                    self._precede()
                 except ConfigError as refused:
                     # A disk that is still full, a port that was taken meanwhile: said each time, tried again.
                     self._report(f"broker: {refused.text}")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tallystick.runtime.deployment.niceness import NICENESS
+from tallystick.runtime.deployment.scheduling import NICENESS
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -147,7 +147,7 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
         os.kill(up.pid, signal.SIGINT)
         rest, _ = up.communicate(timeout=60)
         assert up.returncode == 0, "".join(said) + rest
-        assert "priority" not in "".join(said) + rest
+        assert "no lower priority" not in "".join(said) + rest
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(up.pid, signal.SIGKILL)

@@ -75,6 +75,38 @@ async def test_nothing_is_lost_or_doubled_through_renewals_at_a_lifetime_of_5_se
     assert reader.metrics.snapshot()["renewals"] >= 2
 
 
+async def test_who_lingers_misses_nothing_and_wakes_up_seldom(desk: Desk) -> None:
+    source = await desk.context("market-data")
+    reader = await desk.context("gateway", linger_s=0.2)
+    got: list[int] = []
+    pulls, first = 0, 1_000_000
+
+    for number in range(first, first + 600):  # more than one pull holds
+        source.publish(TRADES, trade(source, number))
+    await source.publish(TRADES, trade(source, first + 600))
+    reader.subscribe("md.trade.>", collect(got, first), "all")
+    reader.open()
+    await reader.caught_up("MARKET")
+    period = reader._readers["MARKET"]
+    publish = reader.link._current.client.publish  # type: ignore[union-attr]
+
+    async def counted(subject: str, *args: object, **kw: object) -> None:
+        nonlocal pulls
+        pulls += subject == period.next_service
+        await publish(subject, *args, **kw)  # type: ignore[arg-type]
+
+    reader.link._current.client.publish = counted  # type: ignore[union-attr, method-assign]
+    began = asyncio.get_running_loop().time()
+    for number in range(first + 601, first + 901):
+        source.publish(TRADES, trade(source, number))
+        await asyncio.sleep(0.01)
+    await until(lambda: len(got) >= 901, "all events", 5)
+    took = asyncio.get_running_loop().time() - began
+    assert got == list(range(first, first + 901))
+    # One question for the first of a while, one for what lay behind it.
+    assert pulls <= 2 * took / 0.2 + 4
+
+
 async def test_nothing_is_sealed_by_a_session_that_is_over(desk: Desk) -> None:
     source, reader = await desk.context("market-data"), await desk.context("gateway")
     got: list[int] = []
