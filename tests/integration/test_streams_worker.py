@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -441,14 +440,22 @@ async def test_told_to_stop_before_it_has_started_it_leaves_nothing_behind(desk:
     await waiting._ctx.release()
 
 
-async def test_the_process_loads_it_by_its_folder_and_it_takes_the_deployments_limits(desk: Desk, bus: TestBus) -> None:
+async def test_the_process_loads_it_by_its_folder_and_it_takes_the_operators_limits(
+    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = load_service(bus.component("streams"))
     assert isinstance(worker, Streams)
 
-    limits = {"max_notional": "5", "burst": 3, "messages_per_second": 2, "strategy": {"beta": {"burst": 9}}}
-    deployment = SimpleNamespace(config=SimpleNamespace(limits=limits))
+    bursts = {"alpha": 3, "beta": 9}
+    rows = tuple(
+        msgspec.structs.replace(
+            row, limits=msgspec.structs.replace(row.limits, messages_per_second=2, burst=bursts[row.strategy])
+        )
+        for row in desk.trust.limits
+    )
+    monkeypatch.setattr(desk, "trust", msgspec.structs.replace(desk.trust, limits=rows))
     alerts = await alerts_at(desk)
-    await begin(await desk.context("streams", deployment=deployment), worker)
+    await begin(await desk.context("streams"), worker)
     alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
     await alpha.publish(ALPHA, *(intent(alpha) for _ in range(6)))
     await beta.publish(BETA, *(intent(beta) for _ in range(11)))
