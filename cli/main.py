@@ -247,9 +247,9 @@ def revoke(
     reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
     pin_fd: _PinFd = None,
 ) -> None:
-    """End every session of a component now, at the broker and at every verifier.
+    """Revoke a component, signed by the operator's key: its sessions end now, its certificate is worthless.
 
-    Its own process, if it still is its own, starts again with new keys; what was stolen from it is dead.
+    Nobody gets a session in its name, whoever copied what, its own process neither, until `tallystick reinstate`.
     """
     from tallystick.cli import operate
     from tallystick.runtime.deployment.folder import Deployment
@@ -258,7 +258,31 @@ def revoke(
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     ended = asyncio.run(operate.revoke(deployment, keystore, component, reason))
-    typer.echo(f"{component}: {ended} sessions revoked")
+    typer.echo(
+        f"{component} is revoked, {ended} sessions ended; the way back: tallystick reinstate {directory} {component}"
+    )
+
+
+@app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --reason "its host was made anew"')
+def reinstate(
+    directory: _Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Admit a revoked component again, with a new key and certificate, signed by the operator's key.
+
+    Every certificate from before stays worthless.  Where the component runs on another machine, copy its two new files
+    of the folder `pki` there.
+    """
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.reinstate(deployment, keystore, component, reason))
+    typer.echo(f"{component} is admitted again: new certificate {deployment.certificate(component)}")
 
 
 @app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")

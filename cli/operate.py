@@ -1,4 +1,4 @@
-"""What an operator does with a running deployment: up, status, kill, rearm, arm, revoke.
+"""What an operator does with a running deployment: up, status, kill, rearm, arm, revoke, reinstate.
 
 The functions are what the commands of `main` call; they raise `TallystickError` and print nothing.
 """
@@ -21,16 +21,26 @@ from tallystick.cli import breaker
 from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.certificates import certify
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import ArmRequest, RearmRequest
-from tallystick.schemas.enrolment import Revocation
-from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.trust import MAX_LEASE_NS, OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
+from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
+from tallystick.schemas.trust import (
+    MAX_LEASE_NS,
+    MAX_REASON,
+    OPERATOR_KEY_NAME,
+    ArmLease,
+    Rearm,
+    Revocation,
+    sign_document,
+)
 
 HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
@@ -70,7 +80,7 @@ async def status(deployment: Deployment) -> dict[str, Any]:
     return await breaker.status(deployment.run)
 
 
-def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm) -> str:
+def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm | Revocation) -> str:
     """The document as a note of the operator's own key, which lies in the token that no process opens."""
     token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
     try:
@@ -115,11 +125,8 @@ async def rearm(deployment: Deployment, keystore: Keystore, scope: str) -> None:
     await breaker.demand(deployment.run, RearmRequest(note=note))
 
 
-async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:
-    """End every session of a component at the broker and at every verifier; how many there were.
-
-    An honest process of it starts again with new keys; what a thief holds is dead.
-    """
+async def _authority(deployment: Deployment, keystore: Keystore, path: str, request: Any) -> bytes:
+    """The authority's answer to the operator.  Raises `ConfigError`."""
     config = deployment.config
     tls = pki.client_context(
         deployment.ca,
@@ -127,21 +134,72 @@ async def revoke(deployment: Deployment, keystore: Keystore, component: str, rea
         deployment.key(layout.OPERATOR),
         keystore[layout.passphrase_name(layout.OPERATOR)],
     )
-    url = f"https://{config.host}:{config.authority.port}/v1/revoke"
-    body = msgspec.json.encode(Revocation(component=component, reason=reason))
+    url = f"https://{config.host}:{config.authority.port}{path}"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
-            http.post(url, data=body, ssl=tls) as response,
+            http.post(url, data=msgspec.json.encode(request), ssl=tls) as response,
         ):
-            answer = await response.json(content_type=None)
-    except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
+            body = await response.read()
+    except (TimeoutError, aiohttp.ClientError, OSError) as exc:
         raise ConfigError("AUTHORITY_UNREACHABLE", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
     if response.status != HTTPStatus.OK:
-        raise ConfigError(
-            str(answer.get("code", "AUTHORITY_REFUSED")), str(answer.get("text", "the authority refused"))
-        )
-    return int(answer["revoked"])
+        try:
+            refusal = msgspec.json.decode(body, type=SessionRefusal)
+        except NOT_DECODED:
+            refusal = SessionRefusal("AUTHORITY_REFUSED", f"{url} answered {response.status}")
+        raise ConfigError(refusal.code, refusal.text)
+    return body
+
+
+async def _standing(deployment: Deployment, keystore: Keystore, component: str) -> StandingAnswer:
+    body = await _authority(deployment, keystore, "/v1/standing", StandingRequest(component))
+    try:
+        return msgspec.json.decode(body, type=StandingAnswer)
+    except NOT_DECODED as exc:
+        raise Malformed("AUTHORITY_ANSWER", f"/v1/standing: {exc}") from exc
+
+
+async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:
+    """Revoke a component until it is reinstated; how many sessions that ended, at the broker and at every verifier.
+
+    Whoever has its certificate, its own process as well, gets no session any more.
+    """
+    known = await _standing(deployment, keystore, component)
+    document = Revocation(
+        deployment=deployment.name,
+        component=component,
+        number=known.number + 1,
+        revoked=True,
+        since=time.time_ns(),
+        reason=reason[:MAX_REASON],
+    )
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    body = await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
+    return msgspec.json.decode(body, type=dict[str, int])["revoked"]
+
+
+async def reinstate(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> None:
+    """Admit a revoked component again, with a new key and certificate; the old ones stay worthless.
+
+    A crash before the certificate is there leaves it without one that counts: run again, it makes another.
+    """
+    known = await _standing(deployment, keystore, component)
+    if known.number == 0:
+        raise ConfigError("NOT_REVOKED", f"{component} was never revoked")
+    # Certificates count whole seconds: the new one is of the second after everything that was issued before.
+    since = (time.time_ns() // SECOND + 1) * SECOND
+    document = Revocation(
+        deployment=deployment.name,
+        component=component,
+        number=known.number + 1,
+        revoked=False,
+        since=since,
+        reason=reason[:MAX_REASON],
+    )
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
+    await asyncio.to_thread(certify, deployment, keystore, component, since)
 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:

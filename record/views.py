@@ -230,6 +230,15 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
                 GROUP BY 1) e ON e.boot = txt(i.data, '$.boot')
             WHERE i.stream = 'SECURITY' AND i.type = 'cred.issued/1' AND i.status = 'ok'""",
     ),
+    "revocations": (
+        "the operator's word on components: revoked, or admitted again; said again from time to time",
+        """SELECT ts, split_part(subject, '.', 2) AS component, CAST(said ->> '$.number' AS BIGINT) AS number,
+            CAST(said ->> '$.revoked' AS BOOLEAN) AS revoked, moment(said, '$.since') AS since,
+            said ->> '$.reason' AS reason, note, event_id, log_index, received, stream_seq, pos FROM (
+            SELECT *, TRY_CAST(split_part(note, chr(10) || chr(10), 1) AS JSON) AS said FROM (
+            SELECT ts, subject, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'SECURITY' AND type = 'cred.revocation/1' AND status = 'ok'))""",
+    ),
     "arming": (
         "the operator's leases that let a component trade",
         """SELECT ts, split_part(subject, '.', 3) AS component, moment(lease, '$.start') AS starts_at,

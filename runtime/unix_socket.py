@@ -199,6 +199,7 @@ class UnixServer:
         listener.setblocking(False)
         self._listener = listener
         self._tasks.start(self._accept(listener), f"accept {self._path.name}")
+        self._tasks.start(self._close_the_mute(), f"mute {self._path.name}")
 
     async def stop(self) -> None:
         """Stop listening and drop all peers."""
@@ -250,14 +251,12 @@ class UnixServer:
         self._make_room(peer.pid)
         connection = _Connection(peer, loop.time(), reader, task)
         self._open.append(connection)
-        deadline = loop.call_later(FIRST_S, self._require_heard, connection)
         try:
             await self._serve_peer(reader, writer, peer)
         except asyncio.CancelledError:
             # Pushed out, or the server stops: this task ends here either way, and asyncio complains of cancelled ones.
             return
         finally:
-            deadline.cancel()
             if connection in self._open:
                 self._open.remove(connection)
             writer.close()
@@ -278,6 +277,10 @@ class UnixServer:
         out.task.cancel()
         self._refused(out.peer)
 
-    def _require_heard(self, connection: _Connection) -> None:
-        if not connection.reader.heard and connection in self._open:
-            self._push_out([connection])
+    async def _close_the_mute(self) -> None:
+        while True:
+            await asyncio.sleep(FIRST_S / 4)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self._open):
+                if not connection.reader.heard and now - connection.since >= FIRST_S:
+                    self._push_out([connection])

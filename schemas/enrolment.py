@@ -4,7 +4,9 @@
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
     (a renewal has one more field, "renewal": hex)
     POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
-    POST /v1/revoke   {"component": name, "reason": text}  ->  {"revoked": n}    under the operator's certificate alone
+    POST /v1/revoke   {"note": text}  ->  {"revoked": n}    an operator-signed `trust.Revocation`, which revokes or admits
+    POST /v1/standing {"component": name}  ->  {"number": n, "revoked": bool}    what was said of it last
+    (these two under the operator's certificate alone)
 
 The client certificate says who asks; `proof` is the session key's signature over
 
@@ -17,7 +19,7 @@ while it has a live session, `renewal` is the same bytes signed by the key of on
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -55,16 +57,6 @@ def proof_bytes(deployment: str, component: str, boot: bytes, session_key: bytes
     return PREFIX + msgspec.msgpack.encode([deployment, component, boot, session_key, certificate])
 
 
-def decode_request(body: bytes) -> SessionRequest:
-    """The request in `body`.  Raises `Malformed`."""
-    if len(body) > MAX_REQUEST:
-        raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
-    try:
-        return msgspec.json.decode(body, type=SessionRequest)
-    except NOT_DECODED as exc:
-        raise Malformed("REQUEST", str(exc)) from exc
-
-
 def hex_bytes(text: str, length: int, what: str) -> bytes:
     """`length` bytes of lower-case hex.  Raises `Malformed`."""
     try:
@@ -76,18 +68,47 @@ def hex_bytes(text: str, length: int, what: str) -> bytes:
     return raw
 
 
-class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The operator ends every session of a component: the body of `POST /v1/revoke`, under the operator's certificate."""
+class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/revoke`."""
+
+    note: str
+
+
+class StandingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/standing`."""
 
     component: str
-    reason: str
 
 
-def decode_revocation(body: bytes) -> Revocation:
-    """The revocation in `body`.  Raises `Malformed`."""
+class StandingAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The newest word on a component: its number (0: there was none), and whether it is revoked."""
+
+    number: int
+    revoked: bool
+
+
+R = TypeVar("R", SessionRequest, RevocationRequest, StandingRequest)
+
+
+def _decode(body: bytes, kind: type[R]) -> R:
     if len(body) > MAX_REQUEST:
         raise Malformed("REQUEST_SIZE", f"{len(body)} bytes, limit {MAX_REQUEST}")
     try:
-        return msgspec.json.decode(body, type=Revocation)
+        return msgspec.json.decode(body, type=kind)
     except NOT_DECODED as exc:
         raise Malformed("REQUEST", str(exc)) from exc
+
+
+def decode_request(body: bytes) -> SessionRequest:
+    """The request in `body`.  Raises `Malformed`."""
+    return _decode(body, SessionRequest)
+
+
+def decode_revocation(body: bytes) -> RevocationRequest:
+    """The revocation in `body`.  Raises `Malformed`."""
+    return _decode(body, RevocationRequest)
+
+
+def decode_standing(body: bytes) -> StandingRequest:
+    """The question in `body`.  Raises `Malformed`."""
+    return _decode(body, StandingRequest)

@@ -49,6 +49,15 @@ class BootEnded(Event, frozen=True, array_like=True, kw_only=True, tag="cred.end
     reason: str
 
 
+class ComponentRevocation(Event, frozen=True, array_like=True, kw_only=True, tag="cred.revocation/1"):
+    """The operator revoked a component, or admitted it again: `[…, note]` (see `trust.Revocation`).
+
+    Said when it happens, and again from time to time while it is the newest.
+    """
+
+    note: str
+
+
 class ListedSession(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One live session: `[component, boot, credential_hash, expires_at, session_key]`."""
 

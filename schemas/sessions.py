@@ -5,6 +5,8 @@
   cannot come back, and neither can an issuance that was stated before the list.
 - `SessionRevoked` and `BootEnded` take effect at once, before the next list, and are never undone: a
   list that names a revoked boot again does not revive it.
+- A component that the operator revoked (`ComponentRevocation`, signed by him) has no session that was issued since,
+  whatever is listed, until he admits it again: the authority cannot do that for him.
 - `CredentialIssued` adds a session at once (it is published before the hand-out).
 - What was announced stays known after it has expired, for messages that come late or from history
   (`require_announced`): since the first list was heard, whatever was not announced is nobody's.
@@ -21,23 +23,36 @@ from tallystick.schemas.bounds import MAX_LIST_AGE_NS, MAX_SKEW_NS
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import CouldNotVerify, NotListed, Revoked, Unverified
 from tallystick.schemas.seal import Verified
-from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
+from tallystick.schemas.security import (
+    BootEnded,
+    ComponentRevocation,
+    CredentialIssued,
+    ListedSession,
+    SessionList,
+    SessionRevoked,
+)
+from tallystick.schemas.trust import Revocation, TrustRoot, open_revocation
 
 # Announced sessions remembered: days of renewals, far beyond any late message.
 MAX_ANNOUNCED: Final = 65_536
+# Boots that are over, far more than begin while a session lives: what is older has expired as well.
+MAX_DEAD: Final = 65_536
 
 
 class SessionView:
     """The live sessions of one deployment.  Owns its state; feed it every verified `cred.>` message in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust: TrustRoot | None = None) -> None:
+        """`trust` names the operator; without it his revocations are not heard."""
+        self._trust = trust
+        self._revocations: dict[str, Revocation] = {}
         self.listed_at = 0
         # The statement time (Unix ns) of the first list heard: announcements are complete from here on.
         self.since = 0
         self._announced: OrderedDict[bytes, None] = OrderedDict()
         self._live: dict[bytes, ListedSession] = {}
         self._revoked: set[bytes] = set()
-        self._dead_boots: dict[bytes, str] = {}
+        self._dead_boots: OrderedDict[bytes, str] = OrderedDict()
 
     def apply(self, verified: Verified) -> None:
         """Take in one verified message; other kinds than `cred` are ignored."""
@@ -66,7 +81,22 @@ class SessionView:
                 )
             elif isinstance(event, SessionRevoked | BootEnded):
                 self._dead_boots[event.boot] = event.reason
+                if len(self._dead_boots) > MAX_DEAD:
+                    self._dead_boots.popitem(last=False)
                 self._live = {k: s for k, s in self._live.items() if s.boot != event.boot}
+
+            elif isinstance(event, ComponentRevocation) and self._trust is not None:
+                self.revoke(event.note, self._trust)
+
+    def revoke(self, note: str, trust: TrustRoot) -> None:
+        """Take in an operator's word on a component; an older one than is known changes nothing.
+
+        Raises `Malformed` or `Unverified` for what he did not sign.
+        """
+        said = open_revocation(note, trust)
+        known = self._revocations.get(said.component)
+        if known is None or said.number > known.number:
+            self._revocations[said.component] = said
 
     def _announce(self, digest: bytes) -> None:
         self._announced[digest] = None
@@ -95,6 +125,12 @@ class SessionView:
 
     def require_not_revoked(self, credential: Credential) -> None:
         """Raise `Revoked` if the credential's boot or session is known to be revoked."""
+        said = self._revocations.get(credential.component)
+        if said is not None and said.revoked and credential.expires_at > said.since:
+            raise Revoked(
+                "SESSION_REVOKED",
+                f"{credential.component} is revoked by the operator (number {said.number}): {said.reason}",
+            )
         reason = self._dead_boots.get(credential.boot)
         if reason is not None or credential.digest in self._revoked:
             raise Revoked(

@@ -35,6 +35,7 @@ from tallystick.schemas.subjects import KINDS, check_name, matches
 HOUR_NS: Final = 3_600_000_000_000
 # An arming lease lasts a working day at the most (design: 12 hours).
 MAX_LEASE_NS: Final = 12 * HOUR_NS
+MAX_REASON: Final = 400
 ROOT_KEY_NAME: Final = "operator-root"
 OPERATOR_KEY_NAME: Final = "operator"
 
@@ -217,8 +218,31 @@ class Rearm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     since: int
 
 
-Document = TrustRoot | ArmLease | Rearm
-D = TypeVar("D", TrustRoot, ArmLease, Rearm)
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator's word on a component: `revoked`, or admitted again; of two the higher `number` counts.
+
+    While it is revoked no certificate of it counts; once it is admitted again, those issued at or after `since` (Unix
+    ns) do, so that who copied an older one stays out.  Revoked, `since` is when the operator said so.
+    """
+
+    kind: Literal["tallystick-revocation/1"] = "tallystick-revocation/1"
+    deployment: str
+    component: str
+    number: int
+    revoked: bool
+    since: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        check_name(self.component, "component")
+        if not 1 <= self.number < 2**53 or not 0 <= self.since < 2**63 or len(self.reason) > MAX_REASON:
+            raise Malformed(
+                "REVOCATION", f"number {self.number}, since {self.since}, a reason of {len(self.reason)} characters"
+            )
+
+
+Document = TrustRoot | ArmLease | Rearm | Revocation
+D = TypeVar("D", TrustRoot, ArmLease, Rearm, Revocation)
 
 
 def public_key_bytes(text: str) -> bytes:
@@ -347,3 +371,15 @@ def open_rearm(note: str, root: TrustRoot) -> Rearm:
     if rearm.deployment != root.deployment:
         raise Unverified("REARM_SCOPE", f"re-arming of deployment {rearm.deployment}")
     return rearm
+
+
+def open_revocation(note: str, root: TrustRoot) -> Revocation:
+    """The revocation in `note` if an operator of `root` signed it for a component of this deployment."""
+    text, _ = open_note(note, root.operator_keys)
+    revocation = _decode(text, Revocation)
+    if revocation.deployment != root.deployment:
+        raise Unverified("REVOCATION_SCOPE", f"revocation for deployment {revocation.deployment}")
+    if revocation.component == "authority":
+        raise Unverified("REVOCATION_SCOPE", "nobody would hear that the authority is admitted again: stop it instead")
+    root.component(revocation.component)
+    return revocation

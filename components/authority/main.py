@@ -4,6 +4,8 @@
   Crash before the PubAck: nobody has the credential; after it: a listed session that nobody uses, gone
   when it expires.
 - Its own sessions are minted here too and listed like everybody's.
+- A component that the operator revoked gets no session, whatever certificate it shows, until he admits it again
+  (`revocations`).
 - After a restart it takes up the newest list; sessions of its own earlier boots are revoked.
 
 The authority is trusted to say who may act now.  Whoever controls it can mint any component's sessions;
@@ -20,8 +22,10 @@ import msgspec
 from aiohttp import web
 
 from tallystick.components.authority.broker import BrokerAdmin
+from tallystick.components.authority.door import ASKS_BURST, ASKS_PER_SECOND, Door, Pace
 from tallystick.components.authority.issuer import Issued, Issuer
 from tallystick.components.authority.quota import Quotas
+from tallystick.components.authority.revocations import Revocations
 from tallystick.infra.nats.claims import Accounts
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import (
@@ -38,13 +42,21 @@ from tallystick.runtime.deployment.service import OwnSource, ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.token_process import TokenProcess
-from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, decode_request, decode_revocation
+from tallystick.schemas.enrolment import (
+    MAX_REQUEST,
+    SessionAnswer,
+    StandingAnswer,
+    decode_request,
+    decode_revocation,
+    decode_standing,
+)
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey
 from tallystick.schemas.security import (
     QUOTA_EXCEEDED,
     BootEnded,
     BreakerRearmed,
+    ComponentRevocation,
     CredentialIssued,
     ListedSession,
     SessionList,
@@ -65,11 +77,14 @@ CONNECTIONS_S: Final = 5.0
 # A flood is seen within this, and cut off a moment later.
 COUNT_S: Final = 0.25
 RESOLVER_S: Final = 60.0
+# Far within the history that is read at a start.
+REPEAT_S: Final = 60.0
 EXPIRED_NS: Final = 10_000_000_000
 # Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
 HISTORY: Final = 8_192
 # The broker acknowledges in milliseconds; a connection that is lost meanwhile must be replaced.
 ANNOUNCE_S: Final = 5.0
+KEEPALIVE_S: Final = 5.0
 LIST_SUBJECT: Final = subject("cred", component="authority")
 
 
@@ -95,6 +110,7 @@ class Authority(OwnSource):
         self._history: list[Received] = []
         self._runner: web.AppRunner | None = None
         self._refused: dict[str, int] = {}
+        self._asks = Pace(ASKS_BURST, ASKS_PER_SECOND)
         # credential hash -> (SHA-256 of the certificate that it was issued to, when it expires)
         self._certificates: dict[bytes, tuple[bytes, int]] = {}
 
@@ -111,6 +127,7 @@ class Authority(OwnSource):
                 signers[component] = self._token.signer(role_key_id(component))
             return signers[component]
 
+        self._revocations = Revocations(deployment.state("authority") / "revocations.json", setup.trust)
         self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
         keys = deployment.load_bus_keys()
         bus = deployment.bus()
@@ -146,6 +163,7 @@ class Authority(OwnSource):
         await self._revoked(replaced, "replaced by a new boot")
         ctx.spawn(self._list())
         ctx.spawn(self._refresh())
+        ctx.spawn(self._repeat_revocations())
         ctx.spawn(self._watch_connections())
         ctx.spawn(self._watch_resolver())
         ctx.spawn(self._watch_quotas())
@@ -153,10 +171,13 @@ class Authority(OwnSource):
 
     # -- hand-out -------------------------------------------------------------------------------
 
-    async def hand_out(self, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> str:
-        """Issue, publish, and only then return the credential."""
+    async def hand_out(self, component: str, boot: bytes, session_key: bytes, der: bytes) -> str:
+        """Issue, publish, and only then return the credential; `der` is the certificate that asked."""
+        certificate = pki.fingerprint(der)
         async with self._lock:
             self._quotas.require_open(component)
+            # Whoever waited here may have been revoked meanwhile.
+            self._revocations.require_allowed(component, pki.issued_at(der))
             issued = self._issuer.issue(component, boot, session_key, self._setup.clock())
             await self._revoked(issued.replaced, "replaced by a new boot")
             await self._announce(issued, certificate)
@@ -211,6 +232,16 @@ class Authority(OwnSource):
             except Unverified as exc:
                 ctx.notice("BROKER_REVOCATION", f"sessions are revoked for verifiers, not at the broker: {exc}")
 
+    def _say_revocation(self, component: str, note: str) -> asyncio.Future[int]:
+        ctx = self._context()
+        return ctx.publish(subject("cred", component=component), ctx.new(ComponentRevocation, note=note))
+
+    async def _repeat_revocations(self) -> None:
+        while True:
+            for component, note in self._revocations.notes:
+                self._say_revocation(component, note)
+            await asyncio.sleep(REPEAT_S)
+
     # -- the list -------------------------------------------------------------------------------
 
     def _publish_list(self) -> None:
@@ -261,6 +292,8 @@ class Authority(OwnSource):
                         issues.setdefault(event.boot, []).append(session)
                         self._certificates[event.credential_hash] = (event.certificate, event.expires_at)
                         self._issuer.restore((session,), (), now)
+                    case ComponentRevocation():
+                        self._revocations.take_up(event.note)
                     case SessionRevoked() | BootEnded():
                         self._issuer.forget_boot(event.boot, now)
                         if event.reason.startswith(QUOTA_EXCEEDED):
@@ -392,20 +425,25 @@ class Authority(OwnSource):
         app.router.add_post("/v1/session", self._on_session)
         app.router.add_post("/v1/end", self._on_end)
         app.router.add_post("/v1/revoke", self._on_revoke)
-        self._runner = web.AppRunner(app, access_log=None)
+        app.router.add_post("/v1/standing", self._on_standing)
+        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S)
         await self._runner.setup()
         ctx.at_stop(self._runner.cleanup)
-        try:
-            await web.TCPSite(self._runner, config.host, config.authority.port, ssl_context=tls).start()
-        except OSError as exc:
-            raise Unverified("PORT_TAKEN", f"port {config.authority.port} on {config.host}: {exc.strerror}") from exc
+        if (server := self._runner.server) is None:
+            raise TypeError("a runner that was set up has a server")
+        door = Door(server, tls, deployment.name, ctx.tasks)
+        door.open(config.host, config.authority.port)
+        ctx.at_stop(door.close)
 
     async def _on_session(self, request: web.Request) -> web.Response:
         try:
-            component, certificate = self._peer(request)
+            component, der = self._peer(request)
+            await self._asks.wait(component)
+            self._revocations.require_allowed(component, pki.issued_at(der))
+            certificate = pki.fingerprint(der)
             asked = decode_request(await request.read())
             boot, key = self._issuer.check(asked, component, certificate)
-            credential = await self.hand_out(component, boot, key, certificate)
+            credential = await self.hand_out(component, boot, key, der)
         except TallystickError as exc:
             return self._refuse(request, exc)
         return web.Response(body=msgspec.json.encode(SessionAnswer(credential=credential)))
@@ -413,8 +451,10 @@ class Authority(OwnSource):
     async def _on_end(self, request: web.Request) -> web.Response:
         ctx = self._context()
         try:
-            component, certificate = self._peer(request)
-            boot, key = self._issuer.check(decode_request(await request.read()), component, certificate)
+            component, der = self._peer(request)
+            await self._asks.wait(component)
+            asked = decode_request(await request.read())
+            boot, key = self._issuer.check(asked, component, pki.fingerprint(der))
             async with self._lock:
                 self._issuer.end(component, boot, key)
                 await ctx.publish(subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped"))
@@ -425,17 +465,35 @@ class Authority(OwnSource):
 
     async def _on_revoke(self, request: web.Request) -> web.Response:
         try:
-            component, _ = self._peer(request)
-            if component != OPERATOR:
-                raise Unverified("IDENTITY", f"{component} may not revoke: only the operator's certificate does")
-            asked = decode_revocation(await request.read())
-            self._setup.trust.component(asked.component)
+            await self._require_operator(request)
+            note = decode_revocation(await request.read()).note
             async with self._lock:
-                ended = self._issuer.revoke(asked.component)
-                await self._revoked(ended, f"revoked by the operator: {asked.reason}"[:MAX_REASON])
+                # Crash after this: it is in force at the next start, which says so on the bus.
+                said = self._revocations.say(note)
+                stored = self._say_revocation(said.component, note)
+                ended = self._issuer.revoke(said.component) if said.revoked else ()
+                await self._revoked(ended, f"revoked by the operator: {said.reason}"[:MAX_REASON])
+                await asyncio.wait((stored,), timeout=ANNOUNCE_S)
         except TallystickError as exc:
             return self._refuse(request, exc)
         return web.Response(body=msgspec.json.encode({"revoked": len(ended)}))
+
+    async def _on_standing(self, request: web.Request) -> web.Response:
+        try:
+            await self._require_operator(request)
+            component = decode_standing(await request.read()).component
+            self._setup.trust.component(component)
+        except TallystickError as exc:
+            return self._refuse(request, exc)
+        said = self._revocations.standing(component)
+        answer = StandingAnswer(0, revoked=False) if said is None else StandingAnswer(said.number, said.revoked)
+        return web.Response(body=msgspec.json.encode(answer))
+
+    async def _require_operator(self, request: web.Request) -> None:
+        component, _ = self._peer(request)
+        await self._asks.wait(component)
+        if component != OPERATOR:
+            raise Unverified("IDENTITY", f"{component} may not revoke: only the operator's certificate does")
 
     def _peer(self, request: web.Request) -> tuple[str, bytes]:
         transport = request.transport
@@ -443,7 +501,7 @@ class Authority(OwnSource):
         der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
         if not der:
             raise Unverified("CLIENT_CERTIFICATE", "no client certificate")
-        return pki.spiffe_component(der, self._setup.deployment.name), pki.fingerprint(der)
+        return pki.spiffe_component(der, self._setup.deployment.name), der
 
     def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
         ctx = self._context()

@@ -25,6 +25,7 @@ from tallystick.schemas.seal import Verified
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import SECURITY
+from tallystick.schemas.trust import TrustRoot
 
 # Sessions that were waited for in vain: remembered, and as many at most in `FRESH_SESSION_NS`.
 MAX_WAITED: Final = 1024
@@ -35,8 +36,9 @@ _HISTORY: Final = Unverified("HISTORY", "it was stored before this process had r
 class Admission:
     """See the module docstring.  Owns the view of sessions; `learn` is its only input."""
 
-    def __init__(self, clock: Callable[[], int]) -> None:
-        self.sessions = SessionView()
+    def __init__(self, clock: Callable[[], int], trust: TrustRoot | None = None) -> None:
+        """`trust` names the operator, whose revocations count; without it nobody's do."""
+        self.sessions = SessionView(trust)
         self._clock = clock
         self._learned = asyncio.Event()
         self._waited: OrderedDict[bytes, None] = OrderedDict()

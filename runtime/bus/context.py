@@ -100,7 +100,7 @@ class BusContext:
         self.entropy = entropy
         self.metrics = metrics
         self.log = log
-        self._admission = Admission(clock)
+        self._admission = Admission(clock, trust)
         self.verifier = Verifier(trust)
         self._ids = EventIds(entropy(8))
         self._reads = reads

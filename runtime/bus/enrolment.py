@@ -76,7 +76,7 @@ class AuthorityClient:
                 refusal = msgspec.json.decode(body, type=SessionRefusal)
             except NOT_DECODED:
                 refusal = SessionRefusal("", "")
-            if refusal.code == "BOOT_ENDED":
-                raise BootOver("BOOT_ENDED", refusal.text[:300])
+            if refusal.code in ("BOOT_ENDED", "COMPONENT_REVOKED"):
+                raise BootOver(refusal.code, refusal.text[:300])
             raise Unverified("AUTHORITY_REFUSED", f"{self._url}{path} answered {status}: {body[:300]!r}")
         return body

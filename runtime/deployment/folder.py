@@ -56,6 +56,8 @@ _OWN_TOKENS: Final = {
     "audit": ("audit",),
 }
 # Certificates besides those of the components: the broker's and the operator's own.
+# A process whose component the operator revoked ends with this.
+EXIT_REVOKED: Final = 3
 BROKER: Final = "nats"
 OPERATOR: Final = "operator"
 SERVERS: Final = (BROKER, "authority", "paper-exchange")

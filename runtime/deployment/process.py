@@ -8,7 +8,7 @@
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
 - One that fails ends, with its reason, within `LEAVE_S`.
-- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given; authority or
+- Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run with what it was given, 3 revoked by the operator; authority or
   broker not there at the start: 1 under the supervisor, which starts it again, 2 with `tallystick run`.
 """
 
@@ -37,7 +37,7 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.board import Board
-from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.deployment.folder import EXIT_REVOKED, Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
@@ -214,7 +214,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], *, alone: 
             await run(setup, made, stop, leaving)
         except TallystickError as exc:
             final = alone if isinstance(exc, Unreachable) else isinstance(exc, ConfigError | Malformed)
-            code = 2 if final else 1
+            code = EXIT_REVOKED if exc.code == "COMPONENT_REVOKED" else 2 if final else 1
             leaving.begin(code)
             setup.log.exception("failed", code=exc.code, text=exc.text)
             sys.stderr.write(f"tallystick: {component}: {exc}\n")

@@ -6,6 +6,7 @@
 - A process that ends by itself is started again after a growing pause; one that fails `MAX_RESTARTS`
   times within `RESTART_WINDOW_S`, or ends with exit code 2 (cannot run as it is), stays down and is
   reported.  The broker is started again likewise.
+- A component that the operator revoked keeps nobody else from starting; it is started again when it has a new key.
 - Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
   has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
 - One supervisor a deployment: a second one is refused, and what a killed one left is ended first (`owners`).
@@ -92,6 +93,8 @@ class _Managed:
         self.process: subprocess.Popen[bytes] | None = None
         self.ends: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.wanted = False
+        # Its TLS key when it was started last: another one comes when a revoked component is reinstated.
+        self.key = b""
         # Where in its .err file this start's words begin.
         self.said_from = 0
 
@@ -298,6 +301,7 @@ class Supervisor:
         finally:
             os.close(fd)
         managed.wanted = True
+        managed.key = self._key(name)
         managed.state.pid = managed.process.pid
         managed.state.state = "starting"
 
@@ -309,6 +313,9 @@ class Supervisor:
                 managed = self._managed[name]
                 if self._is_ready(name):
                     managed.state.state = "ready"
+                    waiting.discard(name)
+                elif managed.process is not None and managed.process.poll() == layout.EXIT_REVOKED:
+                    # The watch says so, and waits for its new key.
                     waiting.discard(name)
                 elif managed.process is not None and managed.process.poll() is not None:
                     raise ConfigError(
@@ -355,12 +362,25 @@ class Supervisor:
                     self._ended(name, managed, managed.process)
                 elif managed.state.state == "starting" and self._is_ready(name):
                     managed.state.state = "ready"
+                elif managed.state.state == "revoked" and self._key(name) != managed.key:
+                    self._launch(name)
+
+    def _key(self, name: str) -> bytes:
+        try:
+            return self.deployment.key(name).read_bytes()
+        except OSError:
+            return b""
 
     def _ended(self, name: str, managed: _Managed, process: subprocess.Popen[bytes]) -> None:
         now = time.monotonic()
         code = managed.state.exit_code = process.returncode
         managed.ends.append(now)
         recent = [t for t in managed.ends if now - t < RESTART_WINDOW_S]
+        if code == layout.EXIT_REVOKED:
+            managed.process = None
+            managed.state.state = "revoked"
+            self._report(f"{name} stays down until `tallystick reinstate`: {self._why(name)}")
+            return
         if code == 2 or len(recent) >= MAX_RESTARTS:
             managed.wanted = False
             managed.state.state = "failed"

@@ -18,14 +18,13 @@ import msgspec
 
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.ceremony import CERTIFICATE_VALIDITY, write_trust_root
+from tallystick.runtime.deployment.ceremony import write_trust_root
+from tallystick.runtime.deployment.certificates import certificate_authority, write_certificate
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.owners import require_down
 from tallystick.runtime.durable import write_durably
-from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
-from tallystick.runtime.keys.pki import CertificateAuthority
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
 
@@ -62,7 +61,9 @@ def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callab
     with _open(deployment, keystore, _OPERATOR) as token:
         if added:
             progress("certificates")
-            _certificates(deployment, keystore, token, added, now)
+            authority = certificate_authority(deployment, token)
+            for name in added:
+                write_certificate(deployment, keystore, authority, name, now)
         all_keys = msgspec.structs.replace(keys, components=made)
         _write_keys(deployment, all_keys)
         progress(f"trust root {root.number + 1}")
@@ -95,17 +96,6 @@ def _keys(deployment: Deployment, keystore: Keystore, label: str, wanted: dict[s
             except ConfigError:
                 found[name] = token.generate_ed25519(key_id, key_id.decode())
     return found
-
-
-def _certificates(deployment: Deployment, keystore: Keystore, token: Token, names: tuple[str, ...], now: int) -> None:
-    authority = CertificateAuthority(
-        deployment.name, token.p256_signer(layout.KEY_CA), pki.load_certificate(deployment.ca)
-    )
-    for name in names:
-        passphrase = keystore[layout.passphrase_name(name)]
-        certificate, key = authority.issue(name, passphrase, now, CERTIFICATE_VALIDITY)
-        write_durably(deployment.certificate(name), certificate, 0o600)
-        write_durably(deployment.key(name), key, 0o600)
 
 
 def _write_keys(deployment: Deployment, keys: BusKeys) -> None:

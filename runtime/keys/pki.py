@@ -34,6 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tallystick.runtime.keys.hsm import P256Signer
 from tallystick.runtime.keys.keystore import Secret
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.subjects import NAME_PATTERN, check_name
 
@@ -220,6 +221,11 @@ def spiffe_component(certificate: bytes | Mapping[str, Any], deployment: str) ->
     if match[1] != deployment:
         raise Unverified("SPIFFE_DOMAIN", f"certificate of deployment {match[1]}, this one is {deployment}")
     return match[2]
+
+
+def issued_at(certificate_der: bytes) -> int:
+    """When the CA issued a certificate, Unix ns (whole seconds)."""
+    return int((x509.load_der_x509_certificate(certificate_der).not_valid_before_utc + BACKDATE).timestamp()) * SECOND
 
 
 def fingerprint(certificate_der: bytes) -> bytes:

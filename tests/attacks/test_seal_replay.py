@@ -14,10 +14,17 @@ from tallystick.schemas.event import Event
 from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.registry import MAX_AGE_NS
 from tallystick.schemas.seal import ReaderChains, Verified, Verifier, require_live
-from tallystick.schemas.security import BootEnded, CredentialIssued, ListedSession, SessionList, SessionRevoked
+from tallystick.schemas.security import (
+    BootEnded,
+    ComponentRevocation,
+    CredentialIssued,
+    ListedSession,
+    SessionList,
+    SessionRevoked,
+)
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import KINDS, parse_subject
-from tests.support.forge import base, credential, encoded, samples, sealed, writer
+from tests.support.forge import base, credential, encoded, revocation, samples, sealed, writer
 from tests.support.world import NOW, seed, trust_root
 
 ROOT = trust_root()
@@ -259,6 +266,33 @@ def test_a_revoked_boot_stays_dead_whatever_is_listed_or_issued_later(
     assert code(view, renewed, NOW + 1) == "SESSION_REVOKED"
     assert view.is_dead(gateway.boot)
     assert view.live("gateway", NOW) == []
+
+
+def test_what_the_operator_revoked_is_listed_by_no_authority(gateway: Credential) -> None:
+    view = SessionView(ROOT)
+    view.apply(said(listing(gateway)))
+
+    def tell(note: str) -> None:
+        view.apply(said(ComponentRevocation(**base("revocation"), note=note), "gateway", at=NOW + 1))
+
+    with pytest.raises(Unverified, match=r"^NOTE"):
+        tell(revocation("gateway", 1, by="role authority"))
+    with pytest.raises(Unverified, match=r"^REVOCATION_SCOPE"):
+        tell(revocation("authority", 1))
+    view.require_listed(gateway, NOW)
+    tell(revocation("gateway", 1))
+    # The authority hands out another session in its name, and lists it.
+    later, _ = credential("gateway", jti="2", boot=seed("boot later")[:16])
+    view.apply(said(issued(later), "gateway", at=NOW + 2))
+    view.apply(said(listing(later, number=2), at=NOW + 3))
+    assert [code(view, c, NOW + 3) for c in (gateway, later)] == ["SESSION_REVOKED"] * 2
+    for note in (revocation("gateway", 1, revoked=False), revocation("execution", 2, revoked=False)):
+        tell(note)
+    assert code(view, later, NOW + 3) == "SESSION_REVOKED"
+    tell(revocation("gateway", 2, revoked=False))
+    view.require_listed(later, NOW + 3)
+    tell(revocation("gateway", 1))
+    view.require_listed(later, NOW + 3)
 
 
 def test_a_session_on_the_revoked_list_is_refused_at_any_claimed_time(gateway: Credential) -> None:

@@ -22,6 +22,7 @@ from tallystick.schemas.nats_jwt import SessionKey
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import PREFIX, ChainWriter, Payload, Statement
 from tallystick.schemas.subjects import parse_subject
+from tallystick.schemas.trust import OPERATOR_KEY_NAME, Revocation, sign_document
 from tests.support import world
 from tests.support.world import NOW, key, seed
 
@@ -42,6 +43,19 @@ def base(label: str) -> dict[str, Any]:
         "causes": (cause,),
         "at": (At("MARKET", 41), At("ORDERS", 7)),
     }
+
+
+def revocation(component: str, number: int, *, revoked: bool = True, since: int = NOW, by: str = "operator") -> str:
+    """The operator's word on a component, signed by the key `by`."""
+    document = Revocation(
+        deployment=world.DEPLOYMENT,
+        component=component,
+        number=number,
+        revoked=revoked,
+        since=since,
+        reason="its host was entered",
+    )
+    return sign_document(document, (OPERATOR_KEY_NAME, key(by)))
 
 
 def samples() -> list[tuple[str, str, Event]]:
@@ -164,6 +178,11 @@ def samples() -> list[tuple[str, str, Event]]:
             ),
         ),
         ("authority", "cred.execution", security.SessionRevoked(**base("revoked"), boot=c.boot, reason="stolen")),
+        (
+            "authority",
+            "cred.execution",
+            security.ComponentRevocation(**base("revocation"), note=revocation("execution", 1)),
+        ),
         ("authority", "cred.execution", security.BootEnded(**base("ended"), boot=c.boot, reason="stopped")),
         (
             "authority",
