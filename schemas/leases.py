@@ -1,7 +1,8 @@
 """The operators' leases that let execution trade: the pure book that gateway and custody share.
 
 - A lease counts by its signature alone: whoever brings it, listed or not, cannot make one.
-- Those that are over are dropped; of those that hold, the newest `MAX_LEASES` are kept.
+- Those that are over are dropped; of the others the newest `MAX_LEASES` are kept, also one that begins in a moment:
+  clocks differ.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from tallystick.schemas.bounds import MAX_LEASES
-from tallystick.schemas.errors import LeaseOver
-from tallystick.schemas.trust import ArmLease, TrustRoot, open_arm_lease
+from tallystick.schemas.trust import ArmLease, TrustRoot, read_arm_lease
 
 EXECUTION: Final = "execution"
 
@@ -29,9 +29,8 @@ class LeaseBook:
         """
         if component != EXECUTION:
             return
-        try:
-            lease = open_arm_lease(note, self._trust, EXECUTION, now)
-        except LeaseOver:  # read from history: it was good once and arms nothing now
+        lease = read_arm_lease(note, self._trust, EXECUTION)
+        if lease.until <= now:  # read from history: it was good once and arms nothing now
             return
         kept = [known for known in self._leases if known.until > now and known != lease]
         self._leases = [*kept[-MAX_LEASES + 1 :], lease]

@@ -350,16 +350,30 @@ def require_current(root: TrustRoot, now: int) -> None:
         )
 
 
-def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:
-    """The lease in `note` if an operator of `root` signed it for `component` and it holds at `now`.
+def read_arm_lease(note: str, root: TrustRoot, component: str) -> ArmLease:
+    """The lease in `note` if an operator of `root` signed it for `component`, whenever it holds.
 
-    Raises `Malformed` or `Unverified`; `LeaseOver` where all but the time is right.
+    Raises `Malformed` or `Unverified`.
     """
     text, _ = open_note(note, root.operator_keys)
     lease = _decode(text, ArmLease)
     if lease.deployment != root.deployment or lease.component != component:
         raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
-    if not lease.start <= now < lease.until:
+    return lease
+
+
+def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:
+    """The lease in `note`, as `read_arm_lease`, if it holds at `now`.
+
+    Raises `LeaseOver` where all but the time is right, `Unverified` where it has not begun.
+    """
+    lease = read_arm_lease(note, root, component)
+    if now < lease.start:
+        raise Unverified(
+            "LEASE_EARLY",
+            f"lease begins in {(lease.start - now) / 1e9:.3f} s by this clock, at {lease.start}, now {now}",
+        )
+    if now >= lease.until:
         raise LeaseOver("LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
     return lease
 

@@ -27,7 +27,7 @@ from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.control import SOCKET, ArmRequest, Kill, RearmRequest, Request
-from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_rearm
@@ -105,8 +105,12 @@ class Breaker(Service):
                 continue
             try:
                 lease = open_arm_lease(self._armed, self.ctx.trust, EXECUTION, self.ctx.clock())
+            except LeaseOver as exc:
+                self.ctx.notice(exc.code, f"execution is armed no more: {exc.text}")
+                self._armed = ""
+                continue
             except (Unverified, Malformed) as exc:  # what stands in history need not be a note at all
-                self.ctx.log.info("lease is over", code=exc.code, text=exc.text)
+                self.ctx.log.warning("lease is none", code=exc.code, text=exc.text)
                 self._armed = ""
                 continue
             self._publish([(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=self._armed))])

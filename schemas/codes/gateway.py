@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallystick.schemas.codes.code import DEAD, DENIAL, ERROR, NOTICE, REFUSAL, Code
+from tallystick.schemas.codes.code import DENIAL, ERROR, NOTICE, REFUSAL, Code
 
 _LIMIT: Final = "Send a smaller order, or raise the limit in `[limits]` and have it signed with `tallystick admit DIR`."
 _POLICY: Final = "Correct the file in `DIR/policy` at the place that the line names."
@@ -55,8 +55,14 @@ CODES: Final = (
         "Arm it with `tallystick arm DIR --hours 8`.",
     ),
     Code(
+        "LEASE_EARLY",
+        REFUSAL,
+        "The operator's lease for execution begins in a moment, by the clock of who was asked.",
+        "Set the clocks of both machines (NTP), and arm it again.",
+    ),
+    Code(
         "LEASE_EXPIRED",
-        DENIAL | DEAD,
+        DENIAL | REFUSAL | NOTICE,
         "The operator's lease for execution is over or has not begun.",
         "Arm it again with `tallystick arm DIR --hours 8`.",
     ),

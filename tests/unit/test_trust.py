@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.leases import LeaseBook
 from tallystick.schemas.trust import (
     HOUR_NS,
     ArmLease,
@@ -107,9 +108,19 @@ def test_a_lease_arms_its_component_from_start_to_end() -> None:
     note = sign_document(LEASE, OPERATOR)
     assert open_arm_lease(note, ROOT, "execution", NOW) == LEASE
     assert open_arm_lease(note, ROOT, "execution", LEASE.until - 1) == LEASE
-    assert refusal(note, NOW - 1) == "LEASE_EXPIRED"
+    assert refusal(note, NOW - 1) == "LEASE_EARLY"
     assert refusal(note, LEASE.until) == "LEASE_EXPIRED"
     assert refusal(note, component="gateway") == "ARM_LEASE_SCOPE"
+
+
+def test_a_lease_that_begins_in_a_moment_holds_when_that_has_come() -> None:
+    """A receiver whose clock was a little behind forgot it without a word."""
+    book = LeaseBook(ROOT)
+    venue = LEASE.venues[0]
+    book.learn("execution", sign_document(LEASE, OPERATOR), LEASE.start - 1)
+    assert not book.holds(venue, LEASE.start - 1)
+    assert book.holds(venue, LEASE.start)
+    assert not book.holds(venue, LEASE.until)
 
 
 def test_a_lease_of_another_deployment_or_signer_arms_nothing() -> None:
