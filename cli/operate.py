@@ -6,6 +6,7 @@ The functions are what the commands of `main` call; they raise `TallystickError`
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -44,6 +45,7 @@ from tallystick.schemas.trust import (
 
 HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
+AGAIN_S: Final = 0.1
 
 
 async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> int:
@@ -135,21 +137,36 @@ async def _authority(deployment: Deployment, keystore: Keystore, path: str, requ
         keystore[layout.passphrase_name(layout.OPERATOR)],
     )
     url = f"https://{config.host}:{config.authority.port}{path}"
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
-            http.post(url, data=msgspec.json.encode(request), ssl=tls) as response,
-        ):
-            body = await response.read()
-    except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-        raise ConfigError("AUTHORITY_UNREACHABLE", f"{url}: {type(exc).__name__}; is the deployment up?") from exc
-    if response.status != HTTPStatus.OK:
+    status, body = await _post(url, msgspec.json.encode(request), tls)
+    if status != HTTPStatus.OK:
         try:
             refusal = msgspec.json.decode(body, type=SessionRefusal)
         except NOT_DECODED:
-            refusal = SessionRefusal("AUTHORITY_REFUSED", f"{url} answered {response.status}")
+            refusal = SessionRefusal("AUTHORITY_REFUSED", f"{url} answered {status}")
         raise ConfigError(refusal.code, refusal.text)
     return body
+
+
+async def _post(url: str, body: bytes, tls: ssl.SSLContext) -> tuple[int, bytes]:
+    """Status and body.  Raises `ConfigError`.
+
+    Somebody may be crowding the door: the operator tries again, where the connection was not even made.
+    """
+    ends = time.monotonic() + REVOKE_S
+    while True:
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
+                http.post(url, data=body, ssl=tls) as response,
+            ):
+                return response.status, await response.read()
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+            cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else None
+            if cause is None or isinstance(cause, ConnectionRefusedError) or time.monotonic() > ends:
+                raise ConfigError(
+                    "AUTHORITY_UNREACHABLE", f"{url}: {type(cause or exc).__name__}; is the deployment up?"
+                ) from exc
+            await asyncio.sleep(AGAIN_S)
 
 
 async def _standing(deployment: Deployment, keystore: Keystore, component: str) -> StandingAnswer:

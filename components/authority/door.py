@@ -1,9 +1,9 @@
 """The authority's HTTPS door: who crowds it keeps nobody else out, and never delays the list of sessions.
 
-- Connections are taken as they come and wait for their handshake, at most `MAX_WAITING`: the newest goes first; above
-  that the source that has most loses its oldest.
-- Handshakes are begun at `PER_SECOND`, each has `HANDSHAKE_S`, and `MAX_SHAKING` are under way: above that the oldest has
-  to go.  So who says nothing holds no place for longer than it takes the next ones to come.
+- Connections are taken as they come.  Nothing is done for one before its first byte is there, and without one it is
+  closed after `FIRST_S`.  At most `MAX_WAITING` wait for it: above that the source that has most loses its oldest.
+- Handshakes are begun at `PER_SECOND`, the newest first, each has `HANDSHAKE_S`, and `MAX_SHAKING` are under way: above
+  that the oldest has to go.  So who says nothing, or half of something, holds no place that others need.
 - A certificate's component has `PER_COMPONENT` connections: above that its oldest is closed.
 - What a component asks above its rate waits (`Pace`), on its own connections alone.
 
@@ -27,8 +27,9 @@ BACKLOG: Final = 1024
 AT_ONCE: Final = 64
 MAX_WAITING: Final = 256
 # A desk of a hundred components needs one in some seconds, and all of them at its start.
-PER_SECOND: Final = 50.0
+PER_SECOND: Final = 100.0
 BURST: Final = 100.0
+FIRST_S: Final = 2.0
 MAX_SHAKING: Final = 32
 HANDSHAKE_S: Final = 2.0
 PER_COMPONENT: Final = 8
@@ -70,7 +71,9 @@ class Door:
         self._tls = tls
         self._deployment = deployment
         self._tasks = Tasks(tasks)
-        self._waiting: deque[tuple[socket.socket, str]] = deque()
+        # socket -> (where it comes from, when it came), the oldest first
+        self._mute: dict[socket.socket, tuple[str, float]] = {}
+        self._waiting: deque[socket.socket] = deque()
         self._came = asyncio.Event()
         self._shaking: dict[asyncio.Task[None], None] = {}
         self._inside: dict[str, deque[asyncio.Transport]] = {}
@@ -92,13 +95,17 @@ class Door:
         self._listener = listener
         self._tasks.start(self._accept(listener), "door")
         self._tasks.start(self._begin(), "handshakes")
+        self._tasks.start(self._close_the_mute(), "mute")
 
     async def close(self) -> None:
         """Let nobody in any more.  Who is inside is the server's to close."""
         await self._tasks.end()
         if self._listener is not None:
             self._listener.close()
-        for its, _ in self._waiting:
+        for its in [*self._mute]:
+            self._forget(its)
+            its.close()
+        for its in self._waiting:
             its.close()
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -115,14 +122,33 @@ class Door:
                 await asyncio.sleep(EXHAUSTED_S)
             for its, address in came:
                 its.setblocking(False)
-                self._waiting.append((its, str(address[0])))
-                self._came.set()
-            while len(self._waiting) > MAX_WAITING:
-                ((most, _),) = Counter(source for _, source in self._waiting).most_common(1)
-                out = next(entry for entry in self._waiting if entry[1] == most)
-                self._waiting.remove(out)
-                out[0].close()
+                self._mute[its] = (str(address[0]), loop.time())
+                loop.add_reader(its, self._heard, its)
+            while len(self._mute) > MAX_WAITING:
+                most, _ = Counter(source for source, _ in self._mute.values()).most_common(1)[0]
+                out = next(its for its, (source, _) in self._mute.items() if source == most)
+                self._forget(out)
+                out.close()
             await asyncio.sleep(0)
+
+    def _forget(self, its: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(its)
+        del self._mute[its]
+
+    def _heard(self, its: socket.socket) -> None:
+        self._forget(its)
+        self._waiting.append(its)
+        if len(self._waiting) > MAX_WAITING:
+            self._waiting.popleft().close()
+        self._came.set()
+
+    async def _close_the_mute(self) -> None:
+        while True:
+            await asyncio.sleep(FIRST_S / 4)
+            since = asyncio.get_running_loop().time() - FIRST_S
+            for its in [its for its, (_, came) in self._mute.items() if came < since]:
+                self._forget(its)
+                its.close()
 
     async def _begin(self) -> None:
         while True:
@@ -132,7 +158,7 @@ class Door:
             await self._pace.wait("")
             if not self._waiting:
                 continue
-            its, _ = self._waiting.pop()
+            its = self._waiting.pop()
             if len(self._shaking) >= MAX_SHAKING:
                 next(iter(self._shaking)).cancel()
             task = self._tasks.start(self._shake(its), "handshake")
