@@ -22,9 +22,10 @@ import msgspec
 from aiohttp import web
 
 from tallystick.components.authority.broker import BrokerAdmin
-from tallystick.components.authority.door import ASKS_BURST, ASKS_PER_SECOND, Door, Pace
+from tallystick.components.authority.door import Door
 from tallystick.components.authority.issuer import Issued, Issuer
 from tallystick.components.authority.quota import Quotas
+from tallystick.components.authority.reception import Reception
 from tallystick.components.authority.revocations import Revocations
 from tallystick.infra.nats.claims import Accounts
 from tallystick.runtime.bus.received import Received
@@ -32,7 +33,6 @@ from tallystick.runtime.deployment.folder import (
     KEY_ACTIVATION,
     KEY_OPERATOR,
     KEY_SYSTEM_ROLE,
-    OPERATOR,
     Deployment,
     passphrase_name,
     pin_name,
@@ -109,8 +109,6 @@ class Authority(OwnSource):
         self._lock = asyncio.Lock()
         self._history: list[Received] = []
         self._runner: web.AppRunner | None = None
-        self._refused: dict[str, int] = {}
-        self._asks = Pace(ASKS_BURST, ASKS_PER_SECOND)
         # credential hash -> (SHA-256 of the certificate that it was issued to, when it expires)
         self._certificates: dict[bytes, tuple[bytes, int]] = {}
 
@@ -421,6 +419,7 @@ class Authority(OwnSource):
             deployment.key("authority"),
             self._setup.secrets[passphrase_name("authority")],
         )
+        self._reception = Reception(ctx, deployment.name)
         app = web.Application(client_max_size=MAX_REQUEST)
         app.router.add_post("/v1/session", self._on_session)
         app.router.add_post("/v1/end", self._on_end)
@@ -437,22 +436,20 @@ class Authority(OwnSource):
 
     async def _on_session(self, request: web.Request) -> web.Response:
         try:
-            component, der = self._peer(request)
-            await self._asks.wait(component)
+            component, der = await self._reception.enter(request)
             self._revocations.require_allowed(component, pki.issued_at(der))
             certificate = pki.fingerprint(der)
             asked = decode_request(await request.read())
             boot, key = self._issuer.check(asked, component, certificate)
             credential = await self.hand_out(component, boot, key, der)
         except TallystickError as exc:
-            return self._refuse(request, exc)
+            return self._reception.refuse(request, exc)
         return web.Response(body=msgspec.json.encode(SessionAnswer(credential=credential)))
 
     async def _on_end(self, request: web.Request) -> web.Response:
         ctx = self._context()
         try:
-            component, der = self._peer(request)
-            await self._asks.wait(component)
+            component, der = await self._reception.enter(request)
             asked = decode_request(await request.read())
             boot, key = self._issuer.check(asked, component, pki.fingerprint(der))
             async with self._lock:
@@ -460,12 +457,12 @@ class Authority(OwnSource):
                 await ctx.publish(subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped"))
                 self._publish_list()
         except TallystickError as exc:
-            return self._refuse(request, exc)
+            return self._reception.refuse(request, exc)
         return web.Response(body=b"{}")
 
     async def _on_revoke(self, request: web.Request) -> web.Response:
         try:
-            await self._require_operator(request)
+            await self._reception.enter_operator(request)
             note = decode_revocation(await request.read()).note
             async with self._lock:
                 # Crash after this: it is in force at the next start, which says so on the bus.
@@ -475,44 +472,19 @@ class Authority(OwnSource):
                 await self._revoked(ended, f"revoked by the operator: {said.reason}"[:MAX_REASON])
                 await asyncio.wait((stored,), timeout=ANNOUNCE_S)
         except TallystickError as exc:
-            return self._refuse(request, exc)
+            return self._reception.refuse(request, exc)
         return web.Response(body=msgspec.json.encode({"revoked": len(ended)}))
 
     async def _on_standing(self, request: web.Request) -> web.Response:
         try:
-            await self._require_operator(request)
+            await self._reception.enter_operator(request)
             component = decode_standing(await request.read()).component
             self._setup.trust.component(component)
         except TallystickError as exc:
-            return self._refuse(request, exc)
+            return self._reception.refuse(request, exc)
         said = self._revocations.standing(component)
         answer = StandingAnswer(0, revoked=False) if said is None else StandingAnswer(said.number, said.revoked)
         return web.Response(body=msgspec.json.encode(answer))
-
-    async def _require_operator(self, request: web.Request) -> None:
-        component, _ = self._peer(request)
-        await self._asks.wait(component)
-        if component != OPERATOR:
-            raise Unverified("IDENTITY", f"{component} may not revoke: only the operator's certificate does")
-
-    def _peer(self, request: web.Request) -> tuple[str, bytes]:
-        transport = request.transport
-        ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
-        der = ssl_object.getpeercert(binary_form=True) if ssl_object is not None else None
-        if not der:
-            raise Unverified("CLIENT_CERTIFICATE", "no client certificate")
-        return pki.spiffe_component(der, self._setup.deployment.name), der
-
-    def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
-        ctx = self._context()
-        ctx.metrics.add("sessions_refused")
-        # One notice a second of each kind: refusals that come in floods do not push out what else was said.
-        second = ctx.clock() // 1_000_000_000
-        if self._refused.get(exc.code) != second:
-            self._refused[exc.code] = second
-            ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
-        body = msgspec.json.encode({"code": exc.code, "text": exc.text})
-        return web.Response(status=403, body=body)
 
     def _context(self) -> ServiceContext:
         if self._ctx is None:
