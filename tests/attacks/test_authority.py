@@ -320,6 +320,24 @@ async def test_who_copied_a_certificate_gets_nothing_with_it_after_the_revocatio
         assert await steal(desk) == "COMPONENT_REVOKED"
 
 
+async def test_a_revoked_component_keeps_nobody_from_starting_and_starts_with_its_new_key(
+    lasting: tuple[Deployment, Keystore],
+) -> None:
+    deployment, keystore = lasting
+    component = "strategy-beta"
+
+    def state(desk: Running) -> str:
+        return next(s.state for s in desk.supervisor.states if s.name == component)
+
+    async with running(*lasting, component) as desk:
+        await operate.revoke(deployment, keystore, component, "its host was entered")
+        await until(lambda: state(desk) == "revoked", "its process's end", 20)
+    async with running(*lasting, component) as desk:
+        await until(lambda: state(desk) == "revoked", "its process's end", 20)
+        await operate.reinstate(deployment, keystore, component, "its host was made anew")
+        await until(lambda: state(desk) == "ready", "its start", 30)
+
+
 async def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(
     lasting: tuple[Deployment, Keystore],
 ) -> None:
