@@ -312,6 +312,7 @@ def api_key(
 def commands() -> typer.Typer:
     """Every command.  The parts are read when they are asked for: a signal meanwhile is no traceback."""
     from tallystick.cli.audit import app as audit
+    from tallystick.cli.correct import app as correct
     from tallystick.cli.explain import explain
     from tallystick.cli.replay import EXAMPLES, replay
     from tallystick.infra.nats.cli import app as topology
@@ -322,6 +323,7 @@ def commands() -> typer.Typer:
         explain
     )
     app.add_typer(audit, name="audit")
+    app.add_typer(correct, name="correct")
     app.add_typer(topology, name="topology")
     return app
 

@@ -30,7 +30,7 @@ from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.control import ArmRequest, RearmRequest
+from tallystick.schemas.control import ArmRequest, CorrectRequest, RearmRequest
 from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
 from tallystick.schemas.trust import (
@@ -38,6 +38,7 @@ from tallystick.schemas.trust import (
     MAX_REASON,
     OPERATOR_KEY_NAME,
     ArmLease,
+    Correction,
     Rearm,
     Revocation,
     sign_document,
@@ -82,7 +83,7 @@ async def status(deployment: Deployment) -> dict[str, Any]:
     return await breaker.status(deployment.run)
 
 
-def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm | Revocation) -> str:
+def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm | Revocation | Correction) -> str:
     """The document as a note of the operator's own key, which lies in the token that no process opens."""
     token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
     try:
@@ -125,6 +126,18 @@ async def rearm(deployment: Deployment, keystore: Keystore, scope: str) -> None:
     document = Rearm(deployment=deployment.name, scope=scope, since=trip["since"])
     note = await asyncio.to_thread(_sign, deployment, keystore, document)
     await breaker.demand(deployment.run, RearmRequest(note=note))
+
+
+async def correct(deployment: Deployment, keystore: Keystore, correction: Correction) -> None:
+    """Set right what the record says of a position or an order, by the operator's signature."""
+    deployment.load_trust()[-1].instrument(correction.venue, correction.symbol)
+    note = await asyncio.to_thread(_sign, deployment, keystore, correction)
+    named = {"strategy": correction.strategy, "venue": correction.venue, "symbol": correction.symbol}
+    answer = await breaker.demand(deployment.run, CorrectRequest(note=note, **named))
+    if not answer["stored"]:
+        raise ConfigError(
+            "CORRECTION_UNSTORED", "the broker has not confirmed it: look at `tallystick audit sql` before again"
+        )
 
 
 async def _authority(deployment: Deployment, keystore: Keystore, path: str, request: Any) -> bytes:

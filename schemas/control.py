@@ -5,9 +5,10 @@ One request a line, one answer a line, JSON::
     {"op":"kill","scope":"all","reason":"drill"}      {"ok":true,"tripped":[…]}
     {"op":"rearm","note":"…"}                         {"ok":false,"code":"REARM_OTHER_TRIP","text":"…"}
     {"op":"arm","note":"…"}
+    {"op":"correct","note":"…","strategy":"…","venue":"…","symbol":"…"}
     {"op":"status"}
 
-Re-arming and arming carry the operator's signature: whoever reaches the socket without it can only halt.
+Re-arming, arming and correcting carry the operator's signature: whoever reaches the socket without it can only halt.
 """
 
 from __future__ import annotations
@@ -44,11 +45,20 @@ class ArmRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
     note: str
 
 
+class CorrectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="correct"):
+    """Publish the operator-signed `note` (a `trust.Correction`) on the subject that it names."""
+
+    note: str
+    strategy: str
+    venue: str
+    symbol: str
+
+
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="status"):
     """What is tripped, and how long execution is armed."""
 
 
-Request = Kill | RearmRequest | ArmRequest | Status
+Request = Kill | RearmRequest | ArmRequest | CorrectRequest | Status
 
 _decoder = msgspec.json.Decoder(Request, strict=True)
 

@@ -279,3 +279,9 @@ class Balance(Event, frozen=True, array_like=True, kw_only=True, tag="balance/1"
         super().__post_init__()
         check_decimal(self.free, "free")
         check_decimal(self.locked, "locked")
+
+
+class Corrected(Event, frozen=True, array_like=True, kw_only=True, tag="order.correction/1"):
+    """An operator sets right what the record says of an order or a position: `[…, note]` (see `trust.Correction`)."""
+
+    note: str

@@ -105,6 +105,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("order.intent", _STRATEGY, ORDERS),
         Kind("order.decision", _STRATEGY, ORDERS),
         Kind("order.event", _STRATEGY, ORDERS),
+        Kind("order.correction", _STRATEGY, ORDERS),
         Kind("fill", _STRATEGY, ORDERS),
         Kind("position", _STRATEGY, ORDERS),
         Kind("balance", ("venue", "asset"), ORDERS),

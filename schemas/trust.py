@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, TypeVar
@@ -30,7 +31,7 @@ from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.limits import LimitBook, LimitRow
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.note import open_note, sign_note
-from tallystick.schemas.subjects import KINDS, check_name, matches
+from tallystick.schemas.subjects import KINDS, Subject, check_name, matches
 
 HOUR_NS: Final = 3_600_000_000_000
 # An arming lease lasts a working day at the most (design: 12 hours).
@@ -241,8 +242,76 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
 
 
-Document = TrustRoot | ArmLease | Rearm | Revocation
-D = TypeVar("D", TrustRoot, ArmLease, Rearm, Revocation)
+class Correction(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An operator sets right what the record says of `strategy` in one instrument; amounts are base units, exact.
+
+    - A position: it is `position` where it was taken for `was`; whoever holds it for anything else changes nothing.
+    - An order: the one of intent `intent_id` (hex) has ended, with `executed`.
+
+    What does not apply is "".  `issued` (Unix ns) rises from one correction of a position to the next: none counts twice.
+    """
+
+    kind: Literal["tallystick-correction/1"] = "tallystick-correction/1"
+    deployment: str
+    strategy: str
+    venue: str
+    symbol: str
+    issued: int
+    reason: str
+    was: str = ""
+    position: str = ""
+    intent_id: str = ""
+    executed: str = ""
+
+    def __post_init__(self) -> None:
+        position, order = (bool(self.was), bool(self.position)), (bool(self.intent_id), bool(self.executed))
+        if (all(position), any(order)) != (True, False) and (any(position), all(order)) != (False, True):
+            raise Malformed(
+                "CORRECTION", "a correction is of a position (was, position) or an order (intent_id, executed)"
+            )
+        for text in filter(None, (self.was, self.position, self.executed)):
+            _amount(text)
+        if self.executed and self.done < 0:
+            raise Malformed("CORRECTION", f"executed is {self.executed}: not below zero")
+        if self.intent_id and (len(self.intent_id) != 32 or self.order.hex() != self.intent_id):
+            raise Malformed("CORRECTION", f"intent_id is {self.intent_id[:48]!r}: 32 lower-case hex digits")
+        if self.issued < 0 or len(self.reason) > 400:
+            raise Malformed("CORRECTION", "issued is Unix ns, reason has at most 400 characters")
+
+    @property
+    def before(self) -> Decimal:
+        """The position that it is corrected from."""
+        return _amount(self.was)
+
+    @property
+    def after(self) -> Decimal:
+        """The position that it is."""
+        return _amount(self.position)
+
+    @property
+    def done(self) -> Decimal:
+        """What of the order was executed."""
+        return _amount(self.executed)
+
+    @property
+    def order(self) -> bytes:
+        """The order's intent; empty for a position."""
+        try:
+            return bytes.fromhex(self.intent_id)
+        except ValueError as exc:
+            raise Malformed("CORRECTION", f"intent_id is {self.intent_id[:48]!r}: 32 lower-case hex digits") from exc
+
+
+def _amount(text: str) -> Decimal:
+    if not re.fullmatch(r"-?[0-9]{1,20}(\.[0-9]{1,18})?", text):
+        raise Malformed("CORRECTION", f"{text[:48]!r} is no plain decimal of at most 20 and 18 digits")
+    value = Decimal(text)
+    check_decimal(value, "amount")
+    return value
+
+
+Document = TrustRoot | ArmLease | Rearm | Revocation | Correction
+D = TypeVar("D", TrustRoot, ArmLease, Rearm, Revocation, Correction)
 
 
 def public_key_bytes(text: str) -> bytes:
@@ -397,3 +466,16 @@ def open_revocation(note: str, root: TrustRoot) -> Revocation:
         raise Unverified("REVOCATION_SCOPE", "nobody would hear that the authority is admitted again: stop it instead")
     root.component(revocation.component)
     return revocation
+
+
+def open_correction(note: str, root: TrustRoot, where: Subject) -> Correction:
+    """The correction in `note` if an operator of `root` signed it for this deployment and the instrument of `where`.
+
+    Raises `Malformed` or `Unverified`.
+    """
+    text, _ = open_note(note, root.operator_keys)
+    correction = _decode(text, Correction)
+    named = (correction.deployment, correction.strategy, correction.venue, correction.symbol)
+    if named != (root.deployment, where.strategy, where.venue, where.symbol):
+        raise Unverified("CORRECTION_SCOPE", f"a correction of {' '.join(named)[:200]}, published on {where.text}")
+    return correction

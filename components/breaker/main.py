@@ -26,11 +26,12 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
-from tallystick.schemas.control import SOCKET, ArmRequest, Kill, RearmRequest, Request
+from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, Kill, RearmRequest, Request
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
+from tallystick.schemas.orders import Corrected
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
-from tallystick.schemas.trust import open_arm_lease, open_rearm
+from tallystick.schemas.trust import open_arm_lease, open_correction, open_rearm
 
 BEAT_S: Final = 0.25
 ARM_S: Final = 10.0
@@ -151,6 +152,10 @@ class Breaker(Service):
             lease = open_arm_lease(request.note, self.ctx.trust, EXECUTION, self.ctx.clock())
             self._armed = request.note
             outputs = [(subject("control.arm", component=lease.component), self.ctx.new(Arm, note=request.note))]
+        elif isinstance(request, CorrectRequest):
+            where = subject("order.correction", strategy=request.strategy, venue=request.venue, symbol=request.symbol)
+            open_correction(request.note, self.ctx.trust, where)
+            outputs = [(where, self.ctx.new(Corrected, note=request.note))]
         else:
             return self._status()
         stored = self._publish([*outputs, self.breakers.heartbeat()])

@@ -43,15 +43,17 @@ from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas import signing
 from tallystick.schemas.errors import ConfigError, TallystickError
-from tallystick.schemas.orders import Decision, OrderEvent
+from tallystick.schemas.orders import Corrected, Decision, OrderEvent
 from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
+from tallystick.schemas.trust import open_correction
 from tallystick.venues import NoAnswer, NotSent, OrderReport, Outcome, Rejected
 from tallystick.venues.client import Lost, Unsent, VenueClient
 
 TICK_S: Final = 0.05
 ANNOUNCED_TAIL: Final = 4_096
+INTENTS_S: Final = 60
 WARM_S: Final = 10.0
 # … until it answered for the first time.
 REACH_S: Final = 0.5
@@ -93,7 +95,9 @@ class Execution(Service):
         ctx.at_stop(self._settled)
         self._intents = Intents(ctx.trust, self._adapter)
         self._orders = Orders([(name, symbol) for symbol in self._symbols], ctx.clock())
-        ctx.subscribe(["order.intent.>", "order.decision.>", "order.event.>"], self._on_order, start="all")
+        ctx.subscribe(["order.decision.>", "order.event.>", "order.correction.>"], self._on_order, start="all")
+        # Older ones answer no permit that still holds: at a start whatever strategies sent before is passed over unread.
+        ctx.subscribe("order.intent.>", self._on_order, start="all", newest_s=INTENTS_S)
         ctx.subscribe("control.breaker.>", self._on_breaker)
         # Far enough back to know whose sessions were announced when something comes late or from recent history.
         ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
@@ -130,6 +134,8 @@ class Execution(Service):
         for event in received.events:
             if isinstance(event, Decision):
                 self._do(self._orders.decided(received.subject, event, now, late or self._take(received, event)))
+            elif isinstance(event, Corrected):
+                self._do(self._orders.corrected(open_correction(event.note, self._ctx.trust, received.subject), now))
             elif isinstance(event, OrderEvent) and received.statement.boot != self._ctx.boot:
                 self._do(self._orders.remembered(received.subject, event, now))
 

@@ -58,6 +58,7 @@ from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import Signed
 from tallystick.schemas.standing import Standing
 from tallystick.schemas.subjects import Subject
+from tallystick.schemas.trust import Correction
 from tallystick.venues import SKEW_NS, VALID_NS, NoAnswer, NotFound, NotSent, OrderReport, Outcome, Rejected
 
 # Silence of the breaker beyond this means that everything is tripped.
@@ -152,6 +153,15 @@ class Orders:
             # The last words of a predecessor that we took to be silent.
             effects += self._unknown(order, now, "RECOVERED", "found in our history")
         return effects
+
+    def corrected(self, correction: Correction, now: int) -> list[Effect]:
+        """The operator says how an order ended; one of a position changes nothing here."""
+        order = self._orders.get(correction.order)
+        if order is None or order.final or order.strategy != correction.strategy:
+            return []
+        order.executed = correction.done
+        ended = self._end(order, "closed", now, "CORRECTED", correction.reason)
+        return ended if self._recovered else []
 
     def recover(self, now: int) -> list[Effect]:
         """All history was read: take up every order where it was left."""

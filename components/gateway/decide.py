@@ -54,6 +54,7 @@ from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.market import FeedStatus, Trade
 from tallystick.schemas.orders import (
     CancelIntent,
+    Corrected,
     Decision,
     Denial,
     Fill,
@@ -68,7 +69,7 @@ from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import Subject
-from tallystick.schemas.trust import Instrument, TrustRoot, require_current
+from tallystick.schemas.trust import Instrument, TrustRoot, open_correction, require_current
 
 CUSTODY: Final = "custody"
 # Where the portfolio books what no permit covers; the breaker trips on it, and no limit is asked of it.
@@ -136,6 +137,9 @@ class Gateway:
                 self.on_decision(subject, event)
             elif isinstance(event, OrderEvent):
                 self._alarm(self.exposure.apply_event(subject.strategy, event))
+            elif isinstance(event, Corrected):
+                correction = open_correction(event.note, self._trust, subject)
+                self._alarm(self.exposure.correct(subject, self._quote(subject), correction))
             elif isinstance(event, Fill) and subject.strategy != UNKNOWN:
                 self._alarm(self.exposure.apply_fill(subject, self._quote(subject), event))
             elif isinstance(event, Position) and subject.strategy != UNKNOWN:

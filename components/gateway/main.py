@@ -68,7 +68,9 @@ class GatewayProcess(Service):
         ctx.log.info("policy", digest=policy.digest.hex(), folder=str(deployment.policy))
         ctx.subscribe(("md.trade.>", "ref.market.>"), self._on_market, MARKET_TAIL)
         ctx.subscribe(("control.breaker.>", "control.arm.>"), self._on_control, SECURITY_TAIL)
-        ctx.subscribe(("order.decision.>", "order.event.>", "fill.>", "position.>"), self._on_orders, "all")
+        ctx.subscribe(
+            ("order.decision.>", "order.event.>", "order.correction.>", "fill.>", "position.>"), self._on_orders, "all"
+        )
         ctx.subscribe("order.intent.>", self._on_intent, "all", newest_s=INTENTS_S)
 
     async def ready(self) -> None:

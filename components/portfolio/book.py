@@ -37,6 +37,7 @@ from tallystick.schemas.event import Event, check_decimal
 from tallystick.schemas.orders import Decision, Fee, Fill, OrderEvent, Position, VenueOrder, moved
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import Subject, subject
+from tallystick.schemas.trust import Correction
 from tallystick.venues import FillReport
 
 UNKNOWN: Final = "unknown"
@@ -155,6 +156,7 @@ class Book:
         self._ids: dict[tuple[str, str], _Ids] = {}
         self._waiting: dict[tuple[str, str], deque[tuple[FillReport, int]]] = {}
         self._first_permit: dict[tuple[str, str], int] = {}
+        self._corrected: dict[tuple[str, str, str], int] = {}
         self._stated: dict[tuple[str, str, str], tuple[int, Decimal]] = {}
 
     def position(self, strategy: str, venue: str, symbol: str) -> Holding:
@@ -202,6 +204,26 @@ class Book:
     def stated(self, where: Subject, position: Position) -> None:
         """A position of our own history."""
         self._stated[where.strategy, where.venue, where.symbol] = (position.fills, position.qty)
+
+    def correct(self, where: Subject, correction: Correction) -> list[Output]:
+        """The operator says what a position is, or how an order ended; what is stated then, in order."""
+        if correction.order:
+            for (_, client_order_id), permit in list(self._permits.items()):
+                if permit.intent_id == correction.order and permit.strategy == where.strategy:
+                    filled = EXACT.subtract(permit.quantity, permit.left)
+                    still = max(_ZERO, EXACT.subtract(correction.done, filled))
+                    self._use(permit, client_order_id, EXACT.subtract(permit.left, min(still, permit.left)))
+            return []
+        key = (where.strategy, where.venue, where.symbol)
+        held = self._holdings.get(key, Holding())
+        if correction.issued <= self._corrected.get(key, -1) or held.qty not in (correction.before, correction.after):
+            return []  # the gateway tells of what does not fit
+        self._corrected[key] = correction.issued
+        if held.qty != correction.after:
+            average = held.average_price if correction.after else _ZERO
+            self._holdings[key] = msgspec.structs.replace(held, qty=correction.after, average_price=average)
+            self._stated.pop(key, None)
+        return [self._position(key, self._holdings[key], ())] if key in self._holdings else []
 
     def resume(self) -> list[Output]:
         """History has ended: positions whose fill was stored, but not they, before a crash."""

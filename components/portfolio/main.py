@@ -24,8 +24,9 @@ from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_na
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.orders import Balance, Decision, Fill, OrderEvent, Position
+from tallystick.schemas.orders import Balance, Corrected, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import subject
+from tallystick.schemas.trust import open_correction
 from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
 
 TICK_S: Final = 0.25
@@ -73,7 +74,7 @@ class Portfolio(Service):
         self._down = ""
         self._stream = self._connect(ctx, self)
         ctx.subscribe(
-            ("order.decision.>", "order.event.>", "fill.>", "position.>"),
+            ("order.decision.>", "order.event.>", "order.correction.>", "fill.>", "position.>"),
             self._on_orders,
             start="all",
         )
@@ -96,6 +97,9 @@ class Portfolio(Service):
                 self._publish(self.book.on_decision(where, event, self.ctx.clock()))
             elif isinstance(event, OrderEvent):
                 self.book.on_order_event(where, event)
+            elif isinstance(event, Corrected):
+                stated = self.book.correct(where, open_correction(event.note, self.ctx.trust, where))
+                self._publish(stated if self._resumed else ())
             elif isinstance(event, Fill) and not self._resumed:
                 self.book.restore(where, event)
             elif isinstance(event, Position) and not self._resumed:

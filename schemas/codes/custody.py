@@ -195,6 +195,12 @@ CODES: Final = (
         _CUSTODY,
     ),
     Code(
+        "CORRECTED",
+        ORDER,
+        "The operator said how the order ended.",
+        "Nothing: the record holds the operator's note, and why.",
+    ),
+    Code(
         "ORDER_WITHOUT_PERMIT",
         NOTICE,
         "The record holds events of an order that no decision permits; they are without effect.",

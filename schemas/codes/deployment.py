@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tallystick.schemas.codes.code import ERROR, NOTICE, Code
+from tallystick.schemas.codes.code import DEAD, ERROR, NOTICE, Code
 
 _TOML: Final = "The line names key and file: correct it in `deployment.toml`."
 _DEFECT: Final = "It is a defect to report."
@@ -168,5 +168,23 @@ CODES: Final = (
         ERROR,
         "A document is missing, or has no place for a generated table.",
         "Run the command from a checkout, or name its `docs` folder.",
+    ),
+    Code(
+        "CORRECTION",
+        ERROR | DEAD,
+        "A correction that says too much, too little, or no plain number.",
+        "Look at the numbers.",
+    ),
+    Code(
+        "CORRECTION_SCOPE",
+        ERROR | DEAD,
+        "An operator's correction on the subject of another strategy or instrument, or of another deployment.",
+        "Find out who published it: the operator's notes are somewhere that they should not be.",
+    ),
+    Code(
+        "CORRECTION_UNSTORED",
+        ERROR,
+        "The breaker took a correction, and the broker has not confirmed it.",
+        "Look whether it is on record (`tallystick audit sql`) before you sign another one.",
     ),
 )

@@ -31,6 +31,12 @@ CODES: Final = (
         "Look for a loop in the strategy; raise `messages_per_second` or `burst` if it is meant to send so much.",
     ),
     Code(
+        "CORRECTION_PASSED_OVER",
+        NOTICE,
+        "The operator's correction of a position does not fit the position that the gateway counts, or counted before.",
+        "Look at the position again and sign another one.",
+    ),
+    Code(
         "POSITION_DIFFERS",
         NOTICE,
         "The portfolio states another position than the fills with permits add up to.",

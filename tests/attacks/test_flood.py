@@ -1,4 +1,7 @@
-"""A strategy that floods the broker is cut off, revoked and tripped at once; what the others ask for is answered in time."""
+"""A strategy that floods the broker is cut off, revoked and tripped at once; what the others ask for is answered in time.
+
+What it left wrong, the operator corrects.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import nats.errors
 import pytest
 
@@ -16,10 +20,11 @@ from tallystick.cli import operate
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.bounds import MAX_INTENT_AGE_NS, SECOND
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
-from tallystick.schemas.orders import Decision, Intent
+from tallystick.schemas.orders import Corrected, Decision, Intent
 from tallystick.schemas.security import BreakerHeartbeat, Notice
+from tallystick.schemas.trust import Correction, open_correction
 from tests.support.deployment import Running, make, running
 from tests.support.waiting import until
 
@@ -117,3 +122,29 @@ async def test_a_flooding_strategy_is_cut_off_and_tripped_and_the_others_are_ans
     await until(lambda: beta.tripped == (), "the re-arming", 10)
     again = await desk.context("strategy-alpha")
     await asyncio.wait_for(again.publish(XRP, again.new(Intent, side="buy", type="market", qty=Decimal(1))), 10)
+
+
+async def test_the_operators_correction_is_an_event_that_all_can_read(desk: Running) -> None:
+    seen: list[Received] = []
+    reader = await desk.context("console")
+    reader.subscribe("order.correction.>", seen.append)
+    reader.open()
+    await reader.caught_up()
+    correction = Correction(
+        deployment=desk.deployment.name,
+        strategy="alpha",
+        venue="paper",
+        symbol="XRP/ETH",
+        issued=time.time_ns(),
+        reason="a false fill",
+        was="500000",
+        position="0",
+    )
+    await operate.correct(desk.deployment, desk.keystore, correction)
+    await until(lambda: bool(seen), "the correction", 10)
+    (event,) = seen[0].events
+    assert isinstance(event, Corrected)
+    assert open_correction(event.note, reader.trust, seen[0].subject) == correction
+    # The gateway holds nothing, so it is content: no position there was ever wrong.
+    with pytest.raises(ConfigError, match="CORRECTION_SCOPE"):
+        await operate.correct(desk.deployment, desk.keystore, msgspec.structs.replace(correction, deployment="other"))

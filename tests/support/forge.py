@@ -138,6 +138,11 @@ def samples() -> list[tuple[str, str, Event]]:
             ),
         ),
         (
+            "breaker",
+            f"order.correction.{alpha}",
+            orders.Corrected(**base("correction"), note="a note\n\n— operator AAAA\n"),
+        ),
+        (
             "portfolio",
             f"fill.{alpha}",
             orders.Fill(

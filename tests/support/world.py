@@ -25,7 +25,7 @@ PUBLISHES = {
     "gateway": ("order.decision.>", "guard.gateway", "dead.gateway"),
     "execution": ("order.event.>", "guard.execution", "dead.execution"),
     "portfolio": ("fill.>", "position.>", "balance.>", "guard.portfolio", "dead.portfolio"),
-    "breaker": ("control.breaker.>", "control.arm.>", "guard.breaker", "dead.breaker"),
+    "breaker": ("control.breaker.>", "control.arm.>", "order.correction.>", "guard.breaker", "dead.breaker"),
     "audit": ("audit.checkpoint", "guard.audit", "dead.audit"),
     "streams": ("alert.>", "guard.streams", "dead.streams"),
     "witness-one": ("audit.cosignature.one", "guard.witness-one", "dead.witness-one"),

@@ -27,6 +27,7 @@ from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Fill, OrderEvent, Position, Side, moved
 from tallystick.schemas.subjects import Subject
+from tallystick.schemas.trust import Correction
 
 # Custody never signs after expiry, so a submission stored later than this cannot have reached a venue.
 PERMIT_GRACE_NS: Final = 10 * SECOND
@@ -101,6 +102,7 @@ class Exposure:
     """
 
     __slots__ = (
+        "_corrected",
         "_filled",
         "_holdings",
         "_notionals",
@@ -116,6 +118,8 @@ class Exposure:
         self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
         self._filled: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
         self._permitted: OrderedDict[tuple[str, bytes], _Permitted] = OrderedDict()
+        # when the correction of a position was issued that counted last
+        self._corrected: dict[tuple[str, str, str], int] = {}
         self._notionals: dict[tuple[str, str], Decimal] = {}
         self._quantities: dict[tuple[str, str, str, str], Decimal] = {}
         self._holdings: dict[str, dict[tuple[str, str], tuple[str, _Holding]]] = {}
@@ -204,6 +208,26 @@ class Exposure:
             return None
         ours = f"{subject.strategy} holds {qty} {subject.symbol} at {subject.venue} after {fills} fills with permits"
         return Alarm("POSITION_DIFFERS", f"{ours}, the portfolio says {position.qty} after {position.fills}")
+
+    def correct(self, subject: Subject, quote: str, correction: Correction) -> Alarm | None:
+        """Apply the operator's word; an alarm where it does not fit what is counted here."""
+        if correction.order:
+            self._filled.pop((subject.strategy, correction.order), None)
+            order = self.order(subject.strategy, correction.order)
+            if order is not None:
+                self._change(order, executed=min(correction.done, order.qty))
+            return None
+        key = (subject.strategy, subject.venue, subject.symbol)
+        holding = self._holding(subject, quote)
+        if correction.issued <= self._corrected.get(key, -1) or holding.qty not in (
+            correction.before,
+            correction.after,
+        ):
+            text = f"{subject.text}: {correction.was} to {correction.position}, issued {correction.issued}"
+            return Alarm("CORRECTION_PASSED_OVER", f"{text}: the position counted here is {holding.qty}")
+        self._corrected[key] = correction.issued
+        holding.qty = correction.after
+        return None
 
     def expire(self, now: int) -> None:
         """Release permits that expired without a stored submission (see the module docstring)."""
