@@ -49,6 +49,8 @@ HEARTBEAT_S: Final = 1.0
 SECURITY_TAIL: Final = 64
 # Chains of sessions that nobody announced: a thief of a role key mints as many boots as he likes.
 MAX_STRANGERS: Final = 1024
+# Chains of announced sessions before those of boots that ended are looked for.
+MAX_CHAINS: Final = 1024
 # What a notice keeps of its evidence: a digest, a name, a short message.
 MAX_EVIDENCE: Final = 8_192
 # A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
@@ -109,6 +111,7 @@ class BusContext:
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._raw: dict[str, tuple[RawHandler, int]] = {}
         self._chains: dict[str, ReaderChains] = {}
+        self._most_chains: dict[str, int] = {}
         self._applied: dict[str, int] = {}
         self._publishers: dict[str, ChainPublisher] = {}
         self._readers: dict[str, StreamReader] = {}
@@ -440,6 +443,10 @@ class BusContext:
                 # Who was never announced has chains apart: one that claims another's boot uses up nothing of it.
                 if self._announced(verified, delivery):
                     chains.accept(verified)
+                    if len(chains) > self._most_chains.get(stream, MAX_CHAINS):
+                        # What a boot that ended says now is refused for that; only the living need their place.
+                        chains.forget(lambda _, boot: not self.sessions.is_dead(boot))
+                        self._most_chains[stream] = max(MAX_CHAINS, 2 * len(chains))
                 else:
                     if len(strangers) >= MAX_STRANGERS:
                         strangers.forget(lambda *_: False)

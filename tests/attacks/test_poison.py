@@ -15,19 +15,23 @@ import structlog
 from tallystick.components.breaker import main as breaker_main
 from tallystick.components.breaker.main import Breaker
 from tallystick.components.portfolio.book import Book
+from tallystick.runtime.bus import context as bus_context
 from tallystick.runtime.bus.dead import BURST, KEPT_BYTES, MAX_DEAD, RATE
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.schemas import sessions
 from tallystick.schemas.amounts import MAX_PRICE
 from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Decision, OrderEvent, Permit, VenueOrder
-from tallystick.schemas.security import DeadLetter
-from tallystick.schemas.subjects import subject
+from tallystick.schemas.seal import ReaderChains, Statement, Verified
+from tallystick.schemas.security import BootEnded, DeadLetter
+from tallystick.schemas.subjects import parse_subject, subject
 from tests.support import gateway as gateways
-from tests.support.world import NOW, seed, trust_root
+from tests.support.world import NOW, credential, seed, trust_root
 
 WHERE = "order.decision.alpha.paper.XRP-ETH"
 AMOUNTS = ["NaN", "sNaN", "Infinity", "abc", "1E+999999", "-1", "0", "", "1_0", "9" * 30, "٣", "."]
@@ -185,3 +189,38 @@ async def test_letters_that_are_not_taken_do_not_pile_up() -> None:
     await asyncio.sleep(0)
     send(0)
     assert len(waiting) == MAX_DEAD + 1
+
+
+def sealed(credential: Credential, where: str, number: int, *events: Any) -> Verified:
+    """A message as the verifier hands it over."""
+    statement = Statement(
+        deployment="test", component=credential.component, boot=credential.boot, stream="GUARD", seq=0, prev=bytes(32),
+        size=1, root=bytes(32), time=NOW, flags=0, credential=credential.digest,
+    )  # fmt: skip
+    return Verified(
+        subject=parse_subject(where), events=list(events), statement=statement, credential=credential, index=0,
+        leaf=number.to_bytes(32, "big"), digest=number.to_bytes(32, "big"), payload=b"",
+    )  # fmt: skip
+
+
+async def test_boots_without_end_leave_neither_chains_nor_names_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each boot of a component had a chain in every reader, and a name among the dead, for as long as the reader lived."""
+    monkeypatch.setattr(sessions, "MAX_DEAD", 50)
+    monkeypatch.setattr(bus_context, "MAX_CHAINS", 20)
+    made: Any = context()
+    made._subscriptions, made._chains = {"GUARD": []}, {"GUARD": ReaderChains()}
+    made._caught_up = {"GUARD": asyncio.Event()}
+    handle = made._handler("GUARD")
+    alive, authority = credential("gateway")[0], credential("authority")[0]
+    boots = [credential("strategy-alpha", boot=n.to_bytes(16, "big"), jti=str(n))[0] for n in range(300)]
+    for number, one in enumerate([alive, *boots]):
+        opened = sealed(one, f"guard.{one.component}", number)
+        made.verifier = SimpleNamespace(open=lambda *_, opened=opened: opened)
+        await handle(Delivery(f"guard.{one.component}", b"", number + 1, NOW, 0))
+        if one is not alive:
+            over = sealed(authority, f"cred.{one.component}", number, new(BootEnded, boot=one.boot, reason="stopped"))
+            made.sessions.apply(over)
+    assert made.metrics.snapshot().get("dead_letters", 0) == 0
+    assert len(made._chains["GUARD"]) <= 21
+    assert ("gateway", alive.boot) in made._chains["GUARD"]._chains, "the living keep their place"
+    assert len(made.sessions._dead_boots) == 50
