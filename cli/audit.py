@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,13 +18,10 @@ from tallystick.schemas.ids import id_text
 
 if TYPE_CHECKING:
     from tallystick.record.trace import Step
-    from tallystick.record.verify import Report
     from tallystick.schemas.seal import Verifier
 
 app = typer.Typer(no_args_is_help=True, help="Verify the archive, ask it in SQL, trace an order.")
 
-# So many defects are printed; the rest is counted.
-MAX_PRINTED: Final = 50
 _Dir = Annotated[Path, typer.Argument(metavar="DIR", help="A deployment's folder, or an archive.", show_default=False)]
 _Root = Annotated[
     Path | None,
@@ -52,50 +49,42 @@ def _verifiers(directory: Path, root: Path | None) -> list[Verifier]:
 
 
 @app.command(epilog="Example: tallystick audit verify ./desk      exit code 0 clean, 1 tampered, 2 could not run")
-def verify(directory: _Dir, root: _Root = None) -> None:
+def verify(
+    directory: _Dir,
+    root: _Root = None,
+    expect: Annotated[
+        str,
+        typer.Option(
+            "--expect",
+            metavar="CHECKPOINT",
+            help="A checkpoint kept elsewhere, LINES:HASH or a file with it or a signed note: shows whether the end was cut.",
+        ),
+    ] = "",
+) -> None:
     """Verify every seal, chain, row, file and manifest line, from the pinned key alone."""
+    from tallystick.cli.verified import print_report
     from tallystick.record import verify as verifying
-    from tallystick.record.manifest import read_manifest
+    from tallystick.record.checkpoints import parse_expected
     from tallystick.record.place import locate
 
     place = locate(directory, root)
-    total = read_manifest(place.archive).rows
-    if not total and not any(place.archive.iterdir()):
+    expected = parse_expected(expect) if expect else None
+    verification = verifying.Verification(place, expected=expected)
+    if not verification.manifest.count and not any(place.archive.glob("stream=*")):
         # Nobody who emptied the folder is told that all is well.
         raise ConfigError("ARCHIVE_EMPTY", f"{place.archive} holds nothing to verify; did the deployment ever run?")
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("verifying", total=total)
-            report = verifying.verify(
-                place, lambda stream, done: bar.update(task, advance=done, description=f"verifying {stream}")
+            task = bar.add_task("verifying", total=verification.manifest.rows)
+            verification.progress = lambda stream, done: bar.update(
+                task, advance=done, description=f"verifying {stream}"
             )
+            report = verification.run()
     else:
-        report = verifying.verify(place)
-    _report(report)
+        report = verification.run()
+    print_report(place, report)
     raise typer.Exit(0 if report.clean else 1)
-
-
-def _report(report: Report) -> None:
-    for problem in report.problems[:MAX_PRINTED]:
-        print(f"TAMPERED  {shown(str(problem))}")
-    more = len(report.problems) + report.unshown - MAX_PRINTED
-    if more > 0:
-        print(f"TAMPERED  and {more} more")
-    for torn in report.torn:
-        missing = ", ".join(map(str, torn.missing[:16]))
-        where = f"{torn.component}/{torn.boot.hex()[:8]} {torn.stream} seq {torn.seq}"
-        print(f"torn      {where}: index {missing} was never stored, its process ended in the middle of the flush")
-    for note in report.notes:
-        print(f"note      {shown(note)}")
-    for code, count in sorted(report.incidents.items()):
-        print(f"incident  {shown(code)} {count} times: archived as evidence, without effect")
-    counts = ", ".join(f"{report.status[s]} {s}" for s in ("ok", "late", "unlisted", "refused"))
-    print(
-        f"{report.messages} messages ({counts}), {report.events} events, {report.chains} chains, {len(report.torn)} torn, "
-        f"{report.segments} segments, {report.entries} manifest lines, {report.checkpoints} checkpoints"
-    )
-    print("OK: everything verifies" if report.clean else "NOT CLEAN: see the positions above")
 
 
 @app.command(epilog='Example: tallystick audit sql ./desk "select component, count(*) from events group by 1"')

@@ -1,6 +1,7 @@
 """The archive: immutable Parquet segments and the manifest that names them.
 
-    DIR/manifest.jsonl                                    one line a flush or compaction, hash-chained
+    DIR/manifest.jsonl                                    one line a flush or compaction, hash-chained: the last part
+    DIR/manifest/<first line>.jsonl                       the parts before it
     DIR/stream=ORDERS/day=2026-11-22/<first>-<last>-<level>.parquet     sequences of the stream, 16 digits
     DIR/trust/root-1.note …                               the trust roots under which it verifies
     DIR/state                                             the log's state at a manifest line (a cache)
@@ -40,27 +41,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tallystick.record.files import ArchiveError
+from tallystick.record.files import ArchiveError, read_regular
 from tallystick.record.manifest import (
     MANIFEST,
+    MAX_PART,
     TEMPORARY,
+    Carry,
     Entry,
+    Manifest,
     Segment,
     encode_entry,
-    files,
+    find_hash,
+    part_name,
     read_manifest,
+    segment_files,
     segment_name,
     unfinished,
 )
-from tallystick.record.parquet import ROW_GROUP
+from tallystick.record.parquet import PAGE_VALUES, ROW_GROUP
 from tallystick.record.rows import SCHEMA
-from tallystick.runtime.durable import append_durably, sync
+from tallystick.runtime.durable import append_durably, sync, write_durably
 from tallystick.schemas.errors import NOT_DECODED
 
 STATE: Final = "state"
 LOCK: Final = ".lock"
+# The manifest's last part is followed by another one beyond so many bytes, and beyond so many times what that would
+# begin with: so it stays short, and all parts together grow by a quarter at the most.
+PART_BYTES: Final = 1 << 20
+PART_FACTOR: Final = 4
 # Compaction: so many neighbours of one level become one of the next, unless it would be larger than this.
 FAN_IN: Final = 16
+MAX_LEVEL: Final = 99
 MAX_MERGED_ROWS: Final = 4 * ROW_GROUP
 # How long replaced segments stay for readers that opened the manifest before.
 GRACE_NS: Final = 60_000_000_000
@@ -74,8 +85,19 @@ def plan_compaction(segments: Sequence[Segment]) -> list[Segment]:
     """Neighbours (in stream order, of one stream) that should become one segment; empty if none should.
 
     `FAN_IN` neighbours of one day and level are merged while the result stays below `MAX_MERGED_ROWS`,
-    so a row is rewritten at most a few times and a day holds few files.
+    so a row is rewritten at most a few times and a day holds few files.  A day that is over is merged as far as that
+    goes, whatever the levels: so the number of files grows with rows and days alone.
     """
+    for day, group in itertools.groupby(segments, key=lambda s: Path(s.file).parent):
+        held: list[Segment] = []
+        for segment in group if day != Path(segments[-1].file).parent else ():
+            if sum(s.rows for s in held) + segment.rows > MAX_MERGED_ROWS and len(held) > 1:
+                return held
+            if sum(s.rows for s in held) + segment.rows > MAX_MERGED_ROWS:
+                held = []
+            held.append(segment)
+        if len(held) > 1 and max(s.level for s in held) < MAX_LEVEL:
+            return held
     run: list[Segment] = []
     for segment in segments:
         if run and (segment.level != run[-1].level or Path(segment.file).parent != Path(run[-1].file).parent):
@@ -121,6 +143,8 @@ class Archive:
             raise ArchiveError("ARCHIVE_UNUSABLE", f"{directory}: {exc.strerror}") from exc
         try:
             self.manifest = read_manifest(directory)
+            self._part_bytes = self._manifest_bytes()
+            self.manifest.entries.clear()
             if self.manifest.defects:
                 first = self.manifest.defects[0]
                 raise ArchiveError(first.code, f"{directory / MANIFEST} line {first.line}: {first.text}")
@@ -133,6 +157,10 @@ class Archive:
         """Give up the lock."""
         os.close(self._lock_fd)
 
+    def _manifest_bytes(self) -> int:
+        path = self.directory / MANIFEST
+        return path.stat().st_size if path.exists() else 0
+
     def _recover(self) -> Recovery:
         torn = len(self.manifest.torn)
         if torn:  # crashed while appending: no reader has counted the line
@@ -141,13 +169,16 @@ class Archive:
                 file.truncate(path.stat().st_size - torn)
                 os.fsync(file.fileno())
             self.manifest.torn = b""
+        part = self.directory / part_name(self.manifest.first)
+        if part.exists():  # crashed after the last part was kept under its name, before another one took its place
+            part.unlink()
         temporary, orphans = [], []
-        for name in files(self.directory):
-            if name in self.manifest.live:
-                continue
-            if name.endswith(TEMPORARY):  # crashed while writing a segment
+        unnamed = [name for name in segment_files(self.directory) if name not in self.manifest.live]
+        left = unfinished(unnamed, self.manifest)
+        for name in unnamed:
+            if name.endswith(TEMPORARY) and "/" not in name:  # crashed while writing a segment
                 temporary.append(name)
-            elif name in self.manifest.replaced or unfinished(name, self.manifest):
+            elif name in self.manifest.replaced or name in left:
                 orphans.append(name)  # crashed between rename and manifest line, or before replaced files went
             else:
                 continue  # not ours: nothing reads it, `verify` reports it, evidence is not deleted
@@ -180,7 +211,7 @@ class Archive:
             for segment in run
             for batch in pq.ParquetFile(self.directory / segment.file).iter_batches(ROW_GROUP)
         )
-        segment = self._write(stream, run[0].level + 1, parts)
+        segment = self._write(stream, max(s.level for s in run) + 1, parts)
         entry = self._commit((segment,), tuple(s.file for s in run))
         # Crash here: the replaced files are there, but not live; opening removes them.
         self._doomed.extend((now + GRACE_NS, s.file) for s in run)
@@ -197,7 +228,7 @@ class Archive:
     def save_state(self, state: bytes) -> None:
         """Keep the log's state at the manifest's present end, for a quick start (see `load_state`)."""
         with self._lock:
-            data = msgspec.msgpack.encode([len(self.manifest.hashes), self.manifest.head, state])
+            data = msgspec.msgpack.encode([self.manifest.count, self.manifest.head, state])
         temporary = self.directory / (STATE + TEMPORARY)
         temporary.write_bytes(data)
         os.replace(temporary, self.directory / STATE)  # a cache: lost or torn, it is made again from the rows
@@ -206,12 +237,11 @@ class Archive:
         """The newest saved state if it belongs to a line of this manifest, else None."""
         try:
             number, head, state = msgspec.msgpack.decode(
-                (self.directory / STATE).read_bytes(), type=tuple[int, str, bytes]
+                read_regular(self.directory, STATE, MAX_PART), type=tuple[int, str, bytes]
             )
-        except (FileNotFoundError, *NOT_DECODED):
+        except (ArchiveError, *NOT_DECODED):
             return None
-        known = 1 <= number <= len(self.manifest.hashes) and self.manifest.hashes[number - 1] == head
-        return state if known else None
+        return state if number >= 1 and find_hash(self.directory, self.manifest, number) == head else None
 
     def _write(self, stream: str, level: int, parts: Iterable[pa.Table]) -> Segment:
         """Write one segment durably under its final name; it counts only when a manifest line names it."""
@@ -247,17 +277,35 @@ class Archive:
 
     def _commit(self, segments: tuple[Segment, ...], replaces: tuple[str, ...]) -> Entry:
         with self._lock:
-            entry = Entry(len(self.manifest.hashes) + 1, self.manifest.head, segments, replaces)
-            line = encode_entry(entry)
             path = self.directory / MANIFEST
             try:
+                if self._part_bytes > max(PART_BYTES, PART_FACTOR * self.manifest.carry_bytes):
+                    self._begin_part(path)
+                entry = Entry(self.manifest.count + 1, self.manifest.head, segments, replaces)
+                line = encode_entry(entry)
                 # Crash in here: a line without newline, cut at the next opening; its segments are orphans.
                 append_durably(path, line + b"\n", 0o640)
             except OSError as exc:
-                raise ArchiveError("MANIFEST_WRITE", f"cannot append to {path}: {exc.strerror}") from exc
+                raise ArchiveError("MANIFEST_WRITE", f"cannot write {path}: {exc.strerror}") from exc
             # Durable: from here on the flush counts, and the stream's position moves.
+            self._part_bytes += len(line) + 1
             self.manifest.append(entry, line)
             return entry
+
+    def _begin_part(self, path: Path) -> None:
+        """Keep the manifest's last part under its own name, and begin the next with what is live."""
+        manifest = self.manifest
+        doomed = tuple(sorted({name for _, name in self._doomed}))
+        carry = Carry(manifest.count + 1, manifest.head, manifest.carried(), doomed)
+        line = encode_entry(carry)
+        part = self.directory / part_name(manifest.first)
+        _make_durable_dir(part.parent)
+        os.link(path, part)
+        sync(part.parent)
+        # Crash here: the part has two names, and loses the new one at the next opening.
+        write_durably(path, line + b"\n", 0o640)
+        self.manifest = Manifest(line + b"\n")
+        self._part_bytes = len(line) + 1
 
 
 def segment_options() -> dict[str, Any]:
@@ -269,6 +317,7 @@ def segment_options() -> dict[str, Any]:
         "use_dictionary": dictionary,
         "bloom_filter_options": {name: {"ndv": ROW_GROUP, "fpp": 0.01} for name in _BLOOM},
         "store_schema": True,
+        "write_batch_size": PAGE_VALUES,
     }
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from tallystick.record.chains import open_message
 from tallystick.record.files import ArchiveError
-from tallystick.record.manifest import Manifest, read_manifest
+from tallystick.record.manifest import Manifest, find_hash, read_manifest
 from tallystick.record.opened import Opened
 from tallystick.record.rows import OK
 from tallystick.schemas import registry
@@ -80,7 +80,7 @@ def basis(archive: Path, manifest: Manifest, verifiers: Sequence[Verifier] = ())
 
     Raises `Tampered` if the newest checkpoint does not verify or names another manifest, and `FileRefused`.
     """
-    lines, head = len(manifest.hashes), manifest.head
+    lines, head = manifest.count, manifest.head
     newest = _newest(archive, manifest, verifiers)
     if newest is None:
         return Basis(lines, head)
@@ -88,7 +88,7 @@ def basis(archive: Path, manifest: Manifest, verifiers: Sequence[Verifier] = ())
     if entries > lines:
         text = f"audit sealed a checkpoint over {entries} lines, {lines} are there; see: tallystick audit verify"
         raise Tampered("MANIFEST_CUT", text)
-    if entries and manifest.hashes[entries - 1] != stated:
+    if entries and find_hash(archive, manifest, entries) != stated:
         text = f"line {entries} is not what audit's newest checkpoint names; see: tallystick audit verify"
         raise Tampered("MANIFEST_REWRITTEN", text)
     return Basis(lines, head, entries, stated, bool(verifiers))

@@ -26,17 +26,19 @@ from tallystick.schemas.errors import TallystickError
 ROW_GROUP: Final = 122_880
 MAX_FOOTER: Final = 4 << 20
 MAX_PAGES: Final = 1 << 20
-# One page's bytes before compression: a thousand of the largest messages, which the writer puts in one page at most.
-MAX_PAGE: Final = 1 << 30
+# One page's bytes before compression; the writer's have one megabyte and what it adds at once (`PAGE_VALUES`).
+MAX_PAGE: Final = 256 << 20
+PAGE_VALUES: Final = 128
 # Values of the list column in one row (causes of an event).
 MAX_LIST: Final = 64
-# What the values of one column in one batch may come to, at the most.
-BATCH_BYTES: Final = 256 << 20
+# What the values of one batch may come to.
+BATCH_BYTES: Final = 64 << 20
 BATCH_ROWS: Final = 32_768
 
 _MAGIC: Final = b"PAR1"
 _PAGE_HEADER: Final = 64 << 10
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_BYTE_ARRAY: Final = 6
 _PLAIN, _RLE, _DICTIONARY = 0, 3, (2, 8)
 _CHUNK_FIELDS: Final = frozenset((2, 3))
 _META_FIELDS: Final = frozenset((1, 2, 3, 4, 5, 6, 7, 9, 11, 12, 13, 14, 15, 16))
@@ -59,14 +61,18 @@ class _Thrift:
         self.at = 0
 
     def _byte(self) -> int:
-        if self.at >= len(self.data):
-            raise _refused("its metadata ends too early")
-        value = self.data[self.at]
+        try:
+            value = self.data[self.at]
+        except IndexError:
+            raise _refused("its metadata ends too early") from None
         self.at += 1
         return value
 
     def _varint(self) -> int:
-        value = shift = 0
+        byte = self._byte()
+        if byte < 0x80:
+            return byte
+        value, shift = byte & 0x7F, 7
         while True:
             byte = self._byte()
             value |= (byte & 0x7F) << shift
@@ -125,11 +131,11 @@ class _Thrift:
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """One column of a row group: `values` counts nulls as well, `dictionary` is the size of its dictionary in bytes."""
+    """One column of a row group: `values` counts nulls as well, `width` is what one value may come to in bytes."""
 
     name: str
     values: int
-    dictionary: int
+    width: int
     statistics: dict[int, Any]
     bloom: bytes
 
@@ -153,9 +159,9 @@ class Layout(msgspec.Struct, frozen=True):
 
     @property
     def batch_rows(self) -> int:
-        """Rows to decode at once: so few that no column takes more than `BATCH_BYTES` however often a value repeats."""
-        largest = max((c.dictionary for g in self.groups for c in g.chunks.values()), default=0)
-        return max(1, min(BATCH_ROWS, BATCH_BYTES // max(largest, 1)))
+        """Rows to decode at once: so few that they take about `BATCH_BYTES` however often a value repeats."""
+        widest = max((sum(c.width for c in g.chunks.values()) for g in self.groups), default=0)
+        return max(1, min(BATCH_ROWS, BATCH_BYTES // max(widest, 1)))
 
 
 def read_layout(file: BufferedReader, rows: int) -> Layout:
@@ -197,7 +203,7 @@ def _chunk(descriptor: int, column: dict[int, Any], rows: int, end: int) -> Chun
     stop = at + meta[7]
     if not 4 <= at < stop <= end:
         raise _refused(f"column {name} lies outside of the file")
-    values = pages = 0
+    values = pages = width = 0
     dictionary = -1
     encodings: Counter[tuple[int, int]] = Counter()
     while at < stop:
@@ -212,6 +218,7 @@ def _chunk(descriptor: int, column: dict[int, Any], rows: int, end: int) -> Chun
             plain = encoding in (_PLAIN, *_DICTIONARY)
         elif kind == _DATA_PAGE:
             values += page[5][1]
+            width = max(width, page[2] // max(page[5][1], 1) + 1)
             encoding = page[5][2]
             plain = encoding == _PLAIN or (encoding in _DICTIONARY and dictionary >= 0)
             plain = plain and page[5][1] >= 0 and page[5][3] == page[5][4] == _RLE
@@ -229,7 +236,9 @@ def _chunk(descriptor: int, column: dict[int, Any], rows: int, end: int) -> Chun
     statistics = meta.get(12, {})
     if statistics.keys() - _STATISTICS_FIELDS:
         raise _refused(f"column {name} has statistics that the archive's writer does not write")
-    return Chunk(name, values, max(dictionary, 0), statistics, _bloom(descriptor, meta, name, end))
+    if meta[1] == _BYTE_ARRAY:  # any value may be the longest of the dictionary
+        width = max(width, dictionary)
+    return Chunk(name, values, width, statistics, _bloom(descriptor, meta, name, end))
 
 
 def _bloom(descriptor: int, meta: dict[int, Any], name: str, end: int) -> bytes:

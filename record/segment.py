@@ -30,14 +30,14 @@ def open_segment(directory: Path, segment: Segment) -> BufferedReader:
 
 
 def check_bytes(file: BufferedReader, segment: Segment) -> None:
-    """Raise `FileRefused` (`FILE_SIZE`, `FILE_HASH`) unless an open file has the segment's size and SHA-256.
+    """Raise `FileRefused` (`FILE_HASH`) unless an open file has the segment's size and SHA-256.
 
     Reads no more than that size, however large the file is; leaves the file at its beginning.
     """
     size = os.fstat(file.fileno()).st_size
     if size != segment.size:
         text = f"{segment.file} has {size} bytes, the manifest names {segment.size}: the file was changed or swapped"
-        raise FileRefused("FILE_SIZE", text)
+        raise FileRefused("FILE_HASH", text)
     try:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)

@@ -111,7 +111,7 @@ class ArchiveReader:
     def _replaced(self, segment: Segment) -> Manifest:
         """The manifest anew, if compaction replaced `segment` while it was read."""
         fresh = read_manifest(self.place.archive)
-        if segment.file not in fresh.replaced:
+        if fresh.holder(segment) is None:
             raise Unverified("FILE_MISSING", f"{segment.file} is in the manifest but not there")
         return fresh
 

@@ -81,7 +81,7 @@ class Audit(Service):
         if found.torn_line or found.temporary or found.orphans:
             ctx.log.warning("archive recovered", torn=found.torn_line, temporary=found.temporary, orphans=found.orphans)
         self.projector = await asyncio.to_thread(Projector, self.archive, verifiers)
-        ctx.log.info("archive open", entries=len(self.archive.manifest.hashes), rows=self.projector.archived)
+        ctx.log.info("archive open", entries=self.archive.manifest.count, rows=self.projector.archived)
         self._sources = {stream: Source(self.projector.positions[stream]) for stream in STREAMS}
         self._room = {stream: asyncio.Event() for stream in STREAMS}
         self._merge = Merge(self._sources, self.projector.awaits)
@@ -267,9 +267,9 @@ class Audit(Service):
                 self._torn.add(key)
                 text = f"{torn.component}/{torn.boot.hex()[:8]} ended in the middle of {torn.stream} seq {torn.seq}"
                 self.ctx.notice("TORN", f"{text}: index {', '.join(map(str, torn.missing[:16]))} never stored")
-        entries = len(manifest.hashes)
+        entries = manifest.count
         if entries:
-            head = bytes.fromhex(manifest.hashes[entries - 1])
+            head = bytes.fromhex(manifest.hash_of(entries))
             checkpoint = self.ctx.new(Checkpoint, entries=entries, head=head, rows=self.projector.archived)
             self.ctx.publish(
                 subject("audit.checkpoint"), checkpoint, *stated(self.projector.archived_totals, self.ctx.new)

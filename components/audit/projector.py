@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 from tallystick.record import totals
 from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement, Log, Reference, open_message
+from tallystick.record.judge import ORDER
 from tallystick.record.manifest import Entry
 from tallystick.record.parquet import ROW_GROUP
 from tallystick.record.rows import Rows
 from tallystick.record.totals import Total
-from tallystick.record.verify import ORDER
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.seal import Verified, Verifier
 

@@ -12,7 +12,8 @@ import pytest
 from tallystick.components.audit.main import Audit
 from tallystick.record.manifest import read_manifest
 from tallystick.record.place import Place
-from tallystick.record.verify import Report, verify
+from tallystick.record.report import Report
+from tallystick.record.verify import verify
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier

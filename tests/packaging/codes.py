@@ -189,10 +189,10 @@ class _Module:
         if isinstance(value, ast.Name | ast.Attribute):
             return self._name(_last(value), function, seen)
         if isinstance(value, ast.Call) and _last(value.func) in self._functions:
-            gives = [
-                n.value for n in ast.walk(self._functions[_last(value.func)]) if isinstance(n, ast.Yield | ast.Return)
-            ]
-            return self._all([g.elts[0] for g in gives if isinstance(g, ast.Tuple)], function, seen)
+            body = list(ast.walk(self._functions[_last(value.func)]))
+            gives = [n.value for n in body if isinstance(n, ast.Yield | ast.Return)]
+            others = [n.value for n in body if isinstance(n, ast.YieldFrom)]
+            return self._all([*others, *(g.elts[0] for g in gives if isinstance(g, ast.Tuple))], function, seen)
         return self._within(value)
 
     def _within(self, value: ast.expr) -> tuple[set[str], bool]:

@@ -22,8 +22,9 @@ from tallystick.record.archive import Archive
 from tallystick.record.chains import Judgement
 from tallystick.record.manifest import GENESIS, MANIFEST, Entry, Manifest, Segment, encode_entry, line_hash
 from tallystick.record.place import Place, load_verifiers
+from tallystick.record.report import Problem, Report
 from tallystick.record.totals import stated
-from tallystick.record.verify import Problem, Report, verify
+from tallystick.record.verify import verify
 from tallystick.schemas import registry
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.event import Event
@@ -274,9 +275,7 @@ class Vault:
         """Let audit seal what the manifest says now, and archive that."""
         manifest, projector = self.manifest, self.open()
         projector.archive.close()
-        event = streams.new(
-            Checkpoint, entries=len(manifest.hashes), head=bytes.fromhex(manifest.head), rows=manifest.rows
-        )
+        event = streams.new(Checkpoint, entries=manifest.count, head=bytes.fromhex(manifest.head), rows=manifest.rows)
         session.say(("audit.checkpoint", [event, *stated(projector.archived_totals, streams.new)]))
         self.project(streams.stored)
 

@@ -22,8 +22,7 @@ from tallystick.record.manifest import (
     read_manifest,
     segment_name,
 )
-from tallystick.record.place import load_verifiers
-from tallystick.record.verify import _Verification
+from tallystick.record.verify import Verification
 from tallystick.schemas.errors import Malformed
 from tests.support.archive import Story, Vault
 from tests.support.world import NOW
@@ -262,7 +261,7 @@ def test_replaced_files_that_a_crash_left_behind_go_at_the_next_start(vault: Vau
 def test_a_verification_that_began_before_a_compaction_goes_on_in_the_merged_file(vault: Vault, story: Story) -> None:
     vault.project(story.streams.stored, flush=1)
     messages = len(story.streams.stored)
-    running = _Verification(vault.path, load_verifiers(vault.place), lambda stream, done: None)
+    running = Verification(vault.place)
     archive = Archive(vault.path)
     while archive.compact("MARKET", 0) is not None:
         pass
@@ -297,8 +296,21 @@ def test_neighbours_of_one_day_and_level_are_merged_and_nothing_else() -> None:
     assert plan_compaction(run) == run
     assert plan_compaction(run[:-1]) == []
     assert plan_compaction([segment(1000, level=1), *run]) == run
-    mixed = [segment(i * 10, day=i // (FAN_IN - 1)) for i in range(FAN_IN)]
+    mixed = [segment(i * 10, level=i % 2) for i in range(FAN_IN)]
     assert plan_compaction(mixed) == []
+
+
+def test_a_day_that_is_over_is_merged_whatever_its_levels() -> None:
+    over = [segment(i * 10, level=i % 3) for i in range(5)]
+    assert plan_compaction(over) == []
+    assert plan_compaction([*over, segment(50, day=1)]) == over
+    assert plan_compaction([over[0], segment(50, day=1)]) == []
+    large = [segment(i * 10, rows=200_000) for i in range(5)]
+    assert plan_compaction([*large, segment(50, day=1)]) == large[:2]
+    assert plan_compaction([segment(0, rows=400_000), *large[2:], segment(50, day=1)]) == large[2:4]
+
+
+def test_large_neighbours_stay() -> None:
     large = [segment(i * 10, rows=100_000) for i in range(FAN_IN)]
     assert plan_compaction(large) == []
 
