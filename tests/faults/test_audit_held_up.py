@@ -17,7 +17,8 @@ import pytest
 from tallystick.components.audit.main import Audit
 from tallystick.record.manifest import read_manifest
 from tallystick.record.place import locate
-from tallystick.record.verify import Report, verify
+from tallystick.record.report import Report
+from tallystick.record.verify import verify
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.seal import Verifier
