@@ -36,8 +36,8 @@ def check(deployment: Deployment, now: int) -> None:
             f"run `tallystick admit {deployment.directory}`",
         )
     if "gateway" in bus.components:
+        Policy.read(deployment.policy, trust)
         require_signed(deployment, trust)
-        Policy.load(deployment.policy, trust)
     for made in deployment.user_code:
         check_user_file(made.module, deployment.directory)
         if missing := [name for name in made.env if name not in os.environ]:

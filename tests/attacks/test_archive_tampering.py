@@ -296,7 +296,7 @@ def test_a_cut_end_is_shown_by_heads_that_components_stated(tmp_path: Path) -> N
     report = vault.verify()
     problem = found(report, "DROPPED")
     assert f"seq {next(h.seq for h in heads if h.stream == 'MARKET')}" in problem.text
-    assert f"dropped after MARKET {last.segments[0].first_seq - 1}" in problem.text
+    assert f"(at MARKET {last.segments[0].first_seq - 1}): it lies, or the rest was dropped" in problem.text
 
 
 def test_a_cut_end_is_shown_by_the_checkpoint_that_audit_sealed(tmp_path: Path) -> None:

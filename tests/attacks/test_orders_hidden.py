@@ -46,6 +46,7 @@ class Desk:
             verdict=verdict,
             intent_id=about,
             intent_hash=seed("intent"),
+            trust_root=seed("trust root"),
             denials=tuple(Denial(code=code, text="") for code in codes),
             permit=permit if verdict == "permit" else None,
         )

@@ -34,7 +34,7 @@ async def run(setup, service, stop, leaving):
     raise {error}
 
 process.run = run
-sys.exit(process.main(Path("."), "gateway", {{}}))
+sys.exit(process.main(Path("."), "gateway", {{}}, alone=False))
 """
 
 

@@ -231,7 +231,7 @@ def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
             instruments=(instrument,),
             limits={},
             caps=(),
-            market_data=MarketDataConfig(source="synthetic"),
+            market_data=MarketDataConfig(source="synthetic" if kind == "paper" else "live"),
         ),
     )
     made.pki.mkdir(parents=True)

@@ -156,7 +156,8 @@ def test_verify_exits_0_clean_and_1_tampered_with_the_position(hall: Hall, tmp_p
     twin.rewrite(twin.segments("ORDERS")[0], "status", 0, "late")
     code, text = run("verify", str(twin.path), "--root", str(twin.place.root))
     assert code == 1
-    assert "TAMPERED  STATUS at ORDERS 1" in text
+    assert "TAMPERED  ORDERS STATUS 1 times" in text
+    assert "at        STATUS at ORDERS 1, stream=ORDERS/" in text
 
 
 def test_sql_prints_tables_csv_and_json(hall: Hall) -> None:

@@ -16,7 +16,6 @@ import msgspec
 import pytest
 
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.process import load_service
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.orders import CancelIntent
@@ -438,31 +437,6 @@ async def test_told_to_stop_before_it_has_started_it_leaves_nothing_behind(desk:
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await waiting._ctx.release()
-
-
-async def test_the_process_loads_it_by_its_folder_and_it_takes_the_operators_limits(
-    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = load_service(bus.component("streams"))
-    assert isinstance(worker, Streams)
-
-    bursts = {"alpha": 3, "beta": 9}
-    rows = tuple(
-        msgspec.structs.replace(
-            row, limits=msgspec.structs.replace(row.limits, messages_per_second=2, burst=bursts[row.strategy])
-        )
-        for row in desk.trust.limits
-    )
-    monkeypatch.setattr(desk, "trust", msgspec.structs.replace(desk.trust, limits=rows))
-    alerts = await alerts_at(desk)
-    await begin(await desk.context("streams"), worker)
-    alpha, beta = await desk.context("strategy-alpha"), await desk.context("strategy-beta")
-    await alpha.publish(ALPHA, *(intent(alpha) for _ in range(6)))
-    await beta.publish(BETA, *(intent(beta) for _ in range(11)))
-    await until(lambda: bool(alerts), "the alert")
-    await beta.publish(BETA, intent(beta))
-    await until(lambda: len(alerts) == 2, "the other alert")
-    assert [str(alert.limit) for alert in same(alerts).values()] == ["5", "11"]
 
 
 @pytest.mark.slow
