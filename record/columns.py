@@ -35,7 +35,10 @@ COLUMNS: Final[dict[str, str]] = {
     "commission_asset": "the asset of the commission: base, quote, or a third one",
     "commissions": "the commission of each fill with its asset, in their order",
     "component": "who sealed it, by its identity name",
+    "corrections.position": "the position that it is, in base units as text; NULL for an order",
     "credential": "SHA-256 of the session's credential, hex",
+    "corrected_executed": "what of the order was executed, by the operator's word: base units as text; NULL for a position",
+    "corrected_intent": "the order that has ended, as its intent's id in 32 hex digits; NULL for a position",
     "data": "the event's own fields as JSON; decimals are text, exactly as on the wire",
     "decision_id": "id of the decision that counts",
     "decisions": "every decision on the order, the one that counts first: verdict and codes; a permit that was carried "
@@ -159,6 +162,7 @@ COLUMNS: Final[dict[str, str]] = {
     "signals.value": "what the strategy measured",
     "trades.price": "quote units for one base unit",
     "trades.trade_id": "the venue's id of the trade",
+    "was": "the position that it was taken for, in base units as text; NULL for an order",
 }
 
 

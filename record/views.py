@@ -259,6 +259,16 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
         """SELECT ts, component, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
             FROM log WHERE stream = 'SECURITY' AND type = 'control.root/1' AND status = 'ok'""",
     ),
+    "corrections": (
+        "what the operator set right of positions and orders",
+        """SELECT ts, said ->> '$.strategy' AS strategy, said ->> '$.venue' AS venue, said ->> '$.symbol' AS symbol,
+            nullif(said ->> '$.was', '') AS was, nullif(said ->> '$.position', '') AS position,
+            nullif(said ->> '$.intent_id', '') AS corrected_intent, nullif(said ->> '$.executed', '') AS corrected_executed,
+            said ->> '$.reason' AS reason, note, event_id, log_index, received, stream_seq, pos FROM (
+            SELECT *, TRY_CAST(split_part(note, chr(10) || chr(10), 1) AS JSON) AS said FROM (
+            SELECT ts, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'ORDERS' AND type = 'order.correction/1' AND status = 'ok'))""",
+    ),
     "checkpoints": (
         "what the audit sealed about the archive's manifest",
         """SELECT ts, whole(data, '$.entries') AS entries, txt(data, '$.head') AS head, whole(data, '$.rows') AS rows,

@@ -9,7 +9,7 @@ import pytest
 
 # A service that fails in `ready`, as a gateway whose queue was full did, beside a task that swallows every cancellation.
 SCRIPT = """
-import asyncio, sys, types
+import asyncio, sys, tempfile, types
 from pathlib import Path
 from tallystick.runtime.deployment import process
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -17,7 +17,7 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 process.LEAVE_S = 0.5
 log = types.SimpleNamespace(exception=lambda *_, **__: None)
 process.load_setup = lambda *_: types.SimpleNamespace(
-    spec=None, log=log, deployment=types.SimpleNamespace(log=lambda name: name)
+    spec=None, log=log, deployment=types.SimpleNamespace(log=lambda name: name, run=Path(tempfile.mkdtemp()))
 )
 process.load_service = lambda _: None
 

@@ -241,9 +241,8 @@ def test_a_file_with_more_messages_than_its_numbers_hold_is_not_played(vault: Va
     segment = vault.segments("ORDERS")[0]
     table = vault.table(segment)
     vault.write(segment, pa.concat_tables([table.slice(0, 1), table]))
-    vault.rehash()
     with pytest.raises(Malformed, match=r"SEGMENT: .*6 messages in 6 rows .* sequences 1 to 5"):
-        read(vault, streams=("ORDERS",))
+        vault.rehash()
 
 
 def test_a_message_of_another_deployment_is_refused(tmp_path: Path) -> None:
