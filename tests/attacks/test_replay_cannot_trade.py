@@ -296,7 +296,7 @@ async def test_recorded_messages_published_again_are_history_and_cause_nothing(b
         restarted.subscribe(("order.>", "fill.>"), again.append, start="all")
         restarted.open()
         await restarted.caught_up()
-    assert len(seen) == len(again) == len(recorded) == 5
+    assert len(seen) == len(again) == len(recorded) == 6
     assert {(r.live, r.refusal.code if r.refusal else "") for r in seen} == {(False, "STALE")}
     assert not any(r.live for r in again)
     with pytest.raises(Unverified, match="STALE"):

@@ -202,7 +202,11 @@ class Desk:
         if asked is not None and asked.side == "SELL":
             base["side"] = "sell"
         for field, text in (("qty", asked.quantity), ("price", asked.price)) if asked is not None else ():
-            if (limit or field == "qty") and re.fullmatch(r"[0-9]+(\.[0-9]+)?", text, re.ASCII) and Decimal(text) > 0:
+            if (
+                (limit or field == "qty")
+                and re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,18})?", text, re.ASCII)
+                and Decimal(text) > 0
+            ):
                 base[field] = Decimal(text)
         if asked is not None and asked.time_in_force in {"IOC", "FOK"}:
             base["tif"] = asked.time_in_force

@@ -14,9 +14,9 @@ from tallystick.components.strategy import host as host_module
 from tallystick.components.strategy.examples.fat_finger import FatFinger
 from tallystick.components.strategy.examples.momentum import Momentum
 from tallystick.components.strategy.examples.runaway import Runaway
-from tallystick.components.strategy.host import Host, exact
+from tallystick.components.strategy.host import Host
 from tallystick.components.strategy.load import load_strategy, typed_params
-from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.ids import EventIds
 from tallystick.schemas.market import Quote, Trade
 from tallystick.schemas.orders import (
@@ -492,9 +492,3 @@ def test_the_strategies_of_the_guide_run_as_printed(tmp_path: Path) -> None:
             world.fill_all(events)
         assert any(isinstance(e, Intent) for _, e in world.out), block
         assert not world.host.halted
-
-
-@pytest.mark.parametrize("value", [1.0, True, "x", "Infinity", None, [1]])
-def test_a_number_that_is_not_exact_is_refused(value: Any) -> None:
-    with pytest.raises(Malformed):
-        exact(value, "x")
