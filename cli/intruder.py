@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.components.console.state import DeskState
 from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import CredentialSource, Link, OwnSession
+from tallystick.runtime.bus.link import ConnectionLost, CredentialSource, Link, OwnSession
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
@@ -235,24 +235,37 @@ class Intruder:
             intent_id=intent.id,
         )
 
+    async def _once(self, source: CredentialSource) -> tuple[Intent, bytes]:
+        """Log in anew, publish one intent, and go; the intent and its message."""
+        link = self._make_link(source)
+        await link.start()
+        try:
+            intent, session = self._intent(), link.session
+            sealed = self._sealed(session.credential, session.key, intent)
+            await self._publish(link, self.subject.text, sealed)
+        finally:
+            await link.stop()
+        return intent, sealed
+
+    async def _again(self, source: CredentialSource, tries: int) -> tuple[Intent, bytes]:
+        """The authority has whom it never listed thrown off within seconds: sometimes before he was heard."""
+        try:
+            return await self._once(source)
+        except ConnectionLost:
+            if tries == 1:
+                raise
+        return await self._again(source, tries - 1)
+
     async def unlisted(self) -> Attack:
         """An intent of a session minted with the stolen role key, which the authority never handed out."""
         token = await asyncio.to_thread(
             TokenProcess, self._deployment.token("roles"), "roles", self._keystore[pin_name("roles")]
         )
         try:
-            role = token.signer(role_key_id(self.component))
-            link = self._make_link(_StolenRoleKey(self.component, role, self._trust))
-            await link.start()
+            source = _StolenRoleKey(self.component, token.signer(role_key_id(self.component)), self._trust)
+            intent, sealed = await self._again(source, 3)
         finally:
             token.close()
-        intent = self._intent()
-        session = link.session
-        sealed = self._sealed(session.credential, session.key, intent)
-        try:
-            await self._publish(link, self.subject.text, sealed)
-        finally:
-            await link.stop()
         return Attack(
             name="unlisted session",
             told="a session minted with the stolen role key: the broker lets it in, the authority never listed it",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import resource
 import shutil
@@ -88,11 +89,16 @@ def main(arguments: list[str]) -> None:
     end_with_parent(int(number))
     if os.getppid() != int(parent):
         return
+    fds: list[int] = []
     with socket.socket(fileno=int(channel)) as ours, contextlib.suppress(ConnectionError):
         ours.sendall(_ASK)
         _, fds, _, _ = socket.recv_fds(ours, 1, MAX_FDS)
-        for place, fd in enumerate(fds, FIRST_FD):
-            os.dup2(fd, place, inheritable=True)
+    # Out of the way first: where the starter holds a hundred files, the channel or one of these has such a number itself.
+    apart = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FD + MAX_FDS) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    for place, fd in enumerate(apart, FIRST_FD):
+        os.dup2(fd, place, inheritable=True)
     os.execv(command[0], command)  # noqa: S606 - the same arguments, no shell
 
 

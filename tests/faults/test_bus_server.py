@@ -77,6 +77,18 @@ def test_a_missing_server_is_named(idle: TestBus, monkeypatch: pytest.MonkeyPatc
         idle.server.start()
 
 
+@pytest.mark.parametrize("held", range(92, 97))
+def test_whoever_holds_many_files_can_start_it(idle: TestBus, held: int) -> None:
+    """The descriptors that are handed over then have the very numbers that the server is told."""
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(Path(os.devnull).open("rb"))
+            if file.fileno() >= held:
+                break
+        idle.server.start()
+        idle.server.check()
+
+
 def test_what_the_server_refuses_is_passed_on(idle: TestBus) -> None:
     refused = EmbeddedServer(config(idle, key_pem=b"no key"))
     with pytest.raises(ConfigError, match=r"NATS_START: the server refused to start: .*X509"):
