@@ -1,7 +1,7 @@
-"""Who gets the core where cores are scarce: what an order waits for goes first, who reads along yields.
+"""Who gets the core where cores are scarce: what an order, or its stopping, waits for goes first, who reads along yields.
 
-- An order's way (`PRECEDENCE`, and the broker) runs under real-time round robin, at its lowest priority, once it is ready:
-  an order then waits for nobody who merely reads.  Without the right to it, everything goes on at ordinary priority.
+- An order's way and the breaker (`PRECEDENCE`, and the broker) run under real-time round robin, at its lowest priority,
+  once they are ready: an order, and a trip, then wait for nobody who merely reads.  Without the right to it, everything goes on at ordinary priority.
 - No loop of ours holds the machine: a process that runs for `STRETCH_S` without once waiting falls back to ordinary
   priority for `REST_S`, and one that cannot even do that is killed by the kernel after `KILLED_S`.  The broker's bound
   is the kernel's own (`sched_rt_runtime_us`), which leaves a twentieth of each core to others.
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-PRECEDENCE: Final = frozenset(("gateway", "execution", "custody"))
+PRECEDENCE: Final = frozenset(("gateway", "execution", "custody", "breaker"))
 STRETCH_S: Final = 1
 KILLED_S: Final = 20
 REST_S: Final = 5.0
