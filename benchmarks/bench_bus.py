@@ -28,6 +28,8 @@ from tests.support.runtime import Desk
 EVENTS = 200_000
 FSYNCED = 50_000
 BATCH = 500
+# As many intents as a message may hold.
+PER_MESSAGE = 64
 SINGLES = 20_000
 PEER = 10_240
 ROUNDS = 3
@@ -41,7 +43,7 @@ FETCHED = "nats-py `fetch(500)`, unsigned, one event a message"
 WHAT = {
     "published": "sealed, durable market events published, 500 a publish",
     "against library": "the same beside a library",
-    "fsynced": "sealed events, fsynced before they are acknowledged, 500 a publish",
+    "fsynced": "sealed events, fsynced before they are acknowledged, 64 a publish",
     "single published": "sealed events published, one a message, 512 messages a flush",
     "delivered": "verified events delivered, batched",
     "single delivered": "verified events delivered, one a message",
@@ -67,13 +69,14 @@ async def publish(
     count: int,
     to: tuple[Subject, ...],
     make: Callable[[ServiceContext, int], tuple[Event, ...]],
+    batch: int = BATCH,
 ) -> float:
     """Events a second, made, encoded, sealed and acknowledged; the subjects in turn."""
     began = time.perf_counter()
     last = None
-    for number in range(count // BATCH):
+    for number in range(count // batch):
         await context.room(to[0].stream)
-        last = context.publish(to[number % len(to)], *make(context, BATCH))
+        last = context.publish(to[number % len(to)], *make(context, batch))
         await asyncio.sleep(0)
     if last is not None:
         await last
@@ -154,7 +157,7 @@ async def batched(bus: TestBus, folder: Path) -> dict[str, float]:
 
     for number in range(ROUNDS):
         await take("published", publish(source, EVENTS, (XRP, BTC), trades))
-        await take("fsynced", publish(strategy, FSYNCED, INTENTS, intents))
+        await take("fsynced", publish(strategy, FSYNCED, INTENTS, intents, PER_MESSAGE))
         await take("peer", peer_publish(bus, size))
         await take("library", asyncio.to_thread(peers.save, app, PEER))
         say(f"publishing: round {number + 1} of {ROUNDS}")

@@ -19,15 +19,15 @@ from tests.support.runtime import Desk
 from tests.support.streams import begin, intent, intents_of, rules
 
 MESSAGES = 20_000
-BATCHES = 400
-BATCH = 250
+BATCHES = 1_600
+BATCH = 64
 STRATEGIES = tuple(f"s{n}" for n in range(24))
 ROUNDS = 10
 PEER = "the same subscription, empty handler"
 
 WHAT = {
     "single": "verified events through a detector's windowed table, one a message",
-    "batched": "verified events through a detector's windowed table, 250 a message",
+    "batched": "verified events through a detector's windowed table, 64 a message",
     "p50": "intent too many, stored, to alert stored: p50",
     "p99": "intent too many, stored, to alert stored: p99",
 }
@@ -109,7 +109,7 @@ async def latencies(bus: TestBus) -> list[float]:
     await reader.caught_up()
     sources = [(await desk.context(f"strategy-{name}"), intents_of(name)) for name in STRATEGIES]
     context = await desk.context("streams")
-    await begin(context, Streams(rules=rules(1, 4)))
+    await begin(context, Streams(rules=rules(1, 4, STRATEGIES)))
     for _ in range(ROUNDS):
         began = time.perf_counter()
         for number, (source, where) in enumerate(sources):

@@ -114,9 +114,13 @@ class Rules:
 
     def __init__(self, limits: LimitBook, window_s: int = WINDOW_S) -> None:
         self._limits = limits
+        self._known: dict[str, Rule] = {}
         self.window_s = window_s
 
     def of(self, strategy: str) -> Rule:
         """The rule of `strategy`.  Raises `Unverified` for one that the operator signed no limits for."""
-        rate, burst = self._limits.rate(strategy)
-        return Rule(burst + rate * self.window_s, self.window_s)
+        known = self._known.get(strategy)
+        if known is None:
+            rate, burst = self._limits.rate(strategy)
+            known = self._known[strategy] = Rule(burst + rate * self.window_s, self.window_s)
+        return known

@@ -24,7 +24,7 @@ from tallystick.infra.nats.topology import load
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import TallystickError
-from tallystick.schemas.limits import LimitBook
+from tallystick.schemas.limits import LimitBook, LimitRow
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import Alert
 from tallystick.schemas.subjects import subject
@@ -37,10 +37,10 @@ from tests.support.runtime import Desk
 from tests.support.waiting import until
 
 
-def rules(rate: int, burst: int) -> Rules:
-    """The same rule for both strategies of the tests."""
+def rules(rate: int, burst: int, strategies: Sequence[str] = ("alpha", "beta")) -> Rules:
+    """The same rule for all `strategies`."""
     limits = msgspec.structs.replace(world.LIMITS, messages_per_second=rate, burst=burst)
-    return Rules(LimitBook(world.limit_rows(limits)))
+    return Rules(LimitBook(LimitRow(strategy=name, quote="ETH", limits=limits) for name in strategies))
 
 
 def intents_of(strategy: str) -> Any:
