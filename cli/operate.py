@@ -13,7 +13,6 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final
 
-import aiohttp
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tallystick.cli import breaker
 from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
+from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.certificates import certify
 from tallystick.runtime.deployment.folder import Deployment
@@ -32,7 +32,7 @@ from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import ArmRequest, CorrectRequest, RearmRequest
 from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
-from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unreachable
 from tallystick.schemas.trust import (
     MAX_LEASE_NS,
     MAX_REASON,
@@ -47,6 +47,7 @@ from tallystick.schemas.trust import (
 HOUR_NS: Final = 3_600_000_000_000
 REVOKE_S: Final = 10.0
 AGAIN_S: Final = 0.1
+MAX_ANSWER: Final = 65_536
 
 
 async def supervise(deployment: Deployment, keystore: Keystore, report: Callable[[str], None]) -> int:
@@ -168,17 +169,11 @@ async def _post(url: str, body: bytes, tls: ssl.SSLContext) -> tuple[int, bytes]
     ends = time.monotonic() + REVOKE_S
     while True:
         try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVOKE_S)) as http,
-                http.post(url, data=body, ssl=tls) as response,
-            ):
-                return response.status, await response.read()
-        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else None
-            if cause is None or isinstance(cause, ConnectionRefusedError) or time.monotonic() > ends:
-                raise ConfigError(
-                    "AUTHORITY_UNREACHABLE", f"{url}: {type(cause or exc).__name__}; is the deployment up?"
-                ) from exc
+            return await post(url, body, tls, timeout_s=REVOKE_S, limit=MAX_ANSWER)
+        except Unreachable as exc:
+            refused = not isinstance(exc, NotConnected) or isinstance(exc.__cause__, ConnectionRefusedError)
+            if refused or time.monotonic() > ends:
+                raise ConfigError("AUTHORITY_UNREACHABLE", exc.text) from exc
             await asyncio.sleep(AGAIN_S)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import ssl
 from typing import Final
 
-import aiohttp
 import msgspec
 
+from tallystick.runtime.bus.post import post
 from tallystick.schemas.enrolment import MAX_REQUEST, SessionAnswer, SessionRefusal, SessionRequest, proof_bytes
-from tallystick.schemas.errors import NOT_DECODED, BootOver, Malformed, Unreachable, Unverified
+from tallystick.schemas.errors import NOT_DECODED, BootOver, Malformed, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 
 TIMEOUT_S: Final = 5.0
@@ -58,19 +58,9 @@ class AuthorityClient:
             session_key=key.public.hex(),
             renewal=held,
         )
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S)) as http,
-                http.post(self._url + path, data=msgspec.json.encode(request), ssl=self._tls) as response,
-            ):
-                body = await response.content.read(4 * MAX_REQUEST)
-                status = response.status
-        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
-            cause = exc.os_error if isinstance(exc, aiohttp.ClientConnectorError) else exc
-            raise Unreachable(
-                "AUTHORITY_UNREACHABLE",
-                f"{self._url}: {type(cause).__name__}: {cause}; is the deployment up (`tallystick up`)?",
-            ) from exc
+        status, body = await post(
+            self._url + path, msgspec.json.encode(request), self._tls, timeout_s=TIMEOUT_S, limit=4 * MAX_REQUEST
+        )
         if status != 200:
             try:
                 refusal = msgspec.json.decode(body, type=SessionRefusal)

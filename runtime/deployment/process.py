@@ -27,6 +27,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+# isort: off
+from tallystick.runtime import lean  # noqa: F401 - first: without what the libraries would read besides
+
+# isort: on
 import uvloop
 from cryptography.hazmat.primitives.serialization import Encoding
 

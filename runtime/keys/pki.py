@@ -24,7 +24,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -32,11 +32,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tallystick.runtime.keys.hsm import P256Signer
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.subjects import NAME_PATTERN, check_name
+
+if TYPE_CHECKING:
+    from tallystick.runtime.keys.hsm import P256Signer
 
 # Clocks of one deployment may differ by this much when a certificate is fresh.
 BACKDATE: Final = timedelta(minutes=5)

@@ -1,0 +1,50 @@
+"""Each process reads the libraries that it uses: what a dozen processes read besides is paid a dozen times."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tallystick.infra.nats import topology
+
+# What is big, and who may read it when it starts.
+HEAVY = {
+    "aiohttp": {"authority", "execution", "paper-exchange", "streams"},
+    "ccxt": set[str](),
+    "cedarpy": {"gateway"},
+    "duckdb": set[str](),
+    "faust": {"streams"},
+    "numpy": set[str](),
+    "pkcs11": {"authority", "custody", "portfolio"},
+    "pyarrow": {"audit"},
+    "rich": set[str](),
+    "typer": set[str](),
+}
+COMPONENTS = {c.name: c for c in topology.deployed("d", (), ()).components.values()}
+# Forked after what they have in common was read: a process for each would take half a minute.
+CODE = """
+import os, sys
+from tallystick.infra.nats import topology
+from tallystick.runtime.deployment.process import load_service
+bus = topology.deployed("d", (), ())
+for name in sys.argv[1:]:
+    if not (pid := os.fork()):
+        load_service(bus.component(name))
+        print(name, *{module.partition(".")[0] for module in sys.modules}, flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0, name
+"""
+
+
+@pytest.fixture(scope="module")
+def read() -> dict[str, set[str]]:
+    names = [name for name in COMPONENTS if name != topology.REPLAY]
+    done = subprocess.run([sys.executable, "-P", "-c", CODE, *names], capture_output=True, text=True, check=True)
+    return {name: set(modules) for name, *modules in map(str.split, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("library", sorted(HEAVY))
+def test_a_library_is_read_by_those_who_use_it_alone(read: dict[str, set[str]], library: str) -> None:
+    assert {name for name, modules in read.items() if library in modules} == HEAVY[library] & set(read)
