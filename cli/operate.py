@@ -209,6 +209,8 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
 
     A crash before the certificate is there leaves it without one that counts: run again, it makes another.
     """
+    from tallystick.runtime.bus.snapshots import forget
+
     known = await _standing(deployment, keystore, component)
     if known.number == 0:
         raise ConfigError("NOT_REVOKED", f"{component} was never revoked")
@@ -224,6 +226,8 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
     )
     note = await asyncio.to_thread(_sign, deployment, keystore, document)
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
+    # What it kept in whosever hands is not taken up: it reads the whole stream.
+    forget(deployment.state(component))
     await asyncio.to_thread(certify, deployment, keystore, component, since)
 
 

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -350,6 +350,17 @@ def require_live(verified: Verified, received: int) -> None:
         raise Ahead("FUTURE", f"{verified.subject.text} is stated {-age / 1e9:.3f} s ahead of this clock")
 
 
+class ChainRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a reader knows of one chain: its newest statement, the places in it that were used, whether it closed."""
+
+    component: str
+    boot: bytes
+    seq: int
+    digest: bytes
+    indexes: tuple[int, ...]
+    closed: bool
+
+
 class _Chain:
     __slots__ = ("closed", "digest", "indexes", "seq")
 
@@ -395,6 +406,23 @@ class ReaderChains:
         if verified.index in chain.indexes:
             raise Unverified("REPLAY", f"{where} index {verified.index} was read before")
         chain.indexes.add(verified.index)
+
+    def records(self) -> list[ChainRecord]:
+        """What is known of each chain, from which `of` makes the same again."""
+        return [
+            ChainRecord(component, boot, c.seq, c.digest, tuple(sorted(c.indexes)), c.closed)
+            for (component, boot), c in self._chains.items()
+        ]
+
+    @classmethod
+    def of(cls, records: Iterable[ChainRecord]) -> ReaderChains:
+        """The chains of such records."""
+        made = cls()
+        for record in records:
+            chain = made._chains[record.component, record.boot] = _Chain()
+            chain.seq, chain.digest, chain.closed = record.seq, record.digest, record.closed
+            chain.indexes = set(record.indexes)
+        return made
 
     def __len__(self) -> int:
         """How many chains are held."""

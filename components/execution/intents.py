@@ -60,6 +60,10 @@ class Intents:
         ):
             asked.drop()
 
+    def snapshot(self) -> list[tuple[str, bytes]]:
+        """(subject, payload) of each message, as it was read."""
+        return [(m.subject.text, m.payload) for asked in self._asked.values() for m in asked.messages.values()]
+
     def require(self, where: Subject, decision: Decision) -> Verified:
         """The message with the intent that the permit `decision` on `where` answers.
 

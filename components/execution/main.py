@@ -35,6 +35,7 @@ from tallystick.components.execution.effects import (
     Sign,
 )
 from tallystick.components.execution.intents import Intents
+from tallystick.components.execution.kept import ExecutionState
 from tallystick.components.execution.orders import Orders
 from tallystick.runtime.bus.alarms import Alarms
 from tallystick.runtime.bus.received import Received
@@ -46,7 +47,7 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.orders import Corrected, Decision, OrderEvent
 from tallystick.schemas.seal import Verified
 from tallystick.schemas.signing import SOCKET
-from tallystick.schemas.subjects import subject
+from tallystick.schemas.subjects import ORDERS, subject
 from tallystick.schemas.trust import open_correction
 from tallystick.venues import NoAnswer, NotSent, OrderReport, Outcome, Rejected
 from tallystick.venues.client import Lost, Unsent, VenueClient
@@ -98,6 +99,7 @@ class Execution(Service):
         ctx.subscribe(["order.decision.>", "order.event.>", "order.correction.>"], self._on_order, start="all")
         # Older ones answer no permit that still holds: at a start whatever strategies sent before is passed over unread.
         ctx.subscribe("order.intent.>", self._on_order, start="all", newest_s=INTENTS_S)
+        ctx.keep(ORDERS, ExecutionState(self._orders, self._intents, ctx.verifier, ctx.clock))
         ctx.subscribe("control.breaker.>", self._on_breaker)
         # Far enough back to know whose sessions were announced when something comes late or from recent history.
         ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
@@ -136,7 +138,9 @@ class Execution(Service):
                 self._do(self._orders.decided(received.subject, event, now, late or self._take(received, event)))
             elif isinstance(event, Corrected):
                 self._do(self._orders.corrected(open_correction(event.note, self._ctx.trust, received.subject), now))
-            elif isinstance(event, OrderEvent) and received.statement.boot != self._ctx.boot:
+            elif isinstance(event, OrderEvent) and received.statement.boot == self._ctx.boot:
+                self._orders.stored(event)
+            elif isinstance(event, OrderEvent):
                 self._do(self._orders.remembered(received.subject, event, now))
 
     def _take(self, received: Received, decision: Decision) -> tuple[str, str] | None:

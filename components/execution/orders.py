@@ -37,6 +37,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from tallystick.components.execution.effects import (
     RETRY_NS,
     Alarm,
@@ -49,6 +51,7 @@ from tallystick.components.execution.effects import (
     Query,
     Send,
     Sign,
+    Told,
 )
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.breakers import BreakerView
@@ -70,6 +73,21 @@ CANCEL_RETRY_NS: Final = SECOND
 KEEP_NS: Final = 60 * SECOND
 # Orders held while history is read; beyond it those that ended are dropped.
 MAX_HISTORY: Final = 20_000
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One order in a snapshot; times are Unix ns."""
+
+    strategy: str
+    venue: str
+    symbol: str
+    intent_id: bytes
+    decision_id: bytes
+    client_order_id: str
+    deadline: int
+    cancel_wanted: bool
+    final_at: int
+    told: Told
 
 
 class Orders:
@@ -106,6 +124,7 @@ class Orders:
         deadline = permit.expires_at + VALID_NS + SKEW_NS
         if known is not None:
             known.deadline = max(known.deadline, deadline)
+            known.permit_deadline = max(known.permit_deadline, deadline)
             if known.decision_id == decision.id:
                 return []
             return [Alarm("PERMIT_REPEATED", f"a second permit for order {known.client_order_id}")]
@@ -139,25 +158,30 @@ class Orders:
             text = f"{event.client_order_id[:48]} of strategy {subject.strategy} has events and no decision"
             return [Alarm("ORDER_WITHOUT_PERMIT", text)]
         if order.final:
+            order.told = order.told.then(event)
             return effects
-        order.sent = order.durable = True
-        order.state = event.state
-        order.venue_order_id = event.venue_order_id or order.venue_order_id
-        order.status = event.status or order.status
-        order.executed = event.executed if event.executed is not None else order.executed
-        if order.final:
-            order.final_at = now
-            if not self._recovered and len(self._orders) > MAX_HISTORY:
-                self._forget(lambda known: known.final)
+        order.remember(order.told.then(event), now)
+        if order.final and not self._recovered and len(self._orders) > MAX_HISTORY:
+            self._forget(lambda known: known.final)
         if self._recovered and event.state in {"submitting", "unknown"}:
             # The last words of a predecessor that we took to be silent.
             effects += self._unknown(order, now, "RECOVERED", "found in our history")
         return effects
 
+    def stored(self, event: OrderEvent) -> None:
+        """An event of our own was read back."""
+        order = self._orders.get(event.intent_id)
+        if order is not None:
+            order.told = order.told.then(event)
+
     def corrected(self, correction: Correction, now: int) -> list[Effect]:
         """The operator says how an order ended; one of a position changes nothing here."""
         order = self._orders.get(correction.order)
-        if order is None or order.final or order.strategy != correction.strategy:
+        if order is None or order.strategy != correction.strategy:
+            return []
+        if not order.told.final:
+            order.told = msgspec.structs.replace(order.told, state="closed", executed=correction.done)
+        if order.final:
             return []
         order.executed = correction.done
         ended = self._end(order, "closed", now, "CORRECTED", correction.reason)
@@ -328,6 +352,27 @@ class Orders:
         """The orders by intent id, for display and tests."""
         return self._orders
 
+    # --- what is kept from one start to the next ------------------------------------------------------
+
+    def snapshot(self) -> list[Row]:
+        """What the stream says of each order: of what is under way beyond that, nothing."""
+        return [
+            Row(
+                *(o.strategy, o.venue, o.symbol, o.intent_id, o.decision_id, o.client_order_id),
+                *(o.permit_deadline, o.cancel_wanted, o.final_at if o.told.final else 0, o.told),
+            )
+            for o in self._orders.values()
+        ]
+
+    def restore(self, rows: Iterable[Row]) -> None:
+        """Take the orders from such rows; called before anything was read."""
+        for row in rows:
+            order = Order(row, row.intent_id, row.decision_id, row.client_order_id, row.deadline)
+            order.cancel_wanted = row.cancel_wanted
+            if row.told.state:
+                order.remember(row.told, row.final_at)
+            self._add(order)
+
     # --- inside -------------------------------------------------------------------------------------
 
     def _add(self, order: Order) -> None:
@@ -335,7 +380,8 @@ class Orders:
         self._by_name.setdefault(order.client_order_id, order)
 
     def _forget(self, old: Callable[[Order], bool]) -> None:
-        for order in [known for known in self._orders.values() if old(known)]:
+        # What the stream does not say yet is not over: the next start would not know of it.
+        for order in [known for known in self._orders.values() if old(known) and known.told.final]:
             del self._orders[order.intent_id]
             if self._by_name.get(order.client_order_id) is order:
                 del self._by_name[order.client_order_id]
@@ -408,7 +454,7 @@ class Orders:
 
     def _cancel_wanted(self, intent_id: bytes, now: int) -> list[Effect]:
         order = self._orders.get(intent_id)
-        if order is None or order.final:
+        if order is None:
             return []
         order.cancel_wanted = True
         return self._cancel(order, now) if order.state == "accepted" and self._recovered else []

@@ -31,16 +31,18 @@ operator's instruments while armed, to the caps that custody enforces.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from tallystick import venues
 from tallystick.components.gateway.intake import Left
 from tallystick.components.gateway.policy import NOT_ASKED, Policy, PolicyVerdict
 from tallystick.components.gateway.risk.amounts import ZERO
 from tallystick.components.gateway.risk.controls import check, check_caller, unknown_instrument
-from tallystick.components.gateway.risk.exposure import Alarm, Exposure, OpenOrder
+from tallystick.components.gateway.risk.exposure import TABLES, Alarm, Exposure, OpenOrder, Tables
 from tallystick.components.gateway.risk.facts import Caller, Facts
 from tallystick.components.gateway.risk.markets import Markets
 from tallystick.components.gateway.risk.throttle import Throttle
@@ -68,7 +70,7 @@ from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import Arm
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
-from tallystick.schemas.subjects import Subject
+from tallystick.schemas.subjects import Subject, parse_subject
 from tallystick.schemas.trust import Instrument, TrustRoot, open_correction, require_current
 
 CUSTODY: Final = "custody"
@@ -89,10 +91,15 @@ class NewDecision(Protocol):
 class Gateway:
     """See the module docstring.  Owns all state that decisions rest on; not for use from several threads.
 
+    What it learned from ORDERS is kept in snapshots (`version`, `tables`, `snapshot`, `restore`).
+
     - `trust`: the trust root, whose limits, caps and instruments count; `policy`: checked policies.
     - `sessions`: the view of live sessions that the caller keeps up to date with `cred.>`.
     - `new`: makes a `Decision` (in a process, the runtime's maker of events).
     """
+
+    version = 1
+    tables: Mapping[str, Any] = {**TABLES, "seen": tuple[bytes, int], "left": tuple[str, bytes, bytes]}
 
     def __init__(self, trust: TrustRoot, policy: Policy, sessions: SessionView, new: NewDecision) -> None:
         self.sessions = sessions
@@ -110,7 +117,9 @@ class Gateway:
         self._leases = LeaseBook(trust)
         self._breakers = BreakerView()
         self._throttles: dict[str, Throttle] = {}
+        # Ids whose decision was read, and those that were decided here and are not stored yet, with the time of that.
         self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._deciding: OrderedDict[bytes, int] = OrderedDict()
         self._left = Left()
 
     # --- what is learned -----------------------------------------------------------------------------
@@ -154,9 +163,33 @@ class Gateway:
         for cause in decision.causes:
             self._left.answered(subject.strategy, cause)
             self._seen.setdefault(cause, decision.ts)
+            self._deciding.pop(cause, None)
         self._forget(decision.ts)
         if decision.permit is not None:
             self._reserve_recorded(subject, decision)
+
+    # --- what is kept from one start to the next (`runtime.bus.snapshots.Kept`) ----------------------
+
+    def settled(self, _now: int) -> bool:
+        """Always: what is under way is left out."""
+        return True
+
+    def snapshot(self) -> Tables:
+        """What the stream says up to the message that was applied last.
+
+        A decision that is under way does not count yet, its reservation neither.
+        """
+        left = self._left.keys()
+        tables = self.exposure.snapshot(left)
+        orders = [(msgspec.structs.replace(o, whole=self._most(o.strategy, o.quote)), p) for o, p in tables["orders"]]
+        return {**tables, "orders": orders, "seen": list(self._seen.items()), "left": self._left.rows()}
+
+    def restore(self, tables: Tables) -> None:
+        """Take the state from such rows; called before anything was applied."""
+        self.exposure.restore(tables)
+        self._seen.update(tables["seen"])
+        for where, leaf, intent_id in tables["left"]:
+            self._left.add(parse_subject(where), leaf, intent_id)
 
     # --- what is decided -----------------------------------------------------------------------------
 
@@ -166,12 +199,12 @@ class Gateway:
         # Whatever its age, an intent of history is not decided again.
         why = Denial(code="STALE_INTENT", text="sent before the gateway had applied the history, limit=after it")
         self.ready = True
-        return [(subject, self.refuse(leaf, ids, why, now)) for subject, leaf, ids in self._left.take()]
+        return [(subject, self.refuse(leaf, ids, why, now)) for subject, leaf, ids in self._left.groups()]
 
     def refuse(self, leaf: bytes, ids: list[bytes], why: Denial, now: int) -> Decision:
         """One denial of several intents of the message with this leaf hash; none of them is looked at."""
         for intent_id in ids:
-            self._seen.setdefault(intent_id, now)
+            self._deciding.setdefault(intent_id, now)
         return self._new(
             causes=tuple(ids),
             verdict="deny",
@@ -186,18 +219,20 @@ class Gateway:
 
     def on_intent(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision | None:
         """The decision on one event of an `order.intent` message; None while history is being applied."""
-        if not self.ready:
-            # Crash point: a decision may have been stored, or not, before the process ended; the stream says.
-            if intent.id not in self._seen:
-                self._left.add(verified.subject, verified.leaf, intent.id)
-            return None
-        return self._decide(verified, intent, now)
+        # Crash point: a decision may have been stored, or not, before the process ended; the stream says.
+        self.heard(verified, intent)
+        return self._decide(verified, intent, now) if self.ready else None
+
+    def heard(self, verified: Verified, intent: Intent | CancelIntent) -> None:
+        """An intent was read: it is left until a decision on it was."""
+        if intent.id not in self._seen:
+            self._left.add(verified.subject, verified.leaf, intent.id)
 
     def _decide(self, verified: Verified, intent: Intent | CancelIntent, now: int) -> Decision:
         self.exposure.expire(now)
         self._forget(now)
-        seen = intent.id in self._seen
-        self._seen.setdefault(intent.id, now)
+        seen = intent.id in self._seen or intent.id in self._deciding
+        self._deciding.setdefault(intent.id, now)
         if isinstance(intent, CancelIntent):
             return self._cancel(verified, intent, seen, now)
         return self._place(verified, intent, seen, now)
@@ -336,13 +371,15 @@ class Gateway:
         record = self._instruments.get((subject.venue, subject.symbol))
         return "" if record is None else record[0].quote
 
+    def _most(self, strategy: str, quote: str) -> Decimal:
+        """What an order was valued at is not on record; it cannot have been more."""
+        return self.limits.of(strategy, quote).max_notional
+
     def _forget(self, now: int) -> None:
         """Drop the ids that are too old to be decided anyway; they stand in the order of their arrival."""
-        while self._seen:
-            first = next(iter(self._seen))
-            if self._seen[first] >= now - REMEMBER_NS:
-                return
-            del self._seen[first]
+        for ids in (self._seen, self._deciding):
+            while ids and next(iter(ids.values())) < now - REMEMBER_NS:
+                ids.popitem(last=False)
 
     def _reserve_recorded(self, subject: Subject, decision: Decision) -> None:
         """Count a permit of the stream: one of this boot is known already, an earlier one's is rebuilt."""
@@ -363,8 +400,7 @@ class Gateway:
                 side=side,
                 qty=qty,
                 price=price,
-                # What it was valued at is not on record; it cannot have been more.
-                whole=self.limits.of(subject.strategy, quote).max_notional,
+                whole=self._most(subject.strategy, quote),
                 expires_at=permit.expires_at,
             )
         )

@@ -3,8 +3,9 @@
 - A strategy may have `INTAKE` times its throttle decided one by one (`[limits]`: rate and burst).  What is beyond is not
   looked at: one denial (`INTAKE_RATE`) for all of it in a message, which names every id among its causes.
 - A cancellation of an open order of its own is beyond no limit, once a second for each order.
-- What history left undecided is denied when history ends: one by one, or where a strategy left more than `SINGLY`, one
-  denial a message.  Of each strategy the newest `MAX_LEFT` are kept: what is older was stale long ago.
+- An intent is left until the decision on it was read back: only then is it stored.  What history left undecided is
+  denied when history ends: one by one, or where a strategy left more than `SINGLY`, one denial a message.  Of each
+  strategy the newest `MAX_LEFT` are kept: what is older was stale long ago.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Intake:
                 if decision is not None:
                     yield decision
             else:
+                gateway.heard(verified, event)
                 beyond.append(event)
         if beyond:
             rate, burst = self._gateway.limits.rate(strategy)
@@ -81,16 +83,16 @@ class Intake:
 
 
 class Left:
-    """The intents of history that have no decision yet: by strategy, the oldest first."""
+    """The intents that have no stored decision yet: by strategy, the oldest first."""
 
     def __init__(self) -> None:
         self._of: dict[str, OrderedDict[bytes, tuple[Subject, bytes]]] = {}
         self.dropped = 0
 
     def add(self, subject: Subject, leaf: bytes, intent_id: bytes) -> None:
-        """An intent was read, in the message of this leaf hash."""
+        """An intent was read, in the message of this leaf hash; the first of that id counts."""
         mine = self._of.setdefault(subject.strategy, OrderedDict())
-        mine[intent_id] = (subject, leaf)
+        mine.setdefault(intent_id, (subject, leaf))
         if len(mine) > MAX_LEFT:
             mine.popitem(last=False)
             self.dropped += 1
@@ -99,10 +101,17 @@ class Left:
         """Its decision was read."""
         self._of.get(strategy, OrderedDict()).pop(intent_id, None)
 
-    def take(self) -> Iterator[tuple[Subject, bytes, list[bytes]]]:
-        """Subject, leaf hash and ids of what is to be denied together; nothing is left afterwards."""
-        every, self._of = self._of, {}
-        for mine in every.values():
+    def keys(self) -> set[tuple[str, bytes]]:
+        """(strategy, intent id) of all."""
+        return {(strategy, intent_id) for strategy, mine in self._of.items() for intent_id in mine}
+
+    def rows(self) -> list[tuple[str, bytes, bytes]]:
+        """(subject, leaf hash, intent id) of all, from which `add` makes the same again."""
+        return [(where.text, leaf, key) for mine in self._of.values() for key, (where, leaf) in mine.items()]
+
+    def groups(self) -> Iterator[tuple[Subject, bytes, list[bytes]]]:
+        """Subject, leaf hash and ids of what is to be denied together."""
+        for mine in self._of.values():
             groups: dict[bytes, tuple[Subject, bytes, list[bytes]]] = {}
             for intent_id, (subject, leaf) in mine.items():
                 key = leaf if len(mine) > SINGLY else intent_id

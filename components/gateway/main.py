@@ -1,7 +1,7 @@
 """The gateway's process: verified messages to the core, its decisions to the bus.
 
-- ORDERS is read from its beginning; the core decides nothing before all of it, and the tails of MARKET
-  and SECURITY, were applied (`ready`).
+- ORDERS is read from its beginning, or from what a snapshot of its own holds; the core decides nothing before all of it,
+  and the tails of MARKET and SECURITY, were applied (`ready`).
 - Every intent that verifies gets a decision, also one of an unlisted session: that is a denial on record
   and a notice on `guard.gateway`.  What a strategy sends beyond all measure is denied together (`intake`).
 - Who may act now, `admit` says.  The order's way is followed on the word of sessions that are unproven or past (what
@@ -72,6 +72,7 @@ class GatewayProcess(Service):
             ("order.decision.>", "order.event.>", "order.correction.>", "fill.>", "position.>"), self._on_orders, "all"
         )
         ctx.subscribe("order.intent.>", self._on_intent, "all", newest_s=INTENTS_S)
+        ctx.keep(ORDERS, self.gateway)
 
     async def ready(self) -> None:
         """History is applied: deny what it left undecided, and decide from here on."""

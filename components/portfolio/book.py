@@ -25,7 +25,7 @@ from __future__ import annotations
 import decimal
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal
 
@@ -46,6 +46,11 @@ REMEMBERED: Final = 100_000
 MAX_PERMITS: Final = 200_000
 # More than one flush holds.
 OVERLAP: Final = 1_000
+# For a snapshot fills wait until those before them are stored, at most so long, and not again for a while.
+HOLD_NS: Final = 2_000_000_000
+HOLD_AGAIN_NS: Final = 60_000_000_000
+# Trade ids in one row of a snapshot.
+_ROW: Final = 1_000
 # Waiting fills without a permit: beyond it they count as unknown at once.
 MAX_WAITING: Final = 10_000
 
@@ -54,6 +59,9 @@ _PLACES = Decimal(1).scaleb(-18)
 _ZERO = Decimal(0)
 
 Output = tuple[Subject, Event]
+# Strategy (or venue), venue (or symbol), symbol (or the venue's order id); venue and symbol.
+_Key = tuple[str, str, str]
+_Where = tuple[str, str]
 New = Callable[..., Any]
 
 
@@ -113,15 +121,24 @@ def _rounded(value: Decimal) -> Decimal:
     return value.quantize(_PLACES, context=_ROUND).normalize(_ROUND) + _ZERO
 
 
-class _Permitted:
-    __slots__ = ("decision_id", "intent_id", "left", "order", "price", "quantity", "strategy", "symbol", "venue")
+class _Permitted(msgspec.Struct):
+    strategy: str
+    venue: str
+    symbol: str
+    intent_id: bytes
+    decision_id: bytes
+    order: VenueOrder
+    left: Decimal
+    price: Decimal | None
+    quantity: Decimal
 
-    def __init__(self, where: Subject, decision: Decision, order: VenueOrder) -> None:
-        self.strategy, self.venue, self.symbol = where.strategy, where.venue, where.symbol
-        self.intent_id, self.decision_id = decision.intent_id, decision.id
-        self.order = order
-        self.left, self.price = order.amounts()
-        self.quantity = self.left
+
+def _permitted(where: Subject, decision: Decision, order: VenueOrder) -> _Permitted:
+    quantity, price = order.amounts()
+    return _Permitted(
+        *(where.strategy, where.venue, where.symbol, decision.intent_id, decision.id),
+        *(order, quantity, price, quantity),
+    )
 
 
 class _Ids:
@@ -145,7 +162,22 @@ class _Ids:
 
 
 class Book:
-    """All positions.  Methods return what to publish, in order; the state has changed already."""
+    """All positions.  Methods return what to publish, in order; the state has changed already.
+
+    It is kept in snapshots (`runtime.bus.snapshots.Kept`) when it is what the stream says (`settled`).
+    """
+
+    version = 1
+    tables: Mapping[str, Any] = {
+        "holdings": tuple[_Key, Holding],
+        "stated": tuple[_Key, tuple[int, Decimal]],
+        "corrected": tuple[_Key, int],
+        "permits": _Permitted,
+        "names": tuple[_Key, str],
+        "first": tuple[_Where, int],
+        "floors": tuple[_Where, int],
+        "trades": tuple[_Where, list[int]],
+    }
 
     def __init__(self, new: New) -> None:
         """`new(type, causes=…, **fields)` makes an event of now."""
@@ -158,6 +190,9 @@ class Book:
         self._first_permit: dict[tuple[str, str], int] = {}
         self._corrected: dict[tuple[str, str, str], int] = {}
         self._stated: dict[tuple[str, str, str], tuple[int, Decimal]] = {}
+        # Fills and positions that we published and have not read back.
+        self._unstored: set[bytes] = set()
+        self._held_at: int | None = None
 
     def position(self, strategy: str, venue: str, symbol: str) -> Holding:
         """A strategy's position in an instrument; flat where there was no fill."""
@@ -184,12 +219,12 @@ class Book:
             return []
         order = decision.permit.order
         self._first_permit.setdefault((where.venue, where.symbol), decision.ts)
-        self._permits[where.venue, order.client_order_id] = _Permitted(where, decision, order)
+        self._permits[where.venue, order.client_order_id] = _permitted(where, decision, order)
         if len(self._permits) > MAX_PERMITS:
             self._permits.popitem(last=False)
         return self._release(where.venue, where.symbol, now)
 
-    def restore(self, where: Subject, fill: Fill) -> None:
+    def booked(self, where: Subject, fill: Fill) -> None:
         """A fill of our own history: applied as it was booked then."""
         ids = self._ids.setdefault((where.venue, where.symbol), _Ids())
         if ids.add(fill.trade_id) != "new":
@@ -224,6 +259,17 @@ class Book:
             self._holdings[key] = msgspec.structs.replace(held, qty=correction.after, average_price=average)
             self._stated.pop(key, None)
         return [self._position(key, self._holdings[key], ())] if key in self._holdings else []
+
+    def published(self, event: Event) -> None:
+        """One of the events that were returned is on its way to the stream."""
+        if isinstance(event, Fill | Position):
+            self._unstored.add(event.id)
+
+    def stored(self, where: Subject, event: Fill | Position) -> None:
+        """A fill or position of our own was read back."""
+        self._unstored.discard(event.id)
+        if isinstance(event, Position):
+            self.stated(where, event)
 
     def resume(self) -> list[Output]:
         """History has ended: positions whose fill was stored, but not they, before a crash."""
@@ -276,9 +322,55 @@ class Book:
         """Time passed: fills that waited long enough for a permit are booked under `unknown`."""
         return [output for venue, symbol in list(self._waiting) for output in self._release(venue, symbol, now)]
 
+    # -- what is kept from one start to the next -----------------------------------------------------
+
+    def settled(self, now: int) -> bool:
+        """Whether all that was counted is stored; if not, what comes waits a moment until it is."""
+        if not self._unstored:
+            return True
+        if self._held_at is None or abs(now - self._held_at) > HOLD_AGAIN_NS:
+            self._held_at = now
+        return False
+
+    def snapshot(self) -> Mapping[str, Iterable[Any]]:
+        """The rows of `tables`: without the fills that wait for their permit, which the venue is asked for again.
+
+        Both ids of an order are a fact, whether execution named them or the venue did.
+        """
+        self._held_at = None
+        trades = []
+        for where, ids in self._ids.items():
+            waiting = {report.trade_id for report, _ in self._waiting.get(where, ())}
+            trades.append((where, [trade for trade in ids.seen if trade not in waiting]))
+        return {
+            "holdings": list(self._holdings.items()),
+            "stated": list(self._stated.items()),
+            "corrected": list(self._corrected.items()),
+            "permits": [msgspec.structs.replace(permit) for permit in self._permits.values()],
+            "names": list(self._client_ids.items()),
+            "first": list(self._first_permit.items()),
+            "floors": [(where, ids.floor) for where, ids in self._ids.items() if ids.floor >= 0],
+            "trades": ((w, known[i : i + _ROW]) for w, known in trades for i in range(0, len(known), _ROW)),
+        }
+
+    def restore(self, tables: Mapping[str, list[Any]]) -> None:
+        """Take the state from such rows; called before anything was applied."""
+        self._holdings.update(tables["holdings"])
+        self._stated.update(tables["stated"])
+        self._corrected.update(tables["corrected"])
+        self._permits.update(((p.venue, p.order.client_order_id), p) for p in tables["permits"])
+        self._client_ids.update(tables["names"])
+        self._first_permit.update(tables["first"])
+        for where, floor in tables["floors"]:
+            self._ids.setdefault(where, _Ids()).floor = floor
+        for where, trades in tables["trades"]:
+            self._ids.setdefault(where, _Ids()).seen.update(dict.fromkeys(trades))
+
     def _release(self, venue: str, symbol: str, now: int) -> list[Output]:
         waiting = self._waiting.get((venue, symbol))
         outputs: list[Output] = []
+        if self._unstored and self._held_at is not None and abs(now - self._held_at) < HOLD_NS:
+            return []
         while waiting:
             report, since = waiting[0]
             permit, client_order_id, why = self._permit(venue, report)

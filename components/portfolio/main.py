@@ -1,6 +1,6 @@
 """The portfolio process: the venue's user stream into fills, positions and balances.
 
-- At start the book is rebuilt from ORDERS: permits from `order.decision`, order ids from `order.event`, our own fills
+- At start the book is rebuilt from ORDERS, or from what a snapshot of its own holds and what came since: permits from `order.decision`, order ids from `order.event`, our own fills
   and positions.  Only then is the venue asked for what came since, and followed.
 - A decision counts as a permit if its session is admitted (`admit`), in whatever standing.
 - A fill is published before its position, on one chain; see `book` for what a crash in between means.
@@ -25,7 +25,7 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Balance, Corrected, Decision, Fill, OrderEvent, Position
-from tallystick.schemas.subjects import subject
+from tallystick.schemas.subjects import ORDERS, subject
 from tallystick.schemas.trust import open_correction
 from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
 
@@ -78,6 +78,7 @@ class Portfolio(Service):
             self._on_orders,
             start="all",
         )
+        self.ctx.keep(ORDERS, self.book)
         # Far enough back to know whose sessions were announced when a decision comes late or from recent history.
         ctx.subscribe("cred.>", lambda _: None, start=ANNOUNCED_TAIL)
 
@@ -100,8 +101,10 @@ class Portfolio(Service):
             elif isinstance(event, Corrected):
                 stated = self.book.correct(where, open_correction(event.note, self.ctx.trust, where))
                 self._publish(stated if self._resumed else ())
+            elif isinstance(event, Fill | Position) and received.statement.boot == self.ctx.boot:
+                self.book.stored(where, event)
             elif isinstance(event, Fill) and not self._resumed:
-                self.book.restore(where, event)
+                self.book.booked(where, event)
             elif isinstance(event, Position) and not self._resumed:
                 self.book.stated(where, event)
 
@@ -113,6 +116,7 @@ class Portfolio(Service):
     def _publish(self, outputs: Iterable[Output]) -> None:
         for where, event in outputs:
             self.ctx.publish(where, event)
+            self.book.published(event)
 
     # -- the user stream's listener ---------------------------------------------------------------
 

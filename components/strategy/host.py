@@ -13,7 +13,7 @@ The strategy is not trusted: it can at most ask.  What it asks for stands on its
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -66,6 +66,9 @@ def exact(value: Number, what: str) -> Decimal:
 class Host:
     """The strategy, its state, and the `StrategyContext` that it sees."""
 
+    version = 1
+    tables: Mapping[str, Any] = {"positions": tuple[str, Decimal], "orders": tuple[bytes, str]}
+
     def __init__(
         self,
         strategy: Strategy,
@@ -94,6 +97,8 @@ class Host:
         self._out: list[Output] = []
         self._positions: dict[str, Decimal] = {}
         self._open: dict[bytes, str] = {}
+        # Of the open orders those with a stored permit, in its order.
+        self._permitted: dict[bytes, str] = {}
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -134,19 +139,41 @@ class Host:
             if event.verdict == "deny":
                 # Where the gateway denied several intents at once, its causes name them all.
                 for denied in (event.intent_id, *event.causes):
-                    self._open.pop(denied, None)
+                    self._ended(denied)
             elif event.verdict == "permit":
-                self._remember(event.intent_id, where.symbol)
+                self._remember(self._open, event.intent_id, where.symbol)
+                self._remember(self._permitted, event.intent_id, where.symbol)
                 if self.halted:
                     return [self._cancel(event.intent_id, where.symbol, (event.id,))]
         elif isinstance(event, OrderEvent) and event.state in FINAL:
-            self._open.pop(event.intent_id, None)
+            self._ended(event.intent_id)
         return []
 
-    def _remember(self, intent_id: bytes, symbol: str) -> None:
-        self._open[intent_id] = symbol
-        if len(self._open) > MAX_OPEN:
-            del self._open[next(iter(self._open))]
+    def _ended(self, intent_id: bytes) -> None:
+        self._open.pop(intent_id, None)
+        self._permitted.pop(intent_id, None)
+
+    @staticmethod
+    def _remember(orders: dict[bytes, str], intent_id: bytes, symbol: str) -> None:
+        orders[intent_id] = symbol
+        if len(orders) > MAX_OPEN:
+            del orders[next(iter(orders))]
+
+    # -- what is kept from one start to the next (`runtime.bus.snapshots.Kept`) -------------------
+
+    def settled(self, _now: int) -> bool:
+        """Always: what the strategy asked for and was not permitted yet is left out."""
+        return True
+
+    def snapshot(self) -> Mapping[str, Iterable[Any]]:
+        """The rows of `tables`: what the stream says, nothing of the strategy's own."""
+        return {"positions": list(self._positions.items()), "orders": list(self._permitted.items())}
+
+    def restore(self, tables: Mapping[str, list[Any]]) -> None:
+        """Take the state from such rows; called before anything was applied."""
+        self._positions.update(tables["positions"])
+        self._open.update(tables["orders"])
+        self._permitted.update(tables["orders"])
 
     def _call(self, causes: tuple[bytes, ...], callback: Callable[..., object], *args: object) -> list[Output]:
         self._cause, self._out = causes, []
@@ -229,7 +256,7 @@ class Host:
             tif=tif,
         )
         self._give("order.intent", symbol, event)
-        self._remember(event.id, symbol)
+        self._remember(self._open, event.id, symbol)
         return event.id
 
     def cancel(self, intent_id: bytes) -> bool:

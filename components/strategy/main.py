@@ -1,7 +1,7 @@
 """The strategy process: loads one strategy and connects it to the bus.
 
-- Its own decisions, order events and positions are read from the beginning, so it starts with what it holds and what
-  is still open; market data only from now on, and only fresh.
+- Its own decisions, order events and positions are read from the beginning, or from a snapshot on, so it starts with what
+  it holds and what is still open; market data only from now on, and only fresh.
 - User code that raises halts the strategy, not the process (`host`): it stays, keeps cancelling what turns up, and
   does not trade until a person restarts it.  A restart by a supervisor would repeat whatever went wrong.
 
@@ -22,7 +22,7 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import StrategyConfig
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.subjects import subject
+from tallystick.schemas.subjects import ORDERS, subject
 
 PREFIX: Final = "strategy-"
 
@@ -64,6 +64,7 @@ class StrategyProcess(Service):
             self._on_orders,
             start="all",
         )
+        ctx.keep(ORDERS, self.host)
         for symbol in config.instruments:
             ctx.subscribe(
                 tuple(subject(kind, venue=venue, symbol=symbol).text for kind in ("md.trade", "md.quote")),

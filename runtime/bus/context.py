@@ -15,11 +15,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 import nats.errors
 
+from tallystick import __version__
 from tallystick.runtime.bus.admission import Admission
 from tallystick.runtime.bus.dead import DeadLetters
 from tallystick.runtime.bus.link import Link
@@ -27,7 +29,9 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.publisher import ChainPublisher
 from tallystick.runtime.bus.reader import Delivery, ReadRefused, StreamReader, reset
-from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, stream_of
+from tallystick.runtime.bus.received import Handler, RawHandler, Received, Start, Subscription, known, stream_of
+from tallystick.runtime.bus.snapshots import Binding, Kept, Snapshots, Vault
+from tallystick.runtime.bus.stopping import give_up
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.credential import Credential
@@ -53,13 +57,6 @@ MAX_STRANGERS: Final = 1024
 MAX_CHAINS: Final = 1024
 # What a notice keeps of its evidence: a digest, a name, a short message.
 MAX_EVIDENCE: Final = 8_192
-# A stop gives up when the broker left so many questions in a row unanswered for so long: two, because a process that
-# was busy itself may miss the answer to one.
-ASK_S: Final = 0.25
-BRIEF_S: Final = 0.05
-MAX_UNANSWERED: Final = 2
-# In all, for a broker that answers but does not take what is queued, and a component that does not come to its end.
-LONGEST_STOP_S: Final = 10.0
 
 
 class Unpublished(TallystickError):
@@ -92,8 +89,12 @@ class BusContext:
         reads: dict[str, tuple[str, ...]],
         api: str,
         linger_s: float = 0.0,
+        vault: Vault | None = None,
     ) -> None:
-        """`reads` (stream -> filters of the durable), `api` (prefix of JetStream's services) and `linger_s` are the topology's."""
+        """`reads` (stream -> filters of the durable), `api` (prefix of JetStream's services) and `linger_s` are the topology's.
+
+        `vault`: where snapshots are kept (None: nowhere).
+        """
         self.component = component
         self.boot = boot
         self.link = link
@@ -108,9 +109,12 @@ class BusContext:
         self._reads = reads
         self._api = api
         self._linger_s = linger_s
+        self._vault = vault
+        self._kept: dict[str, Snapshots] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._raw: dict[str, tuple[RawHandler, int]] = {}
         self._chains: dict[str, ReaderChains] = {}
+        self._strangers: dict[str, ReaderChains] = {}
         self._most_chains: dict[str, int] = {}
         self._applied: dict[str, int] = {}
         self._publishers: dict[str, ChainPublisher] = {}
@@ -223,6 +227,22 @@ class BusContext:
             raise ConfigError("READ_SCOPE", f"{self.component} reads nothing of {stream} (topology.toml)")
         self._raw[stream] = (handler, after_seq)
 
+    def keep(self, stream: str, kept: Kept) -> None:
+        """Keep in snapshots what `kept` builds from a stream: the next start reads what came since, after `resume`."""
+        if self._vault is not None:
+            name, filters = self.trust.deployment, tuple(self._reads[stream])
+            made = Binding(name, self.component, stream, filters, self.trust.digest, __version__, kept.version)
+            self._kept[stream] = Snapshots(
+                kept, self._vault, made, clock=self.clock, within=self.tasks, metrics=self.metrics, log=self.log
+            )
+
+    async def resume(self) -> None:
+        """Take up what is kept in snapshots, where it holds; called between the component's `start` and `open`."""
+        for stream, kept in self._kept.items():
+            await kept.resume(functools.partial(self._reader, stream), self.notice)
+            if kept.position:
+                self._applied[stream] = kept.position
+
     async def beyond(self, stream: str, seq: int) -> int | None:
         """How many messages the broker holds of a stream beyond sequence `seq`; None while it does not say.
 
@@ -273,24 +293,31 @@ class BusContext:
         for stream, subscriptions in self._subscriptions.items():
             starts = [s.start for s in subscriptions]
             first = 1 + min((s.after for s in subscriptions if s.start == "all"), default=-1)
+            if (kept := self._kept.get(stream)) is not None:
+                first, self._strangers[stream] = max(first, kept.position + 1), kept.strangers
             tail = max([s for s in starts if isinstance(s, int)], default=0)
             if stream == SECURITY:
                 tail = max(tail, SECURITY_TAIL)
-            self._chains[stream] = ReaderChains()
+            self._chains[stream] = ReaderChains() if kept is None else kept.chains
             self._open_reader(stream, self._handler(stream), first or None, tail)
         for stream, (handler, after) in self._raw.items():
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
         self.spawn(self._heartbeat())
 
     def _open_reader(self, stream: str, handler: RawHandler, start: int | None, tail: int) -> None:
-        self._readers[stream] = StreamReader(
+        self._readers[stream] = self._reader(stream, handler, self._caught_up[stream].set, start, tail)
+
+    def _reader(
+        self, stream: str, handler: RawHandler, caught_up: Callable[[], None], start: int | None, tail: int = 0
+    ) -> StreamReader:
+        return StreamReader(
             stream,
             self.component,
             self.link,
             handler,
             metrics=self.metrics,
             log=self.log,
-            on_caught_up=self._caught_up[stream].set,
+            on_caught_up=caught_up,
             start=start,
             tail=tail,
             api=self._api,
@@ -315,16 +342,18 @@ class BusContext:
         """Let go what was acquired, stop reading, send what is queued, close each chain, log out.
 
         Raises `Unpublished`, when all is closed, where the broker did not take what was queued: it was silent, or the
-        whole took `LONGEST_STOP_S`.
+        whole took `stopping.LONGEST_STOP_S`.
         """
         self._closing = True
         finishing = asyncio.create_task(self._finish(), name="finish")
-        cut = await self._cut(finishing)
+        cut = await give_up(self.link, finishing)
         if cut:
             await end(finishing)
             await self.tasks.end()
             for reader in self._readers.values():
                 await reader.kill()
+            for kept in self._kept.values():
+                await kept.kill()
             for publisher in self._publishers.values():
                 await publisher.kill()
         await self.link.stop()
@@ -340,29 +369,17 @@ class BusContext:
             finishing.result()
 
     async def _finish(self) -> None:
-        if not self.tasks.failure.future.done():  # what failed is let go by the end of its process alone
+        sound = not self.tasks.failure.future.done()
+        if sound:  # what failed is let go by the end of its process alone
             await self.release()
         await self.tasks.end()
         for reader in self._readers.values():
             await reader.stop()
+        for kept in self._kept.values() if sound else ():  # a handler that failed has left a message half applied
+            await kept.close()
         # GUARD last: the others may still have something to report.
         for publisher in sorted(self._publishers.values(), key=lambda p: p.stream == GUARD):
             await publisher.close()
-
-    async def _cut(self, finishing: asyncio.Task[None]) -> str:
-        """Wait for `finishing`, as long as there is a broker; why it has to be given up, if so."""
-        loop = asyncio.get_running_loop()
-        started, unanswered, pause = loop.time(), 0, BRIEF_S
-        while not (await asyncio.wait((finishing,), timeout=pause))[0]:
-            answered = await self.link.answers(ASK_S)
-            unanswered, pause = (0, ASK_S) if answered else (unanswered + 1, 0)
-            if finishing.done():
-                break
-            if unanswered == MAX_UNANSWERED:
-                return f"the broker did not answer for {loop.time() - started:.1f} s"
-            if loop.time() - started > LONGEST_STOP_S:
-                return f"not done within {LONGEST_STOP_S:.0f} s"
-        return ""
 
     async def failed(self) -> None:
         """Wait for the first failure of link, reader, publisher or background task, and raise it."""
@@ -401,8 +418,13 @@ class BusContext:
 
         return handle
 
+    def _passed(self, stream: str, delivery: Delivery) -> None:
+        self._applied[stream] = delivery.stream_seq
+        if (kept := self._kept.get(stream)) is not None:
+            kept.passed(delivery)
+
     def _handler(self, stream: str) -> RawHandler:
-        chains, strangers = self._chains[stream], ReaderChains()
+        chains, strangers = self._chains[stream], self._strangers.setdefault(stream, ReaderChains())
         subscriptions = self._subscriptions[stream]
         caught_up = self._caught_up[stream]
         first = self._caught_up.get(SECURITY) if stream != SECURITY else None
@@ -420,10 +442,10 @@ class BusContext:
                 for entry in subscriptions
                 if matches(entry.pattern, delivery.subject) and entry.wants(delivery, history, now)
             ]
-            if not wanted and history and stream != SECURITY and _known(subscriptions, delivery.subject):
+            if not wanted and history and stream != SECURITY and known(subscriptions, delivery.subject):
                 # What nobody wants of history proves nothing: it is neither opened nor told of.
                 self.metrics.add("history_skipped")
-                self._applied[stream] = delivery.stream_seq
+                self._passed(stream, delivery)
                 return
             try:
                 verified = self.verifier.open(delivery.subject, stream, delivery.payload)
@@ -468,11 +490,6 @@ class BusContext:
                 self.metrics.add("events_received", len(verified.events))
             except TallystickError as exc:
                 self.dead_letter(delivery, stream, exc)
-            self._applied[stream] = delivery.stream_seq
+            self._passed(stream, delivery)
 
         return handle
-
-
-def _known(subscriptions: Sequence[Subscription], text: str) -> bool:
-    """Whether anybody subscribed to this subject at all: what nobody did is looked at, and refused by its rules."""
-    return any(matches(entry.pattern, text) for entry in subscriptions)

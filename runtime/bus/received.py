@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -12,7 +12,7 @@ from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.event import Event
 from tallystick.schemas.seal import Statement, Verified
-from tallystick.schemas.subjects import KINDS, Subject, overlaps
+from tallystick.schemas.subjects import KINDS, Subject, matches, overlaps
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -82,3 +82,8 @@ def stream_of(pattern: str) -> str:
     if len(streams) != 1:
         raise ConfigError("SUBSCRIPTION", f"{pattern!r} must cover subjects of one stream, covers {sorted(streams)}")
     return streams.pop()
+
+
+def known(subscriptions: Sequence[Subscription], text: str) -> bool:
+    """Whether anybody subscribed to this subject at all: what nobody did is looked at, and refused by its rules."""
+    return any(matches(entry.pattern, text) for entry in subscriptions)

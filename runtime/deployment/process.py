@@ -157,6 +157,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
     async def serve() -> None:
         await service.start(ctx)
         ctx.spawn(show())
+        await ctx.resume()
         ctx.open()
         await ctx.caught_up()
         await service.ready()

@@ -18,7 +18,8 @@ from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.link import CredentialSource, Link, OwnSession
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.bus.snapshots import Vault, snapshot_key
+from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
@@ -67,6 +68,7 @@ class Setup(msgspec.Struct, frozen=True):
 
     def context(self, link: Link, metrics: Metrics) -> ServiceContext:
         """Its context on a link that has logged in."""
+        secret = self.secrets[passphrase_name(self.spec.name)].reveal()
         return ServiceContext(
             component=self.spec.name,
             boot=self.boot,
@@ -79,6 +81,10 @@ class Setup(msgspec.Struct, frozen=True):
             reads=self.spec.reads,
             api=self.spec.api,
             linger_s=self.spec.linger_ms / 1000,
+            vault=Vault(
+                self.deployment.state(self.spec.name),
+                snapshot_key(secret.encode(), self.trust.deployment, self.spec.name),
+            ),
             deployment=self.deployment,
             secrets=self.secrets,
         )

@@ -236,6 +236,43 @@ CODES: Final = (
         "Nothing; find out who wrote it if the code in the text says that it was forged.",
     ),
     Code(
+        "SNAPSHOT_FILE",
+        ERROR | NOTICE,
+        "A component's snapshot is no regular file of its own, or cannot be read; the whole stream is read instead.",
+        "Find out who changed `DIR/state`, or mend its rights; the next snapshot is written at the stop.",
+    ),
+    Code(
+        "SNAPSHOT_SEAL",
+        ERROR | NOTICE,
+        "A component's snapshot was changed, cut, or written by somebody else; the whole stream is read instead.",
+        "Nothing after a copy from elsewhere; otherwise find out who writes below `DIR/state`.",
+    ),
+    Code(
+        "SNAPSHOT_CONTENT",
+        ERROR | NOTICE,
+        "A component's snapshot bears its seal and cannot be used; the whole stream is read instead.",
+        _DEFECT,
+    ),
+    Code(
+        "SNAPSHOT_FOREIGN",
+        ERROR | NOTICE,
+        "A snapshot is of another component, stream or deployment; the whole stream is read instead.",
+        "Find out who moved files below `DIR/state`.",
+    ),
+    Code(
+        "SNAPSHOT_OUTDATED",
+        ERROR,
+        "A snapshot was written with another trust root, code or topology; the whole stream is read instead.",
+        "Nothing: that happens once after `tallystick admit` or an update.",
+    ),
+    Code(
+        "SNAPSHOT_POSITION",
+        ERROR | NOTICE,
+        "The broker no longer holds the message that a snapshot was taken at: the stream was cut or made anew. What it "
+        "holds now is read.",
+        "Compare the broker's store with the archive (`tallystick audit verify`) before you arm.",
+    ),
+    Code(
         "FENCED",
         ERROR,
         "Another worker has taken over this state; this one ends.",

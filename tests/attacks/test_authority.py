@@ -334,7 +334,11 @@ async def test_a_revoked_component_keeps_nobody_from_starting_and_starts_with_it
         await until(lambda: state(desk) == "revoked", "its process's end", 20)
     async with running(*lasting, component) as desk:
         await until(lambda: state(desk) == "revoked", "its process's end", 20)
+        kept = deployment.state(component) / "ORDERS.snapshot"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(b"what a thief left")
         await operate.reinstate(deployment, keystore, component, "its host was made anew")
+        assert not kept.exists(), "what it believed in other hands is read anew"
         await until(lambda: state(desk) == "ready", "its start", 30)
 
 

@@ -178,6 +178,7 @@ class Floor:
         self.listed["gateway"] = context
         process = GatewayProcess()
         await process.start(context)
+        await context.resume()
         context.open()
         await context.caught_up()
         await process.ready()
@@ -321,17 +322,22 @@ async def test_orders_are_permitted_or_denied_on_record_and_sessions_breakers_an
     await floor.until_permitted()
 
 
-async def test_restarted_gateway_decides_nothing_again_and_denies_what_was_left(floor: Floor) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+async def test_restarted_gateway_decides_nothing_again_and_denies_what_was_left(floor: Floor, kept: bool) -> None:
     _, first = await floor.gateway()
     done = floor.intent("alpha")
     assert (await floor.ask(done)).verdict == "permit"
     await first.close()
     floor.desk.contexts.remove(first)
+    [snapshot] = (floor.desk.bus.folder / "state" / "gateway").iterdir()
+    if not kept:
+        snapshot.unlink()
     left = floor.intent("alpha")
     await floor.listed["strategy-alpha"].publish(f"order.intent.alpha.{XRP}", left)
 
     count = len(floor.decisions)
-    process, _ = await floor.gateway()
+    process, second = await floor.gateway()
+    assert (second._kept["ORDERS"].position > 0) == kept
     answers = [d for d in floor.decisions[count:] if left.id in d.causes]
     assert [codes(d)[0] for d in answers] == ["STALE_INTENT"]
     assert not [d for d in floor.decisions[count:] if done.id in d.causes]

@@ -63,7 +63,7 @@ ROOT = Path(tests.__path__[0]).parent
 
 
 class Crashing(Supervisor):
-    """The supervisor, with execution and custody in the test's entry point and only what an order needs."""
+    """The supervisor, with the order's way in the test's entry point and only what an order needs."""
 
     def _names(self) -> Iterator[str]:
         for name in super()._names():
@@ -74,7 +74,7 @@ class Crashing(Supervisor):
         real = subprocess.Popen
 
         def popen(arguments: list[str], **kw: Any) -> Any:
-            if name in {"execution", "custody"}:
+            if name in {"execution", "custody", "gateway", "portfolio"} or name.startswith("strategy-"):
                 arguments = ["tests.support.crash_process" if a == process.__name__ else a for a in arguments]
                 kw["env"] = {**kw["env"], "PYTHONPATH": str(ROOT)}
             return real(arguments, **kw)

@@ -70,6 +70,7 @@ class Scene:
         context = await self.desk.context("portfolio")
         self.portfolio = Portfolio("paper", self.connect)
         await self.portfolio.start(context)
+        await context.resume()
         context.open()
         await context.caught_up()
         await self.portfolio.ready()

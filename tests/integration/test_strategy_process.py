@@ -95,6 +95,7 @@ async def listener(desk: Desk) -> Ears:
 async def begin(desk: Desk, component: Any, name: str, **kw: Any) -> ServiceContext:
     context = await desk.context(name, **kw)
     await component.start(context)
+    await context.resume()
     context.open()
     await context.caught_up()
     await component.ready()

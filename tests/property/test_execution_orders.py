@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from decimal import Decimal
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +60,9 @@ class World:
         self.network: list[tuple[Signed, fx.Order, int]] = []
         self.tripped: tuple[str, ...] = ()
         self.boot = 0
+        # How many of `stored` the boot before has read, its own events included, and the snapshot that it left.
+        self.read = 0
+        self.snapshot: tuple[int, bytes] = (0, msgspec.msgpack.encode(()))
         self.fresh()
 
     def fresh(self) -> None:
@@ -71,12 +75,37 @@ class World:
 
     def restart(self) -> None:
         self.fresh()
-        for where, event in list(self.stored):
+        self.history(0)
+        whole = self.machine
+        position, rows = self.snapshot
+        self.fresh()
+        self.machine.restore(msgspec.msgpack.decode(rows, type=list[o.Row]))
+        self.history(position)
+        assert still_open(self.machine) == still_open(whole)
+        self.read = len(self.stored)
+        self.do(self.machine.recover(self.now))
+
+    def history(self, position: int) -> None:
+        """What is stored from a position on is read at a start."""
+        for where, event in list(self.stored[position:]):
             if isinstance(event, Decision):
                 self.do(self.machine.decided(where, event, self.now, LATE))
-            else:
+            elif event.intent_id in self.machine.orders():  # what ended long before the snapshot is forgotten there
                 self.do(self.machine.remembered(where, event, self.now))
-        self.do(self.machine.recover(self.now))
+
+    def read_on(self) -> None:
+        """What is stored and not read yet is read, our own events too."""
+        while self.read < len(self.stored):
+            where, event = self.stored[self.read]
+            self.read += 1
+            if isinstance(event, Decision):
+                self.do(self.machine.decided(where, event, self.now))
+            else:
+                self.machine.stored(event)
+
+    def keep(self) -> None:
+        """A snapshot of what was read so far, whatever is under way."""
+        self.snapshot = (self.read, msgspec.msgpack.encode(self.machine.snapshot()))
 
     def do(self, effects: list[fx.Effect]) -> None:
         for effect in effects:
@@ -93,6 +122,7 @@ class World:
                     state=effect.state,
                     code=effect.code,
                     status=effect.order.status,
+                    executed=effect.order.executed,
                 )
                 self.publishing.append((effect, event, where))
             else:
@@ -198,6 +228,11 @@ class World:
         return found
 
 
+def still_open(machine: o.Orders) -> dict[bytes, o.Row]:
+    """The orders that have not ended, as a snapshot holds them."""
+    return {row.intent_id: row for row in machine.snapshot() if not row.told.final}
+
+
 def check(world: World) -> None:
     """What must hold after every step."""
     assert all(count == 1 for count in world.sends.values()), world.sends
@@ -225,7 +260,9 @@ def run(seed: int) -> None:
             number += 1
             where, event = decision(number, world.now)
             world.stored.append((where, event))
-            world.do(world.machine.decided(where, event, world.now))
+            world.read_on()
+        elif step < 0.18:
+            world.read_on() if rng.random() < 0.5 else world.keep()
         elif step < 0.55:
             ways = [
                 (world.publishing, world.store_one),

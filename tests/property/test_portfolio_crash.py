@@ -77,7 +77,7 @@ class World:
             if isinstance(event, Decision):
                 self.book.on_decision(where, event, NOW)
             elif isinstance(event, Fill):
-                self.book.restore(where, event)
+                self.book.booked(where, event)
             elif isinstance(event, Position):
                 self.book.stated(where, event)
         self.flush = self.book.resume()

@@ -1,8 +1,8 @@
-"""Execution or custody as a process that kills itself at a named point, once a file says which.
+"""A process that takes a snapshot every few messages; execution and custody kill themselves at a named point as well.
 
     python -P -m tests.support.crash_process DIR COMPONENT --secrets-fd N
 
-`DIR/run/<component>.crash-at` holds the name of a point; it is removed just before SIGKILL, so that the process that is
+`DIR/run/<component>.crash-at` holds the name of a point, once it shall be reached; it is removed just before SIGKILL, so that the process that is
 started again lives.  Everything else is the deployed process.
 """
 
@@ -15,8 +15,11 @@ from pathlib import Path
 
 from tallystick.components.custody.main import Custody
 from tallystick.components.execution.main import Execution
+from tallystick.runtime.bus import snapshots
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.service import Service
+
+EVERY = 50
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +35,10 @@ def main(arguments: list[str]) -> int:
         "execution": Execution(checkpoint=checkpoint),
         "custody": Custody(checkpoint=checkpoint),
     }
-    process.load_service = lambda spec: made[spec.name]
+    load = process.load_service
+    process.load_service = lambda spec: made.get(spec.name) or load(spec)
+    # Each kill finds one that was written moments before, or is being written.
+    snapshots.EVERY = EVERY  # type: ignore[misc]
     return process.from_command_line(arguments)
 
 

@@ -19,6 +19,7 @@ from tallystick import infra
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.received import Handler, Received
+from tallystick.runtime.bus.snapshots import Vault
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.terms import terms
@@ -26,7 +27,7 @@ from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user
 from tallystick.schemas.trust import ComponentTrust, TrustRoot, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, now_s
-from tests.support.world import key
+from tests.support.world import key, seed
 
 
 def live_trust(bus: TestBus) -> TrustRoot:
@@ -88,7 +89,7 @@ class Desk:
     async def context(
         self, component: str, *, lifetime_s: int = 120, boot: bytes | None = None, **kw: Any
     ) -> ServiceContext:
-        """A logged-in context; call `open()` after subscribing."""
+        """A logged-in context; call `resume()` and `open()` after subscribing."""
         spec = self.bus.component(component)
         metrics = Metrics()
         log = structlog.get_logger().bind(component=component)
@@ -118,7 +119,8 @@ class Desk:
             log=log,
             reads=spec.reads,
             api=spec.api,
-            **kw,
+            # As deployed: whoever starts again goes on from what it left.
+            **{"vault": Vault(self.bus.folder / "state" / component, seed(f"snapshots {component}")), **kw},
         )
         self.contexts.append(context)
         return context

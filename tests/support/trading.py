@@ -215,6 +215,7 @@ class Floor:
         context = await self.desk.context("execution", deployment=self.deployment)
         component = Execution(checkpoint)
         await component.start(context)
+        await context.resume()
         context.open()
         await context.caught_up()
         await component.ready()

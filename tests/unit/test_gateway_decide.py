@@ -351,7 +351,7 @@ def test_intent_id_is_decided_once() -> None:
     w.credentials = {n: world.credential(n, w.trust, boot=c.boot, issued_at=w.now)[0] for n, c in w.credentials.items()}
     w.refresh()
     assert w.codes(intent) == ["STALE_INTENT"], "forgotten, but its own time is too old"
-    assert len(w.gateway._seen) == 1
+    assert len(w.gateway._deciding) == 1
 
 
 def test_cancel_passes_for_an_open_order_of_ones_own() -> None:

@@ -104,7 +104,7 @@ def test_memory_is_flat() -> None:
     for _ in range(30):
         w.now += SECOND
         w.ask(w.intent())
-    assert len(w.gateway._seen) == REMEMBER_NS // SECOND + 1
+    assert len(w.gateway._deciding) == REMEMBER_NS // SECOND + 1
 
 
 def test_what_no_permit_backs_is_an_alarm_and_counts_nowhere() -> None:

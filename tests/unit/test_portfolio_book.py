@@ -243,7 +243,7 @@ def test_history_restores_positions_permits_and_known_trades() -> None:
     second.on_decision(where, decision, NOW)
     for output_where, event in first.on_report("paper", report(5, qty="6"), NOW):
         if isinstance(event, Fill):
-            second.restore(output_where, event)
+            second.booked(output_where, event)
         else:
             second.stated(output_where, event)
     assert second.resume() == []
@@ -257,7 +257,7 @@ def test_a_position_lost_in_a_crash_after_its_fill_is_stated_at_start() -> None:
     first, second = fresh(), fresh()
     first.on_decision(*permit("c1"), NOW)
     where, fill = first.on_report("paper", report(5), NOW)[0]
-    second.restore(where, fill)
+    second.booked(where, fill)
     [(position_where, position)] = second.resume()
     assert position_where.text == "position.momentum.paper.XRP-ETH"
     assert (position.qty, position.fills) == (D(4), 1)
@@ -361,7 +361,7 @@ def test_a_position_that_was_stated_otherwise_is_stated_anew_at_the_next_start()
     [(where, fill), (_, position)] = book.on_report("paper", report(5, commission_asset="XRP"), NOW)
     again = fresh()
     again.on_decision(*permit("c1"), NOW)
-    again.restore(where, fill)
+    again.booked(where, fill)
     again.stated(where, msgspec.structs.replace(position, qty=D(4)))
     [(_, stated)] = again.resume()
     assert stated.qty == D("3.999")

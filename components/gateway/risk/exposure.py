@@ -16,9 +16,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from decimal import Decimal
-from typing import Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -77,22 +77,30 @@ class OpenOrder(msgspec.Struct, kw_only=True):
         return self.whole if self.price is None else EXACT.multiply(self.price, self.remaining)
 
 
-class _Permitted(msgspec.Struct):
+class _Permitted(msgspec.Struct, frozen=True):
     """What a permit still lets be filled."""
 
     where: tuple[str, str, str]  # venue, symbol, side
     left: Decimal
 
 
-class _Holding:
+class _Holding(msgspec.Struct):
     """A position: signed base quantity, the number of fills in it, and the last price seen for it."""
 
-    __slots__ = ("fills", "mark", "qty")
+    qty: Decimal = ZERO
+    fills: int = 0
+    mark: Decimal | None = None
 
-    def __init__(self) -> None:
-        self.qty = ZERO
-        self.fills = 0
-        self.mark: Decimal | None = None
+
+# What a snapshot holds, table by table; the totals follow from the orders.
+Tables = Mapping[str, Iterable[Any]]
+TABLES: Final[Mapping[str, Any]] = {
+    "orders": tuple[OpenOrder, Literal["unsubmitted", "open", "filled"]],
+    "permitted": tuple[tuple[str, bytes], _Permitted],
+    "holdings": tuple[str, tuple[str, str], str, _Holding],
+    "trades": tuple[tuple[str, str], int],
+    "corrected": tuple[tuple[str, str, str], int],
+}
 
 
 class Exposure:
@@ -178,7 +186,9 @@ class Exposure:
             return Alarm(
                 "FILL_WITHOUT_PERMIT", f"{where}: {fill.qty}, its permit has {permitted.left} left: not counted"
             )
-        permitted.left = EXACT.subtract(permitted.left, fill.qty)
+        left = EXACT.subtract(permitted.left, fill.qty)
+        if (subject.strategy, fill.intent_id) in self._permitted:
+            self._permitted[subject.strategy, fill.intent_id] = _Permitted(permitted.where, left)
         trades[fill.trade_id] = None
         if len(trades) > FILLS_REMEMBERED:
             trades.popitem(last=False)
@@ -237,6 +247,47 @@ class Exposure:
                 return
             self._count(order, EXACT.subtract)
             self._drop(order)
+
+    def snapshot(self, left_out: Container[tuple[str, bytes]]) -> Tables:
+        """The rows of `TABLES`, but for the orders and permits of these (strategy, intent id)."""
+        orders = [
+            (msgspec.structs.replace(order), "unsubmitted" if key in self._unsubmitted else "open")
+            for key, order in self._orders.items()
+            if key not in left_out
+        ]
+        orders += [(msgspec.structs.replace(order), "filled") for order in self._filled.values()]
+        holdings = [
+            (strategy, where, quote, msgspec.structs.replace(holding))
+            for strategy, own in self._holdings.items()
+            for where, (quote, holding) in own.items()
+        ]
+        trades = [(where, list(known)) for where, known in self._trades.items()]
+        permitted = list(self._permitted.items())
+        return {
+            "orders": orders,
+            "permitted": (row for row in permitted if row[0] not in left_out),
+            "holdings": holdings,
+            "trades": ((where, trade) for where, known in trades for trade in known),
+            "corrected": list(self._corrected.items()),
+        }
+
+    def restore(self, tables: Tables) -> None:
+        """Take the state from such rows; called before anything was applied."""
+        for order, place in tables["orders"]:
+            key = (order.strategy, order.intent_id)
+            if place == "filled":
+                self._filled[key] = order
+                continue
+            self._orders[key] = order
+            self._count(order, EXACT.add)
+            if place == "unsubmitted":
+                self._unsubmitted[key] = order
+        self._permitted.update(tables["permitted"])
+        for strategy, where, quote, holding in tables["holdings"]:
+            self._holdings.setdefault(strategy, {})[where] = (quote, holding)
+        for where, trade in tables["trades"]:
+            self._trades.setdefault(where, OrderedDict())[trade] = None
+        self._corrected.update(tables["corrected"])
 
     def open_notional(self, strategy: str, quote: str) -> Decimal:
         """What the open orders of `strategy` in `quote` still reserve."""
