@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import uvloop
 
+from benchmarks.processes import Memory, memory, tree
 from benchmarks.report import Row, Void, percentiles, say
 from tallystick import venues
 from tallystick.cli import operate
@@ -64,7 +65,7 @@ WHAT = {
     "alert": "alert to breaker tripped, durable: slowest",
     "last": "alert to last order placed: slowest",
     "kill": "kill switch to 100 open orders cancelled",
-    "memory": "memory of all processes and the broker after the run",
+    "memory": "memory of all processes and the broker after the run, shared pages counted once (PSS)",
 }
 PEER = "three bare fsynced hops and bare ccxt `create_order`, added"
 
@@ -400,19 +401,13 @@ async def kill_row(running: Running, made: Trader) -> Row:
     return Row(WHAT["kill"], (max(o.ended for o in orders) - began) / MS, "ms", "≤ 250 ms")
 
 
-def memory(running: Running) -> float:
-    """Resident MB of every process, and of the broker."""
+def memory_row(running: Running) -> Row:
+    """What every process and the broker hold; the supervisor is this process."""
     supervisor = running.supervisor
-    total = 0
-    shown = []
-    for name, pid in [(s.name, s.pid) for s in supervisor.states] + [("broker", supervisor.server.pid)]:
-        with contextlib.suppress(FileNotFoundError):
-            fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-            size = int(fields["VmRSS"].split()[0]) // 1024
-            total += size
-            shown.append(f"{name} {size}")
-    say(f"resident MB: {', '.join(shown)}")
-    return float(total)
+    pids = {s.pid: s.name for s in supervisor.states} | {supervisor.server.pid or 0: "broker"}
+    held = {name: memory(tree(pid)) for pid, name in pids.items()}
+    say("MB (PSS of RSS): " + ", ".join(f"{name} {each}" for name, each in held.items()))
+    return sum(held.values(), Memory(0, 0)).row(WHAT["memory"], "≤ 600 MB")
 
 
 async def alert_rows(running: Running, made: Trader, keystore: Keystore) -> list[Row]:
@@ -464,7 +459,7 @@ async def measure(folder: Path, bus: TestBus) -> list[Row]:
         made = await trader(running)
         found += await order_rows(running, made, bus)
         found.append(await kill_row(running, made))
-        found.append(Row(WHAT["memory"], memory(running), "MB"))
+        found.append(memory_row(running))
         await operate.rearm(deployment, keystore, "all")
     async with system(deployment, keystore, "streams", "strategy-momentum") as (running, _):
         made = await trader(running)

@@ -1,12 +1,9 @@
-"""The libraries of every process, without the optional parts that nobody here uses.
-
-nats-py reads aiohttp for connections over WebSocket, structlog reads rich for coloured tracebacks: together some 250
-modules, 13 MB and a quarter of a second, for each of a dozen processes.  Import this before anything that imports the two.
-"""
+"""Reading parts of a library: each of a dozen processes pays for all that is read, in memory and at its start."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -28,8 +25,18 @@ def without(*packages: str) -> Iterator[None]:
             del modules[name]
 
 
-with without("aiohttp", "rich", "better_exceptions", "colorama"):
-    import nats.aio.client
-    import structlog
+@contextlib.contextmanager
+def hollow(package: str) -> Iterator[None]:
+    """What is imported within finds `package` without what its `__init__` reads; afterwards it can be imported as ever.
 
-__all__ = ("nats", "structlog", "without")
+    For packages that read everything when one module of them is wanted.  One that was imported before stays as it is.
+    """
+    spec = None if package in sys.modules else importlib.util.find_spec(package)
+    if spec is None:
+        yield
+        return
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        yield
+    finally:
+        del sys.modules[package]

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 # isort: off
-from tallystick.runtime import lean  # noqa: F401 - first: without what the libraries would read besides
+from tallystick.runtime.deployment import libraries  # noqa: F401 - first: without what they would read besides
 
 # isort: on
 import uvloop

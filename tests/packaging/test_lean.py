@@ -48,3 +48,19 @@ def read() -> dict[str, set[str]]:
 @pytest.mark.parametrize("library", sorted(HEAVY))
 def test_a_library_is_read_by_those_who_use_it_alone(read: dict[str, set[str]], library: str) -> None:
     assert {name for name, modules in read.items() if library in modules} == HEAVY[library] & set(read)
+
+
+def test_custody_reads_one_exchange_of_a_hundred_and_whoever_wants_them_all_has_them_afterwards() -> None:
+    code = """
+import sys
+from tallystick.schemas.trust import Venue
+from tallystick.venues.binance.request import RequestBuilder
+RequestBuilder(Venue(kind="binance-spot", account="main", host="h"), (), "key", None, lambda: 0)
+assert "ccxt.binance" in sys.modules
+print(*(name for name in sys.modules if name.startswith("ccxt")))
+import ccxt.pro
+assert ccxt.kraken and ccxt.pro.kraken
+assert ccxt.binance.__module__ == "ccxt.binance"
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert "ccxt.kraken" not in done.stdout
