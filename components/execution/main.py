@@ -141,7 +141,7 @@ class Execution(Service):
             elif isinstance(event, OrderEvent) and received.statement.boot == self._ctx.boot:
                 self._orders.stored(event)
             elif isinstance(event, OrderEvent):
-                self._do(self._orders.remembered(received.subject, event, now))
+                self._do(self._orders.remembered(received.subject, event, now, received.stored))
 
     def _take(self, received: Received, decision: Decision) -> tuple[str, str] | None:
         """Keep a permit with the intent that it answers, for custody; code and text of why there is none."""

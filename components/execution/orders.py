@@ -71,8 +71,8 @@ MAX_RETRY_NS: Final = 5 * SECOND
 CANCEL_RETRY_NS: Final = SECOND
 # Final orders are remembered while a late answer or a repeated decision may still name them.
 KEEP_NS: Final = 60 * SECOND
-# Orders held while history is read; beyond it those that ended are dropped.
-MAX_HISTORY: Final = 20_000
+# Orders held while history is read before those that ended long ago are dropped.
+MAX_HISTORY: Final = 2_000
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -108,6 +108,7 @@ class Orders:
         self._followed: dict[tuple[str, str], int] = {}
         self._cancelling: dict[tuple[str, str], int] = {}
         self._strangers: set[str] = set()
+        self._most = MAX_HISTORY
 
     # --- what others say -------------------------------------------------------------------------
 
@@ -149,8 +150,8 @@ class Orders:
         order.state = "submitting"
         return [Publish(order, "submitting"), Sign(order)]
 
-    def remembered(self, subject: Subject, event: OrderEvent, now: int) -> list[Effect]:
-        """An order event of an earlier boot was read: how far the order had come."""
+    def remembered(self, subject: Subject, event: OrderEvent, now: int, stored: int | None = None) -> list[Effect]:
+        """An order event of an earlier boot, `stored` when the broker says, was read: how far the order had come."""
         order = self._orders.get(event.intent_id)
         effects: list[Effect] = []
         if order is None:
@@ -160,9 +161,10 @@ class Orders:
         if order.final:
             order.told = order.told.then(event)
             return effects
-        order.remember(order.told.then(event), now)
-        if order.final and not self._recovered and len(self._orders) > MAX_HISTORY:
-            self._forget(lambda known: known.final)
+        order.remember(order.told.then(event), now if stored is None else min(now, stored))
+        if order.final and not self._recovered and len(self._orders) > self._most:
+            self._forget(lambda known: known.final and now - known.final_at > KEEP_NS)
+            self._most = max(MAX_HISTORY, 2 * len(self._orders))
         if self._recovered and event.state in {"submitting", "unknown"}:
             # The last words of a predecessor that we took to be silent.
             effects += self._unknown(order, now, "RECOVERED", "found in our history")

@@ -31,6 +31,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tallystick.runtime.bus.snapshots import keep_newest
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event, check_decimal
@@ -184,7 +185,7 @@ class Book:
         self._new = new
         self._holdings: dict[tuple[str, str, str], Holding] = {}
         self._permits: OrderedDict[tuple[str, str], _Permitted] = OrderedDict()
-        self._client_ids: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._client_ids: dict[tuple[str, str, str], str] = {}
         self._ids: dict[tuple[str, str], _Ids] = {}
         self._waiting: dict[tuple[str, str], deque[tuple[FillReport, int]]] = {}
         self._first_permit: dict[tuple[str, str], int] = {}
@@ -297,8 +298,7 @@ class Book:
         """The venue or execution named an order by both its ids."""
         if venue_order_id and client_order_id:
             self._client_ids[venue, symbol, venue_order_id] = client_order_id
-            if len(self._client_ids) > MAX_PERMITS:
-                self._client_ids.popitem(last=False)
+            keep_newest(self._client_ids, MAX_PERMITS)
 
     def client_order_id(self, venue: str, symbol: str, venue_order_id: str) -> str:
         """The client order id of an order; "" if it was not told yet."""
@@ -347,7 +347,7 @@ class Book:
             "stated": list(self._stated.items()),
             "corrected": list(self._corrected.items()),
             "permits": [msgspec.structs.replace(permit) for permit in self._permits.values()],
-            "names": list(self._client_ids.items()),
+            "names": self._client_ids.copy().items(),
             "first": list(self._first_permit.items()),
             "floors": [(where, ids.floor) for where, ids in self._ids.items() if ids.floor >= 0],
             "trades": ((w, known[i : i + _ROW]) for w, known in trades for i in range(0, len(known), _ROW)),

@@ -25,6 +25,8 @@ which costs the time to read.  Who has the component's own secrets is that compo
 from __future__ import annotations
 
 import asyncio
+import errno
+import gc
 import hashlib
 import hmac
 import os
@@ -56,8 +58,10 @@ MAX_BYTES: Final = 256 << 20
 EVERY: Final = 10_000
 # … or a quarter of the rows, where these are more: what a message costs for it stays bounded.
 ROWS_A_MESSAGE: Final = 4
-# Rows encoded at once: about a millisecond, then everything else has its turn.
-SLICE: Final = 2_000
+# Rows encoded at once: some tenths of a millisecond, then everything else has its turn.
+SLICE: Final = 500
+# Entries beyond its bound that a large table may have before the oldest are dropped, together.
+SLACK: Final = 1_000
 
 _encoder = msgspec.msgpack.Encoder(decimal_format="string")
 
@@ -164,9 +168,8 @@ class Snapshots:
         try:
             header, frames = await asyncio.to_thread(self._open)
             self._require_ours(header)
-            chains, strangers, tables = self._decoded(frames)
             await self._require_stored(header, open_reader)
-            self._kept.restore(tables)
+            chains, strangers = self._restore(frames)
         except FileNotFoundError:
             self._log.info("no snapshot: the whole stream is read", stream=self._binding.stream)
             return
@@ -206,6 +209,17 @@ class Snapshots:
             )
         if differs:
             raise Unverified("SNAPSHOT_OUTDATED", f"{self._file} was written with another {', '.join(differs)}")
+
+    def _restore(self, frames: list[bytes]) -> tuple[ReaderChains, ReaderChains]:
+        """Give the component its state; the chains."""
+        # Hundreds of thousands of new objects, none of them garbage: the collector would walk through them again and again.
+        gc.disable()
+        try:
+            chains, strangers, tables = self._decoded(frames)
+            self._kept.restore(tables)
+        finally:
+            gc.enable()
+        return chains, strangers
 
     def _decoded(self, frames: list[bytes]) -> tuple[ReaderChains, ReaderChains, dict[str, list[Any]]]:
         tables: dict[str, list[Any]] = {name: [] for name in self._kept.tables}
@@ -295,8 +309,20 @@ class Snapshots:
     def _store(self, data: bytearray) -> None:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         data += hmac.digest(self._key, data, "sha256")
-        if len(data) <= MAX_BYTES:
-            write_durably(self._file, bytes(data), 0o600)
+        if len(data) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{len(data)} bytes, limit {MAX_BYTES}")
+        write_durably(self._file, bytes(data), 0o600)
+
+
+def keep_newest(known: dict[Any, Any], most: int) -> None:
+    """Drop the oldest entries of a large table when it has `SLACK` more than `most`.
+
+    For what stands in snapshots: a plain dict is copied at once, and an entry at its front is found slowly, so that one
+    at a time would cost more than many together.
+    """
+    if len(known) > most + SLACK:
+        for key in list(islice(known, len(known) - most)):
+            del known[key]
 
 
 def forget(folder: Path) -> None:

@@ -34,60 +34,10 @@ from tallystick.schemas.security import (
 from tallystick.schemas.trust import ArmLease, open_successor, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
-from tests.support.gateway import POLICY
+from tests.support.gateway import CONFIG, POLICY
 from tests.support.runtime import Desk, sign_terms
 from tests.support.waiting import until
 
-CONFIG = """
-deployment = "test"
-[broker]
-port = 0
-[authority]
-port = 0
-[venue]
-name = "paper"
-kind = "paper"
-host = "127.0.0.1:1"
-account = "main"
-[[instruments]]
-venue = "paper"
-symbol = "XRP/ETH"
-venue_symbol = "XRPETH"
-base = "XRP"
-quote = "ETH"
-tick = "0.00000001"
-step = "1"
-min_notional = "0.001"
-market_price = "0.0015"
-[limits]
-max_notional = "1"
-max_qty = "1000"
-max_open_notional = "100"
-max_position_notional = "100"
-max_gross_notional = "100"
-burst = 1000
-messages_per_second = 1000
-[[caps]]
-account = "main"
-asset = "ETH"
-max_order = "5"
-max_hourly = "500"
-[[caps]]
-account = "main"
-asset = "XRP"
-max_order = "5000"
-max_hourly = "500000"
-[market_data]
-source = "synthetic"
-[[strategies]]
-name = "alpha"
-module = "none"
-instruments = ["XRP/ETH"]
-[[strategies]]
-name = "beta"
-module = "none"
-instruments = ["XRP/ETH"]
-"""
 XRP = "paper.XRP-ETH"
 
 

@@ -8,6 +8,7 @@ and held against the exchange's own request journal.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -178,6 +179,11 @@ def check(deployment: Deployment, record: Record) -> Counter[str]:
     permitted = {d.permit.order.client_order_id for d in record.permits if d.permit is not None}
     assert {entry.client_order_id for entry in posted} <= permitted
     assert not [n for n in record.guard if n.code in {"ORDER_NOT_OURS", "ORDER_VANISHED", "ORDER_WITHOUT_PERMIT"}]
+    # They went on from snapshots of moments before.
+    for name in ("execution", "gateway"):
+        lines = [json.loads(line) for line in deployment.log(name).read_text().splitlines()]
+        assert [line for line in lines if line["event"] == "snapshot" and line["position"] > 0], name
+        assert not [line for line in lines if line["event"].startswith("snapshot refused")], name
     return ends
 
 

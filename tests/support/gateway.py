@@ -37,6 +37,58 @@ XRP = "paper.XRP-ETH"
 LAST = Decimal("0.001")
 LIMITS = world.LIMITS
 
+# A deployment with two strategies, whose limits hold nobody back.
+CONFIG = """
+deployment = "test"
+[broker]
+port = 0
+[authority]
+port = 0
+[venue]
+name = "paper"
+kind = "paper"
+host = "127.0.0.1:1"
+account = "main"
+[[instruments]]
+venue = "paper"
+symbol = "XRP/ETH"
+venue_symbol = "XRPETH"
+base = "XRP"
+quote = "ETH"
+tick = "0.00000001"
+step = "1"
+min_notional = "0.001"
+market_price = "0.0015"
+[limits]
+max_notional = "1"
+max_qty = "1000"
+max_open_notional = "100"
+max_position_notional = "100"
+max_gross_notional = "100"
+burst = 1000
+messages_per_second = 1000
+[[caps]]
+account = "main"
+asset = "ETH"
+max_order = "5"
+max_hourly = "500"
+[[caps]]
+account = "main"
+asset = "XRP"
+max_order = "5000"
+max_hourly = "500000"
+[market_data]
+source = "synthetic"
+[[strategies]]
+name = "alpha"
+module = "none"
+instruments = ["XRP/ETH"]
+[[strategies]]
+name = "beta"
+module = "none"
+instruments = ["XRP/ETH"]
+"""
+
 
 def trust_root() -> TrustRoot:
     """The common trust root, with a step, a tick and a minimum that tests can miss."""

@@ -310,8 +310,22 @@ def test_history_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = machine(recovered=False)
     for number in range(1, 1000):
         orders.decided(WHERE, decision(number), NOW, LATE)
-        orders.remembered(EVENT, event("closed", number), NOW)
+        orders.remembered(EVENT, event("closed", number), NOW, NOW - o.KEEP_NS - 1)
     assert len(orders.orders()) <= 101
     orders.recover(NOW)
-    orders.tick(NOW + o.KEEP_NS + 1)
+    assert not orders.orders()
+
+
+def test_an_order_is_kept_until_its_end_is_on_record() -> None:
+    orders = machine()
+    order = place(orders)
+    orders.stored(event("submitting"))
+    orders.stored(event("accepted"))
+    assert states(orders.queried(order, report(order, "FILLED"), NOW, NOW)) == ["closed"]
+    late = NOW + 2 * o.KEEP_NS
+    orders.tick(late)
+    [row] = orders.snapshot()
+    assert row.told.state == "accepted", "a start now would have to ask for it"
+    orders.stored(event("closed"))
+    orders.tick(late)
     assert not orders.orders()

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tallystick.components.gateway.risk.amounts import ZERO
+from tallystick.runtime.bus.snapshots import keep_newest
 from tallystick.schemas.amounts import EXACT
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Fill, OrderEvent, Position, Side, moved
@@ -77,7 +78,7 @@ class OpenOrder(msgspec.Struct, kw_only=True):
         return self.whole if self.price is None else EXACT.multiply(self.price, self.remaining)
 
 
-class _Permitted(msgspec.Struct, frozen=True):
+class _Permitted(msgspec.Struct, frozen=True, gc=False):
     """What a permit still lets be filled."""
 
     where: tuple[str, str, str]  # venue, symbol, side
@@ -125,7 +126,7 @@ class Exposure:
         self._orders: dict[tuple[str, bytes], OpenOrder] = {}
         self._unsubmitted: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
         self._filled: OrderedDict[tuple[str, bytes], OpenOrder] = OrderedDict()
-        self._permitted: OrderedDict[tuple[str, bytes], _Permitted] = OrderedDict()
+        self._permitted: dict[tuple[str, bytes], _Permitted] = {}
         # when the correction of a position was issued that counted last
         self._corrected: dict[tuple[str, str, str], int] = {}
         self._notionals: dict[tuple[str, str], Decimal] = {}
@@ -141,8 +142,7 @@ class Exposure:
             self._count(order, EXACT.add)
             if key not in self._permitted:
                 self._permitted[key] = _Permitted((order.venue, order.symbol, order.side), order.qty)
-                if len(self._permitted) > PERMITS_REMEMBERED:
-                    self._permitted.popitem(last=False)
+                keep_newest(self._permitted, PERMITS_REMEMBERED)
 
     def order(self, strategy: str, intent_id: bytes) -> OpenOrder | None:
         """The open order of `strategy` with this intent id; not to be changed."""
@@ -262,10 +262,10 @@ class Exposure:
             for where, (quote, holding) in own.items()
         ]
         trades = [(where, list(known)) for where, known in self._trades.items()]
-        permitted = list(self._permitted.items())
+        permitted = self._permitted.copy()
         return {
             "orders": orders,
-            "permitted": (row for row in permitted if row[0] not in left_out),
+            "permitted": (row for row in permitted.items() if row[0] not in left_out),
             "holdings": holdings,
             "trades": ((where, trade) for where, known in trades for trade in known),
             "corrected": list(self._corrected.items()),
