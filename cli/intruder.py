@@ -16,7 +16,6 @@ from decimal import Decimal
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.components.console.state import DeskState
 from tallystick.runtime.bus.enrolment import AuthorityClient
@@ -24,7 +23,7 @@ from tallystick.runtime.bus.link import ConnectionLost, CredentialSource, Link, 
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
-from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.bounds import SECOND
@@ -103,15 +102,16 @@ class Intruder:
             "order.intent", strategy=name, venue=deployment.config.venue.name, symbol=symbol
         )
         passphrase = keystore[passphrase_name(self.component)]
-        certificate = deployment.certificate(self.component)
-        self._tls = pki.client_context(deployment.ca, certificate, deployment.key(self.component), passphrase)
+        identity = Identity(deployment.name, deployment.issuing_ca, deployment.identity(self.component), passphrase)
+        self._tls = identity.tls
         config = deployment.config
         self._authority = AuthorityClient(
             f"https://{config.host}:{config.authority.port}",
-            self._tls,
+            identity,
             deployment=deployment.name,
             component=self.component,
-            certificate=pki.fingerprint(pki.load_certificate(certificate).public_bytes(Encoding.DER)),
+            clock=time.time_ns,
+            log=log,
         )
         self._link: Link | None = None
         self._first: OwnSession | None = None

@@ -80,15 +80,25 @@ def init(
 
 
 @app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
-def admit(directory: _Dir, pin_fd: _PinFd = None) -> None:
-    """Sign what deployment.toml and the policy folder say now: strategies, observers, instruments, limits, caps."""
+def admit(
+    directory: _Dir,
+    new_ca: Annotated[
+        bool,
+        typer.Option("--new-ca", help="With a new key of the issuing CA: what the old one certified counts no more."),
+    ] = False,
+    pin_fd: _PinFd = None,
+) -> None:
+    """Sign what deployment.toml and the policy folder say now: strategies, observers, instruments, limits, caps.
+
+    Everybody gets a new certificate, of an issuing CA that is signed anew.
+    """
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.trust_root import admit as sign
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    made = sign(deployment, keystore, time.time_ns(), _say)
+    made = sign(deployment, keystore, time.time_ns(), _say, new_ca=new_ca)
     typer.echo(f"trust root {made.number} is in force from the next start")
     for what, names in (("new", made.added), ("removed", made.removed)):
         if names:
@@ -121,6 +131,7 @@ def run(
 ) -> None:
     """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
     from tallystick.runtime.deployment import process
+    from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin, take_over
 
@@ -130,6 +141,7 @@ def run(
         secrets = take_over(secrets_fd)
     else:
         keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+        ensure(deployment, keystore, (component,), time.time_ns())
         secrets = {name: keystore[name] for name in deployment.secret_names(component)}
     raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
@@ -272,8 +284,8 @@ def reinstate(
 ) -> None:
     """Admit a revoked component again, with a new key and certificate, signed by the operator's key.
 
-    Every certificate from before stays worthless.  Where the component runs on another machine, copy its two new files
-    of the folder `pki` there.
+    Every certificate from before stays worthless.  Where the component runs on another machine, copy its new file of the
+    folder `pki` there.
     """
     from tallystick.cli import operate
     from tallystick.runtime.deployment.folder import Deployment
@@ -282,7 +294,32 @@ def reinstate(
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     asyncio.run(operate.reinstate(deployment, keystore, component, reason))
-    typer.echo(f"{component} is admitted again: new certificate {deployment.certificate(component)}")
+    typer.echo(f"{component} is admitted again: new certificate {deployment.identity(component)}")
+
+
+@app.command(epilog="Example: tallystick certify ./desk gateway        for a component that runs on another machine")
+def certify(
+    directory: _Dir,
+    components: Annotated[list[str], typer.Argument(help="Identity names, such as gateway.")],
+    pin_fd: _PinFd = None,
+) -> None:
+    """Make a new key and certificate of a component that could not renew its own in time.
+
+    `up` does this by itself, and so does `run` with the master PIN.  Where a component runs on another machine, copy its
+    new file of the folder `pki` there.  A component that was revoked needs `tallystick reinstate`.
+    """
+    from tallystick.runtime.deployment.certificates import certify as make
+    from tallystick.runtime.deployment.certificates import names
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    for name in components:
+        if name not in names(deployment):
+            deployment.bus().component(name)
+    make(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)), components, time.time_ns())
+    for name in components:
+        typer.echo(f"new certificate {deployment.identity(name)}")
 
 
 @app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")

@@ -22,11 +22,11 @@ from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.certificates import certify
+from tallystick.runtime.deployment.certificates import certify, ensure
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
-from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.bounds import SECOND
@@ -144,12 +144,9 @@ async def correct(deployment: Deployment, keystore: Keystore, correction: Correc
 async def _authority(deployment: Deployment, keystore: Keystore, path: str, request: Any) -> bytes:
     """The authority's answer to the operator.  Raises `ConfigError`."""
     config = deployment.config
-    tls = pki.client_context(
-        deployment.ca,
-        deployment.certificate(layout.OPERATOR),
-        deployment.key(layout.OPERATOR),
-        keystore[layout.passphrase_name(layout.OPERATOR)],
-    )
+    await asyncio.to_thread(ensure, deployment, keystore, (layout.OPERATOR,), time.time_ns())
+    passphrase = keystore[layout.passphrase_name(layout.OPERATOR)]
+    tls = client_context(deployment.issuing_ca, deployment.identity(layout.OPERATOR), passphrase)
     url = f"https://{config.host}:{config.authority.port}{path}"
     status, body = await _post(url, msgspec.json.encode(request), tls)
     if status != HTTPStatus.OK:
@@ -228,7 +225,7 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     # What it kept in whosever hands is not taken up: it reads the whole stream.
     forget(deployment.state(component))
-    await asyncio.to_thread(certify, deployment, keystore, component, since)
+    await asyncio.to_thread(certify, deployment, keystore, (component,), since)
 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:

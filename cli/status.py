@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any, Final
 from tallystick.cli import breaker
 from tallystick.infra.nats.lockfile import owner
 from tallystick.runtime.deployment import board
-from tallystick.runtime.deployment.folder import Deployment, api_key_name
+from tallystick.runtime.deployment.folder import BROKER, Deployment, api_key_name
 from tallystick.runtime.deployment.owners import component_file
+from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.keystore import Keystore
+from tallystick.runtime.keys.pki import lifetime
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
 
@@ -78,6 +81,7 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
     for name, word in (("market-data", "feed"), ("execution", "venue")):
         if text := said.get(name, {}).get(word):
             yield f"{word if word == 'feed' else 'reached':8} {text}"
+    yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"
     for name, pid in running:
         yield f"{name:24} ready   pid {pid}"
     for name in starting:
@@ -89,9 +93,28 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
         raise refused
 
 
+def _certificates(deployment: Deployment, running: list[str], now: int) -> str:
+    """When the first certificate of what runs ends, and whose was not renewed in time."""
+    lives: dict[str, tuple[int, int]] = {}
+    for name in (*running, BROKER):
+        # One that cannot be read ends its process, which is told elsewhere.
+        with contextlib.suppress(ConfigError):
+            lives[name] = lifetime(load_certificate(deployment.identity(name)))
+    if not lives:
+        return "none can be read"
+    first = min(lives, key=lambda name: lives[name][1])
+    # Renewed after two thirds at the latest, by whoever can.
+    late = [name for name, (issued, ends) in lives.items() if now > ends - (ends - issued) // 4]
+    said = f"NOT RENEWED: {', '.join(late)}; " if late else ""
+    return f"{said}the first ends {_clock(lives[first][1])} UTC ({first})"
+
+
+def _clock(ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(ns // SECOND))
+
+
 def _armed(lease: dict[str, Any] | None, deployment: Deployment, now: int) -> str:
     if lease is None:
         return f"no: every order is denied until `tallystick arm {deployment.directory}`"
     left = max(0, int(lease["until"]) - now) // MINUTE_NS
-    until = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(lease["until"]) // SECOND))
-    return f"for {', '.join(lease['venues'])} until {until} UTC, {left // 60} h {left % 60} min"
+    return f"for {', '.join(lease['venues'])} until {_clock(int(lease['until']))} UTC, {left // 60} h {left % 60} min"

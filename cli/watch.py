@@ -17,6 +17,7 @@ from tallystick.components.console.main import Console
 from tallystick.runtime.bus.context import Unpublished
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
+from tallystick.runtime.deployment.certificates import ensure
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Setup
 from tallystick.runtime.keys.keystore import Keystore
@@ -28,6 +29,7 @@ REFRESH_S: Final = 0.25
 def watch(deployment: Deployment, keystore: Keystore) -> int:
     """Show the view until Ctrl-C, plain lines without a terminal; the exit code.  Raises `TallystickError`."""
     secrets = {name: keystore[name] for name in deployment.secret_names("console")}
+    ensure(deployment, keystore, ("console",), time.time_ns())
     setup = process.load_setup(deployment.directory, "console", secrets)
     try:
         asyncio.run(_watch(setup, Console(), Screen()))

@@ -220,7 +220,7 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
         "sessions that the authority issued, and how their boots ended",
         """SELECT i.ts, split_part(i.subject, '.', 2) AS component, txt(i.data, '$.boot') AS boot,
             txt(i.data, '$.credential_hash') AS credential, txt(i.data, '$.session_key') AS session_key,
-            txt(i.data, '$.method') AS method, moment(i.data, '$.issued_at') AS issued_at,
+            txt(i.data, '$.method') AS method, txt(i.data, '$.certificate') AS certificate, moment(i.data, '$.issued_at') AS issued_at,
             moment(i.data, '$.expires_at') AS expires_at, e.ended_at, e.how AS ended, e.reason,
             i.log_index, i.received, i.stream_seq, i.pos
             FROM log i LEFT JOIN (
@@ -229,6 +229,13 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
                 FROM log WHERE stream = 'SECURITY' AND type IN ('cred.revoked/1', 'cred.ended/1') AND status = 'ok'
                 GROUP BY 1) e ON e.boot = txt(i.data, '$.boot')
             WHERE i.stream = 'SECURITY' AND i.type = 'cred.issued/1' AND i.status = 'ok'""",
+    ),
+    "certificates": (
+        "certificates that the authority renewed",
+        """SELECT ts, split_part(subject, '.', 2) AS component, txt(data, '$.certificate') AS certificate,
+            txt(data, '$.replaces') AS replaces, moment(data, '$.issued_at') AS issued_at,
+            moment(data, '$.expires_at') AS expires_at, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'SECURITY' AND type = 'cred.certificate/1' AND status = 'ok'""",
     ),
     "revocations": (
         "the operator's word on components: revoked, or admitted again; said again from time to time",

@@ -3,6 +3,7 @@
     POST /v1/session  {"boot": hex, "component": name, "proof": hex, "session_key": hex}
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
     (a renewal has one more field, "renewal": hex)
+    POST /v1/certificate  {"boot": hex, "component": name, "proof": hex, "request": PEM}  ->  {"certificate": PEM}
     POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
     POST /v1/revoke   {"note": text}  ->  {"revoked": n}    an operator-signed `trust.Revocation`, which revokes or admits
     POST /v1/standing {"component": name}  ->  {"number": n, "revoked": bool}    what was said of it last
@@ -15,10 +16,18 @@ The client certificate says who asks; `proof` is the session key's signature ove
 so that nobody gets a credential for a key that he does not hold, and a proof seen elsewhere is useless
 under another certificate.  A boot stands in every message that it seals, so that knowing it proves nothing:
 while it has a live session, `renewal` is the same bytes signed by the key of one of those.  No seal statement and no login nonce begins like this.
+
+A certificate is renewed under the one that ends: `request` (PKCS#10) names the same component and is signed by a new
+key, which never leaves the component; `proof` is the signature of the key of a live session of `boot` over
+
+    "tallystick certificate request v1" 0x00 ‖ msgpack [deployment, component, boot, SHA-256(request), SHA-256(certificate)]
+
+so that who copied the certificate gets no other one unseen: he needs a boot of his own first, which ends the true one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, TypeVar
 
 import msgspec
@@ -26,6 +35,7 @@ import msgspec
 from tallystick.schemas.errors import NOT_DECODED, Malformed
 
 PREFIX: Final = b"tallystick session request v1\x00"
+CERTIFICATE_PREFIX: Final = b"tallystick certificate request v1\x00"
 MAX_REQUEST: Final = 4096
 
 
@@ -45,6 +55,21 @@ class SessionAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credential: str
 
 
+class CertificateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for the next certificate; see the module docstring."""
+
+    boot: str
+    component: str
+    proof: str
+    request: str
+
+
+class CertificateAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The certificate, PEM."""
+
+    certificate: str
+
+
 class SessionRefusal(msgspec.Struct, frozen=True):
     """Why there is none."""
 
@@ -55,6 +80,12 @@ class SessionRefusal(msgspec.Struct, frozen=True):
 def proof_bytes(deployment: str, component: str, boot: bytes, session_key: bytes, certificate: bytes) -> bytes:
     """What the session key signs; `certificate` is the SHA-256 of the client certificate's DER."""
     return PREFIX + msgspec.msgpack.encode([deployment, component, boot, session_key, certificate])
+
+
+def certificate_proof_bytes(deployment: str, component: str, boot: bytes, request: str, certificate: bytes) -> bytes:
+    """What the key of a live session signs; `request` is PEM, `certificate` the SHA-256 of the present one's DER."""
+    digest = hashlib.sha256(request.encode()).digest()
+    return CERTIFICATE_PREFIX + msgspec.msgpack.encode([deployment, component, boot, digest, certificate])
 
 
 def hex_bytes(text: str, length: int, what: str) -> bytes:
@@ -87,7 +118,7 @@ class StandingAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revoked: bool
 
 
-R = TypeVar("R", SessionRequest, RevocationRequest, StandingRequest)
+R = TypeVar("R", SessionRequest, CertificateRequest, RevocationRequest, StandingRequest)
 
 
 def _decode(body: bytes, kind: type[R]) -> R:
@@ -102,6 +133,11 @@ def _decode(body: bytes, kind: type[R]) -> R:
 def decode_request(body: bytes) -> SessionRequest:
     """The request in `body`.  Raises `Malformed`."""
     return _decode(body, SessionRequest)
+
+
+def decode_certificate_request(body: bytes) -> CertificateRequest:
+    """The request for a certificate in `body`.  Raises `Malformed`."""
+    return _decode(body, CertificateRequest)
 
 
 def decode_revocation(body: bytes) -> RevocationRequest:

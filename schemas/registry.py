@@ -37,6 +37,7 @@ EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
         security.SessionRevoked,
         security.BootEnded,
         security.ComponentRevocation,
+        security.CertificateIssued,
         security.SessionList,
     ),
     "control.breaker": (security.BreakerHeartbeat, security.BreakerTripped, security.BreakerRearmed),

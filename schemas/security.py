@@ -35,6 +35,19 @@ class CredentialIssued(Event, frozen=True, array_like=True, kw_only=True, tag="c
     certificate: Hash
 
 
+class CertificateIssued(Event, frozen=True, array_like=True, kw_only=True, tag="cred.certificate/1"):
+    """The authority renewed a component's certificate: published before it is handed out.
+
+    `[…, certificate, replaces, issued_at, expires_at]`: SHA-256 (DER) of the new one and of the one that it was asked
+    for under, its life in Unix nanoseconds.
+    """
+
+    certificate: Hash
+    replaces: Hash
+    issued_at: Int64
+    expires_at: Int64
+
+
 class SessionRevoked(Event, frozen=True, array_like=True, kw_only=True, tag="cred.revoked/1"):
     """Every session of a boot is dead from here on: `[…, boot, reason]`."""
 

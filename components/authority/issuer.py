@@ -6,7 +6,8 @@
   certificate has to start a boot of his own, which ends the true one and shows.
 - One live boot a component.  A request of a new boot revokes the one before; a boot that ended or was
   revoked never gets a credential again.
-- A credential lives as long as the trust root lets the component's tokens live, never longer.
+- A credential lives as long as the trust root lets the component's tokens live, never longer, and never longer than the
+  certificate that it was asked for under.
 - A session is on the list from its issue until it expires; a boot whose last session expired without
   renewal has ended.
 - A component boots at most `BOOTS` times at once and once in `BOOT_S` on the long run: who boots without end is an
@@ -112,37 +113,51 @@ class Issuer:
         self._require_holder(request, component, boot, key, certificate)
         return boot, key
 
+    def require_spoken(self, component: str, boot: bytes, said: bytes, signature: bytes) -> None:
+        """Raise `Unverified` unless a key of `boot`, which has a live session, signed `said`."""
+        if not any(s.component == component and s.boot == boot for s in self._sessions.values()):
+            raise Unverified("BOOT_UNKNOWN", f"no live session of boot {boot.hex()[:8]} of {component}")
+        # Answers get lost, and their sessions push older ones off the list: every key given to the boot speaks for it.
+        held = [s.session_key for s in self._sessions.values() if s.component == component and s.boot == boot]
+        for public in [*held, *self._given.get(boot, ())]:
+            try:
+                Ed25519PublicKey.from_public_bytes(public).verify(signature, said)
+            except (InvalidSignature, ValueError):
+                continue
+            return
+        raise Unverified("RENEWAL", f"boot {boot.hex()[:8]} of {component} is another process's: no key of it signed")
+
     def _require_holder(
         self, request: SessionRequest, component: str, boot: bytes, key: bytes, certificate: bytes
     ) -> None:
         held = [s.session_key for s in self._sessions.values() if s.component == component and s.boot == boot]
         if not held or key in held:
             return
-        # Answers get lost, and their sessions push older ones off the list: every key given to the boot speaks for it.
-        held += self._given.get(boot, ())
-        said = hex_bytes(request.renewal, SIGNATURE_BYTES, "renewal")
-        for public in held:
-            try:
-                Ed25519PublicKey.from_public_bytes(public).verify(
-                    said, proof_bytes(self._trust.deployment, component, boot, key, certificate)
-                )
-            except (InvalidSignature, ValueError):
-                continue
-            return
-        raise Unverified("RENEWAL", f"boot {boot.hex()[:8]} of {component} is another process's: no key of it signed")
+        said = proof_bytes(self._trust.deployment, component, boot, key, certificate)
+        self.require_spoken(component, boot, said, hex_bytes(request.renewal, SIGNATURE_BYTES, "renewal"))
 
-    def issue(self, component: str, boot: bytes, session_key: bytes, now: int) -> Issued:
-        """A new session at `now` (Unix ns).  Raises `Unverified` for a boot that ended."""
+    def issue(self, component: str, boot: bytes, session_key: bytes, now: int, ends: int = 2**63 - 1) -> Issued:
+        """A new session at `now` (Unix ns) for who shows a certificate that `ends` then.
+
+        Raises `Unverified`: for a boot that ended (`BootOver`), for one that asks too often, for a certificate that would
+        end first.
+        """
         if boot in self._dead:
             raise BootOver("BOOT_ENDED", f"boot {boot.hex()[:8]} of {component} ended; start a new one")
         record = self._trust.component(component)
-        new = not any(s.boot == boot for s in self._sessions.values())
-        if new and not _spend(self._boots, component, now, BOOTS * BOOT_S * SECOND, BOOT_S * SECOND, 1):
-            raise Unverified("BOOT_RATE", f"{component} boots more than once in {BOOT_S} s")
-        if not _spend(self._credit, component, now, BURST * SECOND, SECOND, PER_SECOND):
-            raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
         lifetime = self.lifetime_s(component)
         issued_s = now // SECOND
+        if (issued_s + lifetime) * SECOND > ends:
+            left = max(0, ends - now) // SECOND
+            raise Unverified(
+                "CERTIFICATE_ENDS",
+                f"the certificate of {component} has {left} s to go, a session {lifetime} s: renew it",
+            )
+        new = not any(s.boot == boot for s in self._sessions.values())
+        if new and not spend(self._boots, component, now, BOOTS * BOOT_S * SECOND, BOOT_S * SECOND, 1):
+            raise Unverified("BOOT_RATE", f"{component} boots more than once in {BOOT_S} s")
+        if not spend(self._credit, component, now, BURST * SECOND, SECOND, PER_SECOND):
+            raise Unverified("SESSION_RATE", f"{component} asks for more than {PER_SECOND} sessions a second")
         self._count += 1
         signer = self._role_signer(component)
         claims = user_claims(
@@ -241,7 +256,7 @@ class Issuer:
         return tuple(sorted(self._revoked))
 
 
-def _spend(account: dict[str, tuple[int, int]], component: str, now: int, full: int, price: int, gain: int) -> bool:
+def spend(account: dict[str, tuple[int, int]], component: str, now: int, full: int, price: int, gain: int) -> bool:
     """Take `price` of a component's credit, which grows by `gain` a nanosecond up to `full`; False: it has too little."""
     credit, last = account.get(component, (full, now))
     credit = min(full, credit + max(0, now - last) * gain)

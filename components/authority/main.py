@@ -18,32 +18,33 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from aiohttp import web
 
 from tallystick.components.authority.broker import BrokerAdmin
+from tallystick.components.authority.certifier import Certifier, Shown
 from tallystick.components.authority.door import Door
 from tallystick.components.authority.issuer import Issued, Issuer
 from tallystick.components.authority.quota import Quotas
 from tallystick.components.authority.reception import Reception
+from tallystick.components.authority.renewals import ANNOUNCE_S, Renewals
 from tallystick.components.authority.revocations import Revocations
 from tallystick.infra.nats.claims import Accounts
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.certificates import issuing_authority, session_lifetime_s
 from tallystick.runtime.deployment.folder import (
     KEY_ACTIVATION,
     KEY_OPERATOR,
     KEY_SYSTEM_ROLE,
     Deployment,
-    passphrase_name,
     pin_name,
     role_key_id,
 )
 from tallystick.runtime.deployment.service import OwnSource, ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import (
-    MAX_REQUEST,
     SessionAnswer,
     StandingAnswer,
     decode_request,
@@ -82,21 +83,27 @@ REPEAT_S: Final = 60.0
 EXPIRED_NS: Final = 10_000_000_000
 # Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
 HISTORY: Final = 8_192
-# The broker acknowledges in milliseconds; a connection that is lost meanwhile must be replaced.
-ANNOUNCE_S: Final = 5.0
 KEEPALIVE_S: Final = 5.0
 LIST_SUBJECT: Final = subject("cred", component="authority")
 
 
 class _OwnSessions:
-    """The authority's credential source for itself: minted here, published like any other."""
+    """The authority's credential source for itself: minted here, published like any other; its certificates, too."""
 
-    def __init__(self, authority: Authority, certificate: bytes) -> None:
+    def __init__(self, authority: Authority, identity: Identity) -> None:
         self._authority = authority
-        self._certificate = certificate
+        self._identity = identity
+        # What is kept already and shown once there is a session for it.
+        self._next: Identity | None = None
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        return await self._authority.own_session(boot, key.public, self._certificate)
+        self._next = self._next or await self._authority.own_certificate(self._identity)
+        shown = self._next or self._identity
+        credential = await self._authority.own_session(boot, key.public, shown.fingerprint)
+        if self._next is not None:
+            self._next = None
+            self._identity.reload()
+        return credential
 
 
 class Authority(OwnSource):
@@ -109,6 +116,7 @@ class Authority(OwnSource):
         self._lock = asyncio.Lock()
         self._history: list[Received] = []
         self._runner: web.AppRunner | None = None
+        self._renewals: Renewals | None = None
         # credential hash -> (SHA-256 of the certificate that it was issued to, when it expires)
         self._certificates: dict[bytes, tuple[bytes, int]] = {}
 
@@ -126,13 +134,14 @@ class Authority(OwnSource):
             return signers[component]
 
         self._revocations = Revocations(deployment.state("authority") / "revocations.json", setup.trust)
-        self._issuer = Issuer(setup.trust, role_signer, deployment.config.session_lifetime_s or None)
+        self._issuer = Issuer(setup.trust, role_signer, session_lifetime_s(deployment.config))
+        self._certifier = Certifier(issuing_authority(deployment, self._token), deployment.config)
         keys = deployment.load_bus_keys()
         bus = deployment.bus()
         config = deployment.config
         self._broker = BrokerAdmin(
             url=f"tls://{config.host}:{config.broker.port}",
-            tls=setup.tls,
+            tls=setup.identity.tls,
             accounts=Accounts(bus, keys, self._signing.signer(KEY_OPERATOR), self._signing.signer(KEY_ACTIVATION)),
             keys=keys,
             system_role=self._token.signer(KEY_SYSTEM_ROLE),
@@ -142,7 +151,7 @@ class Authority(OwnSource):
             lifetime_s=self._issuer.lifetime_s,
         )
         self._quotas = Quotas({name: c.quota for name, c in bus.components.items() if c.quota is not None})
-        return _OwnSessions(self, setup.certificate)
+        return _OwnSessions(self, setup.identity)
 
     async def start(self, ctx: ServiceContext) -> None:
         """Read the newest list; everything else waits for `ready`."""
@@ -169,17 +178,30 @@ class Authority(OwnSource):
 
     # -- hand-out -------------------------------------------------------------------------------
 
-    async def hand_out(self, component: str, boot: bytes, session_key: bytes, der: bytes) -> str:
-        """Issue, publish, and only then return the credential; `der` is the certificate that asked."""
-        certificate = pki.fingerprint(der)
+    async def hand_out(self, component: str, boot: bytes, session_key: bytes, shown: Shown) -> str:
+        """Issue, publish, and only then return the credential; `shown` is the certificate that asked."""
         async with self._lock:
-            self._quotas.require_open(component)
             # Whoever waited here may have been revoked meanwhile.
-            self._revocations.require_allowed(component, pki.issued_at(der))
-            issued = self._issuer.issue(component, boot, session_key, self._setup.clock())
+            self._require_allowed(component, shown.issued)
+            issued = self._issuer.issue(component, boot, session_key, self._setup.clock(), shown.ends)
             await self._revoked(issued.replaced, "replaced by a new boot")
-            await self._announce(issued, certificate)
+            await self._announce(issued, shown.digest)
             return issued.credential
+
+    def _require_allowed(self, component: str, issued: int) -> None:
+        self._quotas.require_open(component)
+        self._revocations.require_allowed(component, issued)
+
+    async def own_certificate(self, present: Identity) -> Identity | None:
+        """The authority's own next certificate, kept and not shown yet; None while `present` will do."""
+        if self._ctx is None or self._renewals is None or not self._ctx.link.connected:
+            return None
+        try:
+            return await self._renewals.own(present)
+        except TallystickError as exc:
+            # The present one lives on; tried again with the next session.
+            self._ctx.log.exception("the own certificate was not renewed", code=exc.code, text=exc.text)
+            return None
 
     async def own_session(self, boot: bytes, session_key: bytes, certificate: bytes) -> str:
         """A credential for the authority itself: announced under its present session before it is used.
@@ -413,19 +435,17 @@ class Authority(OwnSource):
     async def _serve(self, ctx: ServiceContext) -> None:
         deployment: Deployment = self._setup.deployment
         config = deployment.config
-        tls = pki.server_context(
-            deployment.ca,
-            deployment.certificate("authority"),
-            deployment.key("authority"),
-            self._setup.secrets[passphrase_name("authority")],
+        tls = self._setup.identity.server()
+        reception = Reception(ctx, deployment.name)
+        reception.post("/v1/session", self._on_session)
+        self._renewals = Renewals(
+            ctx, self._certifier, self._issuer, self._lock, deployment=deployment.name, allowed=self._require_allowed
         )
-        self._reception = Reception(ctx, deployment.name)
-        app = web.Application(client_max_size=MAX_REQUEST)
-        app.router.add_post("/v1/session", self._on_session)
-        app.router.add_post("/v1/end", self._on_end)
-        app.router.add_post("/v1/revoke", self._on_revoke)
-        app.router.add_post("/v1/standing", self._on_standing)
-        self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEPALIVE_S)
+        reception.post("/v1/certificate", self._renewals.answer)
+        reception.post("/v1/end", self._on_end)
+        reception.post("/v1/revoke", self._on_revoke, operator=True)
+        reception.post("/v1/standing", self._on_standing, operator=True)
+        self._runner = web.AppRunner(reception.app, access_log=None, keepalive_timeout=KEEPALIVE_S)
         await self._runner.setup()
         ctx.at_stop(self._runner.cleanup)
         if (server := self._runner.server) is None:
@@ -434,57 +454,37 @@ class Authority(OwnSource):
         door.open(config.host, config.authority.port)
         ctx.at_stop(door.close)
 
-    async def _on_session(self, request: web.Request) -> web.Response:
-        try:
-            component, der = await self._reception.enter(request)
-            self._revocations.require_allowed(component, pki.issued_at(der))
-            certificate = pki.fingerprint(der)
-            asked = decode_request(await request.read())
-            boot, key = self._issuer.check(asked, component, certificate)
-            credential = await self.hand_out(component, boot, key, der)
-        except TallystickError as exc:
-            return self._reception.refuse(request, exc)
-        return web.Response(body=msgspec.json.encode(SessionAnswer(credential=credential)))
+    async def _on_session(self, component: str, der: bytes, body: bytes) -> SessionAnswer:
+        shown = Shown.of(der)
+        self._revocations.require_allowed(component, shown.issued)
+        boot, key = self._issuer.check(decode_request(body), component, shown.digest)
+        return SessionAnswer(credential=await self.hand_out(component, boot, key, shown))
 
-    async def _on_end(self, request: web.Request) -> web.Response:
+    async def _on_end(self, component: str, der: bytes, body: bytes) -> dict[str, int]:
         ctx = self._context()
-        try:
-            component, der = await self._reception.enter(request)
-            asked = decode_request(await request.read())
-            boot, key = self._issuer.check(asked, component, pki.fingerprint(der))
-            async with self._lock:
-                self._issuer.end(component, boot, key)
-                await ctx.publish(subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped"))
-                self._publish_list()
-        except TallystickError as exc:
-            return self._reception.refuse(request, exc)
-        return web.Response(body=b"{}")
+        boot, key = self._issuer.check(decode_request(body), component, pki.fingerprint(der))
+        async with self._lock:
+            self._issuer.end(component, boot, key)
+            await ctx.publish(subject("cred", component=component), ctx.new(BootEnded, boot=boot, reason="stopped"))
+            self._publish_list()
+        return {}
 
-    async def _on_revoke(self, request: web.Request) -> web.Response:
-        try:
-            await self._reception.enter_operator(request)
-            note = decode_revocation(await request.read()).note
-            async with self._lock:
-                # Crash after this: it is in force at the next start, which says so on the bus.
-                said = self._revocations.say(note)
-                stored = self._say_revocation(said.component, note)
-                ended = self._issuer.revoke(said.component) if said.revoked else ()
-                await self._revoked(ended, f"revoked by the operator: {said.reason}"[:MAX_REASON])
-                await asyncio.wait((stored,), timeout=ANNOUNCE_S)
-        except TallystickError as exc:
-            return self._reception.refuse(request, exc)
-        return web.Response(body=msgspec.json.encode({"revoked": len(ended)}))
+    async def _on_revoke(self, _component: str, _der: bytes, body: bytes) -> dict[str, int]:
+        note = decode_revocation(body).note
+        async with self._lock:
+            # Crash after this: it is in force at the next start, which says so on the bus.
+            said = self._revocations.say(note)
+            stored = self._say_revocation(said.component, note)
+            ended = self._issuer.revoke(said.component) if said.revoked else ()
+            await self._revoked(ended, f"revoked by the operator: {said.reason}"[:MAX_REASON])
+            await asyncio.wait((stored,), timeout=ANNOUNCE_S)
+        return {"revoked": len(ended)}
 
-    async def _on_standing(self, request: web.Request) -> web.Response:
-        try:
-            await self._reception.enter_operator(request)
-            component = decode_standing(await request.read()).component
-            self._setup.trust.component(component)
-        except TallystickError as exc:
-            return self._reception.refuse(request, exc)
+    async def _on_standing(self, _component: str, _der: bytes, body: bytes) -> StandingAnswer:
+        component = decode_standing(body).component
+        self._setup.trust.component(component)
         said = self._revocations.standing(component)
-        answer = StandingAnswer(0, revoked=False) if said is None else StandingAnswer(said.number, said.revoked)
-        return web.Response(body=msgspec.json.encode(answer))
+        return StandingAnswer(0, revoked=False) if said is None else StandingAnswer(said.number, said.revoked)
 
     def _context(self) -> ServiceContext:
         if self._ctx is None:

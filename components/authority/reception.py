@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 from aiohttp import web
+from cryptography import x509
 
 from tallystick.components.authority.door import ASKS_BURST, ASKS_PER_SECOND, Pace
 from tallystick.runtime.deployment.folder import OPERATOR
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.enrolment import MAX_REQUEST
 from tallystick.schemas.errors import TallystickError, Unverified
+
+# What the certificate's component (and the certificate, DER) asks with a body; gives what is answered, as JSON.
+Answer = Callable[[str, bytes, bytes], Awaitable[object]]
 
 
 class Reception:
-    """Asks each request who it is, and tells of those that are refused."""
+    """Asks each request who it is, has it answered, and tells of those that are refused.  `app` is what is served."""
 
     def __init__(self, ctx: ServiceContext, deployment: str) -> None:
         self._ctx = ctx
         self._deployment = deployment
         self._pace = Pace(ASKS_BURST, ASKS_PER_SECOND)
         self._refused: dict[str, int] = {}
+        self.app = web.Application(client_max_size=MAX_REQUEST)
 
-    async def enter(self, request: web.Request) -> tuple[str, bytes]:
+    def post(self, path: str, answer: Answer, *, operator: bool = False) -> None:
+        """Have requests to `path` answered by `answer`; `operator`: those of the operator's certificate alone."""
+
+        async def on_request(request: web.Request) -> web.Response:
+            try:
+                component, der = await self._enter(request)
+                if operator and component != OPERATOR:
+                    raise Unverified(
+                        "IDENTITY", f"{component} may not ask {path}: only the operator's certificate does"
+                    )
+                said = await answer(component, der, await request.read())
+            except TallystickError as exc:
+                return self._refuse(request, exc)
+            return web.Response(body=msgspec.json.encode(said))
+
+        self.app.router.add_post(path, on_request)
+
+    async def _enter(self, request: web.Request) -> tuple[str, bytes]:
         """The component that asks, and its certificate (DER).  Raises `Unverified`."""
         transport = request.transport
         ssl_object = transport.get_extra_info("ssl_object") if transport is not None else None
@@ -31,15 +56,13 @@ class Reception:
             raise Unverified("CLIENT_CERTIFICATE", "no client certificate")
         component = pki.spiffe_component(der, self._deployment)
         await self._pace.wait(component)
+        # TLS looked at it when the connection was made, which may stand for as long as somebody asks on it.
+        _, ends = pki.lifetime(x509.load_der_x509_certificate(der))
+        if self._ctx.clock() >= ends:
+            raise Unverified("CERTIFICATE_ENDED", f"the certificate of {component} has ended")
         return component, der
 
-    async def enter_operator(self, request: web.Request) -> None:
-        """Raise `Unverified` unless the operator asks."""
-        component, _ = await self.enter(request)
-        if component != OPERATOR:
-            raise Unverified("IDENTITY", f"{component} may not revoke: only the operator's certificate does")
-
-    def refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
+    def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
         """The answer to a request that is refused, and one notice a second of each kind.
 
         Refusals that come in floods do not push out what else was said.

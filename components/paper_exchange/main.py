@@ -13,9 +13,7 @@ from typing import Final
 from tallystick.components.paper_exchange.access import parse_config
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import passphrase_name
 from tallystick.runtime.deployment.service import Service, ServiceContext
-from tallystick.runtime.keys import pki
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.market import Trade
 
@@ -37,13 +35,7 @@ class PaperExchange(Service):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
             raise ConfigError("PAPER", f"{exc.filename}: {exc.strerror}; `tallystick init` makes it") from exc
-        tls = pki.server_context(
-            deployment.ca,
-            deployment.certificate(NAME),
-            deployment.key(NAME),
-            ctx.secret(passphrase_name(NAME)),
-            mutual=False,
-        )
+        tls = ctx.identity.server(mutual=False)
         self.exchange = Exchange(
             config,
             clock=ctx.clock,

@@ -3,6 +3,8 @@
 - The configuration (with the key of the encrypted store) and the server's TLS key reach the process through
   memory files (`/proc/self/fd/N`), never through a file or the environment.  They are handed over once the process is
   closed to others of its user (`child`), and emptied as soon as it has read them.
+- `renew` gives it another certificate while it runs: the files are filled once more, and it is asked to read them
+  (SIGHUP).  Connections stand, streams and what was revoked stay as they are (measured with 2.15).
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
 - It ends when whoever started it was killed, and it alone owns its store: the next start waits for such a process,
@@ -45,6 +47,7 @@ MAX_BUFFERED_BYTES: Final = 8_388_608
 START_TIMEOUT_S: Final = 20.0
 # The broker collects when its heap has grown by so many per cent: some 12 MB less than at Go's 100, and a cycle is cheap.
 GARBAGE: Final = "50"
+RELOAD_TIMEOUT_S: Final = 10.0
 STORE_KEY_BYTES: Final = 32
 # In the store's folder, held by the server that runs on it and by who started that.
 OWNER: Final = "server.pid"
@@ -64,6 +67,8 @@ _STORE_LOST = re.compile(
     rb"JetStream (?:\w+ )?resource limits exceeded|Filestore \[\w+\] Critical write error|"
     rb"JetStream failed to store a msg on stream [^:]*: .*no space left on device|JetStream out of resources)"
 )
+# What it logs when it has read its configuration again, well or not.
+_RELOADED = re.compile(rb"\[(?:INF\] (Reloaded) server configuration|ERR\] Failed to reload server configuration)")
 
 
 class ServerStopped(TallystickError):
@@ -172,6 +177,9 @@ class EmbeddedServer:
         self._log_checked = 0
         self._store_lost = ""
         self._watch: Lockfile | None = None
+        # What the process reads its configuration and its key from: empty but while it reads.
+        self._files: _MemoryFiles | None = None
+        self._text = ""
         self.port = config.port
 
     @property
@@ -200,7 +208,9 @@ class EmbeddedServer:
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
+        self._text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
+        self._drop_files()
+        self._files = _MemoryFiles()
         try:
             if self._watch is None:
                 self._watch = Lockfile.take(config.jetstream_dir / WATCH)
@@ -211,7 +221,7 @@ class EmbeddedServer:
                 lock.name(0)
                 if self.port:
                     _check_free(config.host, self.port)
-                with _memory_files(text.encode(), config.key_pem) as fds:
+                with self._files.filled(self._text.encode(), config.key_pem) as fds:
                     self._launch(config, (*fds, lock.fd))
                 lock.name(self.pid)
             except BaseException:
@@ -222,6 +232,34 @@ class EmbeddedServer:
         except BaseException:
             self._unwatch()
             raise
+
+    def renew(self, key_pem: bytes) -> None:
+        """Show the certificate that `cert_file` holds now, whose key is `key_pem`, to whoever connects from now on.
+
+        A start later on shows it, too.  Raises `ServerStopped` where nothing runs, `ConfigError` where the server does
+        not take it; it shows the old one then.
+        """
+        with self._lock:
+            self._config = msgspec.structs.replace(self._config, key_pem=key_pem)
+            if self._files is None or self._process is None or self._process.poll() is not None:
+                raise ServerStopped("NATS_DIED", "the broker is not running: its next start shows the certificate")
+            said_from = 0 if self._log_fd is None else os.fstat(self._log_fd).st_size
+            with self._files.filled(self._text.encode(), key_pem):
+                self._process.send_signal(signal.SIGHUP)
+                deadline = time.monotonic() + RELOAD_TIMEOUT_S
+                while not (said := _RELOADED.search(self._log(said_from))):
+                    if time.monotonic() > deadline or self._process.poll() is not None:
+                        raise ConfigError(
+                            "NATS_RELOAD", f"the broker did not read its certificate: {self._config.log_file}"
+                        )
+                    time.sleep(0.01)
+            if said[1] is None:
+                raise ConfigError("NATS_RELOAD", f"the broker refused its certificate: {self._config.log_file}")
+
+    def _drop_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
+            self._files = None
 
     def _unwatch(self) -> None:
         if self._watch is not None:
@@ -342,6 +380,7 @@ class EmbeddedServer:
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
+        self._drop_files()
         self._close_log()
         self._unwatch()
 
@@ -373,20 +412,30 @@ def _with_us() -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), str(int(signal.SIGTERM)))
 
 
-@contextlib.contextmanager
-def _memory_files(*contents: bytes) -> Iterator[list[int]]:
-    """Descriptors of files in memory that hold `contents`, and nothing any more when the block ends."""
-    fds: list[int] = []
-    try:
-        for data in contents:
-            fds.append(os.memfd_create("nats-server", os.MFD_CLOEXEC))
-            os.write(fds[-1], data)
-        yield fds
-    finally:
-        for fd in fds:
-            # Whoever was handed the descriptor has it still.
+class _MemoryFiles:
+    """Two files in memory, the configuration and the key, that hold something only while they are `filled`."""
+
+    def __init__(self) -> None:
+        self._fds = [os.memfd_create("nats-server", os.MFD_CLOEXEC) for _ in range(2)]
+
+    @contextlib.contextmanager
+    def filled(self, *contents: bytes) -> Iterator[list[int]]:
+        """The descriptors, of files that hold `contents` until the block ends."""
+        try:
+            for fd, data in zip(self._fds, contents, strict=True):
+                os.pwrite(fd, data, 0)
+            yield self._fds
+        finally:
+            # Whoever was handed the descriptors has them still.
+            for fd in self._fds:
+                os.ftruncate(fd, 0)
+
+    def close(self) -> None:
+        """Empty them and let go of them."""
+        for fd in self._fds:
             os.ftruncate(fd, 0)
             os.close(fd)
+        self._fds = []
 
 
 def _check_space(folder: Path) -> None:

@@ -206,6 +206,8 @@ class Link:
         self._metrics = metrics
         self._log = log
         self._current: Connection | None = None
+        # Obtained last: what is shown at a login goes with this one alone.
+        self._newest: OwnSession | None = None
         self._available = asyncio.Event()
         self.refusals = 0
         self._logins = 0
@@ -274,7 +276,8 @@ class Link:
         credential = open_credential(text, self._trust)
         if (credential.component, credential.boot, credential.session_key) != (self.component, self.boot, key.public):
             raise Unverified("CREDENTIAL_FOREIGN", "the authority handed out a credential that is not ours")
-        return OwnSession(credential=credential, key=key)
+        self._newest = OwnSession(credential=credential, key=key)
+        return self._newest
 
     async def _login(self, session: OwnSession) -> Connection:
         self._logins += 1
@@ -368,15 +371,14 @@ class Link:
         self.tasks.start(close(), "retire")
 
     async def _replace(self) -> None:
-        old, session = self._current, None
-        if old is not None:
-            session = old.session
-            self._retire(old, 0.0)
+        session = self._newest
+        if self._current is not None:
+            self._retire(self._current, 0.0)
         refused = 0
         for attempt in itertools.count():
             delay = BACKOFF_S[min(attempt, len(BACKOFF_S) - 1)]
             try:
-                # The old credential serves as long as it lives well beyond the login; otherwise renew.
+                # The newest credential serves as long as it lives well beyond the login; otherwise renew.
                 # After a few refusals by the broker it may be revoked: ask the authority again.
                 if session is None or session.credential.expires_at - self._clock() < 2_000_000_000 or refused == 3:
                     session, refused = await self._obtain(), 0

@@ -24,27 +24,26 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
 from tallystick.infra.nats.lockfile import Lockfile
+from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
-from tallystick.runtime.keys.pki import CertificateAuthority
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, sign_document
 
-CA_VALIDITY: Final = timedelta(days=3650)
-CERTIFICATE_VALIDITY: Final = timedelta(days=90)
 TRUST_VALIDITY: Final = timedelta(days=365)
+# The issuing CA that a deployment starts with.
+FIRST: Final = 1
 DEFAULT_STRATEGIES: Final = (
     StrategyConfig(
         name="momentum",
@@ -243,6 +242,8 @@ class _Ceremony:
         signing = self._make_token("signing", [*own, *accounts])
         self.progress("token roles: one role key a component")
         roles = self._make_token("roles", [layout.KEY_SYSTEM_ROLE, *(layout.role_key_id(name) for name in names)])
+        with self._open("roles", writable=True) as token:
+            issuing = token.generate_p256(certificates.issuing_key_id(FIRST), "issuing CA")
         # A replay zone has neither, so no key to any venue is ever made for it.
         traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
         if traders:
@@ -254,7 +255,8 @@ class _Ceremony:
         person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
         self._copy_policy()
         with self._open("operator", writable=True) as token:
-            self._issue_certificates(token)
+            token.generate_p256(layout.KEY_CA, "ca")
+            certificates.sign_issuing_ca(paths, token, FIRST, issuing, self.now)
             root = token.signer(layout.KEY_OPERATOR_ROOT)
             keys = BusKeys(
                 operator=root.public,
@@ -274,6 +276,11 @@ class _Ceremony:
             write_trust_root(paths, self.bus, keys, root, person, self.now)
             validity = Validity(issued_s=self.now // SECOND, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
+        with self._open("roles", writable=False) as token:
+            authority = certificates.issuing_authority(paths, token)
+            for name in certificates.names(paths):
+                passphrase = self.secrets[layout.passphrase_name(name)] = Secret.random()
+                certificates.write_identity(paths, passphrase, authority, name, self.now)
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
         if "paper-exchange" in self.bus.components:
             self._write_paper_exchange(api_keys)
@@ -293,20 +300,6 @@ class _Ceremony:
 
     def _open(self, label: str, *, writable: bool) -> Token:
         return Token.open(self.paths.token(label), label, self.secrets[layout.pin_name(label)], writable=writable)
-
-    def _issue_certificates(self, token: Token) -> None:
-        token.generate_p256(layout.KEY_CA, "ca")
-        ca = CertificateAuthority.create(
-            self.config.deployment, token.p256_signer(layout.KEY_CA), self.now, CA_VALIDITY
-        )
-        self._write(self.paths.ca, ca.certificate.public_bytes(Encoding.PEM))
-        hosts = tuple(dict.fromkeys(("localhost", "127.0.0.1", self.config.host)))
-        for name in (*self.bus.components, layout.BROKER, layout.OPERATOR):
-            passphrase = self.secrets[layout.passphrase_name(name)] = Secret.random()
-            served = hosts if name in layout.SERVERS else ()
-            certificate, key = ca.issue(name, passphrase, self.now, CERTIFICATE_VALIDITY, served)
-            self._write(self.paths.certificate(name), certificate)
-            self._write(self.paths.key(name), key)
 
     def _write_paper_exchange(self, public_keys: dict[str, bytes]) -> None:
         """The venue's side: instruments, balances, and the two API keys with no more permissions than they need."""

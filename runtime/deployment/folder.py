@@ -17,7 +17,7 @@ import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
@@ -42,7 +42,7 @@ KEY_CORE_ACCOUNT: Final = b"core-account"
 KEY_ACTIVATION: Final = b"activation"
 KEY_ADMIN: Final = b"admin"
 KEY_SYSTEM_ACCOUNT: Final = b"system-account"
-# … token roles, besides one role key a component
+# … token roles, besides one role key a component and the key of each issuing CA
 KEY_SYSTEM_ROLE: Final = b"system-role"
 # … tokens custody and portfolio (an API key each at the venue), and audit
 KEY_VENUE: Final = b"venue"
@@ -55,9 +55,9 @@ _OWN_TOKENS: Final = {
     "portfolio": ("portfolio",),
     "audit": ("audit",),
 }
-# Certificates besides those of the components: the broker's and the operator's own.
 # A process whose component the operator revoked ends with this.
 EXIT_REVOKED: Final = 3
+# Certificates besides those of the components: the broker's and the operator's own.
 BROKER: Final = "nats"
 OPERATOR: Final = "operator"
 SERVERS: Final = (BROKER, "authority", "paper-exchange")
@@ -208,7 +208,7 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`deployment.toml`; `session_lifetime_s` above 0 shortens every credential's lifetime.  `limits` is read as `schemas.limits` says."""
+    """`deployment.toml`; the lifetimes, where above 0, only shorten.  `limits` is read as `schemas.limits` says."""
 
     deployment: str
     broker: Endpoint
@@ -222,6 +222,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     observers: tuple[ObserverConfig, ...] = ()
     host: str = "127.0.0.1"
     session_lifetime_s: int = 0
+    certificate_lifetime_s: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
@@ -337,21 +338,22 @@ class Deployment:
 
     @property
     def ca(self) -> Path:
-        """The CA's certificate."""
+        """The certificate of the operator's CA: what vouches for the paper exchange to clients that are none of ours."""
         return self.pki / "ca.pem"
+
+    @property
+    def issuing_ca(self) -> Path:
+        """The certificate of the issuing CA: what the deployment's processes take for an anchor."""
+        return self.pki / "issuing.pem"
 
     @property
     def venue_ca(self) -> Path | None:
         """What vouches for the venue: our own CA for the paper exchange, the machine's authorities (None) for another."""
         return self.ca if self.config.venue.kind == "paper" else None
 
-    def certificate(self, component: str) -> Path:
-        """The certificate of a component, of the broker (`nats`) or of the operator."""
+    def identity(self, component: str) -> Path:
+        """The certificate and the encrypted key of a component, of the broker (`nats`) or of the operator."""
         return self.pki / f"{component}.pem"
-
-    def key(self, component: str) -> Path:
-        """The encrypted key of that certificate."""
-        return self.pki / f"{component}.key"
 
     @property
     def keystore(self) -> Path:

@@ -3,7 +3,8 @@
     python -P -m tallystick.runtime.deployment.process DIR COMPONENT --secrets-fd N
 
 - The trust root is verified from the pinned key, and must be current.
-- The identity is the component's client certificate, whose key is decrypted in memory.
+- The identity is the component's client certificate, whose key is decrypted in memory; it is renewed as long as the
+  process runs (`enrolment`).
 - `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
@@ -32,7 +33,6 @@ from tallystick.runtime.deployment import libraries  # noqa: F401 - first: witho
 
 # isort: on
 import uvloop
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.child import end_with_parent, harden
@@ -41,12 +41,13 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment.board import Board
+from tallystick.runtime.deployment.certificates import load_issuing_ca
 from tallystick.runtime.deployment.folder import EXIT_REVOKED, Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
-from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Secret, take_over
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.trust import require_current
@@ -73,15 +74,15 @@ def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> S
     passphrase = secrets.get(passphrase_name(component))
     if passphrase is None:
         raise ConfigError("SECRETS", f"no passphrase for the key of {component}: pass --secrets-fd or the master PIN")
-    certificate = deployment.certificate(component)
-    tls = pki.client_context(deployment.ca, certificate, deployment.key(component), passphrase)
+    load_issuing_ca(deployment)
+    identity = Identity(deployment.name, deployment.issuing_ca, deployment.identity(component), passphrase)
+    identity.require_current(time.time_ns())
     return Setup(
         deployment=deployment,
         trust=trust,
         spec=spec,
         boot=os.urandom(BOOT_BYTES),
-        tls=tls,
-        certificate=pki.fingerprint(pki.load_certificate(certificate).public_bytes(Encoding.DER)),
+        identity=identity,
         secrets=secrets,
         clock=time.time_ns,
         entropy=os.urandom,

@@ -5,7 +5,6 @@ A `Service` is a process of the system itself; user code is a `Component` that t
 
 from __future__ import annotations
 
-import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.snapshots import Vault, snapshot_key
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
@@ -32,8 +32,7 @@ class Setup(msgspec.Struct, frozen=True):
     trust: TrustRoot
     spec: topology.Component
     boot: bytes
-    tls: ssl.SSLContext
-    certificate: bytes
+    identity: Identity
     secrets: dict[str, Secret]
     clock: Callable[[], int]
     entropy: Callable[[int], bytes]
@@ -44,10 +43,11 @@ class Setup(msgspec.Struct, frozen=True):
         config = self.deployment.config
         return AuthorityClient(
             f"https://{config.host}:{config.authority.port}",
-            self.tls,
+            self.identity,
             deployment=self.deployment.name,
             component=self.spec.name,
-            certificate=self.certificate,
+            clock=self.clock,
+            log=self.log,
         )
 
     def link(self, source: CredentialSource, metrics: Metrics) -> Link:
@@ -57,7 +57,7 @@ class Setup(msgspec.Struct, frozen=True):
             component=self.spec.name,
             boot=self.boot,
             url=f"tls://{config.host}:{config.broker.port}",
-            tls=self.tls,
+            tls=self.identity.tls,
             trust=self.trust,
             source=source,
             clock=self.clock,
@@ -87,6 +87,7 @@ class Setup(msgspec.Struct, frozen=True):
             ),
             deployment=self.deployment,
             secrets=self.secrets,
+            identity=self.identity,
         )
 
 
@@ -94,10 +95,16 @@ class ServiceContext(BusContext):
     """The bus, and the deployment and secrets that this component was given."""
 
     def __init__(
-        self, *, deployment: Deployment | None = None, secrets: Mapping[str, Secret] | None = None, **bus: Any
+        self,
+        *,
+        deployment: Deployment | None = None,
+        secrets: Mapping[str, Secret] | None = None,
+        identity: Identity | None = None,
+        **bus: Any,
     ) -> None:
-        """`deployment`: None for a service that is given everything else it needs; `bus`: as `BusContext`."""
+        """`deployment`, `identity`: None for a service that is given everything else it needs; `bus`: as `BusContext`."""
         super().__init__(**bus)
+        self._identity = identity
         self._deployment = deployment
         self._secrets = dict(secrets or {})
 
@@ -112,6 +119,13 @@ class ServiceContext(BusContext):
     def session(self) -> OwnSession:
         """The session that this process speaks with now: for those who sign what does not go over the bus."""
         return self.link.session
+
+    @property
+    def identity(self) -> Identity:
+        """What this process shows on TLS connections.  Raises `ConfigError` where the process was given nothing."""
+        if self._identity is None:
+            raise ConfigError("DEPLOYMENT", f"{self.component} needs a certificate")
+        return self._identity
 
     def secret(self, name: str) -> Secret:
         """One of the secrets that this component was handed.  Raises `ConfigError` for one that it was not."""

@@ -6,6 +6,8 @@
 - A process that ends by itself is started again after a growing pause; one that fails `MAX_RESTARTS`
   times within `RESTART_WINDOW_S`, or ends with exit code 2 (cannot run as it is), stays down and is
   reported.  The broker is started again likewise.
+- Whoever is started has a certificate with half of its life before it, so that no power-off is too long; while they
+  run, components renew their own, and the broker's is renewed here.
 - A component that the operator revoked keeps nobody else from starting; it is started again when it has a new key.
 - Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
   has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
@@ -29,36 +31,30 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final
 
 import msgspec
-import nats.errors
-from nats.aio.client import Client
 
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
 from tallystick.infra.nats.lockfile import Lockfile
-from tallystick.infra.nats.provision import provision, provision_state
-from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped
+from tallystick.infra.nats.server import EmbeddedServer, ServerStopped
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.deployment import broker, certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.environment import environment
-from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
-from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
-from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
 
-ACCOUNT_LIFETIME_S: Final = 86_400
-ADMIN_LIFETIME_S: Final = 60
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
 PATIENCE_S: Final = 2.0
 POLL_S: Final = 0.02
 # Without a broker nobody can do anything: nothing else is watched in this pause.
 BROKER_RETRY_S: Final = 2.0
+# How often the broker's certificate is looked at.
+RENEW_CHECK_S: Final = 1.0
 MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -93,8 +89,8 @@ class _Managed:
         self.process: subprocess.Popen[bytes] | None = None
         self.ends: deque[float] = deque(maxlen=MAX_RESTARTS)
         self.wanted = False
-        # Its TLS key when it was started last: another one comes when a revoked component is reinstated.
-        self.key = b""
+        # Its certificate when it was started last: another one comes when a revoked component is reinstated.
+        self.shown = b""
         # Where in its .err file this start's words begin.
         self.said_from = 0
 
@@ -155,9 +151,14 @@ class Supervisor:
         started = time.monotonic()
         await asyncio.to_thread(end_orphans, self.deployment, self._report)
         self._lock = Lockfile.take(supervisor_file(self.deployment))
+        await asyncio.to_thread(
+            certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
+        )
         signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
         try:
-            await asyncio.to_thread(self._start_server, signing)
+            self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
+            await asyncio.to_thread(self._server.start)
+            self._tasks.start(self._renew_broker(), "the broker's certificate")
             self._report(f"broker on {self.server.url}")
             self._precede()
             await self._provision(signing)
@@ -189,83 +190,24 @@ class Supervisor:
         except OSError as exc:
             self._report(f"orders may be slower: no real-time priority here ({exc.strerror})")
 
-    def _start_server(self, signing: TokenProcess) -> None:
-        paths, config = self.deployment, self.deployment.config
-        self._keys = keys = paths.load_bus_keys()
-        try:
-            operator = paths.operator_token.read_text("ascii")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError("OPERATOR_TOKEN", f"{paths.operator_token}: {exc}; `tallystick init` makes it") from exc
-        accounts = Accounts(self.bus, keys, signing.signer(layout.KEY_OPERATOR), signing.signer(layout.KEY_ACTIVATION))
-        passphrase = self._keystore[layout.passphrase_name(layout.BROKER)]
-        now = time.time_ns() // SECOND
-        self._server = EmbeddedServer(
-            ServerConfig(
-                name=paths.name,
-                operator=operator,
-                system_account=encode_key("A", keys.system_account),
-                accounts=accounts.all(Validity(issued_s=now, expires_s=now + ACCOUNT_LIFETIME_S)),
-                ca_file=paths.ca,
-                cert_file=paths.certificate(layout.BROKER),
-                key_pem=pki.decrypted_key(paths.key(layout.BROKER), passphrase),
-                store_key=bytes.fromhex(self._keystore[layout.PIN_STORE_KEY].reveal()),
-                jetstream_dir=paths.jetstream,
-                resolver_dir=paths.jwt,
-                run_dir=paths.run,
-                log_file=paths.log("nats").with_suffix(".log"),
-                host=config.host,
-                port=config.broker.port,
-            )
-        )
-        self._server.start()
-
     async def _provision(self, signing: TokenProcess) -> None:
-        admin_key = signing.signer(layout.KEY_ADMIN)
-        client = await self._admin(admin_key, self._keys.core_account)
-        try:
-            made = await provision(client, self.bus)
-        finally:
-            await client.close()
-        for component in self.bus.components.values():
-            if component.state_bytes:
-                client = await self._admin(admin_key, self._keys.components[component.name].account)
-                try:
-                    await provision_state(client, component.state_bytes)
-                finally:
-                    await client.close()
+        made = await broker.provision_all(self.deployment, self._keystore, self.bus, signing, self.server.url)
         self._report(f"streams and durables: {len(made.created)} made, {len(made.updated)} changed")
 
-    async def _admin(self, signer: Signer, account: bytes) -> Client:
-        key, now = SessionKey(os.urandom(32)), time.time_ns() // SECOND
-        boot, jti = os.urandom(16), os.urandom(16).hex()
-        claims = user_claims(ADMIN, boot, key.public, signer.public, account, now, now + ADMIN_LIFETIME_S, jti)
-        token = encode_jwt(signer, "A", claims)
-        paths = self.deployment
-        tls = pki.client_context(
-            paths.ca,
-            paths.certificate(layout.OPERATOR),
-            paths.key(layout.OPERATOR),
-            self._keystore[layout.passphrase_name(layout.OPERATOR)],
-        )
-        client = Client()
-        try:
-            await client.connect(
-                servers=[self.server.url],
-                name=ADMIN,
-                user_jwt_cb=token.encode,
-                signature_cb=lambda nonce: sign_nonce(key, nonce),
-                tls=tls,
-                tls_handshake_first=True,
-                allow_reconnect=False,
-                # Else the client tries a server that is not there for two minutes, in its own rhythm.
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=5,
-                inbox_prefix=f"_INBOX_{ADMIN}".encode(),
-            )
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
-            raise ConfigError("BROKER_ADMIN", f"{self.server.url}: {type(exc).__name__}: {exc}") from exc
-        return client
+    async def _renew_broker(self) -> None:
+        """The broker's certificate lives as long as everybody's, and it cannot ask for the next one itself."""
+        shown = broker.identity(self.deployment, self._keystore)
+        while True:
+            await asyncio.sleep(RENEW_CHECK_S)
+            if not shown.due(time.time_ns()):
+                continue
+            try:
+                await asyncio.to_thread(broker.renew, self.deployment, self._keystore, self.server)
+            except TallystickError as exc:
+                self._report(f"broker: its certificate was not renewed, trying again: {exc}")
+                await asyncio.sleep(BROKER_RETRY_S)
+            else:
+                shown = broker.identity(self.deployment, self._keystore)
 
     # -- processes ------------------------------------------------------------------------------
 
@@ -275,6 +217,7 @@ class Supervisor:
     def _launch(self, name: str) -> None:
         managed = self._managed[name]
         (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
+        certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
         fd = hand_over(self._secrets(name))
         errors = self.deployment.log(name).with_suffix(".err")
         try:
@@ -301,7 +244,7 @@ class Supervisor:
         finally:
             os.close(fd)
         managed.wanted = True
-        managed.key = self._key(name)
+        managed.shown = self._shown(name)
         managed.state.pid = managed.process.pid
         managed.state.state = "starting"
 
@@ -362,12 +305,12 @@ class Supervisor:
                     self._ended(name, managed, managed.process)
                 elif managed.state.state == "starting" and self._is_ready(name):
                     managed.state.state = "ready"
-                elif managed.state.state == "revoked" and self._key(name) != managed.key:
+                elif managed.state.state == "revoked" and self._shown(name) != managed.shown:
                     self._launch(name)
 
-    def _key(self, name: str) -> bytes:
+    def _shown(self, name: str) -> bytes:
         try:
-            return self.deployment.key(name).read_bytes()
+            return self.deployment.identity(name).read_bytes()
         except OSError:
             return b""
 

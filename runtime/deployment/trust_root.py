@@ -4,9 +4,10 @@ New strategies and observers get keys, an account and a certificate; removed one
 instruments, caps, limits, listings, house rules and venues take effect: all of it is one new version of the trust root.  Processes read
 the trust root when they start: run it while the deployment is down.
 
-- Order of writing: keystore, certificates, the broker's keys, the trust root last.  Crash before the last
-  step: nothing is in force, and the next run takes up what is there; after it: all of it is.
-- Keys are made once: a component that was admitted before keeps its keys.
+- Order of writing: keystore, the broker's keys, the issuing CA, certificates, the trust root last.  Crash before the
+  last step: nothing is in force, and the next run takes up what is there; after it: all of it is.
+- Keys are made once: a component that was admitted before keeps its keys.  The issuing CA's certificate is signed anew
+  each time, and is of a new key where the operator asks for it: nobody then takes what the old one certified.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys
+from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
-from tallystick.runtime.deployment.certificates import certificate_authority, write_certificate
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.owners import require_down
 from tallystick.runtime.durable import write_durably
+from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
@@ -41,8 +45,13 @@ class Admitted(msgspec.Struct, frozen=True):
     removed: tuple[str, ...]
 
 
-def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callable[[str], None]) -> Admitted:
-    """Sign the next trust root at `now` (Unix ns).  Raises `TallystickError`; then nothing new is in force."""
+def admit(
+    deployment: Deployment, keystore: Keystore, now: int, progress: Callable[[str], None], *, new_ca: bool = False
+) -> Admitted:
+    """Sign the next trust root at `now` (Unix ns), `new_ca`: with an issuing CA of a new key.
+
+    Raises `TallystickError`; then nothing new is in force.
+    """
     require_down(deployment)
     root = deployment.load_trust()[-1]
     keys = deployment.load_bus_keys()
@@ -58,14 +67,13 @@ def admit(deployment: Deployment, keystore: Keystore, now: int, progress: Callab
         for name in added:
             keystore.secrets.setdefault(layout.passphrase_name(name), Secret.random())
         keystore.save()
+    number, public = _issuing_key(deployment, keystore, new=new_ca)
     with _open(deployment, keystore, _OPERATOR) as token:
-        if added:
-            progress("certificates")
-            authority = certificate_authority(deployment, token)
-            for name in added:
-                write_certificate(deployment, keystore, authority, name, now)
         all_keys = msgspec.structs.replace(keys, components=made)
         _write_keys(deployment, all_keys)
+        progress(f"issuing CA {number}, certificates")
+        certificates.sign_issuing_ca(deployment, token, number, public, now)
+        certificates.certify(deployment, keystore, certificates.names(deployment), now)
         progress(f"trust root {root.number + 1}")
         write_trust_root(
             deployment,
@@ -96,6 +104,23 @@ def _keys(deployment: Deployment, keystore: Keystore, label: str, wanted: dict[s
             except ConfigError:
                 found[name] = token.generate_ed25519(key_id, key_id.decode())
     return found
+
+
+def _issuing_key(deployment: Deployment, keystore: Keystore, *, new: bool) -> tuple[int, ec.EllipticCurvePublicKey]:
+    """Number and public key of the issuing CA that is to be in force; a deployment that has none gets its first."""
+    try:
+        number = pki.issuing_number(load_certificate(deployment.issuing_ca), deployment.name)
+    except ConfigError:
+        number, new = 0, True
+    with _open(deployment, keystore, _ROLES, writable=True) as token:
+        if not new:
+            return number, token.p256_signer(certificates.issuing_key_id(number)).public
+        number += 1
+        try:
+            # An earlier run made it and went no further.
+            return number, token.p256_signer(certificates.issuing_key_id(number)).public
+        except ConfigError:
+            return number, token.generate_p256(certificates.issuing_key_id(number), f"issuing CA {number}")
 
 
 def _write_keys(deployment: Deployment, keys: BusKeys) -> None:

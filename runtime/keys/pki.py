@@ -1,18 +1,17 @@
-"""Certificates of a deployment: one CA whose key lives in a token, one certificate a component, TLS 1.3 alone.
+"""Certificates of a deployment: the operator's CA, the issuing CA below it, and what that certifies.
 
 Rules:
 
-- The deployment's CA is the only anchor; system anchors are never loaded.  It signs leaves only (path length 0).
+- The operator's CA signs issuing CAs alone; its key lies in his token.  An issuing CA signs leaves alone (path length
+  0); its key lies in the authority's token, since certificates live hours.
+- An issuing CA can name this deployment's components, and its own hosts, and nothing else (name constraints).
 - A certificate names its component by exactly one URI: `spiffe://<deployment>/<component>` (SPIFFE X.509-SVID);
   `spiffe_component` refuses another trust domain, several URIs and any other form.
 - Servers have host names besides; clients check them.
-- A component's private key lies on disk in PKCS#8, encrypted under a passphrase of the keystore; it is
-  decrypted in memory only.
-- TLS 1.3 at least, certificates required on both sides, no session tickets: each connection is
-  verified on its own.
+- Whoever asks for a certificate makes the key, and proves that he holds it (PKCS#10); only its public half comes here.
 
-The certificate files are not trusted: an attacker who controls them can at most make connections fail.
-The CA's key can name anything: it is used at `tallystick init` and at renewal, with the operator's PIN.
+The issuing CA's key is trusted with names: whoever can use it can show himself as any component of the deployment,
+and still gets no session without the authority and no order without two sessions' keys.
 """
 
 from __future__ import annotations
@@ -20,13 +19,12 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-import ssl
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
@@ -34,21 +32,32 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import ConfigError, Unverified
+from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.subjects import NAME_PATTERN, check_name
-
-if TYPE_CHECKING:
-    from tallystick.runtime.keys.hsm import P256Signer
 
 # Clocks of one deployment may differ by this much when a certificate is fresh.
 BACKDATE: Final = timedelta(minutes=5)
+_ISSUING: Final = re.compile(r"Tallystick issuing CA ([1-9][0-9]{0,5})")
 _SPIFFE: Final = re.compile(rf"spiffe://({NAME_PATTERN})/({NAME_PATTERN})")
+
+
+class P256(Protocol):
+    """A P-256 key that stays in its token."""
+
+    @property
+    def public(self) -> ec.EllipticCurvePublicKey:
+        """Its public half."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """ECDSA with SHA-256 over `data`, DER."""
+        ...
 
 
 class _TokenKey(ec.EllipticCurvePrivateKey):
     """Lets x509's builder sign inside the token: it asks a key for `sign` and `public_key`, nothing else."""
 
-    def __init__(self, signer: P256Signer) -> None:
+    def __init__(self, signer: P256) -> None:
         self._signer = signer
 
     @property
@@ -93,55 +102,128 @@ class _TokenKey(ec.EllipticCurvePrivateKey):
 
 
 class CertificateAuthority:
-    """The CA of one deployment: `deployment`, its `certificate` and the token key behind it."""
+    """A CA of one deployment: `deployment`, its `certificate` and the token key behind it."""
 
-    def __init__(self, deployment: str, signer: P256Signer, certificate: x509.Certificate) -> None:
+    def __init__(self, deployment: str, signer: P256, certificate: x509.Certificate) -> None:
         """Raises `Unverified` if `certificate` is not of the signer's key and this deployment."""
-        if certificate.public_key() != signer.public or certificate.subject != _ca_name(deployment):
-            raise Unverified("CA_KEY", f"the CA certificate is not of {signer} and deployment {deployment}")
+        if certificate.subject != _ca_name(deployment):
+            issuing_number(certificate, deployment)
+        if certificate.public_key() != signer.public:
+            raise Unverified("CA_KEY", f"the CA certificate is not of {signer}")
         self.deployment = deployment
         self.certificate = certificate
         self._key = _TokenKey(signer)
 
     @classmethod
-    def create(cls, deployment: str, signer: P256Signer, now: int, validity: timedelta) -> CertificateAuthority:
-        """A new self-signed CA, valid from `now` (Unix ns).  Raises `Malformed` for an unusable name."""
+    def create(cls, deployment: str, signer: P256, now: int, validity: timedelta) -> CertificateAuthority:
+        """A new operator's CA, self-signed, valid from `now` (Unix ns).  Raises `Malformed` for an unusable name."""
         check_name(deployment, "deployment")
-        builder = _builder(_ca_name(deployment), _ca_name(deployment), signer.public, now, validity)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        name = _ca_name(deployment)
+        builder = _builder(name, name, signer.public, now, validity)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
         certificate = builder.sign(_TokenKey(signer), hashes.SHA256())
         return cls(deployment, signer, certificate)
 
-    def issue(
-        self, component: str, passphrase: Secret, now: int, validity: timedelta, hosts: Sequence[str] = ()
-    ) -> tuple[bytes, bytes]:
-        """A certificate and a new key for `component`, both PEM, the key encrypted under `passphrase`.
+    def issuing(
+        self, number: int, public: ec.EllipticCurvePublicKey, now: int, validity: timedelta, hosts: Sequence[str]
+    ) -> x509.Certificate:
+        """That of issuing CA `number` (from 1), for components of the deployment and servers on `hosts`."""
+        name = _ca_name(self.deployment, number)
+        permitted: list[x509.GeneralName] = [x509.UniformResourceIdentifier(self.deployment)]
+        permitted += [_subtree(host) for host in hosts]
+        builder = _builder(self.certificate.subject, name, public, now, validity)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = builder.add_extension(_key_usage(signs_certificates=True), critical=True)
+        builder = builder.add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
+        )
+        builder = builder.add_extension(x509.NameConstraints(permitted, None), critical=True)
+        builder = builder.add_extension(_issuer_key(self._key.public_key()), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def certify(
+        self,
+        component: str,
+        public: ec.EllipticCurvePublicKey,
+        now: int,
+        validity: timedelta,
+        hosts: Sequence[str] = (),
+    ) -> x509.Certificate:
+        """A certificate of `component` for a key that it holds, valid from `now` (Unix ns).
 
         With `hosts` (DNS names or IP addresses) it is a server's certificate as well as a client's.
         """
         check_name(component, "component")
-        key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id(self.deployment, component))]
         names += [_general_name(host) for host in hosts]
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if hosts:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)
         subject = _name(self.deployment, component)
-        issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        builder = _builder(self.certificate.subject, subject, key.public_key(), now, validity)
+        builder = _builder(self.certificate.subject, subject, public, now, validity)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        builder = builder.add_extension(issuer_key, critical=False)
-        certificate = builder.sign(self._key, hashes.SHA256())
-        encrypted = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase.reveal().encode()),
+        builder = builder.add_extension(_issuer_key(self._key.public_key()), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def issue(
+        self, component: str, passphrase: Secret, now: int, validity: timedelta, hosts: Sequence[str] = ()
+    ) -> bytes:
+        """A certificate and a new key for `component`, as `identity_file` has them."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.certify(component, key.public_key(), now, validity, hosts)
+        return identity_file(certificate, self.certificate, key, passphrase)
+
+
+def identity_file(
+    certificate: x509.Certificate, issuer: x509.Certificate, key: ec.EllipticCurvePrivateKey, passphrase: Secret
+) -> bytes:
+    """What a component shows, in one file (PEM), so that no crash parts what belongs together.
+
+    Its certificate, its issuer's, and its key (PKCS#8), encrypted under `passphrase`.
+    """
+    encrypted = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(passphrase.reveal().encode()),
+    )
+    pem = serialization.Encoding.PEM
+    return certificate.public_bytes(pem) + issuer.public_bytes(pem) + encrypted
+
+
+def signing_request(deployment: str, component: str, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A request (PKCS#10, PEM) for a certificate of `component`, signed by `key`."""
+    name = x509.UniformResourceIdentifier(spiffe_id(deployment, component))
+    builder = x509.CertificateSigningRequestBuilder().subject_name(_name(deployment, component))
+    builder = builder.add_extension(x509.SubjectAlternativeName([name]), critical=False)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def requested_key(pem: bytes, deployment: str, component: str) -> ec.EllipticCurvePublicKey:
+    """The key that a request of `component` proves to hold.  Raises `Malformed` or `Unverified`.
+
+    Of what a request says only its name and its key are looked at: whoever issues says the rest.
+    """
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        public = request.public_key()
+        signed = request.is_signature_valid
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as exc:
+        raise Malformed("CERTIFICATE_REQUEST", f"not a request with a name: {type(exc).__name__}") from exc
+    if uris != [spiffe_id(deployment, component)] or len(list(names)) != 1:
+        raise Unverified(
+            "CERTIFICATE_NAME", f"{component} asks for a certificate in other names than its own: {uris!r:.200}"
         )
-        return certificate.public_bytes(serialization.Encoding.PEM), encrypted
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise Unverified("CERTIFICATE_REQUEST", f"{component} asks for a key that is none of P-256")
+    if not signed:
+        raise Unverified("CERTIFICATE_REQUEST", f"{component} did not prove that it holds the key")
+    return public
 
 
 def _name(deployment: str, common_name: str) -> x509.Name:
@@ -153,9 +235,18 @@ def _name(deployment: str, common_name: str) -> x509.Name:
     )
 
 
-def _ca_name(deployment: str) -> x509.Name:
-    # A component's name has no blank: no leaf has the CA's name.
-    return _name(deployment, "Tallystick CA")
+def _ca_name(deployment: str, number: int = 0) -> x509.Name:
+    # A component's name has no blank: no leaf has a CA's name.
+    return _name(deployment, f"Tallystick issuing CA {number}" if number else "Tallystick CA")
+
+
+def issuing_number(certificate: x509.Certificate, deployment: str) -> int:
+    """Which issuing CA of the deployment a certificate is of, from 1.  Raises `Unverified` for none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    number = _ISSUING.fullmatch(str(names[0].value)) if names else None
+    if number is None or certificate.subject != _ca_name(deployment, int(number[1])):
+        raise Unverified("CA_KEY", f"{certificate.subject.rfc4514_string():.200} is no issuing CA of {deployment}")
+    return int(number[1])
 
 
 def _general_name(host: str) -> x509.GeneralName:
@@ -163,6 +254,40 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _subtree(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_network(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def server_names(certificate: x509.Certificate) -> set[str]:
+    """The hosts that a server's certificate names."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
+
+
+def permitted_hosts(issuing: x509.Certificate) -> set[str]:
+    """The hosts whose servers an issuing CA can certify."""
+    try:
+        permitted = issuing.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or []
+    except x509.ExtensionNotFound:
+        return set()
+    names = {str(name.value) for name in permitted if isinstance(name, x509.DNSName)}
+    return names | {
+        str(name.value.network_address)
+        for name in permitted
+        if isinstance(name, x509.IPAddress) and isinstance(name.value, ipaddress.IPv4Network | ipaddress.IPv6Network)
+    }
+
+
+def _issuer_key(public: ec.EllipticCurvePublicKey) -> x509.AuthorityKeyIdentifier:
+    return x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
 
 
 def _builder(
@@ -225,71 +350,12 @@ def spiffe_component(certificate: bytes | Mapping[str, Any], deployment: str) ->
     return match[2]
 
 
-def issued_at(certificate_der: bytes) -> int:
-    """When the CA issued a certificate, Unix ns (whole seconds)."""
-    return int((x509.load_der_x509_certificate(certificate_der).not_valid_before_utc + BACKDATE).timestamp()) * SECOND
+def lifetime(certificate: x509.Certificate) -> tuple[int, int]:
+    """(when it was issued, when it ends), Unix ns (whole seconds)."""
+    issued = int((certificate.not_valid_before_utc + BACKDATE).timestamp()) * SECOND
+    return issued, int(certificate.not_valid_after_utc.timestamp()) * SECOND
 
 
 def fingerprint(certificate_der: bytes) -> bytes:
     """SHA-256 of a certificate's DER bytes, as `CredentialIssued.certificate` holds it."""
     return hashlib.sha256(certificate_der).digest()
-
-
-def load_certificate(path: Path) -> x509.Certificate:
-    """The certificate in a PEM file.  Raises `ConfigError`."""
-    try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as exc:
-        raise ConfigError("CERTIFICATE", f"cannot read {path}: {exc.strerror}; `tallystick init` makes it") from exc
-    except ValueError as exc:
-        raise ConfigError("CERTIFICATE", f"{path} is not a PEM certificate") from exc
-
-
-def decrypted_key(key: Path, passphrase: Secret) -> bytes:
-    """The private key as plain PEM, for a server that cannot decrypt it (nats-server).
-
-    Hand it over in memory (a memfd), never through a file.  Raises `ConfigError`.
-    """
-    try:
-        private = serialization.load_pem_private_key(key.read_bytes(), passphrase.reveal().encode())
-    except OSError as exc:
-        raise ConfigError("TLS_KEY", f"cannot read {key}: {exc.strerror}; `tallystick init` makes it") from exc
-    except (ValueError, TypeError) as exc:
-        raise ConfigError("TLS_KEY", f"{key} does not open with the passphrase of the keystore") from exc
-    return private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def server_context(
-    ca: Path, certificate: Path, key: Path, passphrase: Secret, *, mutual: bool = True
-) -> ssl.SSLContext:
-    """TLS 1.3 for a server; clients show a certificate of `ca` (`mutual=False`: only a venue asks for none).
-
-    Raises `ConfigError`.
-    """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, ca, certificate, key, passphrase)
-    context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
-    context.num_tickets = 0
-    return context
-
-
-def client_context(ca: Path, certificate: Path, key: Path, passphrase: Secret) -> ssl.SSLContext:
-    """TLS 1.3 for a client: the server's chain and host name are checked against `ca` alone.  Raises `ConfigError`."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, ca, certificate, key, passphrase)
-
-
-def _context(protocol: int, ca: Path, certificate: Path, key: Path, passphrase: Secret) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    try:
-        context.load_verify_locations(cafile=ca)
-        context.load_cert_chain(certificate, key, password=passphrase.reveal)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(
-            "TLS_FILES",
-            f"cannot use {ca}, {certificate} and {key} ({exc.strerror or exc}); `tallystick init` makes them",
-        ) from exc
-    return context

@@ -3,7 +3,8 @@
 A process has at most one token open (`hsm`).  `TokenProcess` starts a child that opens another, hands it the
 PIN through memory, and asks it for signatures over a socket pair that nobody else can reach.
 
-    request  = msgpack [op, key id, data]      op: signer (gives the raw public key), sign (gives the signature)
+    request  = msgpack [op, key id, data]      op: signer (gives the raw public key), sign (gives the signature),
+                                               p256 (the public key as DER), sign_p256
     reply    = msgpack [code, text, value]     code "" with a value, or an error's code and text
 
 The child ends when its parent does: the socket pair closes.  It signs whatever its parent asks for; the boundary
@@ -23,10 +24,12 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tallystick.infra.nats.child import harden
 from tallystick.runtime.environment import environment
-from tallystick.runtime.keys.hsm import HsmSigner, Token
+from tallystick.runtime.keys.hsm import HsmSigner, P256Signer, Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError
 
@@ -37,7 +40,7 @@ MAX_FRAME: Final = 1 << 20
 
 
 class _Request(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    op: Literal["signer", "sign"]
+    op: Literal["signer", "sign", "p256", "sign_p256"]
     key_id: bytes
     data: bytes = b""
 
@@ -60,6 +63,20 @@ class ProcessSigner:
     def sign(self, data: bytes) -> bytes:
         """The Ed25519 signature (64 bytes) of `data`.  Raises `ConfigError` if the child or its token is gone."""
         return self._process.ask(_Request("sign", self._key_id, data), SIGN_TIMEOUT_S)
+
+
+class ProcessP256Signer:
+    """A P-256 key in the child's token, as `P256Signer`."""
+
+    def __init__(self, process: TokenProcess, key_id: bytes, public: ec.EllipticCurvePublicKey) -> None:
+        """For `TokenProcess.p256_signer`."""
+        self.public = public
+        self._process = process
+        self._key_id = key_id
+
+    def sign(self, data: bytes) -> bytes:
+        """The ECDSA signature (SHA-256, DER) of `data`.  Raises `ConfigError` if the child or its token is gone."""
+        return self._process.ask(_Request("sign_p256", self._key_id, data), SIGN_TIMEOUT_S)
 
 
 class TokenProcess:
@@ -97,6 +114,13 @@ class TokenProcess:
     def signer(self, key_id: bytes) -> ProcessSigner:
         """The Ed25519 key `key_id`.  Raises `ConfigError` for what `Token.signer` refuses."""
         return ProcessSigner(self, key_id, self.ask(_Request("signer", key_id), SIGN_TIMEOUT_S))
+
+    def p256_signer(self, key_id: bytes) -> ProcessP256Signer:
+        """The P-256 key `key_id`.  Raises `ConfigError` for what `Token.p256_signer` refuses."""
+        public = serialization.load_der_public_key(self.ask(_Request("p256", key_id), SIGN_TIMEOUT_S))
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise ConfigError("HSM_KEY", f"key {key_id!r} of token {self.label!r} is none of P-256")
+        return ProcessP256Signer(self, key_id, public)
 
     def ask(self, request: _Request, timeout: float) -> bytes:
         """The child's answer within `timeout` seconds.  Raises `ConfigError`."""
@@ -146,7 +170,7 @@ def _serve(directory: Path, label: str, connection: Connection, pin: Secret) -> 
     except TallystickError as exc:
         connection.send_bytes(msgspec.msgpack.encode(_Reply(exc.code, exc.text)))
         return
-    signers: dict[bytes, HsmSigner] = {}
+    signers: dict[tuple[bool, bytes], HsmSigner | P256Signer] = {}
     with token:
         reply = _Reply("", "")
         while True:
@@ -161,15 +185,21 @@ def _serve(directory: Path, label: str, connection: Connection, pin: Secret) -> 
                 reply = _Reply(exc.code, exc.text)
 
 
-def _answer(token: Token, signers: dict[bytes, HsmSigner], data: bytes) -> bytes:
+def _answer(token: Token, signers: dict[tuple[bool, bytes], HsmSigner | P256Signer], data: bytes) -> bytes:
     try:
         request = msgspec.msgpack.decode(data, type=_Request)
     except NOT_DECODED as exc:
         raise Malformed("HSM_REQUEST", f"not a request: {exc}") from exc
-    signer = signers.get(request.key_id)
+    p256 = request.op in ("p256", "sign_p256")
+    signer = signers.get((p256, request.key_id))
     if signer is None:
-        signer = signers[request.key_id] = token.signer(request.key_id)
-    return signer.public if request.op == "signer" else signer.sign(request.data)
+        signer = token.p256_signer(request.key_id) if p256 else token.signer(request.key_id)
+        signers[p256, request.key_id] = signer
+    if request.op in ("sign", "sign_p256"):
+        return signer.sign(request.data)
+    if isinstance(signer, HsmSigner):
+        return signer.public
+    return signer.public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def main() -> None:

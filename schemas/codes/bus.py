@@ -33,6 +33,12 @@ CODES: Final = (
         "Use another path.",
     ),
     Code(
+        "NATS_RELOAD",
+        ERROR,
+        "The broker did not take its renewed certificate; it shows the old one, and `up` tries again.",
+        "Look at the log that the line names; before the old one ends start the deployment again.",
+    ),
+    Code(
         "NATS_START",
         ERROR,
         "The broker does not start, or takes no connection in time.",

@@ -172,6 +172,30 @@ CODES: Final = (
         "Find out what runs at the broker's address: a broker does not ask for that.",
     ),
     Code("CA_KEY", ERROR, "The CA's certificate is not of the CA's key and this deployment.", _RESTORE),
+    Code(
+        "CERTIFICATE_ANSWER",
+        ERROR,
+        "The authority answered with something that is no certificate of the deployment's issuing CA.",
+        "Find out who answers on the authority's port; the present certificate stays in use.",
+    ),
+    Code(
+        "CERTIFICATE_FOREIGN",
+        ERROR,
+        "The authority answered with a certificate that is not for the key and name that were asked for, or not valid now.",
+        "Find out who answers on the authority's port; compare the clocks of both machines.",
+    ),
+    Code(
+        "CERTIFICATE_HOST",
+        ERROR,
+        "`host` in deployment.toml is none that the operator let the issuing CA certify servers for.",
+        "Run `tallystick admit` while the deployment is down, or set `host` back.",
+    ),
+    Code(
+        "CERTIFICATE_KEPT",
+        ERROR,
+        "A renewed certificate cannot be written; the present one stays in use and is renewed again.",
+        "Free some space, or give the process back the right to write to `DIR/pki`.",
+    ),
     Code("CERTIFICATE", ERROR, "A certificate cannot be read or is no PEM certificate.", _RESTORE),
     Code(
         "SPIFFE",

@@ -128,6 +128,43 @@ CODES: Final = (
         "Find out who asks so often under its certificate, and revoke it if nobody of yours does.",
     ),
     Code(
+        "CERTIFICATE_ENDED",
+        REFUSAL | ERROR,
+        "A certificate whose life is over: it was not renewed in time, since the process or the authority was down.",
+        "`tallystick up` and `run` with the master PIN make a new one by themselves; for another machine run `tallystick "
+        "certify` and copy the file. If the component ran all the time, somebody else shows an old copy.",
+    ),
+    Code(
+        "CERTIFICATE_ENDS",
+        REFUSAL,
+        "A session would outlive the certificate that it is asked for under.",
+        "Look in the component's log for why its certificate was not renewed; start it again.",
+    ),
+    Code(
+        "CERTIFICATE_KEY",
+        REFUSAL,
+        "A certificate is asked for with the key of the present one.",
+        "Find out who asks: components make a new key each time.",
+    ),
+    Code(
+        "CERTIFICATE_NAME",
+        REFUSAL,
+        "A component asks for a certificate in another name than its own.",
+        "Find out what runs in its process; revoke the component.",
+    ),
+    Code(
+        "CERTIFICATE_RATE",
+        REFUSAL,
+        "A component asks for more certificates than it may.",
+        "Find out why it asks so often, or who else uses its certificate.",
+    ),
+    Code(
+        "CERTIFICATE_REQUEST",
+        REFUSAL,
+        "A request for a certificate that is none, of another kind of key, or not signed by the key that it names.",
+        "Find out who asks.",
+    ),
+    Code(
         "BOOT_RATE",
         REFUSAL,
         "A component starts more often than it may; who boots without end would fill the lists of what is revoked.",

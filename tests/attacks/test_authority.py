@@ -13,7 +13,6 @@ import aiohttp
 import msgspec
 import nats.errors
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 from nats.aio.client import Client
 
 from tallystick.cli import operate
@@ -21,7 +20,7 @@ from tallystick.cli.intruder import _StolenRoleKey
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
 from tallystick.runtime.deployment.service import ServiceContext, Setup
-from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import RevocationRequest
@@ -172,7 +171,7 @@ async def test_a_session_that_was_never_issued_and_one_with_anothers_certificate
             servers=[desk.supervisor.server.url],
             user_jwt_cb=stolen.credential.text.encode,
             signature_cb=lambda nonce: sign_nonce(stolen.key, nonce),
-            tls=desk.setup("gateway").tls,
+            tls=desk.setup("gateway").identity.tls,
             tls_handshake_first=True,
             allow_reconnect=False,
         )
@@ -215,7 +214,7 @@ async def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystor
                 servers=[desk.supervisor.server.url],
                 user_jwt_cb=old.credential.text.encode,
                 signature_cb=lambda nonce: sign_nonce(old.key, nonce),
-                tls=desk.setup("strategy-alpha").tls,
+                tls=desk.setup("strategy-alpha").identity.tls,
                 tls_handshake_first=True,
                 allow_reconnect=False,
                 connect_timeout=3,
@@ -274,11 +273,10 @@ async def test_who_copied_a_certificate_gets_nothing_with_it_after_the_revocatio
     shutil.copytree(deployment.pki, tmp_path / "stolen")
 
     def stolen(desk: Running) -> Setup:
-        setup = desk.setup(component)
-        files = (tmp_path / "stolen" / f"{component}.pem", tmp_path / "stolen" / f"{component}.key")
-        der = pki.load_certificate(files[0]).public_bytes(Encoding.DER)
-        tls = pki.client_context(deployment.ca, *files, keystore[passphrase_name(component)])
-        return msgspec.structs.replace(setup, tls=tls, certificate=pki.fingerprint(der))
+        path, passphrase = tmp_path / "stolen" / f"{component}.pem", keystore[passphrase_name(component)]
+        return msgspec.structs.replace(
+            desk.setup(component), identity=Identity("test", deployment.issuing_ca, path, passphrase)
+        )
 
     async def steal(desk: Running) -> str:
         with pytest.raises(Unverified) as caught:
@@ -365,7 +363,7 @@ async def test_the_operator_revokes_in_under_a_second_and_nobody_else_does(
         url = f"https://{config.host}:{config.authority.port}/v1/revoke"
         async with (
             aiohttp.ClientSession() as http,
-            http.post(url, data=b'{"note":"x"}', ssl=setup.tls) as response,
+            http.post(url, data=b'{"note":"x"}', ssl=setup.identity.tls) as response,
         ):
             assert response.status == 403
             assert b"IDENTITY" in await response.read()

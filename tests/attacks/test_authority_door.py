@@ -44,10 +44,11 @@ while True:
 # Threads that post nonsense under a genuine certificate, each request on a connection of its own.
 _POSTS = """
 import http.client, ssl, sys, threading
-host, port, ca, certificate, key = sys.argv[1], int(sys.argv[2]), *sys.argv[3:6]
+host, port, ca, identity = sys.argv[1], int(sys.argv[2]), *sys.argv[3:5]
 phrase = sys.stdin.readline().strip()
 tls = ssl.create_default_context(cafile=ca)
-tls.load_cert_chain(certificate, key, phrase)
+tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+tls.load_cert_chain(identity, password=phrase)
 def post():
     while True:
         try:
@@ -123,7 +124,7 @@ async def test_posts_without_end_delay_no_list_and_no_revocation(made: tuple[Dep
     deployment, keystore = made
     async with running(*made, "breaker") as desk:
         config, beta = deployment.config, "strategy-beta"
-        files = (deployment.ca, deployment.certificate(beta), deployment.key(beta))
+        files = (deployment.issuing_ca, deployment.identity(beta))
         phrase = keystore[passphrase_name(beta)].reveal()
         async with flood(_POSTS, config.host, config.authority.port, *files, said=phrase):
             await everything_works(desk, 2.0)

@@ -249,7 +249,7 @@ async def test_a_zones_certificate_does_not_even_reach_the_live_brokers_login(zo
                 link.session.key,
                 inbox="_INBOX_replay",
                 certificate="gateway",
-                tls=setup.tls,
+                tls=setup.identity.tls,
                 reconnect_time_wait=0.01,
             )
 

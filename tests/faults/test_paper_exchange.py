@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
+import ssl
 import time
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,6 @@ from tallystick.components.paper_exchange.state import State
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
 from tallystick.runtime.deployment.service import ServiceContext
-from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
@@ -208,7 +206,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
+def made(folder: Path, kind: Any = "paper") -> Deployment:
     """A folder with what this process reads of one."""
     instrument = Instrument(
         venue="paper",
@@ -234,15 +232,20 @@ def made(folder: Path, tls: ServerTls, kind: Any = "paper") -> Deployment:
             market_data=MarketDataConfig(source="synthetic" if kind == "paper" else "live"),
         ),
     )
-    made.pki.mkdir(parents=True)
-    shutil.copy(tls.ca, made.ca)
-    shutil.copy(tls.certificate, made.certificate("paper-exchange"))
-    shutil.copy(tls.key, made.key("paper-exchange"))
+    made.directory.mkdir()
     made.paper_exchange.write_bytes(msgspec.json.encode(config()))
     return made
 
 
-SECRETS = {"pki.paper-exchange.passphrase": Secret("unused-by-a-plain-key")}
+class Shown:
+    """The certificate of a server of tests."""
+
+    def __init__(self, tls: ServerTls) -> None:
+        self._tls = tls
+
+    def server(self, *, mutual: bool = True) -> ssl.SSLContext:
+        assert not mutual
+        return self._tls.server()
 
 
 async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
@@ -258,7 +261,7 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
             await feed.publish(where, event)
 
         await play("md.trade.paper.XRP-ETH", "0.009")  # before the exchange runs: history
-        context = await desk.context("paper-exchange", deployment=made(tmp_path / "dir", tls), secrets=SECRETS)
+        context = await desk.context("paper-exchange", deployment=made(tmp_path / "dir"), identity=Shown(tls))
         await component.start(context)
         context.open()
         await context.caught_up()
@@ -304,17 +307,20 @@ async def test_the_process_plays_the_market_of_its_own_venue_and_no_history(
         await context.release()
 
 
-@pytest.mark.parametrize("defect", ["no file", "no secret", "not paper", "not json"])
+@pytest.mark.parametrize("defect", ["no file", "no certificate", "not paper", "not json"])
 async def test_a_process_that_lacks_something_says_so_and_does_not_start(
     tls: ServerTls, tmp_path: Path, defect: str
 ) -> None:
-    desk = made(tmp_path / "dir", tls, "binance" if defect == "not paper" else "paper")
+    desk = made(tmp_path / "dir", "binance" if defect == "not paper" else "paper")
     if defect == "no file":
         desk.paper_exchange.unlink()
     elif defect == "not json":
         desk.paper_exchange.write_bytes(b"{")
-    context: Any = SimpleNamespace(clock=time.time_ns, component="paper-exchange", deployment=desk)
-    context._secrets = SECRETS if defect != "no secret" else {}
-    context.secret = partial(ServiceContext.secret, context)
+
+    class Context(SimpleNamespace):
+        identity = ServiceContext.identity
+
+    context: Any = Context(clock=time.time_ns, component="paper-exchange", deployment=desk)
+    context._identity = Shown(tls) if defect != "no certificate" else None
     with pytest.raises(ConfigError):
         await PaperExchange().start(context)

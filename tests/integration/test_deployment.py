@@ -27,11 +27,12 @@ from tallystick.components.paper_exchange.access import Keys, parse_config
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
-from tallystick.runtime.deployment import ceremony
+from tallystick.runtime.deployment import ceremony, certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.identity import client_context, decrypted_key, load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.credential import open_credential
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
@@ -119,17 +120,18 @@ def test_certificates_have_the_ca_of_the_operators_token_and_open_with_their_own
     made: Deployment, store: Keystore
 ) -> None:
     with Token.open(made.token("operator"), "operator", store[layout.pin_name("operator")]) as token:
-        ca = pki.CertificateAuthority("lab", token.p256_signer(layout.KEY_CA), pki.load_certificate(made.ca))
-    (root,) = made.load_trust()
-    for name in (*root.components, layout.BROKER, layout.OPERATOR):
-        certificate = pki.load_certificate(made.certificate(name))
+        root = pki.CertificateAuthority("lab", token.p256_signer(layout.KEY_CA), load_certificate(made.ca))
+    with Token.open(made.token("roles"), "roles", store[layout.pin_name("roles")]) as token:
+        ca = certificates.issuing_authority(made, token)
+    ca.certificate.verify_directly_issued_by(root.certificate)
+    (trust,) = made.load_trust()
+    for name in (*trust.components, layout.BROKER, layout.OPERATOR):
+        certificate = load_certificate(made.identity(name))
         certificate.verify_directly_issued_by(ca.certificate)
         assert pki.spiffe_component(certificate.public_bytes(serialization.Encoding.DER), "lab") == name
-        pki.client_context(made.ca, made.certificate(name), made.key(name), store[layout.passphrase_name(name)])
+        client_context(made.issuing_ca, made.identity(name), store[layout.passphrase_name(name)])
     with pytest.raises(ConfigError, match="TLS_FILES"):
-        pki.client_context(
-            made.ca, made.certificate("gateway"), made.key("gateway"), store[layout.passphrase_name("custody")]
-        )
+        client_context(made.issuing_ca, made.identity("gateway"), store[layout.passphrase_name("custody")])
 
 
 def test_the_venue_knows_both_api_keys_with_no_more_permission_than_they_need(
@@ -284,9 +286,9 @@ async def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_sessio
             operator=made.operator_token.read_text(),
             system_account=encode_key("A", keys.system_account),
             accounts=accounts,
-            ca_file=made.ca,
-            cert_file=made.certificate(layout.BROKER),
-            key_pem=pki.decrypted_key(made.key(layout.BROKER), store[layout.passphrase_name(layout.BROKER)]),
+            ca_file=made.issuing_ca,
+            cert_file=made.identity(layout.BROKER),
+            key_pem=decrypted_key(made.identity(layout.BROKER), store[layout.passphrase_name(layout.BROKER)]),
             store_key=bytes.fromhex(store[layout.PIN_STORE_KEY].reveal()),
             jetstream_dir=tmp_path / "js",
             resolver_dir=tmp_path / "jwt",
@@ -303,7 +305,7 @@ async def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_sessio
 
 async def _log_in(url: str, made: Deployment, store: Keystore, credential: str, session: SessionKey) -> None:
     name = "strategy-alpha"
-    tls = pki.client_context(made.ca, made.certificate(name), made.key(name), store[layout.passphrase_name(name)])
+    tls = client_context(made.issuing_ca, made.identity(name), store[layout.passphrase_name(name)])
     client = await nats.connect(
         url,
         tls=tls,
@@ -429,6 +431,6 @@ def test_a_missing_or_torn_trust_root_is_refused(made: Deployment, tmp_path: Pat
 
 
 def test_the_ca_certificate_is_p256(made: Deployment) -> None:
-    public = pki.load_certificate(made.ca).public_key()
+    public = load_certificate(made.ca).public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)
     assert public.curve.name == "secp256r1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import shutil
 import signal
@@ -21,11 +22,12 @@ from aiohttp import ClientSession, web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from tallystick.runtime.keys import hsm, pki
+from tallystick.runtime.keys import hsm, identity, pki
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 
@@ -42,30 +44,33 @@ class Files:
 
     folder: Path
     authority: pki.CertificateAuthority
+    root: pki.CertificateAuthority
 
     @property
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
-    def paths(self, component: str) -> tuple[Path, Path, Path, Secret]:
-        return self.ca, self.folder / f"{component}.pem", self.folder / f"{component}.key", PASSPHRASE
+    def paths(self, component: str) -> tuple[Path, Path, Secret]:
+        return self.ca, self.folder / f"{component}.pem", PASSPHRASE
 
     def issue(self, component: str, hosts: tuple[str, ...] = (), now: int = NOW, validity: timedelta = DAY) -> None:
-        certificate, key = self.authority.issue(component, PASSPHRASE, now, validity, hosts)
-        (self.folder / f"{component}.pem").write_bytes(certificate)
-        (self.folder / f"{component}.key").write_bytes(key)
+        made = self.authority.issue(component, PASSPHRASE, now, validity, hosts)
+        (self.folder / f"{component}.pem").write_bytes(made)
 
     def server(self, component: str = "nats", *, mutual: bool = True) -> ssl.SSLContext:
-        return pki.server_context(*self.paths(component), mutual=mutual)
+        return identity.server_context(*self.paths(component), mutual=mutual)
 
     def client(self, component: str = "gateway") -> ssl.SSLContext:
-        return pki.client_context(*self.paths(component))
+        return identity.client_context(*self.paths(component))
 
 
 def _make(folder: Path, token: hsm.Token, deployment: str, key_id: bytes) -> Files:
     folder.mkdir()
-    token.generate_p256(key_id, deployment)
-    files = Files(folder, pki.CertificateAuthority.create(deployment, token.p256_signer(key_id), NOW, 10 * DAY))
+    public = token.generate_p256(key_id, deployment)
+    token.generate_p256(key_id + b"-root", deployment)
+    root = pki.CertificateAuthority.create(deployment, token.p256_signer(key_id + b"-root"), NOW, 10 * DAY)
+    issuing = root.issuing(1, public, NOW, 10 * DAY, HOSTS)
+    files = Files(folder, pki.CertificateAuthority(deployment, token.p256_signer(key_id), issuing), root)
     files.ca.write_bytes(files.authority.certificate.public_bytes(serialization.Encoding.PEM))
     files.issue("nats", HOSTS)
     files.issue("gateway")
@@ -121,7 +126,7 @@ async def test_both_sides_verify_each_other_over_tls_1_3(ours: Files) -> None:
     version, peer = await _echo(ours.server(), ours.client())
     assert version == "TLSv1.3"
     assert pki.spiffe_component(peer, "lab") == "gateway"
-    assert pki.fingerprint(peer) == pki.load_certificate(ours.folder / "gateway.pem").fingerprint(hashes.SHA256())
+    assert pki.fingerprint(peer) == identity.load_certificate(ours.folder / "gateway.pem").fingerprint(hashes.SHA256())
 
 
 async def test_a_tls_1_2_client_is_refused(ours: Files) -> None:
@@ -152,7 +157,8 @@ async def test_a_client_of_a_foreign_ca_is_refused(ours: Files, foreign: Files) 
 
 async def test_a_client_without_a_certificate_is_refused(ours: Files) -> None:
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    anonymous.load_verify_locations(cafile=ours.ca)
+    # The operator's CA is what clients that are none of ours trust: the server sends what lies between.
+    anonymous.load_verify_locations(cadata=ours.root.certificate.public_bytes(serialization.Encoding.DER))
     with pytest.raises((ssl.SSLError, ConnectionError)):
         (await _echo(ours.server(), anonymous))
     assert await _echo(ours.server(mutual=False), anonymous) == ("TLSv1.3", b"")
@@ -174,9 +180,10 @@ async def test_a_component_without_host_names_cannot_pose_as_a_server(ours: File
 
 
 async def test_a_component_cannot_issue_certificates(ours: Files, tmp_path: Path) -> None:
-    key = serialization.load_pem_private_key((ours.folder / "gateway.key").read_bytes(), PASSPHRASE.reveal().encode())
+    pem = identity.decrypted_key(ours.folder / "gateway.pem", PASSPHRASE)
+    key = serialization.load_pem_private_key(pem, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    issuer = pki.load_certificate(ours.folder / "gateway.pem")
+    issuer = identity.load_certificate(ours.folder / "gateway.pem")
     forged_key = ec.generate_private_key(ec.SECP256R1())
     identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
     forged = (
@@ -186,15 +193,97 @@ async def test_a_component_cannot_issue_certificates(ours: Files, tmp_path: Path
         .sign(key, hashes.SHA256())
     )
     chain = forged.public_bytes(serialization.Encoding.PEM) + issuer.public_bytes(serialization.Encoding.PEM)
-    (tmp_path / "forged.pem").write_bytes(chain)
-    (tmp_path / "forged.key").write_bytes(
-        forged_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+    plain = forged_key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    intruder = pki.client_context(ours.ca, tmp_path / "forged.pem", tmp_path / "forged.key", PASSPHRASE)
+    (tmp_path / "forged.pem").write_bytes(chain + plain)
+    intruder = identity.client_context(ours.ca, tmp_path / "forged.pem", PASSPHRASE)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         (await _echo(ours.server(), intruder))
+
+
+async def test_the_issuing_ca_can_name_no_other_deployment_and_no_other_host(ours: Files, tmp_path: Path) -> None:
+    """Whoever has the authority's key makes no certificate that counts for anything else."""
+
+    def signed(*names: x509.GeneralName) -> Path:
+        key = ec.generate_private_key(ec.SECP256R1())
+        issuer = ours.authority.certificate
+        usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
+        made = (
+            pki._builder(issuer.subject, pki._name("lab", "x"), key.public_key(), NOW, DAY)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(pki._issuer_key(ours.authority._key.public_key()), critical=False)
+            .add_extension(usages, critical=False)
+            .sign(ours.authority._key, hashes.SHA256())
+        )
+        path = tmp_path / "forged.pem"
+        path.write_bytes(pki.identity_file(made, issuer, key, PASSPHRASE))
+        return path
+
+    spiffe, local = x509.UniformResourceIdentifier("spiffe://lab/gateway"), x509.DNSName("localhost")
+    right = identity.server_context(ours.ca, signed(spiffe, local), PASSPHRASE)
+    assert (await _echo(right, ours.client()))[0] == "TLSv1.3"
+    for names in (
+        (spiffe, local, x509.DNSName("exchange.example")),
+        (spiffe, local, x509.IPAddress(ipaddress.ip_address("10.0.0.1"))),
+        (x509.UniformResourceIdentifier("spiffe://other/gateway"), local),
+    ):
+        path = signed(*names)
+        with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+            await _echo(identity.server_context(ours.ca, path, PASSPHRASE), ours.client())
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await _echo(ours.server(), identity.client_context(ours.ca, path, PASSPHRASE))
+
+
+async def test_what_a_replaced_issuing_ca_certified_counts_no_more(ours: Files, token: hsm.Token) -> None:
+    """Nor does what it certifies from now on: the operator's CA signed it once, and is no anchor."""
+    public = token.generate_p256(b"next", "next")
+    issuing = ours.root.issuing(2, public, NOW, DAY, HOSTS)
+    folder = ours.folder.parent / "next"
+    folder.mkdir()
+    after = Files(folder, pki.CertificateAuthority("lab", token.p256_signer(b"next"), issuing), ours.root)
+    after.ca.write_bytes(issuing.public_bytes(serialization.Encoding.PEM))
+    after.issue("nats", HOSTS)
+    after.issue("gateway")
+    assert (await _echo(after.server(), after.client()))[0] == "TLSv1.3"
+    old = after.client()
+    old.load_cert_chain(ours.folder / "gateway.pem", password=PASSPHRASE.reveal)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await _echo(after.server(), old)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await _echo(ours.server(), after.client())
+
+
+async def test_contexts_show_the_next_certificate_from_the_next_handshake_on(ours: Files) -> None:
+    ours.issue("changing", HOSTS, validity=timedelta(hours=1))
+    shown = identity.Identity("lab", *ours.paths("changing"))
+    server, before = shown.server(), shown.fingerprint
+    life = 3600 * 10**9
+    assert not shown.due(NOW + life // 2)
+    assert shown.due(NOW + int(life * 0.68))
+    with pytest.raises(ConfigError, match="CERTIFICATE_ENDED"):
+        shown.require_current(NOW + life)
+    asked = shown.renewal()
+    public = pki.requested_key(asked.request, "lab", "changing")
+    certificate = ours.authority.certify("changing", public, NOW, DAY, HOSTS)
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    kept = shown.store(asked, pem, NOW)
+    assert kept.fingerprint == certificate.fingerprint(hashes.SHA256())
+    # Kept, and not shown yet: whoever ends here starts with the new one.
+    assert pki.fingerprint((await _echo(ours.server(), shown.tls))[1]) == before
+    shown.reload()
+    assert shown.fingerprint == kept.fingerprint
+    assert pki.fingerprint((await _echo(server, shown.tls))[1]) == kept.fingerprint
+    # What is none of ours is not kept: another key's, another's name, another CA's.
+    for wrong in (
+        pem,
+        ours.authority.certify("other", public, NOW, DAY).public_bytes(serialization.Encoding.PEM),
+        ours.root.certificate.public_bytes(serialization.Encoding.PEM),
+        b"nonsense",
+    ):
+        with pytest.raises((Malformed, Unverified), match="CERTIFICATE"):
+            shown.store(shown.renewal(), wrong, NOW)
+    assert identity.Identity("lab", *ours.paths("changing")).fingerprint == kept.fingerprint
 
 
 @pytest.mark.parametrize("start", [-3 * DAY, 3 * DAY])
@@ -209,27 +298,24 @@ def test_no_session_is_resumed(ours: Files) -> None:
 
 
 def test_keys_lie_encrypted_on_disk_and_a_wrong_passphrase_opens_nothing(ours: Files) -> None:
-    ca, certificate, key, _ = ours.paths("gateway")
-    assert key.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    ca, path, _ = ours.paths("gateway")
+    assert path.read_bytes().count(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") == 1
+    assert path.read_bytes().count(b"PRIVATE KEY-----") == 2
     wrong = Secret("not-the-passphrase")
     with pytest.raises(ConfigError, match="TLS_FILES") as caught:
-        pki.client_context(ca, certificate, key, wrong)
+        identity.client_context(ca, path, wrong)
     assert wrong.reveal() not in str(caught.value)
     with pytest.raises(ConfigError, match="TLS_KEY"):
-        pki.decrypted_key(key, wrong)
+        identity.decrypted_key(path, wrong)
 
 
 def test_a_missing_file_is_named(ours: Files, tmp_path: Path) -> None:
-    ca, certificate, key, _ = ours.paths("gateway")
-    for arguments in (
-        (tmp_path / "no", certificate, key),
-        (ca, tmp_path / "no", key),
-        (ca, certificate, tmp_path / "no"),
-    ):
+    ca, path, _ = ours.paths("gateway")
+    for arguments in ((tmp_path / "no", path), (ca, tmp_path / "no")):
         with pytest.raises(ConfigError, match=str(tmp_path / "no")):
-            pki.client_context(*arguments, PASSPHRASE)
+            identity.client_context(*arguments, PASSPHRASE)
     with pytest.raises(ConfigError, match=str(tmp_path / "no")):
-        pki.load_certificate(tmp_path / "no")
+        identity.load_certificate(tmp_path / "no")
 
 
 def test_a_ca_certificate_of_another_key_or_deployment_is_refused(
@@ -245,7 +331,7 @@ def test_a_ca_certificate_of_another_key_or_deployment_is_refused(
 
 
 def test_the_validity_asked_for_is_the_validity_issued(ours: Files) -> None:
-    pem, _ = ours.authority.issue("gateway", PASSPHRASE, NOW, timedelta(hours=2))
+    pem = ours.authority.issue("gateway", PASSPHRASE, NOW, timedelta(hours=2))
     certificate = x509.load_pem_x509_certificate(pem)
     assert certificate.not_valid_after_utc == datetime.fromtimestamp(NOW // 10**9, UTC) + timedelta(hours=2)
     assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(hours=2) + pki.BACKDATE
@@ -313,13 +399,13 @@ async def test_nats_server_accepts_the_certificates_and_refuses_foreign_ones(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    _, certificate, key, passphrase = ours.paths("nats")
+    _, path, passphrase = ours.paths("nats")
     fd = os.memfd_create("key")
-    os.write(fd, pki.decrypted_key(key, passphrase))
+    os.write(fd, identity.decrypted_key(path, passphrase))
     config = tmp_path / "nats.conf"
     config.write_text(
         f'listen: "127.0.0.1:{port}"\n'
-        f'tls {{ cert_file: "{certificate}", key_file: "/proc/self/fd/{fd}", ca_file: "{ours.ca}",\n'
+        f'tls {{ cert_file: "{path}", key_file: "/proc/self/fd/{fd}", ca_file: "{ours.ca}",\n'
         '  verify: true, min_version: "1.3", handshake_first: true, timeout: 2 }\n'
     )
     server = await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import msgspec
 
 from tallystick.runtime.bus.link import CredentialSource
 from tallystick.runtime.bus.metrics import Metrics
-from tallystick.runtime.deployment import process
+from tallystick.runtime.deployment import certificates, process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
 from tallystick.runtime.deployment.service import ServiceContext, Setup
@@ -28,14 +28,21 @@ STRATEGIES = tuple(StrategyConfig(name=n, module=MOMENTUM, instruments=("XRP/ETH
 
 
 def make(
-    directory: Path, *, session_lifetime_s: int = 0, template: str = DEFAULT_TEMPLATE
+    directory: Path,
+    *,
+    session_lifetime_s: int = 0,
+    certificate_lifetime_s: int = 0,
+    template: str = DEFAULT_TEMPLATE,
+    clock: Callable[[], int] = time.time_ns,
 ) -> tuple[Deployment, Keystore]:
     """A new deployment with the strategies alpha and beta."""
-    if session_lifetime_s:
-        template = template.replace(
-            'host = "127.0.0.1"\n', f'host = "127.0.0.1"\nsession_lifetime_s = {session_lifetime_s}\n', 1
-        )
-    deployment = init(directory, "test", PIN, time.time_ns, strategies=STRATEGIES, template=template)
+    for key, value in (
+        ("session_lifetime_s", session_lifetime_s),
+        ("certificate_lifetime_s", certificate_lifetime_s),
+    ):
+        if value:
+            template = template.replace('host = "127.0.0.1"\n', f'host = "127.0.0.1"\n{key} = {value}\n', 1)
+    deployment = init(directory, "test", PIN, clock, strategies=STRATEGIES, template=template)
     return deployment, Keystore.open(deployment.keystore, PIN)
 
 
@@ -51,6 +58,7 @@ class Running:
     def setup(self, component: str, certificate_of: str | None = None) -> Setup:
         """What a process of `component` is made from; `certificate_of`: with another's certificate."""
         owner = certificate_of or component
+        certificates.ensure(self.deployment, self.keystore, (owner,), time.time_ns())
         secrets = {name: self.keystore[name] for name in self.deployment.secret_names(owner)}
         made = process.load_setup(self.deployment.directory, owner, secrets)
         if owner == component:

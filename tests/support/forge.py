@@ -188,6 +188,17 @@ def samples() -> list[tuple[str, str, Event]]:
             "cred.execution",
             security.ComponentRevocation(**base("revocation"), note=revocation("execution", 1)),
         ),
+        (
+            "authority",
+            "cred.execution",
+            security.CertificateIssued(
+                **base("certificate"),
+                certificate=seed("certificate"),
+                replaces=seed("certificate before"),
+                issued_at=c.issued_at,
+                expires_at=c.expires_at,
+            ),
+        ),
         ("authority", "cred.execution", security.BootEnded(**base("ended"), boot=c.boot, reason="stopped")),
         (
             "authority",
