@@ -3,7 +3,7 @@
 Somebody who controls the disk can take messages out and close up every number; what others sealed stays:
 
 - `SILENT`: a component renewed its session (the authority sealed both issuances) and said nothing between, though a
-  process that lives states its heads each second; or it spoke for long elsewhere and never stated them; or it is
+  process that lives states its heads every few seconds; or it spoke for long elsewhere and never stated them; or it is
   listed as live for a minute and never spoke at all;
 - `BEYOND`: a decision names a position that it had read of a stream, and the stream ends before it;
 - `NO_CHECKPOINT`: audit, whose process wrote the archive, lived for a minute without a checkpoint that is there.
@@ -23,7 +23,7 @@ from tallystick.schemas.seal import Verified
 from tallystick.schemas.security import BootEnded, CredentialIssued, SessionList, SessionRevoked
 from tallystick.schemas.subjects import GUARD, SECURITY, STREAMS
 
-# A process states its heads each second, and audit seals a checkpoint each five: well beyond what load delays.
+# A process states its heads each second or, without news, every five, and audit seals a checkpoint each five: well beyond what load delays.
 SILENCE_NS: Final = 60_000_000_000
 # What was stored so shortly before the archive's end may name what comes after it.
 MARGIN_NS: Final = 10_000_000_000

@@ -201,7 +201,7 @@ class Head(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Heartbeat(Event, frozen=True, array_like=True, kw_only=True, tag="guard.heartbeat/1"):
-    """A component lives, each second on `guard.<component>`: `[…, heads]`, so that a dropped tail shows."""
+    """A component lives, each second with news on `guard.<component>`: `[…, heads]`, so that a dropped tail shows."""
 
     heads: tuple[Head, ...]
 

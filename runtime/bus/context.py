@@ -24,6 +24,7 @@ import nats.errors
 from tallystick import __version__
 from tallystick.runtime.bus.admission import Admission
 from tallystick.runtime.bus.dead import DeadLetters
+from tallystick.runtime.bus.heartbeats import HEARTBEAT_S, Heartbeats
 from tallystick.runtime.bus.link import Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
@@ -47,7 +48,6 @@ from tallystick.schemas.trust import TrustRoot
 
 E = TypeVar("E", bound=Event)
 
-HEARTBEAT_S: Final = 1.0
 # The newest messages of SECURITY that a component reads at start: the session list and the breaker's
 # heartbeat come several times a second, so this holds seconds to minutes of them.
 SECURITY_TAIL: Final = 64
@@ -390,9 +390,11 @@ class BusContext:
         return self.tasks.start(work)
 
     async def _heartbeat(self) -> None:
+        beats, loop = Heartbeats(), asyncio.get_running_loop()
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            self.publish(self._guard, self.new(Heartbeat, heads=self.heads()))
+            if beats.due(heads := self.heads(), loop.time()):
+                self.publish(self._guard, self.new(Heartbeat, heads=heads))
             if beyond := self._letters.report():
                 self.notice("DEAD_LETTERS_DROPPED", beyond)
 
