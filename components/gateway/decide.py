@@ -98,7 +98,7 @@ class Gateway:
     - `new`: makes a `Decision` (in a process, the runtime's maker of events).
     """
 
-    version = 1
+    version = 2
     tables: Mapping[str, Any] = {**TABLES, "seen": tuple[bytes, int], "left": tuple[str, bytes, bytes]}
 
     def __init__(self, trust: TrustRoot, policy: Policy, sessions: SessionView, new: NewDecision) -> None:

@@ -51,7 +51,7 @@ OVERLAP: Final = 1_000
 HOLD_NS: Final = 2_000_000_000
 HOLD_AGAIN_NS: Final = 60_000_000_000
 # Trade ids in one row of a snapshot.
-_ROW: Final = 1_000
+_ROW: Final = 100
 # Waiting fills without a permit: beyond it they count as unknown at once.
 MAX_WAITING: Final = 10_000
 

@@ -56,10 +56,10 @@ MAC_BYTES: Final = 32
 MAX_BYTES: Final = 256 << 20
 # Messages after which there is a new one: what a start reads at most, about two seconds.
 EVERY: Final = 10_000
-# … or a quarter of the rows, where these are more: what a message costs for it stays bounded.
-ROWS_A_MESSAGE: Final = 4
-# Rows encoded at once: some tenths of a millisecond, then everything else has its turn.
-SLICE: Final = 500
+# … or one for so many bytes, where these are more: what a message costs for it stays bounded.
+BYTES_A_MESSAGE: Final = 200
+# Rows encoded at once, of some twenty entries each: about a millisecond, then everything else has its turn.
+SLICE: Final = 100
 # Entries beyond its bound that a large table may have before the oldest are dropped, together.
 SLACK: Final = 1_000
 
@@ -288,15 +288,14 @@ class Snapshots:
         return header, chains, self._kept.snapshot()
 
     async def _write(self, header: Header, chains: list[bytes], tables: Mapping[str, Iterable[Any]]) -> None:
-        data, count = bytearray(MAGIC), 0
+        data = bytearray(MAGIC)
         for frame in (_encoder.encode(header), *chains):
             _add(data, frame)
         for name, rows in tables.items():
             for some in _slices(rows):
                 _add(data, _encoder.encode((name, some)))
-                count += len(some)
                 await asyncio.sleep(0)
-        self._due = max(EVERY, count // ROWS_A_MESSAGE)
+        self._due = max(EVERY, len(data) // BYTES_A_MESSAGE)
         try:
             await asyncio.to_thread(self._store, data)
         except OSError as exc:

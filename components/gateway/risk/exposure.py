@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal
 
@@ -36,6 +37,8 @@ PERMIT_GRACE_NS: Final = 10 * SECOND
 FILLED_REMEMBERED: Final = 4096
 # Fills remembered per instrument against a second publication of the same trade.
 FILLS_REMEMBERED: Final = 4096
+# Permits in one row of a snapshot.
+RUN: Final = 20
 # Permits remembered beyond their order's end, for fills that come late.
 PERMITS_REMEMBERED: Final = 200_000
 
@@ -97,11 +100,19 @@ class _Holding(msgspec.Struct):
 Tables = Mapping[str, Iterable[Any]]
 TABLES: Final[Mapping[str, Any]] = {
     "orders": tuple[OpenOrder, Literal["unsubmitted", "open", "filled"]],
-    "permitted": tuple[tuple[str, bytes], _Permitted],
+    # What many have in common stands once: strategy, (venue, symbol, side), then (intent id, left) of each.
+    "permitted": tuple[str, tuple[str, str, str], list[tuple[bytes, Decimal]]],
     "holdings": tuple[str, tuple[str, str], str, _Holding],
     "trades": tuple[tuple[str, str], int],
     "corrected": tuple[tuple[str, str, str], int],
 }
+
+
+def _runs(rows: Iterable[tuple[tuple[str, bytes], _Permitted]]) -> Iterator[Any]:
+    """Neighbours of one strategy and place in one row, in order, at most `RUN` of them."""
+    for (strategy, where), run in itertools.groupby(rows, key=lambda row: (row[0][0], row[1].where)):
+        while some := [(key[1], permitted.left) for key, permitted in itertools.islice(run, RUN)]:
+            yield strategy, where, some
 
 
 class Exposure:
@@ -186,7 +197,8 @@ class Exposure:
             return Alarm(
                 "FILL_WITHOUT_PERMIT", f"{where}: {fill.qty}, its permit has {permitted.left} left: not counted"
             )
-        left = EXACT.subtract(permitted.left, fill.qty)
+        # One zero for all that is used up: they are many.
+        left = EXACT.subtract(permitted.left, fill.qty) or ZERO
         if (subject.strategy, fill.intent_id) in self._permitted:
             self._permitted[subject.strategy, fill.intent_id] = _Permitted(permitted.where, left)
         trades[fill.trade_id] = None
@@ -265,7 +277,7 @@ class Exposure:
         permitted = self._permitted.copy()
         return {
             "orders": orders,
-            "permitted": (row for row in permitted.items() if row[0] not in left_out),
+            "permitted": _runs(row for row in permitted.items() if row[0] not in left_out),
             "holdings": holdings,
             "trades": ((where, trade) for where, known in trades for trade in known),
             "corrected": list(self._corrected.items()),
@@ -282,7 +294,12 @@ class Exposure:
             self._count(order, EXACT.add)
             if place == "unsubmitted":
                 self._unsubmitted[key] = order
-        self._permitted.update(tables["permitted"])
+        names: dict[str, str] = {}
+        places: dict[tuple[str, str, str], tuple[str, str, str]] = {}
+        for strategy, where, permits in tables["permitted"]:
+            name, place = names.setdefault(strategy, strategy), places.setdefault(where, where)
+            for intent_id, left in permits:
+                self._permitted[name, intent_id] = _Permitted(place, left or ZERO)
         for strategy, where, quote, holding in tables["holdings"]:
             self._holdings.setdefault(strategy, {})[where] = (quote, holding)
         for where, trade in tables["trades"]:
