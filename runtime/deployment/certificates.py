@@ -94,9 +94,10 @@ def sign_issuing_ca(
 ) -> None:
     """A certificate of issuing CA `number`, whose key is `public`, by the operator's CA, whose key lies in `operator`."""
     signer = operator.p256_signer(layout.KEY_CA)
-    if deployment.ca.exists():
+    if deployment.ca.exists() and pki.signs_issuing_cas(load_certificate(deployment.ca)):
         own = CertificateAuthority(deployment.name, signer, load_certificate(deployment.ca))
     else:
+        # The first one; or an older deployment's, of the same key, which signed certificates itself.
         own = CertificateAuthority.create(deployment.name, signer, now, CA_VALIDITY)
         write_durably(deployment.ca, own.certificate.public_bytes(Encoding.PEM), 0o600)
     issuing = own.issuing(number, public, now, ISSUING_VALIDITY, hosts(deployment.config))

@@ -263,6 +263,15 @@ def _subtree(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
+def signs_issuing_cas(certificate: x509.Certificate) -> bool:
+    """Whether a CA's certificate lets it sign that of another CA."""
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return False
+    return constraints.ca and constraints.path_length != 0
+
+
 def server_names(certificate: x509.Certificate) -> set[str]:
     """The hosts that a server's certificate names."""
     try:
