@@ -244,9 +244,9 @@ async def test_the_chain_goes_on_across_renewal_and_every_session_is_published_b
 
 
 async def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_them(
-    made: tuple[Deployment, Keystore],
+    lasting: tuple[Deployment, Keystore],
 ) -> None:
-    async with running(*made) as desk:
+    async with running(*lasting) as desk:
         _, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         revoked: list[SessionRevoked] = []
