@@ -91,10 +91,7 @@ class BusContext:
         linger_s: float = 0.0,
         vault: Vault | None = None,
     ) -> None:
-        """`reads` (stream -> filters of the durable), `api` (prefix of JetStream's services) and `linger_s` are the topology's.
-
-        `vault`: where snapshots are kept (None: nowhere).
-        """
+        """`reads` (stream -> durable's filters), `api` (prefix of JetStream's services), `linger_s`: the topology's; `vault`: snapshots'."""
         self.component = component
         self.boot = boot
         self.link = link
@@ -110,6 +107,7 @@ class BusContext:
         self._api = api
         self._linger_s = linger_s
         self._vault = vault
+        self._ends = {} if vault is None else vault.ends()
         self._kept: dict[str, Snapshots] = {}
         self._subscriptions: dict[str, list[Subscription]] = {}
         self._raw: dict[str, tuple[RawHandler, int]] = {}
@@ -303,6 +301,8 @@ class BusContext:
         for stream, (handler, after) in self._raw.items():
             self._open_reader(stream, self._counted(stream, handler), after + 1, 0)
         self.spawn(self._heartbeat())
+        if self._vault is not None:
+            self.spawn(self._vault.keep_ends(self._applied, self.log))
 
     def _open_reader(self, stream: str, handler: RawHandler, start: int | None, tail: int) -> None:
         self._readers[stream] = self._reader(stream, handler, self._caught_up[stream].set, start, tail)
@@ -322,6 +322,7 @@ class BusContext:
             tail=tail,
             api=self._api,
             linger_s=self._linger_s,
+            hint=self._ends.get(stream, 1),
         )
 
     def at_stop(self, release: Callable[[], Awaitable[None] | None]) -> None:

@@ -88,8 +88,9 @@ class StreamReader:
         tail: int = 0,
         api: str = "$JS.API",
         linger_s: float = 0.0,
+        hint: int = 1,
     ) -> None:
-        """`start`: the first stream sequence wanted; None: the newest `tail` messages and what follows.
+        """`start`: the first stream sequence wanted; None: the newest `tail` messages, searched from `hint` on, and what follows.
 
         `api` is the prefix under which the component's account imports JetStream's services; `linger_s`: see above.
         """
@@ -98,6 +99,7 @@ class StreamReader:
         self.stream = stream
         self.next = start
         self.tail = tail
+        self.hint = hint
         self.linger_s = linger_s
         self._link = link
         self._handler = handler
@@ -208,7 +210,7 @@ class _Period:
         """Reset the durable and subscribe; how many messages are pending.  Raises `ReadRefused`, or the client's errors."""
         reader = self._reader
         if reader.next is None:
-            reader.next = await seek_tail(self._connection, reader.reset_service, reader.tail)
+            reader.next = await seek_tail(self._connection, reader.reset_service, reader.tail, reader.hint)
         self._pending = pending = await reset(self._connection, reader.reset_service, reader.next)
         self._subscription = await self._connection.client.subscribe(
             self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
@@ -354,15 +356,27 @@ async def reset(connection: Connection, service: str, seq: int) -> int:
         raise ReadRefused("JS_ANSWER", f"{service} does not say what is pending") from exc
 
 
-async def seek_tail(connection: Connection, service: str, tail: int) -> int:
+async def seek_tail(connection: Connection, service: str, tail: int, hint: int = 1) -> int:
     """The lowest stream sequence from which at most `tail` messages of the durable's filter are pending.
 
-    The only right that a component has over its durable is RESET, whose answer counts what is pending
-    from a sequence: bisecting it finds the end of a stream in some 2 log2(n) requests.
+    The only right that a component has over its durable is RESET, whose answer counts what is pending from a sequence:
+    bisecting it finds the end of a stream.  To count from the middle of a long stream the broker reads half of it from the
+    disk; near the end, or beyond, next to nothing.  So the search goes out in growing steps from `hint`, where the stream
+    ended when it was read last; a wrong one costs time alone.
     """
-    low, high = 1, 1
-    while await reset(connection, service, high) > tail:
-        low, high = high + 1, high * 2
+    low, high, step = 1, max(1, hint), tail + 1
+    if await reset(connection, service, high) > tail:
+        low, high = high + 1, high + step
+        while await reset(connection, service, high) > tail:
+            step *= 2
+            low, high = high + 1, high + step
+    else:
+        while low < high:
+            earlier = max(1, high - step)
+            if await reset(connection, service, earlier) > tail:
+                low = earlier + 1
+                break
+            high, step = earlier, step * 2
     while low < high:
         middle = (low + high) // 2
         if await reset(connection, service, middle) > tail:

@@ -34,7 +34,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -47,10 +47,14 @@ from tallystick.runtime.bus.received import RawHandler
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError, Unverified
-from tallystick.schemas.seal import ChainRecord, ReaderChains
+from tallystick.schemas.seal import MAX_INT, ChainRecord, ReaderChains
 
 MAGIC: Final = b"tallystick snapshot v1\n\n"
 SUFFIX: Final = ".snapshot"
+ENDS: Final = "ends.json"
+MAX_ENDS: Final = 4_096
+# A stream gains some thousand messages meanwhile, which the broker counts at once.
+ENDS_S: Final = 600.0
 MAC_BYTES: Final = 32
 # The largest states have bounds of some hundred thousand rows of a hundred bytes.
 MAX_BYTES: Final = 256 << 20
@@ -101,11 +105,38 @@ class Kept(Protocol):
 
 
 class Vault:
-    """Where a component keeps its snapshots, and the key that seals them."""
+    """Where a component keeps its snapshots, and the key that seals them.
+
+    Beside them lies where each stream ended when it was read last: not sealed, since a wrong one costs time alone.
+    """
 
     def __init__(self, folder: Path, key: bytes) -> None:
         self.folder = folder
         self.key = key
+
+    def ends(self) -> dict[str, int]:
+        """The last position of each stream that is known; nothing where there is no file, or none of ours."""
+        try:
+            data = read_private(self.folder / ENDS, MAX_ENDS)
+            return msgspec.json.decode(data, type=dict[str, Annotated[int, msgspec.Meta(ge=1, le=MAX_INT)]])
+        except (OSError, Unverified, *NOT_DECODED):
+            return {}
+
+    async def keep_ends(self, ends: Mapping[str, int], log: Log) -> None:
+        """Keep the positions `ends`, as they are every `ENDS_S` and when this is cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(ENDS_S)
+                await asyncio.to_thread(self._remember, dict(ends), log)
+        finally:
+            self._remember(ends, log)
+
+    def _remember(self, ends: Mapping[str, int], log: Log) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(self.folder / ENDS, msgspec.json.encode(ends), 0o600)
+        except OSError as exc:
+            log.warning("ends of streams not written", folder=str(self.folder), error=exc.strerror)
 
 
 class Binding(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -336,8 +367,8 @@ def digest_of(delivery: Delivery) -> bytes:
     return hashlib.sha256(len(name).to_bytes(2, "big") + name + delivery.payload).digest()
 
 
-def _unsealed(path: Path, key: bytes) -> bytes:
-    """What was sealed, magic first.  Raises `FileNotFoundError` and `Unverified`."""
+def read_private(path: Path, most: int) -> bytes:
+    """A regular file of our own, readable by nobody else.  Raises `FileNotFoundError` and `Unverified`."""
     try:
         # No link is followed and no FIFO waited for.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -345,13 +376,18 @@ def _unsealed(path: Path, key: bytes) -> bytes:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
                 raise Unverified("SNAPSHOT_FILE", f"{path} is no regular file that is readable by its owner alone")
-            if found.st_size > MAX_BYTES:
-                raise Unverified("SNAPSHOT_FILE", f"{path} has {found.st_size} bytes, limit {MAX_BYTES}")
-            data = file.read(MAX_BYTES + 1)
+            if found.st_size > most:
+                raise Unverified("SNAPSHOT_FILE", f"{path} has {found.st_size} bytes, limit {most}")
+            return file.read(most + 1)
     except FileNotFoundError:
         raise
     except OSError as exc:
         raise Unverified("SNAPSHOT_FILE", f"{path} cannot be read: {exc.strerror}") from exc
+
+
+def _unsealed(path: Path, key: bytes) -> bytes:
+    """What was sealed, magic first.  Raises `FileNotFoundError` and `Unverified`."""
+    data = read_private(path, MAX_BYTES)
     body, mac = data[:-MAC_BYTES], data[-MAC_BYTES:]
     if not body.startswith(MAGIC) or not hmac.compare_digest(hmac.digest(key, body, "sha256"), mac):
         raise Unverified("SNAPSHOT_SEAL", f"{path} was changed, cut, or not written by this component")

@@ -304,7 +304,7 @@ async def on_another_bus(folder: Path, vault: Vault, count: int) -> tuple[bool, 
             async with Life(desk, vault) as ledger:
                 assert ledger.ids == told.ids
                 all_read = ledger.read == len(told.ids)
-                if all_read and len(list(vault.folder.iterdir())) > 0:
+                if all_read and list(vault.folder.glob("*.snapshot")):
                     await until(lambda: told.codes, "the notice")
             return all_read, told.codes
     finally:
@@ -337,7 +337,32 @@ async def test_a_handler_that_failed_leaves_no_snapshot_of_half_a_message(told: 
         await ctx.failed()
     told.desk.contexts.remove(ctx)
     await ctx.close()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("*.snapshot")) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"ORDERS":1}', '{"ORDERS":1000000000000}', '{"ORDERS":-5}', '{"ORDERS":"x"}', "\x00" * 9_999, None],
+)
+async def test_a_false_end_of_a_stream_costs_time_alone(told: Told, tmp_path: Path, text: str | None) -> None:
+    vault = Vault(tmp_path / "state", KEY)
+    await told.say(12)
+    for life in range(2):
+        ledger = Ledger()
+        ctx = await told.desk.context("portfolio", vault=vault)
+        ctx.subscribe("order.event.>", ledger.on_event, start=5)
+        ctx.open()
+        await ctx.caught_up()
+        assert ledger.ids == told.ids[-5:]
+        told.desk.contexts.remove(ctx)
+        await ctx.close()
+        ends = vault.folder / "ends.json"
+        assert msgspec.json.decode(ends.read_bytes())["ORDERS"] >= 12, life
+        if text is None:
+            ends.unlink()
+            os.mkfifo(ends, 0o600)
+        else:
+            ends.write_text(text)
 
 
 WRITER = """
