@@ -3,6 +3,7 @@
 - What is there already is changed until it is the same; what cannot be changed, and a stream that the topology does
   not know, stops the start: it may be evidence.
 - What the server kept is compared with what was asked for.
+- Durables live as long as the server: they are made again at each of its starts.
 
 The broker is not trusted: what it says of its streams decides whether we start, and vouches for no message.
 """
@@ -64,7 +65,11 @@ def stream_config(bus: Bus, stream: str) -> dict[str, Any]:
 
 
 def durable_config(name: str, filters: tuple[str, ...]) -> dict[str, Any]:
-    """The configuration of a component's durable: ack-none, pulled; RESET moves it.  No filters: the whole stream."""
+    """The configuration of a component's durable: ack-none, pulled; RESET moves it.  No filters: the whole stream.
+
+    Its state lies in memory: the position is the component's own, and a file that the broker writes anew for each
+    delivery is half of what a quiet broker does.  So a broker that was started again has none, until `provision`.
+    """
     return {
         "name": name,
         "durable_name": name,
@@ -73,6 +78,7 @@ def durable_config(name: str, filters: tuple[str, ...]) -> dict[str, Any]:
         "deliver_policy": "all",
         "replay_policy": "instant",
         "max_waiting": 64,
+        "mem_storage": True,
     }
 
 
@@ -104,6 +110,8 @@ async def provision(admin: Client, bus: Bus) -> Provisioned:
                 have = (await _call(admin, f"CONSUMER.INFO.{stream}.{name}", None))["config"]
                 if not _differences(config, _one_filter(have)):
                     continue
+                if not have.get("mem_storage"):  # which cannot be changed; nothing of it is worth keeping
+                    await _call(admin, f"CONSUMER.DELETE.{stream}.{name}", None)
             made = await _call(admin, f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
             wrong = _differences(config, _one_filter(made["config"]))
             if wrong:

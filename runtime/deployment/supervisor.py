@@ -154,16 +154,13 @@ class Supervisor:
         await asyncio.to_thread(
             certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
         )
-        signing = TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
-        try:
+        with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
             self._tasks.start(self._renew_broker(), "the broker's certificate")
             self._report(f"broker on {self.server.url}")
             self._precede()
             await self._provision(signing)
-        finally:
-            signing.close()
         self._launch("authority")
         await self._ready(["authority"])
         self._report("authority lists sessions")
@@ -189,6 +186,9 @@ class Supervisor:
             precede(pid)
         except OSError as exc:
             self._report(f"orders may be slower: no real-time priority here ({exc.strerror})")
+
+    def _signing_token(self) -> TokenProcess:
+        return TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
 
     async def _provision(self, signing: TokenProcess) -> None:
         made = await broker.provision_all(self.deployment, self._keystore, self.bus, signing, self.server.url)
@@ -292,14 +292,7 @@ class Supervisor:
                 self.server.check()
             except ServerStopped as exc:
                 self._report(f"broker: {exc.text}; starting it again")
-                await asyncio.to_thread(self.server.stop)
-                try:
-                    await asyncio.to_thread(self.server.start)
-                    self._precede()
-                except ConfigError as refused:
-                    # A disk that is still full, a port that was taken meanwhile: said each time, tried again.
-                    self._report(f"broker: {refused.text}")
-                    await asyncio.sleep(BROKER_RETRY_S)
+                await self._start_broker_again()
             for name, managed in self._managed.items():
                 if managed.wanted and managed.process is not None and managed.process.poll() is not None:
                     self._ended(name, managed, managed.process)
@@ -307,6 +300,20 @@ class Supervisor:
                     managed.state.state = "ready"
                 elif managed.state.state == "revoked" and self._shown(name) != managed.shown:
                     self._launch(name)
+
+    async def _start_broker_again(self) -> None:
+        """With its durables, which lived in its memory; where that fails, it is found stopped and started again."""
+        await asyncio.to_thread(self.server.stop)
+        try:
+            await asyncio.to_thread(self.server.start)
+            self._precede()
+            with self._signing_token() as signing:
+                await self._provision(signing)
+        except TallystickError as refused:
+            # A disk that is still full, a port that was taken meanwhile: said each time, tried again.
+            self._report(f"broker: {refused.text}")
+            await asyncio.to_thread(self.server.stop)
+            await asyncio.sleep(BROKER_RETRY_S)
 
     def _shown(self, name: str) -> bytes:
         try:

@@ -17,7 +17,7 @@ import pytest
 from nats.errors import Error as NatsError
 
 from tallystick.infra.nats.claims import Accounts
-from tallystick.infra.nats.provision import provision, provision_state, stream_config
+from tallystick.infra.nats.provision import durable_config, provision, provision_state, stream_config
 from tallystick.infra.nats.server import MIN_FREE_BYTES, EmbeddedServer, ServerConfig, ServerStopped, render_config
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
@@ -355,6 +355,30 @@ async def test_a_durable_that_is_not_in_the_topology_goes_and_a_changed_one_is_s
         assert (done.created, done.updated, done.removed) == ((), ("ORDERS/strategy-alpha",), ("SECURITY/spy",))
         have = (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"]
         assert tuple(have["filter_subjects"]) == bus.component("strategy-alpha").reads["ORDERS"]
+
+
+async def test_durables_whose_state_lay_on_the_disk_are_made_anew(bus: TestBus) -> None:
+    """As those of a deployment that an earlier release made."""
+    async with bus.connected("root", "admin") as (root, admin):
+        config = durable_config("strategy-alpha", bus.component("strategy-alpha").reads["ORDERS"])
+        await _call(root, "CONSUMER.DELETE.ORDERS.strategy-alpha")
+        filed = {"stream_name": "ORDERS", "config": config | {"mem_storage": False}}
+        assert "error" not in await _call(root, "CONSUMER.CREATE.ORDERS.strategy-alpha", filed)
+        done = await provision(admin, bus.bus)
+        assert (done.created, done.updated, done.removed) == ((), ("ORDERS/strategy-alpha",), ())
+        assert (await _call(root, "CONSUMER.INFO.ORDERS.strategy-alpha"))["config"]["mem_storage"]
+
+
+async def test_a_delivery_writes_nothing_to_the_disk_and_a_restarted_broker_has_its_durables_when_it_is_provisioned(
+    bus: TestBus,
+) -> None:
+    assert not [path for path in (bus.folder / "jetstream").rglob("obs/*") if path.is_dir()]
+    bus.server.kill()
+    bus.server.start()
+    async with bus.connected("admin") as (admin,):
+        done = await provision(admin, bus.bus)
+        assert "ORDERS/strategy-alpha" in done.created
+        assert (done.updated, done.removed) == ((), ())
 
 
 async def test_a_stream_that_nobody_knows_is_refused_and_kept(bus: TestBus) -> None:

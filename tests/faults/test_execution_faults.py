@@ -231,6 +231,7 @@ async def test_the_kill_switch_works_with_the_broker_dead(floor: Floor, bus: Tes
     # Neither bus nor breaker nor gateway: silence is the trip.
     await floor.until(lambda: not floor.open_orders(), timeout=6)
     bus.server.start()
+    await bus.provision()
     await floor.until(lambda: len([e for e in floor.events if e.state == "closed"]) == 3, timeout=15)
     signed = (floor.folder / "state" / "custody").glob("signed-*.jsonl")
     assert '"op":"cancel_all"' in "".join(path.read_text() for path in signed)

@@ -150,6 +150,7 @@ async def test_nothing_is_lost_through_a_kill_of_the_broker(desk: Desk, bus: Tes
     await asyncio.to_thread(bus.server.stop)
     await asyncio.sleep(0.5)  # the broker is away for a while
     bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
+    await bus.provision()
     before = len(got)
     await until(lambda: len(got) > before + 100, "events after the restart", 15)
     stop.set()

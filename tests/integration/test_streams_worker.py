@@ -460,6 +460,7 @@ async def test_nothing_is_lost_or_counted_twice_through_renewals_and_a_kill_of_t
     await asyncio.to_thread(bus.server.stop)
     await asyncio.sleep(0.3)
     bus.server.start()  # not in a thread that ends with this loop: the broker would end with it
+    await bus.provision()
     before = sent
     await until(lambda: sent > before + 50, "intents after the restart", 15)
     sending = False
