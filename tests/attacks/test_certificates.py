@@ -210,6 +210,15 @@ async def test_a_certificate_is_renewed_for_its_own_name_a_new_key_and_a_boot_th
         # Somebody who asks on and on is refused, and asks on as anybody else in vain.
         codes = [(await renewal(desk, setup, boot=boot, key=key))[1] for _ in range(AT_ONCE)]
         assert codes[-1] == "CERTIFICATE_RATE"
+        # What goes wrong with a renewal leaves the present certificate in use, and costs no session.
+        client, boot = setup.authority(), os.urandom(16)
+        desk.contexts.remove(alpha)
+        await alpha.link.stop()
+        for _ in range(2):
+            text = await client.obtain(SessionKey(os.urandom(32)), boot)
+            assert open_credential(text, setup.trust).boot == boot
+            setup.identity._due = 0
+        assert shown(desk.deployment, desk.keystore, ALPHA).fingerprint == setup.identity.fingerprint
 
 
 async def test_who_is_revoked_gets_no_certificate_and_neither_does_his_old_one_once_he_is_reinstated(

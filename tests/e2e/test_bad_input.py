@@ -329,6 +329,24 @@ def test_an_archive_that_is_not_there_yet_is_named(desk: Path) -> None:
     refused(tallystick("audit", "trace", desk, "01935478-7283-7000-8b4c-847c76da509f"), "ORDER_NOT_RECORDED")
 
 
+def test_a_certificate_is_made_for_who_is_there_and_nobody_else(desk: Path) -> None:
+    path = Deployment.load(desk).identity("gateway")
+    before = path.read_bytes()
+    refused(tallystick("certify", desk, "gateway", "nobody", pin=PIN.reveal()), "nobody")
+    assert path.read_bytes() == before
+    done = tallystick("certify", desk, "gateway", pin=PIN.reveal())
+    assert (done.code, done.out) == (0, f"new certificate {path}\n")
+    assert path.read_bytes() != before
+
+
+def test_a_host_that_the_operator_did_not_sign_gets_no_server(desk: Path) -> None:
+    config = desk / layout.CONFIG_NAME
+    config.write_text(config.read_text().replace('host = "127.0.0.1"', 'host = "127.0.0.2"', 1))
+    refused(tallystick("up", desk, pin=PIN.reveal()), "CERTIFICATE_HOST", "127.0.0.2", "tallystick admit")
+    assert tallystick("admit", desk, pin=PIN.reveal()).code == 0
+    assert tallystick("certify", desk, "authority", pin=PIN.reveal()).code == 0
+
+
 def test_admit_of_nothing_new_and_hours_that_are_none(desk: Path) -> None:
     refused(tallystick("arm", desk, "--hours", "long", pin=PIN.reveal()), "ARM_HOURS", "'long'")
     for hours in ("0", "-1", "13", "nan", "1e999"):

@@ -10,12 +10,12 @@ from typing import Any
 import nats.errors
 import pytest
 
-from tallystick.runtime.bus.link import Connection, ConnectionLost
+from tallystick.runtime.bus.link import Connection, ConnectionLost, OwnSession
 from tallystick.runtime.bus.reader import Delivery, ReadRefused
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import TaskCancelled
 from tallystick.runtime.deployment.service import ServiceContext
-from tallystick.schemas.errors import Malformed
+from tallystick.schemas.errors import LoginRefused, Malformed
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
 from tallystick.schemas.subjects import subject
@@ -270,3 +270,23 @@ async def test_a_login_that_breaks_after_it_was_granted_is_tried_again(
     assert broken
     assert connection is not broken[0]
     context.tasks.check()
+
+
+async def test_after_a_login_that_failed_the_newest_session_is_shown_and_no_older_one(desk: Desk) -> None:
+    """The newest one goes with the certificate that is shown by now; an older one would be thrown off for it."""
+    feed = await desk.context("market-data", lifetime_s=6)
+    link = feed.link
+    first, shown = link.session, list[OwnSession]()
+    login = link._login
+
+    async def fail_once(session: OwnSession) -> Connection:
+        shown.append(session)
+        if len(shown) == 1:
+            link._current.mark_lost()  # type: ignore[union-attr]
+            raise LoginRefused("BROKER_LOGIN", "not now")
+        return await login(session)
+
+    link._login = fail_once  # type: ignore[method-assign]
+    await until(lambda: len(shown) >= 2, "the next login", 10)
+    assert shown[0] is not first
+    assert shown[1] is shown[0]
