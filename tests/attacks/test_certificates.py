@@ -43,7 +43,6 @@ from tallystick.schemas.orders import Intent
 from tallystick.schemas.security import CertificateIssued, CredentialIssued, Notice
 from tallystick.schemas.subjects import subject
 from tests.support.deployment import Running, make, running
-from tests.support.runtime import from_listed
 from tests.support.waiting import until
 
 INTENTS = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH")
@@ -124,7 +123,7 @@ async def test_certificates_change_under_load_nothing_is_lost_and_the_old_ones_e
         gateway = await desk.context("gateway")
         got: list[Received] = []
         said: list[Received] = []
-        gateway.subscribe("order.intent.>", from_listed(gateway, got))
+        gateway.subscribe("order.intent.>", got.append)
         gateway.subscribe("cred.>", said.append)
         gateway.open()
         await gateway.caught_up()
