@@ -19,7 +19,7 @@ import msgspec
 
 from tallystick.components.console.state import DeskState
 from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.link import ConnectionLost, CredentialSource, Link, OwnSession
+from tallystick.runtime.bus.link import ConnectionLost, CredentialSource, Link, Outgoing, OwnSession
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
@@ -148,8 +148,9 @@ class Intruder:
 
     async def _publish(self, link: Link, where: str, payload: bytes) -> None:
         connection = await link.connection()
-        acknowledged = await connection.publish(where, payload, os.urandom(16).hex())
-        await asyncio.wait_for(acknowledged, 3.0)
+        flight = await connection.publish(Outgoing(where, payload, os.urandom(16).hex()))
+        async with asyncio.timeout(3.0):
+            await flight.acknowledged()
 
     def _sealed(self, credential: Credential, signer: Signer, intent: Intent) -> bytes:
         chain = ChainWriter(credential, signer, ORDERS)
@@ -180,7 +181,7 @@ class Intruder:
         link, _ = self._ready()
         connection = await link.connection()
         before = link.refusals
-        await connection.publish(victim.text, b"forged", os.urandom(16).hex())
+        await connection.publish(Outgoing(victim.text, b"forged", os.urandom(16).hex()))
         attack = Attack(
             name="foreign subject",
             told=f"{self.component} publishes to {victim.text}",

@@ -24,12 +24,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
-import nats.errors
-from nats.aio.msg import Msg
 
 from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
+from tallystick.runtime.bus.wire import Message, NoResponders
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError, Unverified
 
@@ -101,8 +100,8 @@ class JetStream:
 
     async def last(self, stream: str, subject: str) -> tuple[bytes, int] | None:
         """The newest message on `subject` and its sequence; None where there is none."""
-        message = await self.persist(lambda c: c.client.request(f"{_DIRECT}.{stream}.{subject}", timeout=TIMEOUT_S))
-        headers = message.headers or {}
+        message = await self.persist(lambda c: c.request(f"{_DIRECT}.{stream}.{subject}", timeout_s=TIMEOUT_S))
+        headers = message.headers
         status = headers.get("Status", "")
         if status == "404":
             return None
@@ -116,27 +115,22 @@ class JetStream:
         while True:
             connection = await self.link.connection()
             try:
-                answer = await attempt(connection)
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    # Python 3.11's `wait_for`, inside the client, loses a cancellation that meets the answer.
-                    raise asyncio.CancelledError
-                return answer
-            except nats.errors.NoRespondersError as exc:
+                return await attempt(connection)
+            except NoResponders as exc:
                 unheard += 1
                 if unheard > MAX_UNHEARD:
                     raise ConfigError(
                         "STATE_MISSING", "no stream STATE or bucket leases: provision the broker"
                     ) from exc
-            except (TimeoutError, nats.errors.Error, OSError) as exc:
+            except OSError as exc:
                 self.metrics.add("state_retries")
                 self.log.warning("state: no answer, trying again", error=f"{type(exc).__name__}: {exc}"[:300])
-                if connection.alive and isinstance(exc, asyncio.TimeoutError | nats.errors.TimeoutError):
+                if connection.alive and isinstance(exc, TimeoutError):
                     self.link.abandon(connection, "no answer from the component's own JetStream")
             await asyncio.sleep(RETRY_S)
 
 
-def stored_seq(message: Msg, what: str) -> int:
+def stored_seq(message: Message, what: str) -> int:
     """The sequence in a publish acknowledgement.  Raises `WrongLast` or `StoreRefused`."""
     try:
         answer = json.loads(message.data)
@@ -209,23 +203,25 @@ class StateStore:
         while not end:
             page, end = await self._jetstream.persist(functools.partial(self._page, start))
             for message in page:
-                headers = message.headers or {}
+                headers = message.headers
                 start = int(headers["Nats-Sequence"]) + 1
                 if message.data and headers["Nats-Subject"] != f"{self._prefix}.position":
                     kept[headers["Nats-Subject"]] = message.data
         return kept
 
-    async def _page(self, start: int, connection: Connection) -> tuple[list[Msg], bool]:
+    async def _page(self, start: int, connection: Connection) -> tuple[list[Message], bool]:
         # Batched direct get (ADR-31): up to so many messages, then one with status 204.
         inbox = connection.new_inbox()
-        subscription = await connection.client.subscribe(inbox)
+        arrived: asyncio.Queue[Message] = asyncio.Queue()
+        subscription = connection.wire.subscribe(inbox, arrived.put_nowait)
         try:
             request = {"seq": start, "batch": MAX_BATCH, "next_by_subj": f"{self._prefix}.>"}
-            await connection.client.publish(f"{_DIRECT}.{_STATE}", json.dumps(request).encode(), reply=inbox)
-            page: list[Msg] = []
+            connection.wire.send(f"{_DIRECT}.{_STATE}", json.dumps(request).encode(), inbox)
+            page: list[Message] = []
             while True:
-                message = await subscription.next_msg(timeout=TIMEOUT_S)
-                headers = message.headers or {}
+                async with asyncio.timeout(TIMEOUT_S):
+                    message = await arrived.get()
+                headers = message.headers
                 status = headers.get("Status", "")
                 if status == "204":
                     return page, headers.get("Nats-Num-Pending", "0") == "0"
@@ -236,7 +232,7 @@ class StateStore:
                 page.append(message)
         finally:
             if connection.alive:
-                await subscription.unsubscribe()
+                connection.wire.unsubscribe(subscription)
 
     async def commit(self, position: Position, changes: Mapping[Change, bytes | None]) -> None:
         """Store `changes` (by table and key; None deletes) and the position in one piece.
@@ -271,15 +267,14 @@ class StateStore:
 
     async def _send(self, connection: Connection, messages: list[tuple[str, bytes, dict[str, str]]]) -> int:
         batch = self._entropy(16).hex()
-        client = connection.client
         for number, (subject, payload, extra) in enumerate(messages, 1):
             headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number), **extra}
             if number < len(messages):
-                await client.publish(subject, payload, headers=headers)
+                connection.wire.send(subject, payload, headers=headers)
                 continue
             headers["Nats-Batch-Commit"] = "1"
             # Crash here: the server drops a batch without its commit.
-            return stored_seq(await client.request(subject, payload, timeout=TIMEOUT_S, headers=headers), subject)
+            return stored_seq(await connection.request(subject, payload, timeout_s=TIMEOUT_S, headers=headers), subject)
         raise StoreRefused("STATE_BATCH", "an empty batch")
 
 
@@ -342,7 +337,7 @@ class Lease:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(self._revision)}
         try:
             answer = await self._jetstream.persist(
-                lambda c: c.client.request(self._subject, record, timeout=TIMEOUT_S, headers=headers)
+                lambda c: c.request(self._subject, record, timeout_s=TIMEOUT_S, headers=headers)
             )
             self._revision = stored_seq(answer, self._subject)
         except WrongLast as exc:

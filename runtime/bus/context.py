@@ -19,8 +19,6 @@ import functools
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-import nats.errors
-
 from tallystick import __version__
 from tallystick.runtime.bus.admission import Admission
 from tallystick.runtime.bus.dead import DeadLetters
@@ -249,7 +247,7 @@ class BusContext:
         connection = await self.link.connection()
         try:
             return await reset(connection, f"{self._api}.CONSUMER.RESET.{stream}.{self.component}-end", seq + 1)
-        except (ReadRefused, TimeoutError, nats.errors.Error, OSError) as exc:
+        except (ReadRefused, OSError) as exc:
             self.metrics.add("ends_unknown")
             self.log.warning("end of a stream unknown", stream=stream, error=f"{type(exc).__name__}: {exc}")
             return None

@@ -18,21 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import ssl
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import msgspec
-import nats.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.wire import Message, NoResponders, Refused, Wire, frame
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import BootOver, LoginRefused, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
@@ -42,11 +38,11 @@ RENEW_AT: Final = 0.6
 CONNECT_TIMEOUT_S: Final = 3
 # How long a replaced connection stays up for the acknowledgements that are still under way.
 GRACE_S: Final = 2.0
-CLOSE_S: Final = 0.3
-# How often the client is asked whether it is closed.
+# How often the clock is looked at: it may have been set.
 CHECK_S: Final = 0.5
 BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
-MAX_PENDING_BYTES: Final = 64 << 20
+# One write of small messages.
+WRITE_BYTES: Final = 1 << 18
 
 
 class OwnSession(msgspec.Struct, frozen=True):
@@ -71,7 +67,22 @@ class PubAck(msgspec.Struct, frozen=True):
     """JetStream's acknowledgement: stored at `seq`, or known before (`duplicate`)."""
 
     seq: int
-    duplicate: bool
+    duplicate: bool = False
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Answer(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    error: _Error | None = None
+
+
+_answer_decoder = msgspec.json.Decoder(_Answer)
 
 
 class PublishRefused(TallystickError):
@@ -86,17 +97,67 @@ class SessionLost(TallystickError):
     """The authority says that this boot has ended; only a new process gets a session."""
 
 
-class Connection:
-    """One login.  `lost` is set when it is gone for whatever reason, `superseded` then or when replaced."""
+class Outgoing(msgspec.Struct, frozen=True):
+    """One message to store."""
 
-    def __init__(self, client: Client, session: OwnSession, inbox: str) -> None:
-        self.client = client
+    subject: str
+    payload: bytes
+    id: str
+
+
+class Flight:
+    """What JetStream answered to messages that were sent together.
+
+    `answers` are in their order: None where none came.  `done` is set when all have come, or none will any more.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.answers: list[PubAck | PublishRefused | None] = [None] * count
+        self.done = asyncio.Event()
+        self._missing = count
+
+    def answer(self, number: int, answer: PubAck | PublishRefused) -> None:
+        """Take note of one."""
+        self.answers[number] = answer
+        self._missing -= 1
+        if self._missing == 0:
+            self.done.set()
+
+    async def acknowledged(self) -> list[PubAck]:
+        """Every acknowledgement.  Raises `PublishRefused`, or `ConnectionLost` where one will not come."""
+        await self.done.wait()
+        stored: list[PubAck] = []
+        for answer in self.answers:
+            if answer is None:
+                raise ConnectionLost("CONNECTION_LOST", "before the acknowledgement")
+            if isinstance(answer, PublishRefused):
+                raise answer
+            stored.append(answer)
+        return stored
+
+
+class Connection:
+    """One login.  `lost` is set when it is gone for whatever reason, `superseded` then or when replaced.
+
+    What it raises when it breaks is an `OSError`.
+    """
+
+    def __init__(self, session: OwnSession, inbox: str) -> None:
         self.session = session
         self.lost = asyncio.Event()
         self.superseded = asyncio.Event()
+        self._wire: Wire | None = None
         self._inbox = inbox
         self._count = 0
-        self._acks: dict[str, asyncio.Future[PubAck]] = {}
+        self._acks: dict[str, tuple[Flight, int]] = {}
+        self._answers: dict[str, asyncio.Future[Message]] = {}
+
+    @property
+    def wire(self) -> Wire:
+        """The connection to write to.  Raises `ConnectionError` when it is gone."""
+        if self._wire is None or self.lost.is_set():
+            raise ConnectionError("connection closed")
+        return self._wire
 
     @property
     def alive(self) -> bool:
@@ -108,69 +169,91 @@ class Connection:
         self._count += 1
         return f"{self._inbox}.r{self._count}"
 
-    async def listen_for_acks(self) -> None:
-        """Subscribe to acknowledgements; called once after login."""
-        await self.client.subscribe(f"{self._inbox}.a.*", cb=self._on_ack)
+    async def open(self, wire: Wire) -> None:
+        """Hear acknowledgements and answers; called once after login."""
+        self._wire = wire
+        wire.subscribe(f"{self._inbox}.a.*", self._on_ack)
+        wire.subscribe(f"{self._inbox}.q.*", self._on_answer)
+        await wire.flush()
 
-    async def publish(self, subject: str, payload: bytes, message_id: str) -> asyncio.Future[PubAck]:
-        """Send one message; the future is JetStream's answer.
+    async def publish(self, *messages: Outgoing) -> Flight:
+        """Send messages to be stored.  Raises `OSError`; some may be stored then."""
+        wire, flight = self.wire, Flight(len(messages))
+        frames, size = [], 0
+        for number, message in enumerate(messages):
+            self._count += 1
+            token = str(self._count)
+            self._acks[token] = flight, number
+            made = frame(message.subject, message.payload, f"{self._inbox}.a.{token}", {"Nats-Msg-Id": message.id})
+            frames.append(made)
+            size += len(made)
+            if size > WRITE_BYTES:
+                wire.write(b"".join(frames))
+                frames, size = [], 0
+                await wire.drained()
+        wire.write(b"".join(frames))
+        return flight
 
-        It raises `PublishRefused` where that is an error, `ConnectionLost` where none will come.
-        """
-        if not self.alive:
-            raise nats.errors.ConnectionClosedError
+    async def request(
+        self, subject: str, body: bytes = b"", *, timeout_s: float, headers: Mapping[str, str] | None = None
+    ) -> Message:
+        """One request and its answer.  Raises `NoResponders`, `TimeoutError`, `OSError`."""
         self._count += 1
         token = str(self._count)
-        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-        self._acks[token] = future
-        future.add_done_callback(lambda done: self._answered(token, done))
-        await self.client.publish(
-            subject, payload, reply=f"{self._inbox}.a.{token}", headers={"Nats-Msg-Id": message_id}
-        )
-        return future
-
-    def _answered(self, token: str, future: asyncio.Future[PubAck]) -> None:
-        del self._acks[token]
-        # Whoever does not wait for the answer is told nothing.
-        if not future.cancelled():
-            future.exception()
-
-    async def _on_ack(self, message: Msg) -> None:
-        future = self._acks.get(message.subject.rsplit(".", 1)[1])
-        if future is None or future.done():
-            return
-        status = (message.headers or {}).get("Status")
-        if status:
-            future.set_exception(PublishRefused(f"JS_{status}", f"the broker answered {status}"))
-            return
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._answers[token] = answer
         try:
-            answer = json.loads(message.data)
-            error = answer.get("error")
-            if error is None:
-                future.set_result(PubAck(seq=int(answer["seq"]), duplicate=bool(answer.get("duplicate"))))
-            else:
-                text = f"{error.get('code')} {error.get('description')}"
-                future.set_exception(PublishRefused(f"JS_{error.get('err_code', 0)}", text))
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            future.set_exception(PublishRefused("JS_ANSWER", f"not an acknowledgement: {exc}"))
+            self.wire.send(subject, body, f"{self._inbox}.q.{token}", headers)
+            async with asyncio.timeout(timeout_s):
+                message = await answer
+        finally:
+            del self._answers[token]
+        if message.headers.get("Status") == "503":
+            raise NoResponders(f"{subject}: nobody answers")
+        return message
+
+    def _on_answer(self, message: Message) -> None:
+        future = self._answers.get(message.subject.rsplit(".", 1)[1])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _on_ack(self, message: Message) -> None:
+        flight, number = self._acks.pop(message.subject.rsplit(".", 1)[1], (None, 0))
+        if flight is not None:
+            flight.answer(number, _read(message))
 
     def mark_lost(self) -> None:
         """Nothing may use this connection any more; acknowledgements that are due will not come."""
         self.lost.set()
         self.superseded.set()
-        for future in list(self._acks.values()):
+        for flight, _ in self._acks.values():
+            flight.done.set()
+        self._acks.clear()
+        for future in self._answers.values():
             if not future.done():
-                future.set_exception(ConnectionLost("CONNECTION_LOST", "before the acknowledgement"))
+                future.set_exception(ConnectionError("connection lost before the answer"))
 
     async def close(self) -> None:
         """Close at once; idempotent."""
         self.mark_lost()
-        try:
-            # TLS waits half a minute for a peer that does not answer its goodbye.
-            await asyncio.wait_for(self.client.close(), CLOSE_S)
-        except (TimeoutError, nats.errors.Error, OSError):
-            # The socket is gone either way, which is all that closing is for.
-            return
+        if self._wire is not None:
+            await self._wire.close()
+
+
+def _read(message: Message) -> PubAck | PublishRefused:
+    """An acknowledgement, or what the broker said in its place."""
+    status = message.headers.get("Status")
+    if status:
+        return PublishRefused(f"JS_{status}", f"the broker answered {status}")
+    try:
+        answer = _answer_decoder.decode(message.data)
+    except msgspec.MsgspecError as exc:
+        return PublishRefused("JS_ANSWER", f"not an acknowledgement: {exc}")
+    if answer.error is not None:
+        return PublishRefused(f"JS_{answer.error.err_code}", f"{answer.error.code} {answer.error.description}")
+    if answer.seq < 1:
+        return PublishRefused("JS_ANSWER", "an acknowledgement without a sequence")
+    return PubAck(answer.seq, answer.duplicate)
 
 
 class Link:
@@ -244,8 +327,8 @@ class Link:
         try:
             async with asyncio.timeout(seconds):
                 connection = await self.connection()
-                await connection.client.flush()
-        except (TimeoutError, nats.errors.Error, OSError):
+                await connection.wire.flush()
+        except OSError:
             return False
         return True
 
@@ -281,50 +364,31 @@ class Link:
 
     async def _login(self, session: OwnSession) -> Connection:
         self._logins += 1
-        inbox = f"_INBOX_{self.component}.{self._logins}"
-        client = Client()
-        connection = Connection(client, session, inbox)
+        connection = Connection(session, f"_INBOX_{self.component}.{self._logins}")
 
-        async def closed() -> None:
-            connection.mark_lost()
-
-        told: deque[Exception] = deque(maxlen=1)
-
-        async def failed(exc: Exception) -> None:
-            told.append(exc)
+        def refused(exc: Refused) -> None:
             self.refusals += 1
             self._metrics.add("broker_errors")
-            self._log.warning("broker error", error=str(exc)[:300])
+            self._log.warning("broker error", error=str(exc))
 
         try:
-            await client.connect(
-                servers=[self._url],
-                name=self.component,
-                user_jwt_cb=lambda: bytearray(session.credential.text.encode("ascii")),
-                signature_cb=lambda nonce: sign_nonce(session.key, nonce),
+            wire = await Wire.connect(
+                self._url,
                 tls=self._tls,
-                tls_handshake_first=True,
-                allow_reconnect=False,
-                # Else the client tries a server that is not there for two minutes, in its own rhythm.
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                inbox_prefix=f"_INBOX_{self.component}".encode(),
-                ping_interval=5,
-                max_outstanding_pings=2,
-                pending_size=MAX_PENDING_BYTES,
-                error_cb=failed,
-                closed_cb=closed,
-                disconnected_cb=closed,
+                name=self.component,
+                token=session.credential.text,
+                sign=lambda nonce: sign_nonce(session.key, nonce),
+                timeout_s=CONNECT_TIMEOUT_S,
+                on_error=refused,
+                on_lost=connection.mark_lost,
             )
-            await connection.listen_for_acks()
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            await connection.open(wire)
+        except OSError as exc:
             await connection.close()
-            cause = told[-1] if told and isinstance(exc, nats.errors.NoServersError) else exc
-            text = f"{self._url}: {type(cause).__name__}: {cause}; is the broker up?"
-            if isinstance(cause, OSError):
-                raise Unreachable("BROKER_LOGIN", text) from cause
-            raise LoginRefused("BROKER_LOGIN", text) from cause
+            text = f"{self._url}: {type(exc).__name__}: {exc}; is the broker up?"
+            if isinstance(exc, Refused):
+                raise LoginRefused("BROKER_LOGIN", text) from exc
+            raise Unreachable("BROKER_LOGIN", text) from exc
         self._metrics.add("logins")
         return connection
 
@@ -339,11 +403,7 @@ class Link:
                 try:
                     await asyncio.wait_for(current.lost.wait(), min(wait, CHECK_S))
                 except TimeoutError:
-                    if current.client.is_closed:
-                        # It tells nobody when the socket breaks once more while it closes.
-                        self._log.warning("connection closed unannounced")
-                        current.mark_lost()
-                    elif self._clock() >= due:
+                    if self._clock() >= due:
                         await self._renew(current)
                 continue
             await self._replace()

@@ -22,12 +22,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import nats.errors
-
-from tallystick.runtime.bus.link import Connection, ConnectionLost, Link, PubAck, PublishRefused
+from tallystick.runtime.bus.link import Connection, Link, Outgoing, PubAck, PublishRefused
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
@@ -233,36 +231,32 @@ class ChainPublisher:
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
         waiting = messages
         while waiting:
-            # In the order of `waiting`, and fewer where the connection broke.
-            acks: list[asyncio.Future[PubAck]] = []
+            for message in waiting:
+                message.attempts += 1
+            answers: Sequence[PubAck | PublishRefused | None] = ()
             try:
-                for message in waiting:
-                    message.attempts += 1
-                    acks.append(await connection.publish(message.subject, message.payload, message.id))
-            except (TimeoutError, OSError, nats.errors.Error) as exc:
+                flight = await connection.publish(*(Outgoing(m.subject, m.payload, m.id) for m in waiting))
+                answers = flight.answers
+                async with asyncio.timeout(WATCHDOG_S):
+                    # A lost connection ends it.
+                    await flight.done.wait()
+            except TimeoutError:
+                self._metrics.add("watchdog")
+                self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
+            except OSError as exc:
                 self._link.abandon(connection, f"publish: {type(exc).__name__}")
-            if acks:
-                # A lost connection ends them all.
-                _, missing = await asyncio.wait(acks, timeout=WATCHDOG_S)
-                if missing:
-                    self._metrics.add("watchdog")
-                    self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
-            waiting = [m for m, ack in itertools.zip_longest(waiting, acks) if not self._stored(m, ack)]
+            waiting = [m for m, ack in itertools.zip_longest(waiting, answers) if not self._stored(m, ack)]
             if waiting:
                 self._metrics.add("messages_retried", len(waiting))
                 await asyncio.sleep(RETRY_S if connection.alive else 0)
                 connection = await self._link.connection()
 
-    def _stored(self, message: _Message, answer: asyncio.Future[PubAck] | None) -> bool:
-        if answer is None:
+    def _stored(self, message: _Message, ack: PubAck | PublishRefused | None) -> bool:
+        if ack is None:
             return False
-        try:
-            ack = answer.result()
-        except ConnectionLost:
-            return False
-        except PublishRefused as exc:
+        if isinstance(ack, PublishRefused):
             self._metrics.add("publishes_refused")
-            self._log.error("publish refused, trying again", subject=message.subject, code=exc.code, text=exc.text)
+            self._log.error("publish refused, trying again", subject=message.subject, code=ack.code, text=ack.text)
             return False
         if ack.duplicate and message.attempts == 1:
             self._metrics.add("suppressed")

@@ -25,17 +25,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-import nats.errors
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from tallystick.runtime.bus.link import Connection, Link
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.runtime.bus.wire import Message
 from tallystick.schemas.errors import TallystickError
 
 BATCH: Final = 512
+# More than two pulls and their heartbeats hold.
+MAX_ARRIVED: Final = 4 * BATCH
 # Who lingers fetches more than this at once: it is behind.
 FEW: Final = 64
 # A pull that the broker forgot (its account's token changed) shows only by three missing idle heartbeats.
@@ -140,7 +140,7 @@ class StreamReader:
                     await self._handle(delivery)
             finally:
                 await end(watching)
-                await period.close()
+                period.close()
 
     async def _ask(self, connection: Connection, question: Awaitable[T]) -> T | None:
         """What the broker answers; None when it refuses or fails, after a pause: the period is over."""
@@ -149,7 +149,7 @@ class StreamReader:
         except ReadRefused as exc:
             self._metrics.add("reads_refused")
             self._log.warning("read refused, trying again", stream=self.stream, code=exc.code, text=exc.text)
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except OSError as exc:
             self._log.warning("read interrupted", stream=self.stream, error=f"{type(exc).__name__}: {exc}")
             if connection.alive and isinstance(exc, TimeoutError):
                 self._link.abandon(connection, f"no answer to a read of {self.stream}")
@@ -190,8 +190,8 @@ class _Period:
         self._reader = reader
         self._connection = connection
         self._inbox = connection.new_inbox()
-        self._subscription: Subscription | None = None
-        self._arrived: deque[Msg] = deque()
+        self._subscription = 0
+        self._arrived: deque[Message] = deque()
         self._wake = asyncio.Event()
         self._over = False
         self._outstanding = 0
@@ -212,28 +212,21 @@ class _Period:
         if reader.next is None:
             reader.next = await seek_tail(self._connection, reader.reset_service, reader.tail, reader.hint)
         self._pending = pending = await reset(self._connection, reader.reset_service, reader.next)
-        self._subscription = await self._connection.client.subscribe(
-            self._inbox, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
+        self._subscription = self._connection.wire.subscribe(self._inbox, self._on_message)
         return pending
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Give the inbox up."""
-        if self._subscription is None or not self._connection.alive:
-            return
-        try:
-            await self._subscription.unsubscribe()
-        except (TimeoutError, nats.errors.Error, OSError):
-            # The connection broke just now, and the inbox with it.
-            return
+        if self._subscription and self._connection.alive:
+            self._connection.wire.unsubscribe(self._subscription)
 
     async def next(self) -> Delivery | None:
         """The next message wanted; None when the period is over.  Raises `ReadRefused`, or the client's errors."""
-        while self._subscription is not None and not self._over:
+        while self._subscription and not self._over:
             if self._reader.linger_s and self._outstanding == 0 and not self._arrived:
                 await self._linger()
             elif not self._reader.linger_s and self._outstanding <= BATCH // 2:
-                await self._pull(BATCH)
+                self._pull(BATCH)
             elif not self._arrived:
                 await self._hear()
             elif (delivery := self._read(self._arrived.popleft())) is not None:
@@ -252,16 +245,12 @@ class _Period:
             if self._over:
                 return
             self._asked = asyncio.get_running_loop().time()
-        await self._pull(min(BATCH, max(1, self._pending)))
+        self._pull(min(BATCH, max(1, self._pending)))
 
-    async def _pull(self, count: int) -> None:
+    def _pull(self, count: int) -> None:
         self._outstanding += count
         request = {"batch": count, "expires": int(EXPIRES_S * 1e9), "idle_heartbeat": int(IDLE_S * 1e9)}
-        await self._connection.client.publish(
-            self._reader.next_service,
-            json.dumps(request).encode(),
-            reply=self._inbox,
-        )
+        self._connection.wire.send(self._reader.next_service, json.dumps(request).encode(), self._inbox)
 
     async def _hear(self) -> None:
         """Wait until something has arrived.  Raises `TimeoutError` after `MISSED` idle heartbeats."""
@@ -276,13 +265,16 @@ class _Period:
             return
         raise TimeoutError(f"nothing heard for {MISSED * IDLE_S} s")
 
-    async def _on_message(self, message: Msg) -> None:
-        # nats-py logs what a callback raises and goes on, and cancels it when the subscription ends: no place for
-        # a handler.
-        self._arrived.append(message)
+    def _on_message(self, message: Message) -> None:
+        if len(self._arrived) > MAX_ARRIVED:
+            # The broker sends what nobody asked for.
+            self._reader.gap()
+            self._over = True
+        else:
+            self._arrived.append(message)
         self._wake.set()
 
-    def _read(self, message: Msg) -> Delivery | None:
+    def _read(self, message: Message) -> Delivery | None:
         if not message.reply.startswith("$JS.ACK."):
             self._on_status(message)
             return None
@@ -312,8 +304,8 @@ class _Period:
             pending=pending,
         )
 
-    def _on_status(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def _on_status(self, message: Message) -> None:
+        headers = message.headers
         status = headers.get("Status", "")
         if status == "100":  # idle heartbeat
             # Another process of this name, half dead, may hold pulls of the same durable: on a quiet stream its
@@ -331,7 +323,7 @@ class _Period:
 
 
 async def _request(connection: Connection, subject: str, body: bytes) -> dict[str, Any]:
-    message = await connection.client.request(subject, body, timeout=REQUEST_TIMEOUT_S)
+    message = await connection.request(subject, body, timeout_s=REQUEST_TIMEOUT_S)
     try:
         answer = json.loads(message.data)
     except (ValueError, RecursionError) as exc:

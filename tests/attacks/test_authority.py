@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from tallystick.cli import operate
 from tallystick.cli.intruder import _StolenRoleKey
+from tallystick.runtime.bus.link import Outgoing
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
 from tallystick.runtime.deployment.service import ServiceContext, Setup
@@ -67,7 +68,8 @@ async def reader(desk: Running) -> tuple[ServiceContext, list[Received]]:
 
 async def publish_raw(context: ServiceContext, sealed: bytes) -> None:
     connection = await context.link.connection()
-    await asyncio.wait_for(await connection.publish(INTENTS.text, sealed, os.urandom(16).hex()), 3)
+    flight = await connection.publish(Outgoing(INTENTS.text, sealed, os.urandom(16).hex()))
+    await asyncio.wait_for(flight.acknowledged(), 3)
 
 
 def refusals(context: ServiceContext) -> int:

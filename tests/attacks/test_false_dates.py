@@ -17,7 +17,7 @@ from tallystick.components.execution.main import Execution
 from tallystick.components.gateway import decide
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.portfolio.main import Portfolio
-from tallystick.runtime.bus.link import SessionLost
+from tallystick.runtime.bus.link import Outgoing, SessionLost
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import BootOver
@@ -99,7 +99,8 @@ class Scene:
             writer.seq, writer.prev = seq, bytes(31) + b"\x01"
         sealed = writer.seal([(where, encode_events(subject.kind, events))], time.time_ns() - age_ns)
         connection = await thief.link.connection()
-        await asyncio.wait_for(await connection.publish(where, sealed[0][1], os.urandom(16).hex()), 3)
+        flight = await connection.publish(Outgoing(where, sealed[0][1], os.urandom(16).hex()))
+        await asyncio.wait_for(flight.acknowledged(), 3)
 
 
 @pytest.fixture

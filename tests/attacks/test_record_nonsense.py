@@ -13,6 +13,7 @@ from tallystick.components.audit import main, merge
 from tallystick.components.audit.projector import Cut
 from tallystick.record.manifest import Entry, read_manifest
 from tallystick.record.verify import verify
+from tallystick.runtime.bus.link import Outgoing
 from tallystick.schemas.security import Head, Heartbeat, Notice
 from tallystick.schemas.subjects import GUARD, MARKET, ORDERS, SIGNALS, STREAMS
 from tests.integration.test_audit_process import Hall, trades
@@ -128,8 +129,8 @@ async def test_an_observer_cannot_spoil_a_clean_record(bus: TestBus, desk: Desk,
     connection = await observer.link.connection()
     me = bus.component("observer-watch")
     for reply in ("guard.observer-watch", "dead.observer-watch"):
-        await connection.client.request(me.reset_subject(MARKET), b'{"seq":1}', timeout=5)
-        await connection.client.publish(me.next_subject(MARKET), b'{"batch":5,"no_wait":true}', reply=reply)
+        await connection.request(me.reset_subject(MARKET), b'{"seq":1}', timeout_s=5)
+        connection.wire.send(me.next_subject(MARKET), b'{"batch":5,"no_wait":true}', reply=reply)
     await until(lambda: any("observer-watch/" in text for text in told), "a notice that names him")
     await context.release()
     report = verify(hall.place)
@@ -157,9 +158,9 @@ async def test_rubbish_without_end_on_a_slow_disk_does_not_grow_the_audit(
     rubbish, count = os.urandom(30_000), 300
     largest = 0
     for number in range(count):
-        ack = await connection.publish("signal.alpha.paper.XRP-ETH", rubbish, f"{number}")
+        ack = await connection.publish(Outgoing("signal.alpha.paper.XRP-ETH", rubbish, f"{number}"))
         if number % 16 == 0:
-            await ack
+            await ack.acknowledged()
         largest = max(largest, sum(source.size for source in audit._sources.values()) + audit.projector.weight)
     await until(lambda: read_manifest(hall.path).resume(SIGNALS) >= count, "archived", 60)
     await context.release()

@@ -24,7 +24,7 @@ from tallystick.replay.player import play
 from tallystick.replay.reader import ArchiveReader
 from tallystick.replay.selection import Selection
 from tallystick.replay.verify import Examined, Judge, Played
-from tallystick.runtime.bus.link import Link
+from tallystick.runtime.bus.link import Link, Outgoing
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.bus.received import Received
@@ -355,7 +355,7 @@ def test_a_live_deployment_is_refused_as_a_zone_before_any_pin_is_asked(tmp_path
 async def test_the_zones_replay_cannot_speak_as_its_authority(zone: Zone) -> None:
     async with zone.link("replay") as (_, link):
         connection = await link.connection()
-        await connection.publish("cred.authority", b"forged", os.urandom(16).hex())
+        await connection.publish(Outgoing("cred.authority", b"forged", os.urandom(16).hex()))
         await until(lambda: link.refusals, "the refusal")
         assert link.refusals == 1
 

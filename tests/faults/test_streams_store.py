@@ -118,8 +118,8 @@ async def test_a_batch_without_its_end_leaves_nothing(shop: Shop) -> None:
     connection = await store._jetstream.link.connection()
     for number in (1, 2):
         headers = {"Nats-Batch-Id": "torn", "Nats-Batch-Sequence": str(number)}
-        await connection.client.publish(f"state.{shop.name}.table.t.a{number}", b"torn", headers=headers)
-    await connection.client.flush()
+        connection.wire.send(f"state.{shop.name}.table.t.a{number}", b"torn", headers=headers)
+    await connection.wire.flush()
     assert await kept(store) == {("t", b"k"): b"old"}
     await store.commit(moved(store, 2), {("t", b"k"): b"new"})
     assert await kept(store) == {("t", b"k"): b"new"}
@@ -129,9 +129,9 @@ async def test_a_batch_with_a_gap_is_refused_whole(shop: Shop) -> None:
     store, _ = await shop.store()
     connection = await store._jetstream.link.connection()
     name = f"state.{shop.name}.table.t.a"
-    await connection.client.publish(name, b"1", headers={"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "1"})
+    connection.wire.send(name, b"1", headers={"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "1"})
     end = {"Nats-Batch-Id": "gap", "Nats-Batch-Sequence": "3", "Nats-Batch-Commit": "1"}
-    answer = await connection.client.request(name, b"3", headers=end)
+    answer = await connection.request(name, b"3", timeout_s=5, headers=end)
     with pytest.raises(StoreRefused):
         module.stored_seq(answer, name)
     assert await kept(store) == {}
@@ -173,8 +173,8 @@ async def test_keys_without_a_position_are_refused_and_a_reset_deletes_them_all(
     for page in range(3):
         await store.commit(moved(store, 1), {("t", b"%d-%d" % (page, n)): b"v" for n in range(900)})
     connection = await store._jetstream.link.connection()
-    await connection.client.publish(f"state.{shop.name}.position", b"")
-    await connection.client.flush()
+    connection.wire.send(f"state.{shop.name}.position", b"")
+    await connection.wire.flush()
     successor, _ = await shop.store()
     with pytest.raises(Unverified, match="2700 keys"):
         await kept(successor)

@@ -14,6 +14,7 @@ from tallystick.record.manifest import read_manifest
 from tallystick.record.place import Place
 from tallystick.record.report import Report
 from tallystick.record.verify import verify
+from tallystick.runtime.bus.link import Outgoing
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.market import Trade
 from tallystick.schemas.seal import Verifier
@@ -115,7 +116,9 @@ async def test_unlisted_sessions_and_garbage_are_kept_as_evidence_and_noticed(de
     thief = await desk.context("market-data")
     await thief.publish("md.trade.paper.XRP-ETH", *trades(thief, 3))
     connection = await thief.link.connection()
-    await (await connection.publish("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
+    await (
+        await connection.publish(Outgoing("md.trade.paper.XRP-ETH", b"not a sealed message", os.urandom(8).hex()))
+    ).acknowledged()
     await until(lambda: {"UNLISTED", "PAYLOAD"} <= codes, "both notices")
     await audit.ctx.release()
     report: Report = verify(hall.place)

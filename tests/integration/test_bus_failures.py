@@ -7,13 +7,13 @@ import os
 from decimal import Decimal
 from typing import Any
 
-import nats.errors
 import pytest
 
-from tallystick.runtime.bus.link import Connection, ConnectionLost, OwnSession
+from tallystick.runtime.bus.link import Connection, ConnectionLost, Outgoing, OwnSession
 from tallystick.runtime.bus.reader import Delivery, ReadRefused
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import TaskCancelled
+from tallystick.runtime.bus.wire import Wire, WireError
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import LoginRefused, Malformed
 from tallystick.schemas.market import Trade
@@ -27,8 +27,7 @@ TRADES = subject("md.trade", venue="paper", symbol="XRP/ETH")
 DEFECTS: list[tuple[BaseException, type[BaseException]]] = [
     (OSError("disk"), OSError),
     (TimeoutError("slow"), TimeoutError),
-    (nats.errors.TimeoutError(), nats.errors.TimeoutError),
-    (nats.errors.ConnectionClosedError(), nats.errors.ConnectionClosedError),
+    (WireError("reset"), WireError),
     (ConnectionResetError("peer"), ConnectionResetError),
     (ValueError("defect"), ValueError),
     (asyncio.CancelledError(), TaskCancelled),
@@ -175,16 +174,16 @@ async def test_a_handler_goes_on_to_its_end_while_its_connection_is_lost_or_repl
 async def test_a_lost_connection_answers_what_it_still_owes_and_takes_nothing_more(desk: Desk) -> None:
     source = await desk.context("market-data")
     connection = await source.link.connection()
-    owed = await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+    owed = await connection.publish(Outgoing(TRADES.text, b"not sealed", os.urandom(16).hex()))
     connection.mark_lost()
     with pytest.raises(ConnectionLost):
-        await owed
-    with pytest.raises(nats.errors.ConnectionClosedError):
-        await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+        await owed.acknowledged()
+    with pytest.raises(ConnectionError):
+        await connection.publish(Outgoing(TRADES.text, b"not sealed", os.urandom(16).hex()))
     assert await source.publish(TRADES, trade(source, 1)) > 0
 
 
-@pytest.mark.parametrize("raised", [OSError("disk"), nats.errors.TimeoutError(), TimeoutError("slow")], ids=repr)
+@pytest.mark.parametrize("raised", [OSError("disk"), WireError("reset"), TimeoutError("slow")], ids=repr)
 async def test_a_failure_of_the_publishers_own_code_ends_the_component_and_its_connection_stays(
     desk: Desk, raised: Exception
 ) -> None:
@@ -208,7 +207,7 @@ async def test_a_failure_of_who_is_told_of_a_suppression_ends_the_component(desk
     await source.publish(TRADES, trade(source, 1))
     connection = await source.link.connection()
     stolen = os.urandom(16)
-    await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
+    await (await connection.publish(Outgoing(TRADES.text, b"squatter", stolen.hex()))).acknowledged()
 
     def fails(*_: str) -> None:
         raise OSError("disk")
@@ -255,16 +254,16 @@ async def test_a_login_that_breaks_after_it_was_granted_is_tried_again(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = await desk.context("gateway")
-    listen: Any = Connection.listen_for_acks
+    listen: Any = Connection.open
     broken: list[Connection] = []
 
-    async def breaks_once(connection: Connection) -> None:
+    async def breaks_once(connection: Connection, wire: Wire) -> None:
         if not broken:
             broken.append(connection)
-            raise nats.errors.ConnectionClosedError
-        await listen(connection)
+            raise WireError("reset")
+        await listen(connection, wire)
 
-    monkeypatch.setattr(Connection, "listen_for_acks", breaks_once)
+    monkeypatch.setattr(Connection, "open", breaks_once)
     (await context.link.connection()).mark_lost()
     connection = await asyncio.wait_for(context.link.connection(), 5)
     assert broken

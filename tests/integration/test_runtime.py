@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 import pytest
 
+from tallystick.runtime.bus.link import Outgoing
 from tallystick.runtime.bus.publisher import MAX_QUEUED, Backpressure
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
@@ -88,14 +89,15 @@ async def test_who_lingers_misses_nothing_and_wakes_up_seldom(desk: Desk) -> Non
     reader.open()
     await reader.caught_up("MARKET")
     period = reader._readers["MARKET"]
-    publish = reader.link._current.client.publish  # type: ignore[union-attr]
+    wire = (await reader.link.connection()).wire
+    send = wire.send
 
-    async def counted(subject: str, *args: object, **kw: object) -> None:
+    def counted(subject: str, payload: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
         nonlocal pulls
         pulls += subject == period.next_service
-        await publish(subject, *args, **kw)  # type: ignore[arg-type]
+        send(subject, payload, reply, headers)
 
-    reader.link._current.client.publish = counted  # type: ignore[union-attr, method-assign]
+    wire.send = counted  # type: ignore[method-assign]
     began = asyncio.get_running_loop().time()
     for number in range(first + 601, first + 901):
         source.publish(TRADES, trade(source, number))
@@ -170,7 +172,7 @@ async def test_a_message_that_does_not_verify_becomes_a_dead_letter_and_reading_
         context.open()
         await context.caught_up()
     connection = await source.link.connection()
-    await connection.publish(TRADES.text, b"not sealed", os.urandom(16).hex())
+    await connection.publish(Outgoing(TRADES.text, b"not sealed", os.urandom(16).hex()))
     await source.publish(TRADES, trade(source, 5_000))
     await until(lambda: bool(got) and bool(letters), "the event and the dead letter")
     assert got == [5_000]
@@ -186,7 +188,7 @@ async def test_a_stored_message_published_again_is_refused_as_replay(desk: Desk)
     await source.publish(TRADES, trade(source, 77))
     await until(lambda: bool(seen), "the event")
     connection = await source.link.connection()
-    await connection.publish(TRADES.text, seen[0].verified.payload, os.urandom(16).hex())
+    await connection.publish(Outgoing(TRADES.text, seen[0].verified.payload, os.urandom(16).hex()))
     await until(lambda: reader.metrics.snapshot().get("dead_letters", 0) == 1, "the refusal")
     assert len(seen) == 1
 
@@ -196,7 +198,7 @@ async def test_a_taken_message_id_is_reported_and_the_event_is_sent_under_anothe
     await source.publish(TRADES, trade(source, 1))
     connection = await source.link.connection()
     stolen = bytes(15) + b"\x01"
-    await (await connection.publish(TRADES.text, b"squatter", stolen.hex()))
+    await (await connection.publish(Outgoing(TRADES.text, b"squatter", stolen.hex()))).acknowledged()
     publisher = source._publishers["MARKET"]
     ids = [stolen]
     publisher._entropy = lambda n: ids.pop() if ids else os.urandom(n)
