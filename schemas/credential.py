@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Unverified
@@ -35,7 +34,6 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     session_key: bytes
     issued_at: int
     expires_at: int
-    verify_key: Ed25519PublicKey
 
 
 def open_credential(text: str, trust: TrustRoot) -> Credential:
@@ -62,5 +60,4 @@ def open_credential(text: str, trust: TrustRoot) -> Credential:
         session_key=token.session,
         issued_at=token.issued_s * SECOND,
         expires_at=token.expires_s * SECOND,
-        verify_key=Ed25519PublicKey.from_public_bytes(token.session),
     )

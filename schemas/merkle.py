@@ -15,6 +15,8 @@ from tallystick.schemas.errors import Malformed, Unverified
 HASH_BYTES: Final = 32
 # RFC 6962: the hash of an empty tree is the hash of the empty string.
 EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+# In a tree so small a whole path costs less than what it would save.
+SMALL: Final = 16
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -84,3 +86,64 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
     if last != 0:
         raise Unverified("MERKLE_PATH", f"path of {len(path)} hashes is too short for {index} of {size}")
     return result
+
+
+class Tree:
+    """One tree of which leaves are shown one after the other, with their paths: each costs what it does not share.
+
+    What a leaf's path proved is kept: the next leaf climbs only to where both meet.  It accepts exactly what
+    `root_from_path` takes to the root, because in a tree of a given root and size each node has one value.
+    """
+
+    __slots__ = ("_index", "_nodes", "_path", "_used", "root", "size")
+
+    def __init__(self, root: bytes, size: int) -> None:
+        self.root = root
+        self.size = size
+        self._index = -1
+        self._path: Sequence[bytes] = ()
+        # By level, of the leaf that was shown last: its ancestors, and how much of its path lies below them.
+        self._nodes: list[bytes] = []
+        self._used: list[int] = []
+
+    def require(self, leaf: bytes, index: int, path: Sequence[bytes]) -> None:
+        """Raise `Malformed` or `Unverified` unless the leaf stands in the tree at `index`."""
+        if 0 <= self._index and 0 <= index < self.size and self._joins(leaf, index, path):
+            return
+        if root_from_path(leaf, index, self.size, path) != self.root:
+            raise Unverified("MERKLE_ROOT", "subject and events are not in the signed tree at this index")
+        if self.size > SMALL:
+            self._climb(leaf, index, path, (self.size - 1).bit_length())
+
+    def _joins(self, leaf: bytes, index: int, path: Sequence[bytes]) -> bool:
+        """Whether it meets what is proved; kept if so."""
+        level = (index ^ self._index).bit_length()
+        below, path_above = self._used[level], self._path
+        nodes, used = self._nodes[level:], self._used[level:]
+        if not self._climb(leaf, index, path, level):
+            self._index = -1
+            return False
+        if self._nodes[level] != nodes[0] or path[self._used[level] :] != path_above[below:]:
+            self._index = -1
+            return False
+        shift = self._used[level] - below
+        self._nodes += nodes[1:]
+        self._used += [count + shift for count in used[1:]]
+        return True
+
+    def _climb(self, leaf: bytes, index: int, path: Sequence[bytes], height: int) -> bool:
+        """Ancestors up to `height`; False where the path is too short."""
+        last, node, at, count = self.size - 1, leaf, index, 0
+        nodes, used = [leaf], [0]
+        for _ in range(height):
+            if at ^ 1 <= last:
+                if count == len(path):
+                    return False
+                node = node_hash(path[count], node) if at & 1 else node_hash(node, path[count])
+                count += 1
+            at >>= 1
+            last >>= 1
+            nodes.append(node)
+            used.append(count)
+        self._index, self._path, self._nodes, self._used = index, path, nodes, used
+        return True

@@ -25,17 +25,15 @@ import re
 from typing import Final, Literal, Protocol
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tallystick.schemas.ed25519 import KEY_BYTES, SIGNATURE_BYTES, BadSignature, verify
 from tallystick.schemas.errors import NOT_DECODED, Malformed, Unverified
 from tallystick.schemas.subjects import check_name
 
 Prefix = Literal["O", "A", "U", "N"]
 _PREFIX_BYTE: Final[dict[str, int]] = {"O": 14 << 3, "A": 0, "U": 20 << 3, "N": 13 << 3}
 _KEY_TEXT = re.compile(r"[OAUN][A-Z2-7]{55}")
-KEY_BYTES: Final = 32
-SIGNATURE_BYTES: Final = 64
 BOOT_BYTES: Final = 16
 
 # An account JWT holds one activation token an import; a user JWT must fit NATS's control line (4096).
@@ -189,8 +187,8 @@ def decode_jwt(text: str, *, limit: int = MAX_JWT) -> Claims:
         raise Malformed("JWT_CLAIMS", f"not the claims of a token: {exc}") from exc
     issuer = decode_key("O" if claims.iss[:1] == "O" else "A", claims.iss)
     try:
-        Ed25519PublicKey.from_public_bytes(issuer).verify(signature, text[: -len(parts[2]) - 1].encode("ascii"))
-    except InvalidSignature as exc:
+        verify(issuer, signature, text[: -len(parts[2]) - 1].encode("ascii"))
+    except BadSignature as exc:
         raise Unverified("JWT_SIGNATURE", f"the signature is not that of the issuer {claims.iss}") from exc
     if msgspec.json.encode(claims) != raw:
         raise Malformed("JWT_CANONICAL", "the claims do not re-encode to the same bytes")

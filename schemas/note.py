@@ -17,9 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.nats_jwt import Signer
 
@@ -81,8 +79,8 @@ def open_note(note: str, keys: Mapping[str, bytes]) -> tuple[str, frozenset[str]
         if public is None or raw[:4] != key_id(name, public):
             continue
         try:
-            Ed25519PublicKey.from_public_bytes(public).verify(raw[4:], text.encode())
-        except InvalidSignature as exc:
+            verify(public, raw[4:], text.encode())
+        except BadSignature as exc:
             raise Unverified("NOTE_SIGNATURE", f"the signature of {name} does not match the text") from exc
         verified.add(name)
     if not verified:

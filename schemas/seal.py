@@ -43,14 +43,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
 
 from tallystick.schemas import registry
 from tallystick.schemas.bounds import MAX_SKEW_NS
 from tallystick.schemas.credential import Credential, open_credential
+from tallystick.schemas.ed25519 import SIGNATURE_BYTES, BadSignature, verify
 from tallystick.schemas.errors import NOT_DECODED, Ahead, Malformed, Stale, Unverified
 from tallystick.schemas.event import Event
-from tallystick.schemas.merkle import HASH_BYTES, inclusion_path, leaf_hash, root_from_path, tree_levels
+from tallystick.schemas.merkle import HASH_BYTES, Tree, inclusion_path, leaf_hash, tree_levels
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.subjects import STREAMS, Subject, parse_subject
 from tallystick.schemas.trust import TrustRoot
@@ -66,7 +66,6 @@ SEAL_BYTES: Final = 4_096
 MAX_STATEMENT: Final = 1024
 # seq and time fit 64 signed bits, as the archive holds them.
 MAX_INT: Final = 2**63 - 1
-SIGNATURE_BYTES: Final = 64
 # Verified statements remembered so that a flush costs one signature check.
 STATEMENT_CACHE: Final = 1024
 
@@ -258,7 +257,7 @@ class Verifier:
     def __init__(self, trust: TrustRoot) -> None:
         self.trust = trust
         self._credentials: dict[str, Credential] = {}
-        self._statements: dict[tuple[bytes, bytes, str], tuple[Statement, Credential, bytes]] = {}
+        self._statements: dict[tuple[bytes, bytes, str], tuple[Statement, Credential, bytes, Tree]] = {}
 
     def credential(self, text: str) -> Credential:
         """The credential in `text`, of a component of the trust root.  Raises `Malformed` or `Unverified`."""
@@ -270,7 +269,7 @@ class Verifier:
             self._credentials[text] = known
         return known
 
-    def _statement(self, payload: Payload) -> tuple[Statement, Credential, bytes]:
+    def _statement(self, payload: Payload) -> tuple[Statement, Credential, bytes, Tree]:
         key = (payload.statement, payload.signature, payload.credential)
         known = self._statements.get(key)
         if known is not None:
@@ -288,15 +287,15 @@ class Verifier:
         if len(payload.signature) != SIGNATURE_BYTES:
             raise Malformed("SIGNATURE", f"{len(payload.signature)} bytes, not {SIGNATURE_BYTES}")
         try:
-            credential.verify_key.verify(payload.signature, payload.statement)
-        except InvalidSignature as exc:
+            verify(credential.session_key, payload.signature, payload.statement)
+        except BadSignature as exc:
             raise Unverified("SIGNATURE", f"not signed by the session key of {credential.component}") from exc
         if not credential.issued_at - MAX_SKEW_NS <= statement.time <= credential.expires_at:
             raise Unverified(
                 "CREDENTIAL_EXPIRED",
                 f"stated at {statement.time}, credential holds {credential.issued_at} to {credential.expires_at}",
             )
-        known = (statement, credential, statement_digest(payload.statement))
+        known = (statement, credential, statement_digest(payload.statement), Tree(statement.root, statement.size))
         if len(self._statements) >= STATEMENT_CACHE:
             del self._statements[next(iter(self._statements))]
         self._statements[key] = known
@@ -318,12 +317,11 @@ class Verifier:
             raise Malformed("PAYLOAD_VERSION", f"version {payload.version}, this verifier reads {VERSION}")
         if _encoder.encode(payload) != raw:
             raise Malformed("PAYLOAD_CANONICAL", "payload does not re-encode to the same bytes")
-        statement, credential, digest = self._statement(payload)
+        statement, credential, digest, tree = self._statement(payload)
         if statement.stream != stream:
             raise Unverified("STATEMENT_STREAM", f"sealed for {statement.stream}, read from {stream}")
         leaf = message_leaf(subject_text, payload.events)
-        if root_from_path(leaf, payload.index, statement.size, payload.path) != statement.root:
-            raise Unverified("MERKLE_ROOT", "subject and events are not in the signed tree at this index")
+        tree.require(leaf, payload.index, payload.path)
         self.trust.require_scope(credential.component, subject_text)
         events = registry.decode_events(subject.kind, payload.events)
         if not events and not statement.closes:

@@ -7,9 +7,9 @@ from typing import Final
 
 import msgspec
 
+from tallystick.schemas.ed25519 import KEY_BYTES
 from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Boot, Count, Event, Hash, Int64, PublicKey, check_decimal, check_length
-from tallystick.schemas.nats_jwt import KEY_BYTES
 
 # A dead letter keeps the offending bytes up to this; beyond it only their hash.
 MAX_DEAD_PAYLOAD: Final = 65_536

@@ -28,16 +28,13 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.ed25519 import KEY_BYTES, SIGNATURE_BYTES, BadSignature, verify
 from tallystick.schemas.enrolment import SessionRequest, hex_bytes, proof_bytes
 from tallystick.schemas.errors import BootOver, Unverified
 from tallystick.schemas.nats_jwt import (
     BOOT_BYTES,
-    KEY_BYTES,
-    SIGNATURE_BYTES,
     Signer,
     decode_key,
     encode_jwt,
@@ -105,10 +102,8 @@ class Issuer:
         key = hex_bytes(request.session_key, KEY_BYTES, "session_key")
         proof = hex_bytes(request.proof, SIGNATURE_BYTES, "proof")
         try:
-            Ed25519PublicKey.from_public_bytes(key).verify(
-                proof, proof_bytes(self._trust.deployment, component, boot, key, certificate)
-            )
-        except (InvalidSignature, ValueError) as exc:
+            verify(key, proof, proof_bytes(self._trust.deployment, component, boot, key, certificate))
+        except BadSignature as exc:
             raise Unverified("PROOF", f"{component} did not prove that it holds the session key") from exc
         self._require_holder(request, component, boot, key, certificate)
         return boot, key
@@ -121,8 +116,8 @@ class Issuer:
         held = [s.session_key for s in self._sessions.values() if s.component == component and s.boot == boot]
         for public in [*held, *self._given.get(boot, ())]:
             try:
-                Ed25519PublicKey.from_public_bytes(public).verify(signature, said)
-            except (InvalidSignature, ValueError):
+                verify(public, signature, said)
+            except BadSignature:
                 continue
             return
         raise Unverified("RENEWAL", f"boot {boot.hex()[:8]} of {component} is another process's: no key of it signed")

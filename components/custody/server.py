@@ -21,7 +21,6 @@ from typing import Final, assert_never
 
 import msgspec
 import structlog
-from cryptography.exceptions import InvalidSignature
 
 from tallystick.components.custody.caps import Spent
 from tallystick.components.custody.journal import ORDER, Journal
@@ -30,6 +29,7 @@ from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
+from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.seal import Verified, Verifier
@@ -151,8 +151,8 @@ class SigningServer:
         """Raises `Malformed` or `Unverified`."""
         asker = self._verifier.credential(request.credential)
         try:
-            asker.verify_key.verify(request.signature, request.spoken())
-        except InvalidSignature as exc:
+            verify(asker.session_key, request.signature, request.spoken())
+        except BadSignature as exc:
             raise Unverified("FRAME_SIGNATURE", f"not signed by the session of {asker.component}") from exc
         decision = self._verifier.open(request.subject, ORDERS, request.payload)
         if decision.subject.kind != "order.decision":

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tallystick.schemas import merkle
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
-from tallystick.schemas.merkle import inclusion_path, leaf_hash, node_hash, root_from_path, tree_levels, tree_root
+from tallystick.schemas.merkle import Tree, inclusion_path, leaf_hash, node_hash, root_from_path, tree_levels, tree_root
 
 # Provenance: the reference tree of Certificate Transparency (github.com/google/certificate-transparency,
 # merkletree tests; the same in github.com/transparency-dev/merkle, testonly/constants.go).
@@ -171,3 +174,64 @@ def test_a_path_hash_of_another_length_is_malformed(length: int) -> None:
 def test_a_path_of_thousands_ends_at_the_first_hash_too_many() -> None:
     with pytest.raises(Unverified, match="too long"):
         root_from_path(LEAVES[0], 0, 2, [bytes(32)] * 10_000)
+
+
+def says(tree: Tree, leaf: bytes, index: int, path: Sequence[bytes]) -> str:
+    """How the leaf is refused; "" where it is taken."""
+    try:
+        tree.require(leaf, index, path)
+    except TallystickError as exc:
+        return f"{exc.code} {exc.text}"
+    return ""
+
+
+def test_every_leaf_of_every_tree_is_taken_in_its_order_and_the_other_way_round() -> None:
+    for size in range(1, 130):
+        levels = tree_levels(LEAVES[:size])
+        for order in (range(size), reversed(range(size)), sorted(range(size), key=lambda i: i * 37 % 131)):
+            tree = Tree(levels[-1][0], size)
+            for index in order:
+                tree.require(LEAVES[index], index, tuple(inclusion_path(levels, index)))
+
+
+@given(st.data())
+def test_what_was_shown_before_changes_no_verdict(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 60))
+    levels = tree_levels(LEAVES[:size])
+    tree = Tree(levels[-1][0], size)
+    for _ in range(data.draw(st.integers(1, 12))):
+        index = data.draw(st.integers(0, size - 1))
+        leaf, path = LEAVES[index], inclusion_path(levels, index)
+        match data.draw(st.sampled_from(("right", "right", "leaf", "index", "cut", "longer", "hash", "length"))):
+            case "leaf":
+                leaf = LEAVES[256]
+            case "index":
+                index = data.draw(st.integers(-1, size + 1))
+            case "cut":
+                path = path[: data.draw(st.integers(0, len(path)))]
+            case "longer":
+                path = [*path, LEAVES[data.draw(st.integers(0, 256))]]
+            case "hash" if path:
+                path[data.draw(st.integers(0, len(path) - 1))] = LEAVES[data.draw(st.integers(0, 256))]
+            case "length" if path:
+                place = data.draw(st.integers(0, len(path) - 1))
+                path[place] = path[place][: data.draw(st.integers(0, 32))]
+        assert says(tree, leaf, index, tuple(path)) == says(Tree(tree.root, size), leaf, index, tuple(path))
+
+
+def test_a_leaf_that_follows_another_costs_what_it_does_not_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = tree_levels(LEAVES[:256])
+    hashed = 0
+
+    def counted(left: bytes, right: bytes) -> bytes:
+        nonlocal hashed
+        hashed += 1
+        return node_hash(left, right)
+
+    monkeypatch.setattr(merkle, "node_hash", counted)
+    tree = Tree(levels[-1][0], 256)
+    tree.require(LEAVES[0], 0, tuple(inclusion_path(levels, 0)))
+    hashed = 0
+    for index in range(1, 256):
+        tree.require(LEAVES[index], index, tuple(inclusion_path(levels, index)))
+    assert hashed < 2 * 256
