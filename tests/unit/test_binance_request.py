@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import ccxt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -100,10 +101,15 @@ LIMITS = [
 
 
 @pytest.mark.parametrize(("side", "tif", "quantity", "price"), LIMITS)
-def test_a_limit_order_is_byte_for_byte_what_ccxt_would_send(
-    plain: Ccxt, side: str, tif: str, quantity: str, price: str
+def test_a_limit_order_is_byte_for_byte_what_ccxt_would_send_also_where_it_built_one_before(
+    plain: Ccxt, monkeypatch: pytest.MonkeyPatch, side: str, tif: str, quantity: str, price: str
 ) -> None:
-    ours = shared_builder().order(RECORD, VenueOrder("XRPETH", side, "LIMIT", tif, quantity, price, NAME))
+    monkeypatch.setattr(shared_builder(), "_shapes", {})
+    wanted = VenueOrder("XRPETH", side, "LIMIT", tif, quantity, price, NAME)
+    first = shared_builder().order(RECORD, msgspec.structs.replace(wanted, quantity="7", price="0.5"))
+    monkeypatch.setattr(shared_builder()._exchange, "create_order", lambda *_: pytest.fail("ccxt was asked again"))
+    ours = shared_builder().order(RECORD, wanted)
+    assert first.body != ours.body
     theirs = plain.request(
         lambda x: x.create_order(
             "XRP/ETH",
@@ -119,6 +125,7 @@ def test_a_limit_order_is_byte_for_byte_what_ccxt_would_send(
 
 @pytest.mark.parametrize("side", ["BUY", "SELL"])
 def test_a_market_order_is_byte_for_byte_what_ccxt_would_send(plain: Ccxt, side: str) -> None:
+    shared_builder().order(RECORD, VenueOrder("XRPETH", side, "MARKET", "", "7", "", NAME))
     ours = shared_builder().order(RECORD, VenueOrder("XRPETH", side, "MARKET", "", "42", "", NAME))
     theirs = plain.request(
         lambda x: x.create_order("XRP/ETH", "market", side.lower(), 42, None, {"newClientOrderId": NAME})
@@ -151,6 +158,8 @@ class Rogue:
         self.builder = shared_builder()
         self.exchange = self.builder._exchange
         self.monkeypatch = monkeypatch
+        # ccxt is asked anew, whatever it built before.
+        monkeypatch.setattr(self.builder, "_shapes", {})
 
     def does(self, call: Callable[..., object]) -> str:
         self.monkeypatch.setattr(self.exchange, "create_order", call)
@@ -277,6 +286,16 @@ def test_ccxt_cannot_look_for_markets_or_use_another_signature(rogue: Rogue) -> 
     assert rogue.does(lambda *_: x.eddsa(b"anything else", x.secret, "ed25519")) == "FIELD_MISMATCH"
 
 
+@pytest.mark.parametrize(
+    "changes", [{"client_order_id": f"{NAME[:-2]}&a"}, {"client_order_id": "x-ABCDEFGH0000"}, {"quantity": "1&price=9"}]
+)
+def test_what_would_read_as_another_field_is_refused_where_ccxt_is_not_asked(changes: dict[str, str]) -> None:
+    builder = shared_builder()
+    builder.order(RECORD, order())
+    with pytest.raises(Denied):
+        builder.order(RECORD, order(**changes))
+
+
 def test_outside_a_build_nothing_is_signed() -> None:
     exchange = shared_builder()._exchange
     with pytest.raises(Denied, match="ENDPOINT"):
@@ -356,6 +375,7 @@ def test_symbols_of_every_script_and_magnitude_are_signed_as_they_are(
     builder = RequestBuilder(venue, (record,), API_KEY, VENUE_KEY, lambda: world.NOW)
     wanted = VenueOrder(venue_symbol, "BUY", "LIMIT", "GTC", quantity, price, NAME)
     body = builder.order(record, wanted).body
+    assert builder.order(record, wanted).body == body
     fields = dict(part.split("=", 1) for part in body.split("&"))
     assert (fields["symbol"], fields["quantity"], fields["price"]) == (quote(venue_symbol), quantity, price)
     for request in (
