@@ -108,7 +108,7 @@ class Tree:
 
     def require(self, leaf: bytes, index: int, path: Sequence[bytes]) -> None:
         """Raise `Malformed` or `Unverified` unless the leaf stands in the tree at `index`."""
-        if 0 <= self._index and 0 <= index < self.size and self._joins(leaf, index, path):
+        if self._index >= 0 and 0 <= index < self.size and self._joins(leaf, index, path):
             return
         if root_from_path(leaf, index, self.size, path) != self.root:
             raise Unverified("MERKLE_ROOT", "subject and events are not in the signed tree at this index")

@@ -259,6 +259,11 @@ class Verifier:
         self._credentials: dict[str, Credential] = {}
         self._statements: dict[tuple[bytes, bytes, str], tuple[Statement, Credential, bytes, Tree]] = {}
 
+    def know(self, sealed: bytes, credential: Credential) -> None:
+        """Remember the statement of a message that this process sealed itself under `credential`: it will read it."""
+        payload = _payload_decoder.decode(sealed)
+        self._remember(payload, decode_statement(payload.statement), credential)
+
     def credential(self, text: str) -> Credential:
         """The credential in `text`, of a component of the trust root.  Raises `Malformed` or `Unverified`."""
         known = self._credentials.get(text)
@@ -270,8 +275,7 @@ class Verifier:
         return known
 
     def _statement(self, payload: Payload) -> tuple[Statement, Credential, bytes, Tree]:
-        key = (payload.statement, payload.signature, payload.credential)
-        known = self._statements.get(key)
+        known = self._statements.get((payload.statement, payload.signature, payload.credential))
         if known is not None:
             return known
         credential = self.credential(payload.credential)
@@ -295,10 +299,15 @@ class Verifier:
                 "CREDENTIAL_EXPIRED",
                 f"stated at {statement.time}, credential holds {credential.issued_at} to {credential.expires_at}",
             )
+        return self._remember(payload, statement, credential)
+
+    def _remember(
+        self, payload: Payload, statement: Statement, credential: Credential
+    ) -> tuple[Statement, Credential, bytes, Tree]:
         known = (statement, credential, statement_digest(payload.statement), Tree(statement.root, statement.size))
         if len(self._statements) >= STATEMENT_CACHE:
             del self._statements[next(iter(self._statements))]
-        self._statements[key] = known
+        self._statements[payload.statement, payload.signature, payload.credential] = known
         return known
 
     def open(self, subject_text: str, stream: str, raw: bytes) -> Verified:

@@ -27,6 +27,7 @@ from tallystick.components.custody.journal import ORDER, Journal
 from tallystick.components.custody.permits import Permits
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
+from tallystick.runtime.writing import at_once
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.ed25519 import BadSignature, verify
@@ -121,6 +122,7 @@ class SigningServer:
         self._note_refusal("PEER", f"uid {peer.uid}, pid {peer.pid}: not allowed, or pushed out by a newer connection")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
+        at_once(writer.transport)
         try:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))

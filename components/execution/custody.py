@@ -16,6 +16,7 @@ from typing import Final
 
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import connect
+from tallystick.runtime.writing import at_once
 from tallystick.schemas import signing
 from tallystick.schemas.errors import Malformed, TallystickError
 
@@ -75,6 +76,7 @@ class CustodyClient:
         async with self._lock:
             if self._writer is None:
                 reader, self._writer = await connect(self._path, signing.MAX_FRAME + signing.LENGTH.size)
+                at_once(self._writer.transport)
                 self._tasks.start(self._read(reader, self._writer), "custody")
             return self._writer
 

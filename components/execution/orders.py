@@ -148,7 +148,8 @@ class Orders:
         if stop is not None:
             return self._end(order, "void", now, *stop)
         order.state = "submitting"
-        return [Publish(order, "submitting"), Sign(order)]
+        # Custody takes longer than the disk.
+        return [Sign(order), Publish(order, "submitting")]
 
     def remembered(self, subject: Subject, event: OrderEvent, now: int, stored: int | None = None) -> list[Effect]:
         """An order event of an earlier boot, `stored` when the broker says, was read: how far the order had come."""

@@ -177,6 +177,8 @@ class BusContext:
                 metrics=self.metrics,
                 log=self.log,
             )
+            if stream in self._reads:
+                publisher.on_sealed = self.verifier.know
             publisher.on_suppressed = lambda where, _: self.spawn(self._suppressed(where))
         return publisher
 

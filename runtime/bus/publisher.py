@@ -29,6 +29,7 @@ from tallystick.runtime.bus.link import Connection, Link, Outgoing, PubAck, Publ
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.event import Event
 from tallystick.schemas.registry import MAX_SIZE, encode_events, join_events
@@ -111,6 +112,7 @@ class ChainPublisher:
         self._closing = False
         self._last_subject = ""
         self.on_suppressed: Callable[[str, str], object] | None = None
+        self.on_sealed: Callable[[bytes, Credential], None] | None = None
         self._task = Tasks(link.tasks).start(self._run(), f"publish {stream}")
 
     def publish(self, subject: Subject, events: tuple[Event, ...]) -> asyncio.Future[int]:
@@ -198,6 +200,8 @@ class ChainPublisher:
         parts = [(message.subject, join_events(message.encoded)) for message in messages]
         self._last_subject = parts[-1][0]
         sealed = self._writer.seal(parts, now, close=close)
+        if self.on_sealed is not None:
+            self.on_sealed(sealed[0][1], self._session.credential)
         for message, (_, payload) in zip(messages, sealed, strict=True):
             message.payload = payload
             message.id = self._entropy(16).hex()

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tallystick.runtime.writing import at_once
+
 PING_S: Final = 5.0
 MAX_UNANSWERED: Final = 2
 CLOSE_S: Final = 0.3
@@ -144,9 +146,12 @@ class Wire(asyncio.Protocol):
         wire = cls(on_error, on_lost)
         try:
             async with asyncio.timeout(timeout_s):
-                await wire._loop.create_connection(
-                    lambda: wire, where.hostname or "", where.port or 4222, ssl=tls, server_hostname=where.hostname
-                )
+                host = where.hostname or ""
+                raw, _ = await wire._loop.create_connection(asyncio.Protocol, host, where.port or 4222)
+                at_once(raw)
+                wire._transport = raw
+                wire._transport = await wire._loop.start_tls(raw, wire, tls, server_hostname=host)
+                wire._transport.set_write_buffer_limits(high=HIGH_WATER)
                 nonce = (await wire._info).nonce
                 login = {
                     "verbose": False,
@@ -225,7 +230,7 @@ class Wire(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send frames.  Raises `WireError` when the connection is gone."""
-        if self._gone.is_set():
+        if self._gone.is_set() or self._transport is None:
             raise self._cause or WireError("connection closed")
         self._transport.write(data)
 
@@ -262,8 +267,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of `asyncio.Protocol`."""
-        self._transport = transport
-        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        # `connect` has the transport already.
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Of `asyncio.Protocol`."""
@@ -288,7 +292,7 @@ class Wire(asyncio.Protocol):
             self._parts = []
         try:
             done, self._need = self._read(data)
-        except (ValueError, IndexError, UnicodeDecodeError, msgspec.MsgspecError) as exc:
+        except (ValueError, IndexError, OSError, msgspec.MsgspecError) as exc:
             self._fail(WireError(f"the broker does not speak the protocol: {exc}"))
             return
         if done < len(data):

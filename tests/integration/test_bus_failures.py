@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
@@ -289,3 +291,25 @@ async def test_after_a_login_that_failed_the_newest_session_is_shown_and_no_olde
     await until(lambda: len(shown) >= 2, "the next login", 10)
     assert shown[0] is not first
     assert shown[1] is shown[0]
+@pytest.fixture
+async def silent() -> AsyncIterator[str]:
+    """A server that takes connections and says nothing."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    yield f"tls://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+
+
+async def test_a_login_at_a_silent_server_ends_in_time(silent: str) -> None:
+    lost: list[bool] = []
+    with pytest.raises(TimeoutError):
+        await Wire.connect(
+            silent,
+            tls=ssl.create_default_context(),
+            name="test",
+            token="",
+            sign=lambda _: b"",
+            timeout_s=0.2,
+            on_error=lambda exc: pytest.fail(str(exc)),
+            on_lost=lambda: lost.append(True),
+        )
+    assert lost == [True]

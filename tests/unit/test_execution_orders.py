@@ -69,7 +69,7 @@ def machine(*, recovered: bool = True) -> o.Orders:
 
 def submit(orders: o.Orders, number: int = 1, now: int = NOW, where: Subject = WHERE) -> fx.Order:
     effects = orders.decided(where, decision(number), now)
-    assert [type(e) for e in effects] == [fx.Publish, fx.Sign]
+    assert [type(e) for e in effects] == [fx.Sign, fx.Publish]
     order = orders.orders()[number.to_bytes(16, "big")]
     assert order.state == "submitting"
     return order
