@@ -28,7 +28,7 @@ import msgspec
 from tallystick.record.chains import Sessions, StreamChains, open_message
 from tallystick.record.rows import OK
 from tallystick.schemas.errors import TallystickError
-from tallystick.schemas.seal import ReaderChains, Verified, Verifier
+from tallystick.schemas.seal import ReaderChains, Statement, Verified, Verifier
 from tallystick.schemas.subjects import SECURITY
 
 # Kept to be shown at the end; the rest is counted.
@@ -148,12 +148,12 @@ class Judge:
         if isinstance(opened, TallystickError):
             return Failure(stream, seq, subject, opened.code, opened.text, stored)
         statement = opened.statement
-        where = f"{statement.component}/{statement.boot.hex()[:8]}"
         if not self._sessions.listed(statement.credential, position):
-            text = f"{where} was not issued by the authority before this"
+            text = f"{_whose(statement)} was not issued by the authority before this"
             return Failure(stream, seq, subject, "UNLISTED", text, stored)
         if self._sessions.died(statement.boot, position):
-            return Failure(stream, seq, subject, "LATE", f"{where} was revoked or had ended before this", stored)
+            text = f"{_whose(statement)} was revoked or had ended before this"
+            return Failure(stream, seq, subject, "LATE", text, stored)
         chains = self._chains.get(stream)
         if chains is None:
             chains = self._chains[stream] = ReaderChains()
@@ -162,3 +162,7 @@ class Judge:
         except TallystickError as exc:
             return Failure(stream, seq, subject, exc.code, exc.text, stored)
         return Played(stream, seq, position, opened)
+
+
+def _whose(statement: Statement) -> str:
+    return f"{statement.component}/{statement.boot.hex()[:8]}"

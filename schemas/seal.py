@@ -368,6 +368,10 @@ class ChainRecord(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     closed: bool
 
 
+def _place(statement: Statement) -> str:
+    return f"{statement.component}/{statement.boot.hex()[:8]} {statement.stream} seq {statement.seq}"
+
+
 class _Chain:
     __slots__ = ("closed", "digest", "indexes", "seq")
 
@@ -394,24 +398,24 @@ class ReaderChains:
         chain = self._chains.get(key)
         if chain is None:
             chain = self._chains[key] = _Chain()
-        where = f"{statement.component}/{statement.boot.hex()[:8]} {statement.stream} seq {statement.seq}"
         if statement.seq < chain.seq:
-            raise Unverified("REPLAY", f"{where} after seq {chain.seq}")
+            raise Unverified("REPLAY", f"{_place(statement)} after seq {chain.seq}")
         if statement.seq > chain.seq:
             if chain.closed:
-                raise Unverified("CLOSED", f"{where} after the closing statement {chain.seq}")
+                raise Unverified("CLOSED", f"{_place(statement)} after the closing statement {chain.seq}")
             # Readers of a part of the stream see gaps; where there is none, the link must hold.
             if chain.seq >= 0 and statement.seq == chain.seq + 1 and statement.prev != chain.digest:
-                raise Unverified("FORK", f"{where} does not follow the statement before: a stolen key or a double run")
+                text = f"{_place(statement)} does not follow the statement before: a stolen key or a double run"
+                raise Unverified("FORK", text)
             chain.closed = statement.closes
             chain.seq = statement.seq
             chain.digest = verified.digest
             chain.indexes = {verified.index}
             return
         if verified.digest != chain.digest:
-            raise Unverified("FORK", f"{where} has two statements: a stolen key or a double run")
+            raise Unverified("FORK", f"{_place(statement)} has two statements: a stolen key or a double run")
         if verified.index in chain.indexes:
-            raise Unverified("REPLAY", f"{where} index {verified.index} was read before")
+            raise Unverified("REPLAY", f"{_place(statement)} index {verified.index} was read before")
         chain.indexes.add(verified.index)
 
     def records(self) -> list[ChainRecord]:

@@ -115,6 +115,8 @@ class Wire(asyncio.Protocol):
         self._writable.set()
         self._cause: WireError | None = None
         self._pongs: deque[asyncio.Future[None] | None] = deque()
+        # Pings since anything was heard.
+        self._silent = 0
         self._timer: asyncio.TimerHandle | None = None
         self._callbacks: dict[int, Callback] = {}
         self._subscribed = 0
@@ -219,9 +221,10 @@ class Wire(asyncio.Protocol):
         self._on_lost()
 
     def _keep_alive(self) -> None:
-        if len(self._pongs) >= MAX_UNANSWERED:
-            self._fail(WireError(f"no answer for {len(self._pongs) * PING_S:.0f} s"))
+        if self._silent >= MAX_UNANSWERED:
+            self._fail(WireError(f"nothing heard for {self._silent * PING_S:.0f} s"))
             return
+        self._silent += 1
         self._pongs.append(None)
         self.write(b"PING\r\n")
         self._timer = self._loop.call_later(PING_S, self._keep_alive)
@@ -283,6 +286,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Of `asyncio.Protocol`."""
+        self._silent = 0
         if self._parts:
             self._parts.append(data)
             self._held += len(data)

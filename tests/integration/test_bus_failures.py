@@ -291,6 +291,8 @@ async def test_after_a_login_that_failed_the_newest_session_is_shown_and_no_olde
     await until(lambda: len(shown) >= 2, "the next login", 10)
     assert shown[0] is not first
     assert shown[1] is shown[0]
+
+
 @pytest.fixture
 async def silent() -> AsyncIterator[str]:
     """A server that takes connections and says nothing."""
