@@ -17,6 +17,7 @@ from tallystick.components.authority.certifier import Certified, Certifier, Show
 from tallystick.components.authority.issuer import Issuer
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.identity import Identity
+from tallystick.schemas.ed25519 import SIGNATURE_BYTES
 from tallystick.schemas.enrolment import (
     CertificateAnswer,
     certificate_proof_bytes,
@@ -24,7 +25,7 @@ from tallystick.schemas.enrolment import (
     hex_bytes,
 )
 from tallystick.schemas.errors import Unverified
-from tallystick.schemas.nats_jwt import BOOT_BYTES, SIGNATURE_BYTES
+from tallystick.schemas.nats_jwt import BOOT_BYTES
 from tallystick.schemas.security import CertificateIssued
 from tallystick.schemas.subjects import subject
 

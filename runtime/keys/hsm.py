@@ -34,13 +34,13 @@ import pkcs11
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass, TokenFlag
 from pkcs11.types import SignMixin
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from tallystick.runtime.keys.keystore import Secret
+from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import ConfigError, Unverified
 
 if TYPE_CHECKING:
@@ -343,8 +343,8 @@ class Token:
         signer = HsmSigner(self, private, public, name)
         probe = _PROBE + entropy.token_bytes(32)
         try:
-            Ed25519PublicKey.from_public_bytes(public).verify(signer.sign(probe), probe)
-        except (InvalidSignature, ValueError) as exc:
+            verify(public, signer.sign(probe), probe)
+        except BadSignature as exc:
             raise Unverified("HSM_KEY", f"{name}: the public key in the token is not that of the private key") from exc
         return signer
 
