@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from tests.packaging.checkout import PACKAGES
 
-_WIRE_LIBRARIES = ("cryptography", "msgspec", "tallystick.schemas")
+_WIRE_LIBRARIES = ("cryptography", "msgspec", "nacl.bindings", "nacl.exceptions", "tallystick.schemas")
 # Of the standard library, what reaches out of the process, or reads its clock or its entropy.
 # fmt: off
 _IMPURE = frozenset((

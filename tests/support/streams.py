@@ -155,6 +155,7 @@ async def _spawn(arguments: Sequence[str]) -> int:
     # What a desk uses of a broker that runs in another process.
     remote: Any = SimpleNamespace(
         bus=expanded,
+        folder=pki.parent,
         keys=bus_keys(expanded),
         component=expanded.component,
         server=SimpleNamespace(url=url),
