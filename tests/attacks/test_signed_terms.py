@@ -14,59 +14,17 @@ from tallystick.runtime.deployment.folder import Deployment, parse_config
 from tallystick.runtime.deployment.terms import require_signed
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.trust import TrustRoot, open_successor, sign_document
-from tests.support import world
+from tests.support import gateway, world
 from tests.support.runtime import sign_terms
 
 POLICY = Path(infra.__file__).parent / "policies"
-CONFIG = """
-deployment = "test"
-[broker]
-port = 0
-[authority]
-port = 0
-[venue]
-name = "paper"
-kind = "paper"
-host = "127.0.0.1:1"
-account = "main"
-[[instruments]]
-venue = "paper"
-symbol = "XRP/ETH"
-venue_symbol = "XRPETH"
-base = "XRP"
-quote = "ETH"
-tick = "0.0000001"
-step = "1"
-min_notional = "0.001"
-market_price = "0.0015"
-[limits]
-max_notional = "1"
-max_qty = "1000"
-max_open_notional = "100"
-max_position_notional = "100"
-max_gross_notional = "100"
-collar_bps = 200
-[[caps]]
-account = "main"
-asset = "ETH"
-max_order = "5"
-max_hourly = "500"
-[[caps]]
-account = "main"
-asset = "XRP"
-max_order = "5000"
-max_hourly = "500000"
-[market_data]
-source = "synthetic"
-[[strategies]]
-name = "alpha"
-module = "none"
-instruments = ["XRP/ETH"]
-[[strategies]]
-name = "beta"
-module = "none"
-instruments = []
-"""
+CONFIG = (
+    gateway.CONFIG.replace("burst = 1000\nmessages_per_second = 1000\n", "collar_bps = 200\n")
+    .replace('tick = "0.00000001"', 'tick = "0.0000001"')
+    .replace(
+        'name = "beta"\nmodule = "none"\ninstruments = ["XRP/ETH"]', 'name = "beta"\nmodule = "none"\ninstruments = []'
+    )
+)
 
 
 @pytest.fixture
