@@ -28,7 +28,7 @@ import msgspec
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.bus.wire import Message, NoResponders, Refused, Wire, frame
+from tallystick.runtime.bus.wire import BrokerError, Message, NoResponders, Wire, frame
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.errors import BootOver, LoginRefused, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey, sign_nonce
@@ -293,7 +293,6 @@ class Link:
         self._newest: OwnSession | None = None
         self._available = asyncio.Event()
         self.refusals = 0
-        self._logins = 0
         self.tasks = Tasks()
 
     @property
@@ -363,10 +362,11 @@ class Link:
         return self._newest
 
     async def _login(self, session: OwnSession) -> Connection:
-        self._logins += 1
-        connection = Connection(session, f"_INBOX_{self.component}.{self._logins}")
+        # Of this login alone: a predecessor that is not gone yet hears what its own inbox gets, and must not be answered
+        # for us, nor we for it.
+        connection = Connection(session, f"_INBOX_{self.component}.{self._entropy(8).hex()}")
 
-        def refused(exc: Refused) -> None:
+        def refused(exc: BrokerError) -> None:
             self.refusals += 1
             self._metrics.add("broker_errors")
             self._log.warning("broker error", error=str(exc))
@@ -383,10 +383,11 @@ class Link:
                 on_lost=connection.mark_lost,
             )
             await connection.open(wire)
+            self.tasks.start(wire.keep_alive(), "ping")
         except OSError as exc:
             await connection.close()
             text = f"{self._url}: {type(exc).__name__}: {exc}; is the broker up?"
-            if isinstance(exc, Refused):
+            if isinstance(exc, BrokerError):
                 raise LoginRefused("BROKER_LOGIN", text) from exc
             raise Unreachable("BROKER_LOGIN", text) from exc
         self._metrics.add("logins")

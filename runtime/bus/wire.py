@@ -44,7 +44,7 @@ class WireError(ConnectionError):
     """The connection broke, or the broker does not speak the protocol."""
 
 
-class Refused(WireError):
+class BrokerError(WireError):
     """The broker said `-ERR`."""
 
 
@@ -102,7 +102,7 @@ def frame(subject: str, payload: bytes, reply: str = "", headers: Mapping[str, s
 class Wire(asyncio.Protocol):
     """One connection.  `on_error` hears what the broker refuses on it, `on_lost` once that it is gone."""
 
-    def __init__(self, on_error: Callable[[Refused], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_error: Callable[[BrokerError], None], on_lost: Callable[[], None]) -> None:
         """For `connect`."""
         self._on_error = on_error
         self._on_lost = on_lost
@@ -117,7 +117,6 @@ class Wire(asyncio.Protocol):
         self._pongs: deque[asyncio.Future[None] | None] = deque()
         # Pings since anything was heard.
         self._silent = 0
-        self._timer: asyncio.TimerHandle | None = None
         self._callbacks: dict[int, Callback] = {}
         self._subscribed = 0
         # What has arrived of a line or message, and how many bytes make it whole.
@@ -137,12 +136,12 @@ class Wire(asyncio.Protocol):
         token: str,
         sign: Callable[[str], bytes],
         timeout_s: float,
-        on_error: Callable[[Refused], None],
+        on_error: Callable[[BrokerError], None],
         on_lost: Callable[[], None],
     ) -> Wire:
         """Log in to `url` (tls://host:port) with `token`, the user's JWT; `sign` answers the broker's nonce, in base64.
 
-        Raises `Refused`, `WireError`, `OSError`, `TimeoutError`, or what `sign` raises.
+        Raises `BrokerError`, `WireError`, `OSError`, `TimeoutError`, or what `sign` raises.
         """
         where = urlsplit(url)
         wire = cls(on_error, on_lost)
@@ -175,7 +174,6 @@ class Wire(asyncio.Protocol):
         except BaseException:
             wire._abort()
             raise
-        wire._timer = wire._loop.call_later(PING_S, wire._keep_alive)
         return wire
 
     async def close(self) -> None:
@@ -209,8 +207,6 @@ class Wire(asyncio.Protocol):
             return
         self._gone.set()
         self._writable.set()
-        if self._timer is not None:
-            self._timer.cancel()
         cause = self._cause or WireError(f"connection lost: {exc or 'closed'}")
         for future in (self._info, self._logged_in, *self._pongs):
             if future is not None and not future.done():
@@ -220,14 +216,18 @@ class Wire(asyncio.Protocol):
         self._callbacks.clear()
         self._on_lost()
 
-    def _keep_alive(self) -> None:
-        if self._silent >= MAX_UNANSWERED:
-            self._fail(WireError(f"nothing heard for {self._silent * PING_S:.0f} s"))
-            return
-        self._silent += 1
-        self._pongs.append(None)
-        self.write(b"PING\r\n")
-        self._timer = self._loop.call_later(PING_S, self._keep_alive)
+    async def keep_alive(self) -> None:
+        """Ask whether the broker is there, until the connection is gone; whoever connects runs this beside."""
+        while not self._gone.is_set():
+            if self._silent >= MAX_UNANSWERED:
+                self._fail(WireError(f"nothing heard for {self._silent * PING_S:.0f} s"))
+                return
+            self._silent += 1
+            self._pongs.append(None)
+            self.write(b"PING\r\n")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PING_S):
+                    await self._gone.wait()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -346,7 +346,8 @@ class Wire(asyncio.Protocol):
             if not self._info.done():
                 self._info.set_result(_info_decoder.decode(line[5:]))
         elif line.startswith(b"-ERR"):
-            error = Refused(line[4:].decode("utf-8", "replace").strip(" '")[:300])
+            said = line[4:].decode("utf-8", "replace")
+            error = BrokerError(said.strip(" '")[:300])
             if not self._logged_in.done():
                 self._fail(error)
             else:

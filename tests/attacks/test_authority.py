@@ -185,6 +185,20 @@ async def test_a_session_that_was_never_issued_and_one_with_anothers_certificate
         await thief.link.stop()
 
 
+async def test_a_new_boot_gets_its_session_when_the_one_before_is_off_the_broker(
+    lasting: tuple[Deployment, Keystore],
+) -> None:
+    """Two at one durable would share its messages between them, and each reset of the one moves the other."""
+    async with running(*lasting) as desk:
+        alpha = await desk.context("strategy-alpha")
+        before = await alpha.link.connection()
+        desk.contexts.remove(alpha)
+        await desk.setup("strategy-alpha").authority().obtain(SessionKey(os.urandom(32)), os.urandom(16))
+        # What the broker has sent by then may still lie in the socket.
+        await until(lambda: not before.alive, "the end of the connection", 0.25)
+        await alpha.link.stop()
+
+
 async def test_an_expired_session_reaches_nobody(made: tuple[Deployment, Keystore]) -> None:
     async with running(*made) as desk:
         gateway, got = await reader(desk)

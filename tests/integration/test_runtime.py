@@ -11,7 +11,7 @@ from decimal import Decimal
 
 import pytest
 
-from tallystick.runtime.bus.link import Outgoing
+from tallystick.runtime.bus.link import Flight, Outgoing
 from tallystick.runtime.bus.publisher import MAX_QUEUED, Backpressure
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
@@ -261,3 +261,17 @@ async def test_the_watchdog_leaves_a_broker_that_answers_nothing_and_nothing_is_
         os.kill(bus.server.pid, signal.SIGCONT)
     await until(lambda: len(got) >= 101, "all events", 20)
     assert got == list(range(2_000_000, 2_000_101))
+
+
+async def test_what_the_broker_answers_one_process_no_other_of_its_name_takes_for_its_own(desk: Desk) -> None:
+    source = await desk.context("market-data")
+    other = await desk.context("market-data", boot=os.urandom(16))
+    ours, theirs = await source.link.connection(), await other.link.connection()
+    waiting = Flight(1)
+    # The same number of messages were sent by both.
+    theirs._acks["1"], theirs._acks["2"] = (waiting, 0), (waiting, 0)
+    ours._count = 0
+    await (await ours.publish(Outgoing(TRADES.text, b"one", os.urandom(16).hex()))).acknowledged()
+    await theirs.wire.flush()
+    assert waiting.answers == [None]
+    assert not waiting.done.is_set()

@@ -373,12 +373,23 @@ async def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_
     await begin(first, paused)
     keeper = paused._lease
     keeper._released = True
+    # Who is paused reads nothing: two on one durable would share its messages between them.
+    await first._readers["ORDERS"].stop()
     second = await desk.context("streams", boot=os.urandom(16))
     await begin(second, Streams(rules=NEVER))
+    watcher = await desk.context("gateway")
+    seen: list[Received] = []
+    watcher.subscribe("order.intent.>", seen.append)
+    watcher.open()
+    await watcher.caught_up()
     alpha = await desk.context("strategy-alpha")
     for _ in range(10):
         await alpha.publish(ALPHA, intent(alpha))
+    await until(lambda: len(seen) == 10, "the intents")
+    # It wakes up with all of them in its hands.
     with pytest.raises(Fenced, match="FENCED"):
+        for received in seen:
+            await paused._on_message(received)
         await asyncio.wait_for(first.failed(), 10)
     await asyncio.sleep(0.5)
     assert paused._failed.done()

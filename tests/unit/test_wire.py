@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.runtime.bus import wire as module
-from tallystick.runtime.bus.wire import Message, Refused, Wire, WireError, frame
-from tests.support.waiting import until
+from tallystick.runtime.bus.wire import BrokerError, Message, Wire, WireError, frame
 
 HEADERS = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: 7\r\n\r\n"
 SAID = b"".join(
@@ -170,10 +169,10 @@ def test_a_refusal_is_told_and_leaves_the_connection_open() -> None:
 async def test_a_broker_that_answers_no_ping_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PING_S", 0.05)
     line = Line()
-    line.wire._timer = asyncio.get_running_loop().call_later(0.05, line.wire._keep_alive)
     line.wire.data_received(b"PONG\r\n" * 3)  # that nobody asked for
-    await until(lambda: line.lost, "the end", 3)
+    await asyncio.wait_for(line.wire.keep_alive(), 3)
     assert line.transport.gone
+    assert line.lost == 1
 
 
 def test_who_writes_waits_while_the_socket_takes_no_more_and_goes_on_when_it_is_gone() -> None:
@@ -228,4 +227,4 @@ def test_a_frame_says_what_it_should() -> None:
 
 
 def test_a_refusal_is_an_error_of_the_connection() -> None:
-    assert issubclass(Refused, OSError)
+    assert issubclass(BrokerError, OSError)
