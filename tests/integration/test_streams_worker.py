@@ -368,17 +368,14 @@ async def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_
     desk: Desk, bus: TestBus
 ) -> None:
     first = await desk.context("streams")
-    # It missed its renewals: a pause as long as the lease.
     paused = Streams(rules=NEVER)
     await begin(first, paused)
-    keeper = paused._lease
-    keeper._released = True
-    # Who is paused reads nothing: two on one durable would share its messages between them.
+    # A pause as long as the lease: it misses its renewals, and what its successor reads.
+    paused._lease._released = True
     await first._readers["ORDERS"].stop()
     second = await desk.context("streams", boot=os.urandom(16))
     await begin(second, Streams(rules=NEVER))
-    watcher = await desk.context("gateway")
-    seen: list[Received] = []
+    watcher, seen = await desk.context("gateway"), list[Received]()
     watcher.subscribe("order.intent.>", seen.append)
     watcher.open()
     await watcher.caught_up()
