@@ -179,12 +179,20 @@ def check(deployment: Deployment, record: Record) -> Counter[str]:
     permitted = {d.permit.order.client_order_id for d in record.permits if d.permit is not None}
     assert {entry.client_order_id for entry in posted} <= permitted
     assert not [n for n in record.guard if n.code in {"ORDER_NOT_OURS", "ORDER_VANISHED", "ORDER_WITHOUT_PERMIT"}]
-    # They went on from snapshots of moments before.
     for name in ("execution", "gateway"):
-        lines = [json.loads(line) for line in deployment.log(name).read_text().splitlines()]
-        assert [line for line in lines if line["event"] == "snapshot" and line["position"] > 0], name
-        assert not [line for line in lines if line["event"].startswith("snapshot refused")], name
+        assert not [line for line in said(deployment, name) if line["event"].startswith("snapshot refused")], name
     return ends
+
+
+def said(deployment: Deployment, name: str) -> list[dict[str, Any]]:
+    """The lines of a component's log."""
+    return [json.loads(line) for line in deployment.log(name).read_text().splitlines()]
+
+
+def resumed(deployment: Deployment) -> None:
+    """Both went on from snapshots of moments before."""
+    for name in ("execution", "gateway"):
+        assert [line for line in said(deployment, name) if line["event"] == "snapshot" and line["position"] > 0], name
 
 
 class Stage:
@@ -248,6 +256,7 @@ async def crash(folder: Path, kills: int, seed: int) -> str:
             await asyncio.sleep(rng.random() * PAUSE_S)
         await stage.rest()
         ends = check(stage.deployment, stage.record)
+        resumed(stage.deployment)
         assert ends["closed"] >= kills, ends
         return f"{len(stage.record.permits)} permits, {kills} kills: {dict(ends)}"
     finally:
