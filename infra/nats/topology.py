@@ -53,7 +53,8 @@ _ITS_OWN: Final = ("cred", "audit", "guard", "dead")
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One stream; bounds are in bytes, seconds and messages a subject (0: none).
 
-    `durability` fsync: every write reaches the disk before its ack; `locked`: nothing in it can be deleted or purged.
+    `durability` fsync: every write reaches the disk before its ack; async: some milliseconds later, and its one writer
+    stores again what a broker lost; `locked`: nothing in it can be deleted or purged.
     """
 
     holds: str
@@ -337,6 +338,7 @@ def parse(text: str, source: str) -> Topology:
     # Two strategies, so that a pattern which reaches from one into the other is seen.
     bus = topology.expand(("a", "b"), ("a", "b"))
     _check_owners(bus, source)
+    _check_writers(bus, source)
     _check_loops(bus, file.feedback, source)
     return topology
 
@@ -402,6 +404,21 @@ def _check_owners(bus: Bus, source: str) -> None:
                         f"{source}: {component.name} and {name} both publish {pattern!r}: one owner each",
                     )
             owned.append((pattern, component.name))
+
+
+def _check_writers(bus: Bus, source: str) -> None:
+    for stream, spec in bus.streams.items():
+        writers = [
+            component.name
+            for component in bus.components.values()
+            if any(publish_kind(pattern, "").stream == stream for pattern in component.publishes)
+        ]
+        if spec.durability == "async" and len(writers) > 1:
+            raise ConfigError(
+                "TOPOLOGY_WRITERS",
+                f"{source}: {' and '.join(writers)} write to {stream}, which is async: lost messages could not be put "
+                "back where they lay; fsync it",
+            )
 
 
 def _edges(bus: Bus) -> Iterator[tuple[str, str, str]]:

@@ -179,11 +179,11 @@ class BusContext:
             )
             if stream in self._reads:
                 publisher.on_sealed = self.verifier.know
-            publisher.on_suppressed = lambda where, _: self.spawn(self._suppressed(where))
+            publisher.on_notice = lambda code, text: self.spawn(self._told(code, text))
         return publisher
 
-    async def _suppressed(self, where: str) -> None:
-        await self.notice("MSG_ID_SUPPRESSED", f"an event on {where} met its own message id at the first attempt")
+    async def _told(self, code: str, text: str) -> None:
+        await self.notice(code, text)
 
     # -- subscribing ----------------------------------------------------------------------------
 

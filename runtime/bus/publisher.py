@@ -7,6 +7,10 @@ gathers, so a quiet chain has the latency of one message and a burst batches its
 - A flush is sealed once.  Its bytes and message ids are sent again, on whatever connection is current,
   until every message is acknowledged: nothing is lost, and a repeat is dropped by the stream's
   duplicate window, or by every reader (`REPLAY`).
+- A broker that dies may have lost what it acknowledged last: a stream that is not synced is in its memory
+  for some milliseconds.  So what was stored in the last `KEEP_S` is sent again first on the connection that
+  follows a lost one, in its order; what the stream has is dropped as a repeat, and what it has not comes to
+  lie where it lay, since such a stream has one writer (`topology`).
 - No acknowledgement for `WATCHDOG_S`: the connection is abandoned and the flush sent again on a new
   one; a client cut off from its cluster keeps a healthy socket, so only this moves it.
 - `duplicate` in answer to a first attempt means that somebody used our message id: the event would
@@ -48,6 +52,13 @@ MAX_MESSAGE_BYTES: Final = 262_144
 # Queued events above which `publish` refuses: the caller must wait for `room`.
 MAX_QUEUED: Final = 131_072
 LOW_WATER: Final = 32_768
+# What is kept of the messages that were stored: none longer than this before the newest, and no more than so many bytes.
+KEEP_S: Final = 2.0
+KEEP_BYTES: Final = 4 << 20
+# After so long the stream might no longer know a message by its id: less than any `duplicate_window_s`.
+KNOWN_S: Final = 90.0
+# A kept message's own weight beside its payload.
+_OBJECT_BYTES: Final = 512
 
 
 class Backpressure(TallystickError):
@@ -55,7 +66,9 @@ class Backpressure(TallystickError):
 
 
 class _Message:
-    __slots__ = ("attempts", "count", "encoded", "futures", "id", "most", "payload", "seq", "size", "subject")
+    __slots__ = (
+        "attempts", "count", "encoded", "futures", "id", "most", "payload", "seq", "size", "stored_s", "subject",
+    )  # fmt: skip
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
@@ -68,6 +81,7 @@ class _Message:
         self.id = ""
         self.attempts = 0
         self.seq = 0
+        self.stored_s = 0.0
 
     def has_room(self, count: int, size: int) -> bool:
         """Whether so many more events and bytes may stand in it."""
@@ -111,9 +125,16 @@ class ChainPublisher:
         self._room.set()
         self._closing = False
         self._last_subject = ""
-        self.on_suppressed: Callable[[str, str], object] | None = None
+        # Stored a short while ago, oldest first.
+        self._kept: deque[_Message] = deque()
+        self._kept_bytes = 0
+        # Where the last message went.
+        self._used: Connection | None = None
+        self.on_notice: Callable[[str, str], object] | None = None
         self.on_sealed: Callable[[bytes, Credential], None] | None = None
-        self._task = Tasks(link.tasks).start(self._run(), f"publish {stream}")
+        self._tasks = Tasks(link.tasks)
+        self._task = self._tasks.start(self._run(), f"publish {stream}")
+        self._watching = self._tasks.start(self._watch(), f"watch {stream}")
 
     def publish(self, subject: Subject, events: tuple[Event, ...]) -> asyncio.Future[int]:
         """Queue events for one message's worth of `subject`; the future is the stream sequence once stored.
@@ -145,6 +166,7 @@ class ChainPublisher:
         self._closing = True
         self._wake.set()
         await self._task
+        await end(self._watching)
 
     @property
     def unstored(self) -> int:
@@ -153,7 +175,7 @@ class ChainPublisher:
 
     async def kill(self) -> None:
         """Stop at once, as a crash would."""
-        await end(self._task)
+        await self._tasks.end()
 
     def _gather(self) -> list[_Message]:
         messages: dict[str, _Message] = {}
@@ -177,6 +199,13 @@ class ChainPublisher:
             self._room.set()
         return [*full, *messages.values()]
 
+    async def _watch(self) -> None:
+        """Wake up when the connection is another one: what is missing is missed, also while nothing is published."""
+        while True:
+            connection = await self._link.connection()
+            await connection.superseded.wait()
+            self._wake.set()
+
     async def _run(self) -> None:
         while True:
             if not self._queue:
@@ -184,6 +213,8 @@ class ChainPublisher:
                     break
                 self._wake.clear()
                 await self._wake.wait()
+                if not self._queue and self._kept and not self._closing:
+                    await self._send([], await self._link.connection())
                 continue
             await self._flush(self._gather(), close=False)
         if self._last_subject:
@@ -217,6 +248,7 @@ class ChainPublisher:
                 if not future.done():
                     future.set_result(message.seq)
         self._sending = []
+        self._keep(messages)
 
     async def _usable(self) -> tuple[Connection, int]:
         """A connection whose session holds now, and now.
@@ -233,27 +265,47 @@ class ChainPublisher:
             await asyncio.sleep(RETRY_S)
 
     async def _send(self, messages: list[_Message], connection: Connection) -> None:
-        waiting = messages
-        while waiting:
-            for message in waiting:
-                message.attempts += 1
-            answers: Sequence[PubAck | PublishRefused | None] = ()
-            try:
-                flight = await connection.publish(*(Outgoing(m.subject, m.payload, m.id) for m in waiting))
-                answers = flight.answers
-                async with asyncio.timeout(WATCHDOG_S):
-                    # A lost connection ends it.
-                    await flight.done.wait()
-            except TimeoutError:
-                self._metrics.add("watchdog")
-                self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
-            except OSError as exc:
-                self._link.abandon(connection, f"publish: {type(exc).__name__}")
-            waiting = [m for m, ack in itertools.zip_longest(waiting, answers) if not self._stored(m, ack)]
-            if waiting:
-                self._metrics.add("messages_retried", len(waiting))
+        """Send until everything is stored; first what a lost connection makes doubtful."""
+        waiting, careful, lost = messages, False, list[int]()
+        while True:
+            if self._used is not connection:
+                if self._used is not None and self._used.lost.is_set():
+                    waiting, careful = [*self._doubtful(), *messages], True
+                self._used = connection
+            if not waiting:
+                break
+            # A broker that is just starting refuses the first of many and stores the last: one goes ahead.
+            batch = waiting[:1] if careful else waiting
+            answers = await self._try(batch, connection)
+            lost += [m.seq for m, ack in zip(batch, answers, strict=False) if _was_lost(m, ack)]
+            missing = [m for m, ack in itertools.zip_longest(batch, answers) if not self._stored(m, ack)]
+            waiting, careful = [*missing, *waiting[len(batch) :]], bool(missing)
+            if missing:
+                self._metrics.add("messages_retried", len(missing))
                 await asyncio.sleep(RETRY_S if connection.alive else 0)
                 connection = await self._link.connection()
+        if lost:
+            self._metrics.add("messages_restored", len(lost))
+            text = f"of {self.stream} from {lost[0]} on were lost, and were stored again"
+            self._tell("BROKER_LOST", f"{len(lost)} acknowledged messages {text}")
+
+    async def _try(self, messages: list[_Message], connection: Connection) -> Sequence[PubAck | PublishRefused | None]:
+        """Send once; what was answered, as far as anything was."""
+        for message in messages:
+            message.attempts += 1
+        answers: Sequence[PubAck | PublishRefused | None] = ()
+        try:
+            flight = await connection.publish(*(Outgoing(m.subject, m.payload, m.id) for m in messages))
+            answers = flight.answers
+            async with asyncio.timeout(WATCHDOG_S):
+                # A lost connection ends it.
+                await flight.done.wait()
+        except TimeoutError:
+            self._metrics.add("watchdog")
+            self._link.abandon(connection, f"no acknowledgement on {self.stream} for {WATCHDOG_S} s")
+        except OSError as exc:
+            self._link.abandon(connection, f"publish: {type(exc).__name__}")
+        return answers
 
     def _stored(self, message: _Message, ack: PubAck | PublishRefused | None) -> bool:
         if ack is None:
@@ -265,13 +317,41 @@ class ChainPublisher:
         if ack.duplicate and message.attempts == 1:
             self._metrics.add("suppressed")
             self._log.error("message id was taken: sending again", subject=message.subject, stream_seq=ack.seq)
-            if self.on_suppressed is not None:
-                self.on_suppressed(message.subject, message.id)
+            self._tell(
+                "MSG_ID_SUPPRESSED", f"an event on {message.subject} met its own message id at the first attempt"
+            )
             message.id = self._entropy(16).hex()
             message.attempts = 0
             return False
         message.seq = ack.seq
         return True
+
+    # -- what a broker lost that it had acknowledged ------------------------------------------------
+
+    def _keep(self, messages: list[_Message]) -> None:
+        """They are stored: keep them for a while."""
+        now = asyncio.get_running_loop().time()
+        for message in messages:
+            message.stored_s = now
+            message.encoded, message.futures = [], []
+            self._kept_bytes += len(message.payload) + _OBJECT_BYTES
+        self._kept.extend(messages)
+        while self._kept_bytes > KEEP_BYTES or self._kept[0].stored_s < now - KEEP_S:
+            self._kept_bytes -= len(self._kept.popleft().payload) + _OBJECT_BYTES
+
+    def _doubtful(self) -> list[_Message]:
+        """What to send again before anything else, oldest first."""
+        known = asyncio.get_running_loop().time() - KNOWN_S
+        return [message for message in self._kept if message.stored_s > known]
+
+    def _tell(self, code: str, text: str) -> None:
+        if self.on_notice is not None:
+            self.on_notice(code, text)
+
+
+def _was_lost(message: _Message, ack: PubAck | PublishRefused | None) -> bool:
+    """Whether a message that was acknowledged before was stored anew."""
+    return message.seq > 0 and isinstance(ack, PubAck) and not ack.duplicate
 
 
 def _retrieve(future: asyncio.Future[int]) -> None:

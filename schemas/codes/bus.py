@@ -165,6 +165,12 @@ CODES: Final = (
         "Find out who published under that message id: somebody suppressed an event, or an id was used twice.",
     ),
     Code(
+        "BROKER_LOST",
+        NOTICE,
+        "A broker that came back did not have messages any more that it had acknowledged; they were stored again.",
+        "Find out why the broker died. It is the loss that a stream without sync may have, and is mended.",
+    ),
+    Code(
         "DEAD_LETTERS_DROPPED",
         NOTICE,
         "More messages than are told one by one could not be processed; the last is named.",
@@ -220,6 +226,12 @@ CODES: Final = (
         _TOPOLOGY,
     ),
     Code("TOPOLOGY_SYNTAX", ERROR, "The topology file is no TOML.", _TOPOLOGY),
+    Code(
+        "TOPOLOGY_WRITERS",
+        ERROR,
+        "Several components write to a stream that is acknowledged before it is on the disk.",
+        'Give the stream `durability = "fsync"`, or one writer.',
+    ),
     Code(
         "COMPONENT",
         ERROR,

@@ -215,7 +215,7 @@ async def test_a_failure_of_who_is_told_of_a_suppression_ends_the_component(desk
         raise OSError("disk")
 
     publisher = source._publishers.pop("MARKET")
-    publisher.on_suppressed = fails
+    publisher.on_notice = fails
     publisher._entropy = lambda _: stolen
     source._publishers["MARKET"] = publisher
     source.publish(TRADES, trade(source, 2))

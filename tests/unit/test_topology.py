@@ -120,6 +120,11 @@ def _sub(old: str, new: str) -> Callable[[], str]:
         ),
         (_sub("signal.{strategy}.*.*", "signal.*.*.*"), "TOPOLOGY_OWNER", "strategy-b and strategy-a"),
         (
+            _sub('"what strategies think"\ndurability = "fsync"', '"what strategies think"\ndurability = "async"'),
+            "TOPOLOGY_WRITERS",
+            "strategy-a and strategy-b write to SIGNALS",
+        ),
+        (
             _sub('reads = ["md.trade.>"]', 'reads = ["md.trade.>", "order.event.>", "dead.>"]'),
             "TOPOLOGY_CYCLE",
             "paper-exchange",
