@@ -11,18 +11,22 @@ import uvloop
 
 from benchmarks.report import Row, Void, percentiles, say
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.orders import Intent
 from tallystick.schemas.subjects import subject
+from tallystick.streams.app import TOPIC
 from tallystick.streams.main import Streams
+from tallystick.streams.store import JetStream, StateStore
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 from tests.support.streams import begin, intent, intents_of, rules
 
 MESSAGES = 20_000
-BATCHES = 1_600
+BATCHES = 3_200
 BATCH = 64
 STRATEGIES = tuple(f"s{n}" for n in range(24))
 ROUNDS = 10
+TURNS = 3
 PEER = "the same subscription, empty handler"
 
 WHAT = {
@@ -48,11 +52,13 @@ async def plain(desk: Desk, after: int, wanted: int) -> float:
     began = time.perf_counter()
     context.open()
     await done.wait()
-    return got / (time.perf_counter() - began)
+    reached = got / (time.perf_counter() - began)
+    await leave(desk, context)
+    return reached
 
 
-async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
-    """Verified events a second from reading to committed state, and the commits it took."""
+async def through_table(desk: Desk, wanted: int) -> float:
+    """Verified events a second from reading to committed state."""
     context = await desk.context("streams")
     worker = Streams(rules=rules(10, 20))
     await worker.start(context)
@@ -64,13 +70,27 @@ async def through_table(desk: Desk, wanted: int) -> tuple[float, int]:
     counted = context.metrics.snapshot()["intents_counted"]
     if counted != wanted:
         raise Void(f"{counted} intents counted, {wanted} sent")
-    commits = context.metrics.snapshot()["state_commits"]
-    await context.release()
-    return rate, commits
+    await leave(desk, context)
+    return rate
 
 
-async def rates(bus: TestBus, messages: int, size: int) -> tuple[float, float, int]:
-    """Through the table and to an empty handler: `messages` of `size` intents each."""
+async def forget(desk: Desk) -> None:
+    """Delete the worker's state: what follows begins anew."""
+    context = await desk.context("streams")
+    store = StateStore(JetStream(context.link, context.metrics, context.log), TOPIC, context.boot, context.entropy)
+    await store.take_over()
+    await store.reset()
+    await leave(desk, context)
+
+
+async def leave(desk: Desk, context: ServiceContext) -> None:
+    """Close it, so that the next may read on the same durable."""
+    await context.close()
+    desk.contexts.remove(context)
+
+
+async def rates(bus: TestBus, messages: int, size: int) -> tuple[float, float]:
+    """Through the table and to an empty handler, in turns, the best of each: `messages` of `size` intents each."""
     desk = Desk(bus)
     source = await desk.context("strategy-alpha")
     where = [subject("order.intent", strategy="alpha", venue="paper", symbol=f"S{n}/ETH") for n in range(512)]
@@ -81,10 +101,13 @@ async def rates(bus: TestBus, messages: int, size: int) -> tuple[float, float, i
             await last
     if last is not None:
         await last
-    ours, commits = await through_table(desk, messages * size)
-    peer = await plain(desk, 0, messages * size)
+    ours = peer = 0.0
+    for _ in range(TURNS):
+        ours = max(ours, await through_table(desk, messages * size))
+        peer = max(peer, await plain(desk, 0, messages * size))
+        await forget(desk)
     await desk.close()
-    return ours, peer, commits
+    return ours, peer
 
 
 async def latencies(bus: TestBus) -> list[float]:
@@ -128,9 +151,9 @@ def rows() -> list[Row]:
         folder = Path(name)
         with running_bus(folder / "single") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             say("streams: a table's events")
-            single, single_peer, _ = runner.run(rates(bus, MESSAGES, 1))
+            single, single_peer = runner.run(rates(bus, MESSAGES, 1))
         with running_bus(folder / "batched") as bus, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            batched, batched_peer, _ = runner.run(rates(bus, BATCHES, BATCH))
+            batched, batched_peer = runner.run(rates(bus, BATCHES, BATCH))
         with (
             running_bus(folder / "alerts", STRATEGIES) as bus,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

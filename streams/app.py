@@ -23,8 +23,6 @@ from tallystick.runtime.bus.log import Log
 
 TOPIC: Final = "orders"
 _TP: Final = TP(TOPIC, 0)
-# Messages between reader and agent; the reader waits when it is full.
-CHANNEL_SIZE: Final = 1024
 
 
 class _NoKafka(BootStrategy):  # type: ignore[misc, unused-ignore]

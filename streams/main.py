@@ -1,7 +1,8 @@
 """The process `streams`: windowed detectors over verified events, their state exact.
 
-- Source: the runtime's verified subscription to ORDERS, from the position after the committed one.  A handler that
-  waits is the back-pressure: channel full, no more is asked for.
+- Source: the runtime's verified subscription to ORDERS, from the position after the committed one.  What was read waits
+  in order; one event in Faust's channel stands for all that waits when the agent comes to it, since an event of Faust
+  costs more than a step.  A handler that waits is the back-pressure: too many waiting, no more is asked for.
 - One message is one step: windows, findings and position change together, without an await between them; a commit
   (`store`) takes all three.  A crash anywhere leaves the last commit, and the steps after it are made again.
 - An alert is published as soon as it is found.  It is a function of what caused it, so one that is published again
@@ -18,6 +19,8 @@ gateway's own throttle and limits do not depend on it.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Awaitable
 from typing import Final
 
@@ -30,13 +33,17 @@ from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.limits import LimitBook
 from tallystick.schemas.orders import Intent
-from tallystick.streams.app import CHANNEL_SIZE, TOPIC, LogBridge, StreamsApp
+from tallystick.streams.app import TOPIC, LogBridge, StreamsApp
 from tallystick.streams.detectors.burst import EMPTY, Bucket, Rules, alert_of, observe
 from tallystick.streams.store import MAX_CHANGES, JetStream, Lease, StateStore
 from tallystick.streams.table import Key, StateTable
 
 STREAM: Final = "ORDERS"
 PATTERNS: Final = ("order.>", "fill.>")
+# Messages between reader and agent; the reader waits while there are more.
+MAX_WAITING: Final = 128
+# Steps in a row before the rest of the process gets its turn.
+TURN: Final = 64
 # How often state goes to the store: bounds what is read again after a crash.
 COMMIT_S: Final = 0.25
 # Windows are kept for a look back by people; detection needs two.
@@ -70,8 +77,11 @@ class Streams(Service):
         self._rules = self._rules_given or Rules(LimitBook(ctx.trust.limits))
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopping = False
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._waiting: deque[Received | _Published] = deque()
+        # Whether an event in the channel stands for them.
+        self._called = False
+        self._room = asyncio.Event()
+        self._room.set()
         self._lock = asyncio.Lock()
         self._pending: dict[Key, asyncio.Future[int]] = {}
         self._bridge = LogBridge(ctx.log)
@@ -92,7 +102,7 @@ class Streams(Service):
             keys = 0
         position = self._store.position
         self._applied = self._handed = position.applied
-        self._time = self._clock = position.time
+        self._time = position.time
         self._rebuilding = position.rebuilding
         ctx.log.info("state", applied=self._applied, keys=keys, rebuilding=self._rebuilding)
 
@@ -119,18 +129,19 @@ class Streams(Service):
         """Commit what is applied and give the lease back; what is still queued is read again next time."""
         self._stopping = True
         await self._commit()
-        # The agent drains the channel without effect; the reader must not be left waiting in it.
-        await self._idle.wait()
+        # What is left has no effect; the reader must not be left waiting.
+        self._waiting.clear()
+        self._room.set()
         await self._app.stop()
         await self._lease.release()
         self._bridge.detach()
 
     def _build(self) -> None:
         self._app = StreamsApp("streams", self._fail)
-        self._channel = self._app.channel(maxsize=CHANNEL_SIZE)
+        self._channel = self._app.channel()
         window = self._rules.window_s
         self._table = StateTable(self._app, name="intents", default=lambda: EMPTY, partitions=1, value=Bucket)
-        self._windows = self._table.tumbling(window, expires=self._expires_s).relative_to_stream()
+        self._table.tumbling(window, expires=self._expires_s)
         self._app.serve(self._channel, self._apply)
 
     def _restore(self, table: str, key: bytes, value: bytes) -> None:
@@ -140,58 +151,73 @@ class Streams(Service):
 
     # -- source ---------------------------------------------------------------------------------
 
-    async def _on_message(self, received: Received) -> None:
+    def _on_message(self, received: Received) -> Awaitable[None] | None:
         self._raise_failure()
         if self._stopping:
-            return
+            return None
         self._handed = received.stream_seq
-        # The broker's clock may step back; stream time does not.
-        self._clock = max(self._clock, received.stored)
-        self._idle.clear()
-        try:
-            await self._channel.put(self._app.event(received, received.stream_seq, self._clock // SECOND))
-        finally:
-            self._idle.set()
+        self._waiting.append(received)
+        return None if self._called and len(self._waiting) < MAX_WAITING else self._call()
+
+    async def _call(self) -> None:
+        """Call the agent to what waits, and wait while that is too much."""
+        if not self._called:
+            self._called = True
+            await self._channel.put(self._app.event(None, self._handed, self._time // SECOND))
+        if len(self._waiting) >= MAX_WAITING:
+            self._room.clear()
+            await self._room.wait()
 
     # -- agent ----------------------------------------------------------------------------------
 
     async def _apply(self, event: object) -> None:
-        # After a failure or stop the channel is drained without effect, so that the reader is not held up.
-        if self._stopping or self._failed.done():
-            return
-        try:
-            value = event.value  # type: ignore[attr-defined]
-            if isinstance(value, _Published):
-                self._mark_published(value.key)
-            else:
-                await self._durable_before_expiry()
-                try:
-                    self._step(value)
-                except TallystickError as exc:
-                    self._dead_letter(value, exc)
-            if len(self._table.dirty) >= FULL:
-                await self._commit()
-        except Exception as exc:  # noqa: BLE001 - Faust would acknowledge the event and go on: nothing may follow it
-            self._fail(exc)
+        """Everything that waits, in order."""
+        for number in itertools.count(1):
+            # After a failure or stop nothing has an effect, and the reader is not held up.
+            if not self._waiting or self._stopping or self._failed.done():
+                break
+            value = self._waiting.popleft()
+            try:
+                if isinstance(value, _Published):
+                    self._mark_published(value.key)
+                else:
+                    # The broker's clock may step back; stream time does not.
+                    now = max(self._time, value.stored)
+                    if self._pending:
+                        await self._durable_before_expiry(now)
+                    try:
+                        self._step(value, now)
+                    except TallystickError as exc:
+                        self._dead_letter(value, exc)
+                if len(self._table.dirty) >= FULL:
+                    await self._commit()
+            except Exception as exc:  # noqa: BLE001 - Faust would acknowledge the event and go on: nothing may follow it
+                self._fail(exc)
+            if number % TURN == 0:
+                self._room.set()
+                await asyncio.sleep(0)
+        self._called = False
+        self._room.set()
 
-    def _step(self, received: Received) -> None:
-        """State and position change together: no await in here."""
-        self._time = max(self._time, received.stored)
+    def _step(self, received: Received, now: int) -> None:
+        """State and position change together: no await in here.  `now` is the stream time."""
+        self._time = now
         strategy = received.subject.strategy
         intents: tuple[bytes, ...] = ()
         if received.subject.kind == "order.intent":
             intents = tuple(e.id for e in received.events if isinstance(e, Intent))
+        table, seconds = self._table, float(now // SECOND)
         if intents:
             rule = self._rules.of(strategy)
-            buckets = self._windows[strategy]
-            current = buckets.current()
-            bucket = observe(rule, buckets.delta(rule.window_s), current, self._time, received.stream_seq, intents)
-            self._windows[strategy] = bucket
+            key = table.window_key(strategy, seconds)
+            current = table.data.get(key, EMPTY)
+            previous = table.data.get(table.window_key(strategy, seconds - rule.window_s), EMPTY)
+            bucket = table[key] = observe(rule, previous, current, now, received.stream_seq, intents)
             if bucket.finding is not None and current.finding is None:
-                self._found(self._table.window_key(strategy, float(self._time // SECOND)), bucket)
+                self._found(key, bucket)
             self._ctx.metrics.add("intents_counted", len(intents))
-        expired = self._table.expire(float(self._time // SECOND), EXPIRE_STEP)
-        self._ctx.metrics.add("windows_expired", expired)
+        if expired := table.expire(seconds, EXPIRE_STEP):
+            self._ctx.metrics.add("windows_expired", expired)
         self._applied = received.stream_seq
 
     def _found(self, key: Key, bucket: Bucket) -> None:
@@ -225,8 +251,8 @@ class Streams(Service):
             return
         self._ctx.metrics.add("alerts_published")
         # Tables change only inside the agent.
-        event = self._app.event(_Published(key), self._applied, self._clock // SECOND)
-        self._ctx.spawn(self._channel.put(event))
+        self._waiting.append(_Published(key))
+        self._ctx.spawn(self._call())
 
     def _mark_published(self, key: Key) -> None:
         bucket = self._table.data.get(key)
@@ -234,9 +260,9 @@ class Streams(Service):
             finding = msgspec.structs.replace(bucket.finding, published=True)
             self._table[key] = msgspec.structs.replace(bucket, finding=finding)
 
-    async def _durable_before_expiry(self) -> None:
-        """Hold the stream rather than let a window expire whose alert is still on its way."""
-        horizon = float(self._clock // SECOND) - self._expires_s / 2
+    async def _durable_before_expiry(self, now: int) -> None:
+        """Hold the stream at `now` rather than let a window expire whose alert is still on its way."""
+        horizon = float(now // SECOND) - self._expires_s / 2
         while self._pending:
             key, future = next(iter(self._pending.items()))
             if key[1][1] > horizon:
