@@ -31,7 +31,6 @@ import msgspec
 import pyarrow as pa
 
 from tallystick.schemas import registry
-from tallystick.schemas.errors import Malformed
 from tallystick.schemas.event import Event
 from tallystick.schemas.ids import id_or_hex
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, Intent, OrderEvent
@@ -77,7 +76,6 @@ SCHEMA: Final = pa.schema(
     ]
 )
 # What fits a signed 64-bit column; beyond it a message is refused rather than misrepresented.
-MAX_INT: Final = 2**63 - 1
 
 _payloads = msgspec.msgpack.Decoder(Payload)
 _raw_events = msgspec.msgpack.Decoder(list[list[Any]])
@@ -136,13 +134,6 @@ class _Shape:
 
 
 _SHAPES: Final = {kind.__struct_config__.tag: _Shape(kind) for kinds in registry.EVENTS.values() for kind in kinds}
-
-
-def check_range(verified: Verified) -> None:
-    """Raise `Malformed` for integers that no column holds."""
-    statement = verified.statement
-    if statement.seq > MAX_INT or statement.time > MAX_INT or any(e.ts > MAX_INT for e in verified.events):
-        raise Malformed("RANGE", f"{verified.subject.text}: an integer above 2^63 - 1")
 
 
 def _order_id(event: Event) -> bytes | None:

@@ -29,7 +29,9 @@ from tallystick.schemas.ids import ID_BYTES
 
 # DECIMAL(38,18): the widest that Parquet, Arrow and DuckDB hold exactly.
 MAX_DECIMAL: Final = Decimal(10) ** 20
-_STEP = Decimal(1).scaleb(-18)
+_ZERO: Final = Decimal(0)
+_STEP: Final = Decimal(1).scaleb(-18)
+_quantize = EXACT.quantize
 # A longer chain of causes is a bug or an attack on memory, not a decision.
 MAX_CAUSES: Final = 64
 # A zero may carry any exponent; written out in full, 0E-999999999 would take a gigabyte.
@@ -48,18 +50,27 @@ def check_decimal(value: Decimal, what: str) -> None:
     """Raise `Malformed` unless `value` is finite and fits DECIMAL(38,18) exactly."""
     try:
         if -MAX_DECIMAL < value < MAX_DECIMAL and (value or abs(value.adjusted()) <= MAX_ZERO_EXPONENT):
-            EXACT.quantize(value, _STEP)
+            _quantize(value, _STEP)
             return
     except decimal.DecimalException as exc:
-        raise Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}") from exc
-    raise Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}")
+        raise _unfit(value, what) from exc
+    raise _unfit(value, what)
+
+
+def _unfit(value: Decimal, what: str) -> Malformed:
+    return Malformed("DECIMAL", f"{what} does not fit DECIMAL(38,18): {str(value)[:60]}")
 
 
 def check_positive(value: Decimal, what: str) -> None:
     """Raise `Malformed` unless `value` is a decimal above zero (see `check_decimal`)."""
+    try:
+        if _ZERO < value < MAX_DECIMAL:
+            _quantize(value, _STEP)
+            return
+    except decimal.DecimalException as exc:
+        raise _unfit(value, what) from exc
     check_decimal(value, what)
-    if value <= 0:
-        raise Malformed("DECIMAL_SIGN", f"{what} must be above zero, got {value}")
+    raise Malformed("DECIMAL_SIGN", f"{what} must be above zero, got {value}")
 
 
 def check_market(price: Decimal, qty: Decimal) -> None:

@@ -6,27 +6,27 @@ leaves splits at the largest power of two below n.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Final
 
 from tallystick.schemas.errors import Malformed, Unverified
 
 HASH_BYTES: Final = 32
 # RFC 6962: the hash of an empty tree is the hash of the empty string.
-EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
+EMPTY_ROOT: Final = sha256(b"").digest()
 # In a tree so small a whole path costs less than what it would save.
 SMALL: Final = 16
 
 
 def leaf_hash(data: bytes) -> bytes:
     """The hash of one leaf."""
-    return hashlib.sha256(b"\x00" + data).digest()
+    return sha256(b"\x00" + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
     """The hash of an inner node."""
-    return hashlib.sha256(b"\x01" + left + right).digest()
+    return sha256(b"\x01" + left + right).digest()
 
 
 def tree_levels(leaves: Sequence[bytes]) -> list[list[bytes]]:
@@ -74,9 +74,9 @@ def root_from_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) ->
             raise Malformed("MERKLE_PATH", f"a path hash has {HASH_BYTES} bytes, got {len(sibling)}")
         if last == 0:
             raise Unverified("MERKLE_PATH", f"path of {len(path)} hashes is too long for {index} of {size}")
-        if node % 2 or node == last:
+        if node & 1 or node == last:
             result = node_hash(sibling, result)
-            while not node % 2 and node:
+            while not node & 1 and node:
                 node >>= 1
                 last >>= 1
         else:

@@ -37,6 +37,7 @@ key or a double run is proven), nothing follows a closing statement.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -130,8 +131,13 @@ def max_payload(kind: str) -> int:
 
 def message_leaf(subject: str, events: bytes) -> bytes:
     """The leaf hash that binds a message's events to its subject."""
+    return leaf_hash(_leaf_head(subject) + events)
+
+
+@functools.lru_cache(maxsize=1024)
+def _leaf_head(subject: str) -> bytes:
     name = subject.encode("ascii")
-    return leaf_hash(_U16.pack(len(name)) + name + events)
+    return _U16.pack(len(name)) + name
 
 
 def encode_statement(statement: Statement) -> bytes:

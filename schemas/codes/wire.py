@@ -153,7 +153,6 @@ CODES: Final = (
         "Look at the feed: it counts in other units, or somebody makes it up.",
     ),
     Code("LENGTH", DEAD, "A field of fixed length (key, hash, boot) has another one.", _FORGED),
-    Code("RANGE", DEAD, "An integer above 2^63 - 1, which the archive cannot hold.", _FORGED),
     Code("DEAD_PAYLOAD", DEAD, "A dead letter that quotes more of a message than its limit.", _FORGED),
     Code("DECISION", DEAD, "A decision whose verdict disagrees with its permit or its denials.", _FORGED),
     Code(
