@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 import msgspec
 import uvloop
 
-from benchmarks.processes import Memory, memory, tree
+from benchmarks.bare import MS, PAUSE_S, SYMBOL, Hops, bare_ccxt, venue_client
+from benchmarks.processes import Memory, memory, processor_s, tree
 from benchmarks.report import Row, Void, percentiles, say
-from tallystick import venues
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
@@ -36,24 +36,20 @@ from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Decision, Intent, OrderEvent
 from tallystick.schemas.security import Alert, BreakerTripped
-from tallystick.schemas.subjects import ORDERS, subject
+from tallystick.schemas.subjects import subject
 from tests.support.bus import TestBus, running_bus
 from tests.support.deployment import Running
-from tests.support.paper import SPKI, client
+from tests.support.paper import SPKI
 from tests.support.waiting import until
 
 BLOCKS = 4
 BLOCK = 100
-PAUSE_S = 0.06
+REST_S = 8.0
 KILLED = 100
 ALERTS = 8
-SYMBOL = "XRP/ETH"
 EXAMPLE = "tallystick.components.strategy.examples.momentum"
 WAY = subject("order.intent", strategy="alpha", venue="paper", symbol=SYMBOL)
-# A sealed intent, decision or order event with its credential.
-MESSAGE_BYTES = 1_500
 FINAL = ("rejected", "void", "closed")
-MS = 1e6
 
 WHAT = {
     "start": "start of everything embedded",
@@ -62,6 +58,7 @@ WHAT = {
     "told": "intent to `accepted` read by the strategy: p50",
     "hops": "bare: three hops of nats-py, publish to fsync to imported pull",
     "ccxt": "bare: ccxt `create_order`, asynchronous, key in software",
+    "processor": "processor time of an order, all processes and the broker, beyond the market's",
     "alert": "alert to breaker tripped, durable: slowest",
     "last": "alert to last order placed: slowest",
     "kill": "kill switch to 100 open orders cancelled",
@@ -221,102 +218,6 @@ async def place(made: Trader, count: int) -> list[Order]:
     return orders
 
 
-async def bare_ccxt(exchange: Any, price: Decimal, count: int) -> list[float]:
-    """`create_order` of the same order, ms each."""
-    took = []
-    with at_the_same_priority():
-        for _ in range(count):
-            began = time.perf_counter_ns()
-            await exchange.create_order(SYMBOL, "limit", "buy", 10, float(price) * 0.99, {"timeInForce": "IOC"})
-            took.append((time.perf_counter_ns() - began) / MS)
-            await asyncio.sleep(PAUSE_S)
-    return took
-
-
-@contextlib.contextmanager
-def at_the_same_priority() -> Iterator[None]:
-    """A peer goes first as an order's way does (`scheduling`), where the system lets it."""
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    try:
-        yield
-    finally:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-class Hops:
-    """Three hops of bare nats-py: an intent's, a decision's and an order event's, from publish to imported pull."""
-
-    _WAY = (
-        ("strategy-alpha", "order.intent.alpha.paper.XRP-ETH", "gateway"),
-        ("gateway", "order.decision.alpha.paper.XRP-ETH", "execution"),
-        ("execution", "order.event.alpha.paper.XRP-ETH", "strategy-alpha"),
-    )
-
-    def __init__(self, bus: TestBus) -> None:
-        self._bus = bus
-        self._clients: dict[str, Any] = {}
-        self._arrived = asyncio.Event()
-
-    async def open(self) -> None:
-        """Log in and pull."""
-        with contextlib.suppress(PermissionError):
-            precede(self._bus.server.pid)
-        for name, _, _ in self._WAY:
-            self._clients[name] = await self._bus.connect_as(name)
-        for number, (_, where, to) in enumerate(self._WAY):
-            await self._pull(to, where, number)
-
-    async def _pull(self, name: str, wanted: str, number: int) -> None:
-        spec, reader = self._bus.component(name), self._clients[name]
-        inbox = f"{spec.inbox}.h{number}"
-
-        async def arrived(message: Any) -> None:
-            if message.subject == wanted:
-                if number < len(self._WAY) - 1:
-                    await self._send(number + 1)
-                else:
-                    self._arrived.set()
-
-        await reader.request(f"{spec.api}.CONSUMER.RESET.{ORDERS}.{name}", b'{"seq":1}', timeout=3)
-        await reader.subscribe(inbox, cb=arrived)
-        await reader.publish(
-            f"{spec.api}.CONSUMER.MSG.NEXT.{ORDERS}.{name}", b'{"batch":100000,"expires":600000000000}', reply=inbox
-        )
-
-    async def _send(self, number: int) -> None:
-        name, where, _ = self._WAY[number]
-        await self._clients[name].publish(
-            where, os.urandom(MESSAGE_BYTES), reply=f"{self._bus.component(name).inbox}.acks"
-        )
-
-    async def measure(self, count: int) -> list[float]:
-        """Ms from the first publish to the third arrival."""
-        took = []
-        with at_the_same_priority():
-            for _ in range(count):
-                self._arrived.clear()
-                began = time.perf_counter_ns()
-                await self._send(0)
-                await asyncio.wait_for(self._arrived.wait(), 5)
-                took.append((time.perf_counter_ns() - began) / MS)
-                await asyncio.sleep(PAUSE_S)
-        return took
-
-    async def close(self) -> None:
-        """Log out."""
-        for each in self._clients.values():
-            await each.close()
-
-
-def venue_client(deployment: Deployment) -> Any:
-    """Bare ccxt on the deployment's paper exchange."""
-    import ccxt.async_support as ccxt_async  # a second to import, which only a measurement needs
-
-    tls = venues.client_tls(deployment.ca)
-    return client(ccxt_async.binance, deployment.config.venue.port(), tls, "benchkey")
-
-
 async def order_rows(running: Running, made: Trader, bus: TestBus) -> list[Row]:
     """An order's way beside its peers, in turns."""
     hops, exchange = Hops(bus), venue_client(running.deployment)
@@ -352,6 +253,30 @@ async def order_rows(running: Running, made: Trader, bus: TestBus) -> list[Row]:
         Row(WHAT["hops"], hop50, "ms", tail=hop99),
         Row(WHAT["ccxt"], ccxt50, "ms", tail=ccxt99),
     ]
+
+
+async def processor_row(running: Running, made: Trader) -> Row:
+    """What an order takes of all processors beyond what the market takes meanwhile; the strategy's is this process."""
+    names = {s.pid: s.name for s in running.supervisor.states} | {running.supervisor.server.pid or 0: "broker"}
+    names[os.getpid()] = "strategy"
+
+    def taken() -> dict[str, float]:
+        return {name: sum(processor_s(each) for each in _members(pid)) for pid, name in names.items()}
+
+    async def spent(work: Awaitable[object]) -> tuple[dict[str, float], float]:
+        before, began = taken(), time.perf_counter()
+        await work
+        return {name: now - before[name] for name, now in taken().items()}, time.perf_counter() - began
+
+    rested, rest_s = await spent(asyncio.sleep(REST_S))
+    ordered, order_s = await spent(place(made, BLOCK))
+    each = {name: (ordered[name] - rested[name] * order_s / rest_s) * 1e3 / BLOCK for name in ordered}
+    say("ms of processor time an order: " + ", ".join(f"{name} {value:.1f}" for name, value in each.items()))
+    return Row(WHAT["processor"], sum(each.values()), "ms", "≤ 8 ms")
+
+
+def _members(pid: int) -> Iterable[int]:
+    return (pid,) if pid == os.getpid() else tree(pid)
 
 
 async def complete(running: Running, made: Trader) -> None:
@@ -461,6 +386,7 @@ async def measure(folder: Path, bus: TestBus) -> list[Row]:
         found.append(Row(WHAT["start"], took, "s", "≤ 10 s"))
         made = await trader(running)
         found += await order_rows(running, made, bus)
+        found.append(await processor_row(running, made))
         found.append(await kill_row(running, made))
         found.append(memory_row(running))
         await operate.rearm(deployment, keystore, "all")
