@@ -31,6 +31,7 @@ MAX_LINE: Final = 65_536
 MAX_MESSAGE: Final = 8 << 20
 # Unwritten bytes above which a writer waits.
 HIGH_WATER: Final = 1 << 20
+READ_BYTES: Final = 1 << 16
 
 _MSG, _HMSG = ord("M"), ord("H")
 _HEADER: Final = b"NATS/1.0"
@@ -99,7 +100,7 @@ def frame(subject: str, payload: bytes, reply: str = "", headers: Mapping[str, s
     return b"HPUB %b %d %d\r\n%b%b\r\n" % (to.encode(), len(head), len(head) + len(payload), head, payload)
 
 
-class Wire(asyncio.Protocol):
+class Wire(asyncio.BufferedProtocol):
     """One connection.  `on_error` hears what the broker refuses on it, `on_lost` once that it is gone."""
 
     def __init__(self, on_error: Callable[[BrokerError], None], on_lost: Callable[[], None]) -> None:
@@ -123,6 +124,8 @@ class Wire(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._held = 0
         self._need = 0
+        # A buffer of its own: without one TLS asks the system for 256 KiB at each read, and gives them back.
+        self._buffer = memoryview(bytearray(READ_BYTES))
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -266,26 +269,34 @@ class Wire(asyncio.Protocol):
         self._pongs.append(future)
         await future
 
-    # -- reading: asyncio.Protocol --------------------------------------------------------------
+    # -- reading: asyncio.BufferedProtocol ------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of `asyncio.Protocol`."""
+        """Of `asyncio.BufferedProtocol`."""
         # `connect` has the transport already.
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of `asyncio.Protocol`."""
+        """Of `asyncio.BufferedProtocol`."""
         self._end(exc)
 
     def pause_writing(self) -> None:
-        """Of `asyncio.Protocol`."""
+        """Of `asyncio.BufferedProtocol`."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """Of `asyncio.Protocol`."""
+        """Of `asyncio.BufferedProtocol`."""
         self._writable.set()
 
-    def data_received(self, data: bytes) -> None:
-        """Of `asyncio.Protocol`."""
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Of `asyncio.BufferedProtocol`."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Of `asyncio.BufferedProtocol`."""
+        self.take(bytes(self._buffer[:nbytes]))
+
+    def take(self, data: bytes) -> None:
+        """Read what has arrived, in whatever pieces."""
         self._silent = 0
         if self._parts:
             self._parts.append(data)

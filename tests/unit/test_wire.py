@@ -78,7 +78,7 @@ def test_what_is_said_is_heard_the_same_in_whatever_pieces_it_arrives(cuts: list
     async def say() -> None:
         line, places = Line(), sorted({0, *cuts, len(SAID)})
         for begin, end in itertools.pairwise(places):
-            line.wire.data_received(SAID[begin:end])
+            line.wire.take(SAID[begin:end])
         assert line.heard == HEARD
         assert line.transport.written.endswith(b"PONG\r\n")
         assert (line.lost, line.refused) == (0, [])
@@ -90,7 +90,7 @@ def test_what_is_said_byte_by_byte_is_heard() -> None:
     async def say() -> None:
         line = Line()
         for at in range(len(SAID)):
-            line.wire.data_received(SAID[at : at + 1])
+            line.wire.take(SAID[at : at + 1])
         assert line.heard == HEARD
 
     alone(say())
@@ -119,14 +119,14 @@ def test_nonsense_ends_the_connection_and_nothing_else(said: bytes) -> None:
         line.wire._info = asyncio.get_running_loop().create_future()
         asked = asyncio.ensure_future(line.wire.flush())
         await asyncio.sleep(0)
-        line.wire.data_received(said)
+        line.wire.take(said)
         assert line.transport.gone
         assert (line.lost, line.heard, line.refused) == (1, [], [])
         with pytest.raises(WireError):
             await asked
         with pytest.raises(WireError):
             line.wire.send("a", b"")
-        line.wire.data_received(b"MSG a.b 1 5\r\nhello\r\n")
+        line.wire.take(b"MSG a.b 1 5\r\nhello\r\n")
         line.wire.connection_lost(None)
         assert (line.lost, line.heard) == (1, [])
 
@@ -137,8 +137,8 @@ def test_nonsense_ends_the_connection_and_nothing_else(said: bytes) -> None:
 def test_no_bytes_raise(said: bytes) -> None:
     async def say() -> None:
         line = Line()
-        line.wire.data_received(said)
-        line.wire.data_received(b"\r\n" + said)
+        line.wire.take(said)
+        line.wire.take(b"\r\n" + said)
 
     alone(say())
 
@@ -148,7 +148,7 @@ def test_an_unsubscribed_message_is_dropped_and_unsubscribing_twice_is_nothing()
         line = Line()
         line.wire.unsubscribe(1)
         line.wire.unsubscribe(1)
-        line.wire.data_received(b"MSG a.b 1 5\r\nhello\r\n")
+        line.wire.take(b"MSG a.b 1 5\r\nhello\r\n")
         assert line.heard == []
         assert line.transport.written.count(b"UNSUB 1\r\n") == 1
 
@@ -158,7 +158,7 @@ def test_an_unsubscribed_message_is_dropped_and_unsubscribing_twice_is_nothing()
 def test_a_refusal_is_told_and_leaves_the_connection_open() -> None:
     async def say() -> None:
         line = Line()
-        line.wire.data_received(b"-ERR 'Permissions Violation for Publish to \"x\"'\r\nMSG a.b 1 5\r\nhello\r\n")
+        line.wire.take(b"-ERR 'Permissions Violation for Publish to \"x\"'\r\nMSG a.b 1 5\r\nhello\r\n")
         assert line.refused == ['Permissions Violation for Publish to "x"']
         assert len(line.heard) == 1
         assert not line.lost
@@ -169,7 +169,7 @@ def test_a_refusal_is_told_and_leaves_the_connection_open() -> None:
 async def test_a_broker_that_answers_no_ping_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PING_S", 0.05)
     line = Line()
-    line.wire.data_received(b"PONG\r\n" * 3)  # that nobody asked for
+    line.wire.take(b"PONG\r\n" * 3)  # that nobody asked for
     await asyncio.wait_for(line.wire.keep_alive(), 3)
     assert line.transport.gone
     assert line.lost == 1
