@@ -16,7 +16,8 @@ PASSED_ON: Final = (
 )  # fmt: skip
 
 # Memory that is free goes back to the system: glibc has two heaps a process instead of eight a core, and keeps a megabyte
-# of each; Arrow has none of its own, which kept 50 MB of what audit needed for a moment.
+# of each; Arrow has none of its own, which kept 50 MB of what audit needed for a moment.  What is asked for again and again
+# comes from the heap and not from the system: TLS takes 256 KiB for each read, and a threshold that is set does not grow.
 MEMORY: Final = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_TRIM_THRESHOLD_": "1048576",
