@@ -179,10 +179,10 @@ class BusContext:
             )
             if stream in self._reads:
                 publisher.on_sealed = self.verifier.know
-            publisher.on_notice = lambda code, text: self.spawn(self._told(code, text))
+            publisher.on_notice = lambda code, text: self.spawn(self._pass_on(code, text))
         return publisher
 
-    async def _told(self, code: str, text: str) -> None:
+    async def _pass_on(self, code: str, text: str) -> None:
         await self.notice(code, text)
 
     # -- subscribing ----------------------------------------------------------------------------

@@ -386,9 +386,7 @@ async def test_a_worker_that_was_taken_over_stops_at_its_next_commit_and_counts_
     # It wakes up with all of them in its hands.
     with pytest.raises(Fenced, match="FENCED"):
         for received in seen:
-            waits = paused._on_message(received)
-            if waits is not None:
-                await waits
+            await (paused._on_message(received) or asyncio.sleep(0))
         await asyncio.wait_for(first.failed(), 10)
     await asyncio.sleep(0.5)
     assert paused._failed.done()
