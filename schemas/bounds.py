@@ -17,6 +17,8 @@ SECOND: Final = 1_000_000_000
 
 # Clocks of one site agree to well below this; a statement further ahead is refused.
 MAX_SKEW_NS: Final = SECOND
+# So long a message that was stored may be sent again under its id; every stream knows its ids for longer (`topology`).
+REPEATABLE_S: Final = 90
 
 # --- who may act now -----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from tallystick.schemas.bounds import REPEATABLE_S
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.seal import max_payload
 from tallystick.schemas.subjects import KINDS, STREAMS, Kind, check_name, overlaps
@@ -318,6 +319,12 @@ def parse(text: str, source: str) -> Topology:
         for field in ("max_bytes", "max_age_s", "max_per_subject", "duplicate_window_s"):
             if getattr(stream_spec, field) < 0:
                 raise ConfigError("TOPOLOGY_STREAM", f"{source}: streams.{name}.{field} must not be negative")
+        if stream_spec.duplicate_window_s <= REPEATABLE_S:
+            raise ConfigError(
+                "TOPOLOGY_STREAM",
+                f"{source}: streams.{name}.duplicate_window_s is {stream_spec.duplicate_window_s}, and what is sent again "
+                f"after {REPEATABLE_S} s would be stored twice",
+            )
     for name, spec in file.components.items():
         _name(name, f"{source}: components.{name}")
         _name(spec.folder.replace("_", "-"), f"{source}: components.{name}.folder")

@@ -33,6 +33,7 @@ from tallystick.runtime.bus.link import Connection, Link, Outgoing, PubAck, Publ
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.schemas.bounds import REPEATABLE_S
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Malformed, TallystickError
 from tallystick.schemas.event import Event
@@ -55,8 +56,6 @@ LOW_WATER: Final = 32_768
 # What is kept of the messages that were stored: none longer than this before the newest, and no more than so many bytes.
 KEEP_S: Final = 2.0
 KEEP_BYTES: Final = 4 << 20
-# After so long the stream might no longer know a message by its id: less than any `duplicate_window_s`.
-KNOWN_S: Final = 90.0
 # A kept message's own weight beside its payload.
 _OBJECT_BYTES: Final = 512
 
@@ -341,7 +340,7 @@ class ChainPublisher:
 
     def _doubtful(self) -> list[_Message]:
         """What to send again before anything else, oldest first."""
-        known = asyncio.get_running_loop().time() - KNOWN_S
+        known = asyncio.get_running_loop().time() - REPEATABLE_S
         return [message for message in self._kept if message.stored_s > known]
 
     def _tell(self, code: str, text: str) -> None:

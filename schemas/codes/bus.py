@@ -216,7 +216,7 @@ CODES: Final = (
     Code(
         "TOPOLOGY_STREAM",
         ERROR,
-        "The topology names a stream that there is not, leaves one out, or gives it a negative bound.",
+        "The topology names a stream that there is not, leaves one out, or gives it a bound that it cannot have.",
         _TOPOLOGY,
     ),
     Code(

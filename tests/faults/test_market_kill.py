@@ -149,8 +149,8 @@ async def test_what_the_stream_may_not_know_by_its_id_any_more_is_not_sent_again
         assert "error" not in answer
     market = Market(await desk.context("market-data"))
     moved = {}
-    for case, known_s in (("within", publisher.KNOWN_S), ("beyond", 0.05)):
-        monkeypatch.setattr(publisher, "KNOWN_S", known_s)
+    for case, known_s in (("within", publisher.REPEATABLE_S), ("beyond", 0.05)):
+        monkeypatch.setattr(publisher, "REPEATABLE_S", known_s)
         await market.play(20)
         await asyncio.sleep(0.4)
         market.source.link.abandon(await market.source.link.connection(), "the test says so")

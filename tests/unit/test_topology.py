@@ -96,6 +96,11 @@ def _sub(old: str, new: str) -> Callable[[], str]:
         (_sub("[components.custody]", '[components."custody.>"]'), "TOPOLOGY_NAME", "custody"),
         (_sub("[components.custody]", "[components.execution]"), "TOPOLOGY_SYNTAX", ""),
         (_sub("[streams.GUARD]", "[streams.GUARDS]"), "TOPOLOGY_STREAM", "GUARDS"),
+        (
+            _sub("max_per_subject = 100_000", "duplicate_window_s = 90"),
+            "TOPOLOGY_STREAM",
+            "GUARD.duplicate_window_s is 90",
+        ),
         (_sub("max_per_subject = 100_000", "max_per_subject = -1"), "TOPOLOGY_STREAM", "GUARD.max_per_subject"),
         (_sub('"order.decision.*.*.*"', '"order.derision.*.*.*"'), "TOPOLOGY_SUBJECT", "components.gateway.publishes"),
         (_sub('"order.decision.*.*.*"', '"order.decision.>"'), "TOPOLOGY_SUBJECT", "components.gateway.publishes"),
