@@ -40,7 +40,7 @@ class World:
         self.app = StreamsApp("contract", self.failures.append)
         self.channel = self.app.channel(maxsize=8)
         self.table = StateTable(self.app, name="t", default=lambda: NOTHING, partitions=1, value=Value)
-        self.windows = self.table.tumbling(size, expires=expires).relative_to_stream()
+        self.table.tumbling(size, expires=expires)
         self.seen: list[Any] = []
         self.apply: Callable[[Any], Awaitable[None]] = self.note
         self.app.serve(self.channel, self._step)
@@ -53,7 +53,8 @@ class World:
         pass
 
     async def count(self, event: Any) -> None:
-        self.windows[event.value] = Value(self.windows[event.value].current().n + 1)
+        key = self.table.window_key(event.value, event.message.timestamp)
+        self.table[key] = Value(self.table.data.get(key, NOTHING).n + 1)
 
     async def put(self, value: Any, seconds: int = 100) -> None:
         await self.channel.put(self.app.event(value, len(self.seen) + 1, seconds))
@@ -112,12 +113,13 @@ async def test_a_change_outside_an_agent_is_refused() -> None:
             world.table["a", (1.0, 1.9)] = Value(1)
 
 
-async def test_the_window_before_is_found_by_delta() -> None:
+async def test_the_window_before_is_found_by_its_key() -> None:
     async with in_world() as world:
         before: list[int] = []
 
         async def step(event: Any) -> None:
-            before.append(world.windows["a"].delta(1).n)
+            key = world.table.window_key("a", event.message.timestamp - 1)
+            before.append(world.table.data.get(key, NOTHING).n)
             await world.count(event)
 
         world.apply = step
