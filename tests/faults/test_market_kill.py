@@ -18,6 +18,7 @@ from tallystick.infra.nats.provision import stream_config
 from tallystick.runtime.bus import publisher
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.schemas import bounds
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import Notice
 from tallystick.schemas.subjects import subject
@@ -149,7 +150,7 @@ async def test_what_the_stream_may_not_know_by_its_id_any_more_is_not_sent_again
         assert "error" not in answer
     market = Market(await desk.context("market-data"))
     moved = {}
-    for case, known_s in (("within", publisher.REPEATABLE_S), ("beyond", 0.05)):
+    for case, known_s in (("within", bounds.REPEATABLE_S), ("beyond", 0.05)):
         monkeypatch.setattr(publisher, "REPEATABLE_S", known_s)
         await market.play(20)
         await asyncio.sleep(0.4)
