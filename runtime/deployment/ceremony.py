@@ -19,6 +19,7 @@ import shutil
 import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from decimal import Decimal
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
@@ -142,8 +143,8 @@ seed = 1
 speed = "1"
 """
 # What the paper exchange gives the account to play with, of quote assets alone: what a strategy sells it must have bought.
-# Of any other quote asset so many times its hourly cap.
-_BALANCES: Final = {"USDT": "100000", "ETH": "100"}
+# So many times the asset's hourly cap, and of what most people trade in no less than this.
+_BALANCES: Final = {"USDT": Decimal(100_000), "ETH": Decimal(100)}
 _BALANCE_CAPS: Final = 10
 _MAX_BALANCE: Final = 10**15
 
@@ -329,14 +330,14 @@ class _Ceremony:
             for i in self.config.instruments
         ]
         quotes = {i.quote for i in self.config.instruments}
-        given = {
-            c.asset: f"{min(c.max_hourly * _BALANCE_CAPS, _MAX_BALANCE):.8f}"
-            for c in self.config.caps
-            if c.asset in quotes
-        }
+        given = dict(_BALANCES)
+        for cap in self.config.caps:
+            if cap.asset in quotes:
+                wanted = min(cap.max_hourly * _BALANCE_CAPS, Decimal(_MAX_BALANCE))
+                given[cap.asset] = max(wanted, given.get(cap.asset, Decimal(0)))
         document = {
             "instruments": instruments,
-            "accounts": {self.config.venue.account: given | _BALANCES},
+            "accounts": {self.config.venue.account: {asset: f"{amount:.8f}" for asset, amount in given.items()}},
             "keys": keys,
         }
         self._write(self.paths.paper_exchange, json.dumps(document, indent=2).encode())

@@ -16,7 +16,7 @@ from tallystick.schemas.trust import Instrument
 
 
 class FatFinger(Strategy):
-    """`every`: trades of a symbol between two intents; what is proper goes `slip_bps` beyond the last price."""
+    """`every`: trades of a symbol between two intents; what is proper goes `slip_bps`, and a tick at least, beyond the last price."""
 
     params = {"every": 150, "lots": 2, "slip_bps": 10}  # noqa: RUF012
 
@@ -47,7 +47,7 @@ class FatFinger(Strategy):
             self.mistakes[turn // 2 % len(self.mistakes)](ctx, market, qty, price)
             return
         slip = price * ctx.params["slip_bps"] / 10_000
-        slip -= slip % market.tick
+        slip = max(market.tick, slip - slip % market.tick)
         if ctx.position(symbol) >= qty:
             ctx.sell(symbol, qty, price - slip, "IOC")
         else:

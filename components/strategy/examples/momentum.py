@@ -14,7 +14,7 @@ BPS = Decimal(10_000)
 
 
 class Momentum(Strategy):
-    """`fast` and `slow` are trades, `lots` multiples of the minimum notional, `slip_bps` beyond the last price."""
+    """`fast` and `slow` are trades, `lots` multiples of the minimum notional; `slip_bps`, and a tick at least, beyond the last price."""
 
     params = {"fast": 20, "slow": 100, "lots": 3, "slip_bps": 10, "pause_ms": 400}  # noqa: RUF012
 
@@ -34,7 +34,7 @@ class Momentum(Strategy):
             return
         held = ctx.position(symbol)
         market = ctx.instrument(symbol)
-        slip = trade.price * ctx.params["slip_bps"] / BPS
+        slip = max(market.tick, trade.price * ctx.params["slip_bps"] / BPS)
         # What a partly filled sale left over may be too little to sell: that counts as holding nothing.
         flat = held * (trade.price - slip) < market.min_notional
         if fast > slow and flat:

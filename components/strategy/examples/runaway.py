@@ -1,7 +1,8 @@
 """Behaves for a while and then runs wild, as a bug would: what detectors and breakers are there to stop.
 
-It asks for one small order every `every` trades, until it has seen `after` trades; from then on for `burst` orders at
-every trade, until it has asked for `orders` in all.
+It asks for one small order every `every` trades, until it has seen `after` trades; from then on it buys `burst` times at
+every trade, until it has asked for `orders` in all.  Selling as wildly, before it hears of its fills, it would sell what
+other strategies on its account have bought.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Runaway(Strategy):
         price = trade.price - trade.price % market.tick
         for _ in range(ctx.params["burst"] if wild else 1):
             self.asked += 1
-            if ctx.position(symbol) >= qty:
+            if not wild and ctx.position(symbol) >= qty:
                 ctx.sell(symbol, qty, price, "IOC")
             else:
                 ctx.buy(symbol, qty, price, "IOC")
