@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -31,6 +32,16 @@ settings.load_profile("tallystick")
 
 # No loop stands outside a test: asked for one, asyncio would make one that nobody closes.
 asyncio.set_event_loop(None)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Commands set the umask and the handler of SIGTERM of their process; where a test runs one in its own, no other shall see it."""
+    umask, handler = os.umask(0o022), signal.getsignal(signal.SIGTERM)
+    os.umask(umask)
+    yield
+    os.umask(umask)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")

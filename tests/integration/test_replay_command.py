@@ -31,12 +31,8 @@ class Typed:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> None:
         monkeypatch.setattr(sys, "argv", ["tallystick", "replay", *map(str, words)])
-        mask = os.umask(0o077)
-        try:
-            with pytest.raises(SystemExit) as ended:
-                main.main()
-        finally:
-            os.umask(mask)
+        with pytest.raises(SystemExit) as ended:
+            main.main()
         self.code = ended.value.code
         self.out, self.err = capsys.readouterr()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 
 
-@pytest.fixture
-def ordinary_umask() -> Iterator[None]:
-    """Commands that other tests run in this process narrow it."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("ordinary_umask")
 @pytest.mark.parametrize("call", ["write", "fsync"])
 def test_a_failed_append_leaves_the_file_as_long_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
