@@ -27,7 +27,8 @@ from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import Supervisor

@@ -20,7 +20,7 @@ import msgspec
 from tallystick.components.market_data.dumps import DumpQuote
 from tallystick.components.market_data.player import Part, Recording, Tape, open_tape
 from tallystick.components.market_data.synthetic import QUOTE_EVERY
-from tallystick.runtime.deployment.folder import StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.components.authority.issuer import spend
 from tallystick.runtime.deployment.certificates import hosts, lifetime
-from tallystick.runtime.deployment.folder import Config
+from tallystick.runtime.deployment.config import Config
 from tallystick.runtime.keys import pki
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Unverified

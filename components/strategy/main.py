@@ -19,7 +19,7 @@ from typing import Final
 from tallystick.components.strategy.host import Host, Output
 from tallystick.components.strategy.load import load_strategy, typed_params
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.subjects import ORDERS, subject

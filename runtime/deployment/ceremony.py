@@ -31,7 +31,8 @@ from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, opera
 from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig, parse_config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
@@ -218,7 +219,7 @@ class _Ceremony:
     ) -> None:
         text = _render(template, deployment, strategies)
         self.text = text
-        self.config = layout.parse_config(text, layout.CONFIG_NAME)
+        self.config = parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
         self.bus = self.paths.bus()
         self.now = now

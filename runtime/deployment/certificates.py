@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.folder import Config, Deployment
+from tallystick.runtime.deployment.config import Config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.durable import write_durably
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.identity import load_certificate

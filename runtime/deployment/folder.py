@@ -1,10 +1,4 @@
-"""The deployment folder: where everything lies, and `deployment.toml`, which says what runs.
-
-- `deployment.toml` is parsed strictly: an unknown key, a wrong type, a float or two things of one name are
-  a `ConfigError` that names file, place and what was expected.
-- Numbers that must be exact are text (`"0.01"`); a float is refused rather than rounded.
-- What decides over money (instruments, caps, limits, listings, house rules, venues, who publishes what) counts only as
-  the operator signed it in the trust root; here stands what the next trust root is made from (`terms`).
+"""The deployment folder: where everything lies, which keys and secrets there are, and who gets which.
 
 The folder is trusted with availability and configuration: an attacker who can write to it can change the code and the
 parameters of strategies and where prices come from, but can forge no key, no trust root, no cap and no limit, and opens
@@ -13,21 +7,17 @@ no token or keystore without the master PIN.
 
 from __future__ import annotations
 
-import re
-import tomllib
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Final
 
 import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
+from tallystick.runtime.deployment.config import Config, ObserverConfig, StrategyConfig, parse_config
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
-from tallystick.schemas.limits import LimitRow, limit_rows
 from tallystick.schemas.nats_jwt import encode_key
-from tallystick.schemas.subjects import check_name
-from tallystick.schemas.trust import Cap, Instrument, TrustRoot, open_trust_roots
+from tallystick.schemas.trust import TrustRoot, open_trust_roots
 
 CONFIG_NAME: Final = "deployment.toml"
 # The tokens that `tallystick init` makes, each with a PIN of its own.
@@ -66,7 +56,6 @@ PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
 # sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody.sock`) take up to 24 of them.
 MAX_RUN_PATH: Final = 108 - 1 - 24
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def account_key_id(component: str) -> bytes:
@@ -92,198 +81,6 @@ def passphrase_name(component: str) -> str:
 def api_key_name(component: str) -> str:
     """The keystore's name of the venue's API key id that `custody` or `portfolio` uses."""
     return f"venue.{component}.api_key"
-
-
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a server of ours listens on the deployment's host; port 0: a free one at each start."""
-
-    port: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise Malformed("PORT", f"a port is 0 to 65535, got {self.port}")
-
-
-class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The venue: subjects call it `name`; `host` is its API's host and port, `account` ours there."""
-
-    name: str
-    kind: Literal["paper", "binance"]
-    host: str
-    account: str
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "venue.name")
-        check_name(self.account, "venue.account")
-        if self.kind == "paper":
-            self.port()
-
-    @property
-    def api(self) -> Literal["binance-spot"]:
-        """What its API is, in the trust root's words: the paper exchange speaks Binance's."""
-        return "binance-spot"
-
-    def port(self) -> int:
-        """The port in `host`, 443 where it names none.  Raises `Malformed`."""
-        _, colon, port = self.host.rpartition(":")
-        if not colon and self.kind == "binance":
-            return 443
-        if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
-            raise Malformed("VENUE_HOST", f"venue.host must be HOST:PORT, got {self.host!r}")
-        return int(port)
-
-
-class StrategyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One strategy, in a process of its own.
-
-    `module` is a Python module or a path to a .py file; `instruments` are the unified symbols that it may trade; `env`
-    are the names of environment variables of `tallystick up` that its process is given.
-    """
-
-    name: str
-    module: str
-    instruments: tuple[str, ...]
-    params: dict[str, str] = {}
-    env: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_name(f"strategy-{self.name}", "strategies.name with its prefix")
-        _variables(f"env of strategy {self.name}", self.env)
-
-    @property
-    def component(self) -> str:
-        """Its identity name."""
-        return f"strategy-{self.name}"
-
-
-class ObserverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One observer, in a process of its own: `module` is a Python module or a path to a .py file with a `Component`.
-
-    `env` is as a strategy's.
-    """
-
-    name: str
-    module: str
-    env: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_name(f"observer-{self.name}", "observers.name with its prefix")
-        _variables(f"env of observer {self.name}", self.env)
-
-    @property
-    def component(self) -> str:
-        """Its identity name."""
-        return f"observer-{self.name}"
-
-
-class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where prices come from.
-
-    - `dump`: exchange dump files `paths` (relative to the folder), played `speed` times as fast as recorded; of them the
-      first `most` trades and quotes, 0 for all;
-    - `synthetic`: `count` trades made up from `seed`, at `speed`;
-    - `live`: the venue's feed.
-
-    `symbols` are unified ones (`XRP/ETH`), empty for every instrument; a feed is stale after `stale_ms`.
-    """
-
-    source: Literal["dump", "synthetic", "live"]
-    paths: tuple[str, ...] = ()
-    most: int = 0
-    speed: Decimal = Decimal(1)
-    seed: int = 1
-    count: int = 1_000_000
-    symbols: tuple[str, ...] = ()
-    stale_ms: int = 5_000
-
-    def __post_init__(self) -> None:
-        if (self.source == "dump") != bool(self.paths):
-            raise Malformed("MARKET_DATA", f"source {self.source!r} with {len(self.paths)} paths: only dump has them")
-        if not (self.speed.is_finite() and self.speed > 0):
-            raise Malformed("MARKET_DATA", f"market_data.speed must be above zero, got {self.speed}")
-        if self.most < 0 or (self.most and self.source != "dump"):
-            raise Malformed("MARKET_DATA", f"most {self.most} must be at least 0, and is for dumps alone")
-        if self.count < 1 or self.stale_ms < 1:
-            raise Malformed("MARKET_DATA", f"count {self.count} and stale_ms {self.stale_ms} must be at least 1")
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`deployment.toml`; the lifetimes, where above 0, only shorten.  `limits` is read as `schemas.limits` says."""
-
-    deployment: str
-    broker: Endpoint
-    authority: Endpoint
-    venue: VenueConfig
-    instruments: tuple[Instrument, ...]
-    limits: dict[str, Any]
-    caps: tuple[Cap, ...]
-    market_data: MarketDataConfig
-    strategies: tuple[StrategyConfig, ...] = ()
-    observers: tuple[ObserverConfig, ...] = ()
-    host: str = "127.0.0.1"
-    session_lifetime_s: int = 0
-    certificate_lifetime_s: Annotated[int, msgspec.Meta(ge=0)] = 0
-
-    def __post_init__(self) -> None:
-        check_name(self.deployment, "deployment")
-        _unique("strategies.name", [s.name for s in self.strategies])
-        _unique("observers.name", [o.name for o in self.observers])
-        _unique("instruments.symbol", [i.symbol for i in self.instruments])
-        _unique("instruments.venue_symbol", [i.venue_symbol for i in self.instruments])
-        _unique("caps.asset", [f"{c.account} {c.asset}" for c in self.caps])
-        if self.venue.kind != "paper" and self.market_data.source != "live":
-            raise Malformed(
-                "MARKET_DATA",
-                f'source = "{self.market_data.source}" with venue kind = "{self.venue.kind}": a real venue is traded on '
-                'its own prices alone (source = "live"); what is made up or recorded is for kind = "paper"',
-            )
-        if not self.instruments:
-            raise Malformed("INSTRUMENTS", "at least one [[instruments]] is needed")
-        for instrument in self.instruments:
-            if instrument.venue != self.venue.name:
-                raise Malformed(
-                    "INSTRUMENTS", f"{instrument.symbol}: venue {instrument.venue!r}, not {self.venue.name!r}"
-                )
-        for cap in self.caps:
-            if cap.account != self.venue.account:
-                raise Malformed("CAPS", f"cap for account {cap.account!r}, the venue's is {self.venue.account!r}")
-        known = {i.symbol for i in self.instruments}
-        wanted = [("market_data.symbols", symbol) for symbol in self.market_data.symbols]
-        wanted += [(f"instruments of strategy {s.name}", symbol) for s in self.strategies for symbol in s.instruments]
-        for where, symbol in wanted:
-            if symbol not in known:
-                raise Malformed("INSTRUMENTS", f"{where}: {symbol!r} is none of {', '.join(sorted(known))}")
-        self.limit_rows()
-
-    def limit_rows(self) -> tuple[LimitRow, ...]:
-        """What `limits` says for every strategy and quote asset.  Raises `Malformed`."""
-        return limit_rows(self.limits, (s.name for s in self.strategies), (i.quote for i in self.instruments))
-
-
-def _unique(what: str, values: list[str]) -> None:
-    for value in values:
-        if values.count(value) > 1:
-            raise Malformed("TWICE", f"{what}: {value!r} stands twice")
-
-
-def _variables(what: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if not _VARIABLE.fullmatch(name):
-            raise Malformed("ENV", f"{what}: {name!r} is no name of an environment variable")
-
-
-def _no_float(text: str) -> NoReturn:
-    raise Malformed("FLOAT", f'{text} is a float, which is not exact; write it as text: "{text}"')
-
-
-def parse_config(text: str, source: str) -> Config:
-    """Parse `deployment.toml`; `source` names it in errors.  Raises `ConfigError`."""
-    try:
-        return msgspec.convert(tomllib.loads(text, parse_float=_no_float), Config)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as exc:
-        raise ConfigError("DEPLOYMENT_FILE", f"{source}: {exc}") from exc
-    except Malformed as exc:
-        raise ConfigError("DEPLOYMENT_FILE", f"{source}: {exc.text}") from exc
 
 
 class Deployment:

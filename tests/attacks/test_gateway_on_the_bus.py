@@ -16,7 +16,8 @@ import pytest
 
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import Deployment, parse_config
+from tallystick.runtime.deployment.config import parse_config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade

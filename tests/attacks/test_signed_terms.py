@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from tallystick import infra
-from tallystick.runtime.deployment.folder import Deployment, parse_config
+from tallystick.runtime.deployment.config import parse_config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.terms import require_signed
 from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.trust import TrustRoot, open_successor, sign_document

@@ -30,7 +30,8 @@ from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process, supervisor
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.supervisor import ProcessState, Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret

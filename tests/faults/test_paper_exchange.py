@@ -19,7 +19,8 @@ from tallystick.components.paper_exchange.orders import Order
 from tallystick.components.paper_exchange.server import Exchange
 from tallystick.components.paper_exchange.state import State
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment.folder import Config, Deployment, Endpoint, MarketDataConfig, VenueConfig
+from tallystick.runtime.deployment.config import Config, Endpoint, MarketDataConfig, VenueConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade

@@ -23,13 +23,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
-from tallystick.components.paper_exchange.access import Keys, parse_config
+from tallystick.components.paper_exchange import access
+from tallystick.components.paper_exchange.access import Keys
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
 from tallystick.runtime.deployment import ceremony, certificates
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig, parse_config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context, decrypted_key, load_certificate
@@ -137,7 +139,7 @@ def test_certificates_have_the_ca_of_the_operators_token_and_open_with_their_own
 def test_the_venue_knows_both_api_keys_with_no_more_permission_than_they_need(
     made: Deployment, store: Keystore
 ) -> None:
-    config = parse_config(made.paper_exchange.read_bytes())
+    config = access.parse_config(made.paper_exchange.read_bytes())
     venue = Keys(config.keys, config.accounts)
     for component, permissions in (("custody", {"trade", "read"}), ("portfolio", {"read"})):
         with Token.open(made.token(component), component, store[layout.pin_name(component)]) as token:
@@ -373,21 +375,21 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, text: str)
 def test_a_mistake_in_the_file_is_named_with_its_place(text: str, old: str, new: str, said: str) -> None:
     assert old in text
     with pytest.raises(ConfigError, match=said) as caught:
-        layout.parse_config(text.replace(old, new, 1), "deployment.toml")
+        parse_config(text.replace(old, new, 1), "deployment.toml")
     assert caught.value.text.startswith("deployment.toml: ")
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", '"4222"', "true"])
 def test_an_impossible_port_is_refused(text: str, port: str) -> None:
     with pytest.raises(ConfigError, match="DEPLOYMENT"):
-        layout.parse_config(re.sub(r"\[broker\]\nport = \d+", f"[broker]\nport = {port}", text), "deployment.toml")
+        parse_config(re.sub(r"\[broker\]\nport = \d+", f"[broker]\nport = {port}", text), "deployment.toml")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:٣", "127.0.0.1:65536"])
 def test_a_paper_venue_without_a_port_is_refused(text: str, host: str) -> None:
     changed = re.sub(r'host = "127\.0\.0\.1:\d+"', lambda _: f'host = "{host}"', text)
     with pytest.raises(ConfigError, match="HOST:PORT"):
-        layout.parse_config(changed, "deployment.toml")
+        parse_config(changed, "deployment.toml")
 
 
 @settings(max_examples=100, deadline=None)
@@ -396,7 +398,7 @@ def test_no_text_breaks_the_parser(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text)))
     changed = text[:start] + data.draw(st.text(max_size=20)) + text[start + data.draw(st.integers(0, 20)) :]
     with contextlib.suppress(ConfigError):
-        layout.parse_config(changed, "deployment.toml")
+        parse_config(changed, "deployment.toml")
 
 
 def test_the_strategies_listed_for_an_instrument_are_those_that_name_it(made: Deployment) -> None:

@@ -20,7 +20,8 @@ from tallystick.components.execution.main import Execution
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.portfolio.main import Portfolio
 from tallystick.components.strategy.main import StrategyProcess
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import StrategyConfig, parse_config
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.schemas.orders import Decision, Fill, Intent, OrderEvent, Permit, Position, VenueOrder
 from tallystick.venues import AccountStream

@@ -13,14 +13,8 @@ import pytest
 from tallystick.components.market_data.main import MarketData, synthetic_symbol
 from tallystick.components.strategy.main import StrategyProcess
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import (
-    Config,
-    Deployment,
-    Endpoint,
-    MarketDataConfig,
-    StrategyConfig,
-    VenueConfig,
-)
+from tallystick.runtime.deployment.config import Config, Endpoint, MarketDataConfig, StrategyConfig, VenueConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.market import FeedStatus, Quote, Trade

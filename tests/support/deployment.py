@@ -17,7 +17,8 @@ from tallystick.runtime.bus.link import CredentialSource
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment import certificates, process
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
-from tallystick.runtime.deployment.folder import Deployment, StrategyConfig
+from tallystick.runtime.deployment.config import StrategyConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret

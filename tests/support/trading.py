@@ -20,7 +20,8 @@ from tallystick.components.paper_exchange.orders import Instrument as PaperInstr
 from tallystick.components.paper_exchange.server import Exchange, Fault
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, parse_config, pin_name
+from tallystick.runtime.deployment.config import parse_config
+from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, pin_name
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Secret

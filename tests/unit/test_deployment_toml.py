@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import tests
-from tallystick.runtime.deployment import folder
+from tallystick.runtime.deployment import config
 from tallystick.schemas.limits import Limits
 from tallystick.schemas.trust import Cap, Instrument
 
@@ -19,15 +19,15 @@ DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read
 # Their own sections hold what is in these.
 TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "strategies", "observers"}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "The file itself": folder.Config,
-    "`[broker]`, `[authority]`": folder.Endpoint,
-    "`[venue]`": folder.VenueConfig,
+    "The file itself": config.Config,
+    "`[broker]`, `[authority]`": config.Endpoint,
+    "`[venue]`": config.VenueConfig,
     "`[[instruments]]`": Instrument,
     "`[[caps]]`": Cap,
     "`[limits]`": Limits,
-    "`[market_data]`": folder.MarketDataConfig,
-    "`[[strategies]]`": folder.StrategyConfig,
-    "`[[observers]]`": folder.ObserverConfig,
+    "`[market_data]`": config.MarketDataConfig,
+    "`[[strategies]]`": config.StrategyConfig,
+    "`[[observers]]`": config.ObserverConfig,
 }
 
 
@@ -58,7 +58,7 @@ def test_every_key_stands_in_the_reference_with_its_default(section: str) -> Non
 
 
 def test_every_table_has_its_section() -> None:
-    tables = {f.encode_name for f in msgspec.structs.fields(folder.Config)} & TABLES
+    tables = {f.encode_name for f in msgspec.structs.fields(config.Config)} & TABLES
     assert tables == TABLES
     named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)\]+`", title)}
     assert named == TABLES

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from tallystick.components.market_data.main import open_recording, shown
-from tallystick.runtime.deployment.folder import Deployment, MarketDataConfig
+from tallystick.runtime.deployment.config import MarketDataConfig
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.trust import Instrument, TrustRoot
 

@@ -12,7 +12,7 @@ from tallystick.cli.story import INTRUDER, MISTAKES, Story, measure, tell, unsee
 from tallystick.components.market_data.dumps import find_dumps
 from tallystick.components.market_data.player import Part, open_tape
 from tallystick.components.paper_exchange.orders import Instrument as VenueInstrument
-from tallystick.runtime.deployment.folder import Config, parse_config
+from tallystick.runtime.deployment.config import Config, parse_config
 from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.limits import LimitBook
 
