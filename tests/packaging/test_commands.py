@@ -102,12 +102,13 @@ def test_an_unknown_command_or_option_is_found() -> None:
     assert unknown_words(command, "tallystick audit verify --deeper DIR") == ["--deeper"]
 
 
-def test_ci_runs_lint_and_the_test_command() -> None:
+def test_ci_runs_lint_the_slow_tests_and_the_test_command() -> None:
     script = (ROOT / ".ci/run").read_text()
     assert os.access(ROOT / ".ci/run", os.X_OK)
     assert "set -euo pipefail" in script
     commands = [line for line in script.splitlines() if line.startswith("make ")]
-    assert commands == [f"make --no-print-directory {name} || status=1" for name in ("lint", "test")]
+    wanted = ("lint", "slow ARGS=--session-timeout=1200", "test")
+    assert commands == [f"make --no-print-directory {name} || status=1" for name in wanted]
     assert script.endswith('exit "$status"\n')
 
 
