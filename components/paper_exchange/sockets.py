@@ -91,7 +91,8 @@ class Socket:
         self.streams.clear()
         self.listens.clear()
         self.users.clear()
-        if self._transport is not None:
+        # One that is closing ends by itself; some releases of Python 3.11 cannot abort what was closed twice.
+        if self._transport is not None and not self.ws.closed:
             self._transport.abort()
 
     async def write(self) -> None:

@@ -46,7 +46,9 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     with tarfile.open(sdist) as archive:
-        archive.extractall(source, filter="data")
+        # The first releases of Python 3.11 have no filters.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(source)
     (root,) = source.iterdir()
     return build("wheel", root, tmp_path_factory.mktemp("wheel"))
 
