@@ -6,10 +6,11 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from tests.support.bus import TestBus, running_bus
@@ -32,6 +33,13 @@ settings.load_profile("tallystick")
 
 # No loop stands outside a test: asked for one, asyncio would make one that nobody closes.
 asyncio.set_event_loop(None)
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the processes of a deployment run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

@@ -91,8 +91,7 @@ class Socket:
         self.streams.clear()
         self.listens.clear()
         self.users.clear()
-        # One that is closing ends by itself; some releases of Python 3.11 cannot abort what was closed twice.
-        if self._transport is not None and not self.ws.closed:
+        if self._transport is not None:
             self._transport.abort()
 
     async def write(self) -> None:
