@@ -38,8 +38,9 @@ asyncio.set_event_loop(None)
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The loop that the processes of a deployment run on."""
-    return {"uvloop": uvloop.new_event_loop}
+    """On the loop of a deployment's processes, where the `uvloop` marker says so."""
+    factory = uvloop.new_event_loop if item.get_closest_marker("uvloop") else asyncio.new_event_loop
+    return {factory.__module__: factory}
 
 
 @pytest.fixture(autouse=True)

@@ -383,6 +383,7 @@ async def test_malformed_socket_messages_are_answered_and_change_nothing(attack:
         assert ws.closed
 
 
+@pytest.mark.uvloop
 async def test_a_user_stream_wants_a_reading_key_and_a_fresh_signature(attack: Attack) -> None:
     async with attack() as (exchange, client):
         forged = subscription()

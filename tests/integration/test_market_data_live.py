@@ -23,6 +23,8 @@ from tests.support.paper import trade, venue
 from tests.support.tls import ServerTls
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.uvloop
+
 
 class Heard:
     following: asyncio.Task[None]

@@ -17,6 +17,8 @@ from tallystick.runtime.bus.tasks import end
 from tests.support.paper import client, trade, venue
 from tests.support.tls import ServerTls
 
+pytestmark = pytest.mark.uvloop
+
 SYMBOL = "XRP/ETH"
 
 

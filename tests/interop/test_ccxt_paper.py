@@ -20,6 +20,8 @@ from tallystick.components.paper_exchange.server import Exchange, Fault
 from tests.support.paper import client, trade, venue
 from tests.support.tls import ServerTls
 
+pytestmark = pytest.mark.uvloop
+
 
 @contextlib.asynccontextmanager
 async def serving(
