@@ -347,10 +347,7 @@ def subscription(api_key: str = "traderkey", **changes: Any) -> dict[str, Any]:
 async def test_malformed_socket_messages_are_answered_and_change_nothing(attack: Attack) -> None:
     async with attack() as (exchange, client):
         for path, bad in (
-            (
-                "/ws/1",
-                ("{", '{"method":"SUBSCRIBE","params":[1]}', '{"method":"SUBSCRIBE","params":["x@trade"],"id":1}'),
-            ),
+            ("/ws/1", ("{", '{"method":"SUBSCRIBE","params":[1]}', '{"method":"SUBSCRIBE","params":["x@trade"]}')),
             ("/ws-api/v3", ("[" * 2000, "null", '{"id":1,"method":"order.place","params":{}}', '{"id":1,"x":2}')),
         ):
             ws = await socket(client, path)
@@ -373,10 +370,15 @@ async def test_malformed_socket_messages_are_answered_and_change_nothing(attack:
         # The WebSocket API counts weights, also of what it cannot read.
         ws = await socket(client, "/ws-api/v3")
         exchange._rates._limits = Limits(weight_minute=20)
+        numbers: list[int] = []
+        # One after the other: what is on its way when the venue closes may be lost with its answers.
         with contextlib.suppress(ConnectionError):
             for _ in range(40):
                 await ws.send_str("{")
-        numbers = [json.loads(m.data)["error"]["code"] async for m in ws if m.type is aiohttp.WSMsgType.TEXT]
+                answer = await ws.receive(timeout=5)
+                if answer.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                numbers.append(json.loads(answer.data)["error"]["code"])
         assert set(numbers[:-1]) <= {-1135}
         assert numbers[-1] in {-1135, -1003}
         assert len(numbers) <= 20
