@@ -367,8 +367,7 @@ async def test_malformed_socket_messages_are_answered_and_change_nothing(attack:
             await ws.send_str("{}")
         answers = [(await ws.receive(timeout=5)).type for _ in range(6)]
         assert aiohttp.WSMsgType.CLOSE in answers  # more than five in a second
-        # The WebSocket API counts weights, also of what it cannot read.
-        ws = await socket(client, "/ws-api/v3")
+        ws = await socket(client, "/ws-api/v3")  # counts weights, also of what it cannot read
         exchange._rates._limits = Limits(weight_minute=20)
         numbers: list[int] = []
         # One after the other: what is on its way when the venue closes may be lost with its answers.
