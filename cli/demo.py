@@ -255,11 +255,8 @@ class Demo:
             "no alert" if found is None else f"{found.code}: {found.text}",
         )
         honest = [s.name for s in self._story.strategies if s.component != RUNAWAY and s.name != INTRUDER]
-        # Whether an order that the venue took is filled is the market's affair.
-        later = [s for s in honest if halted is not None and state.placed_at.get(s, 0) > halted]
-        done = [s for s in later if halted is not None and state.filled_at.get(s, 0) > halted]
-        seen = f"orders of {', '.join(later) or 'none'} of {', '.join(honest)}; filled: {', '.join(done) or 'none'}"
-        self._promise("the others traded on", bool(later), seen)
+        later = [s for s in honest if halted is not None and state.filled_at.get(s, 0) > halted]
+        self._promise("the others traded on", bool(later), f"{', '.join(later) or 'none'} of {', '.join(honest)}")
         restarts = {s.name: s.restarts for s in supervisor.states if s.restarts}
         self._promise("no process fell over", not restarts, str(restarts) if restarts else "no restart")
 

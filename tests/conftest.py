@@ -39,8 +39,9 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """On the loop of a deployment's processes, where the `uvloop` marker says so."""
-    factory = uvloop.new_event_loop if item.get_closest_marker("uvloop") else asyncio.new_event_loop
-    return {factory.__module__: factory}
+    if item.get_closest_marker("uvloop"):
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

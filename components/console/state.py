@@ -71,7 +71,6 @@ class DeskState:
         self.denials: Counter[str] = Counter()
         self.decided: Counter[tuple[str, str]] = Counter()
         self.fills: Counter[str] = Counter()
-        self.placed_at: dict[str, int] = {}
         self.filled_at: dict[str, int] = {}
         self.refusals: deque[Refusal] = deque(maxlen=MAX_SHOWN)
         self.dead: Counter[tuple[str, str]] = Counter()
@@ -112,8 +111,6 @@ class DeskState:
                 self._decision(where, event)
             case orders.OrderEvent():
                 self._order(event.intent_id, where).state = event.status or event.state
-                if event.state == "accepted":
-                    self.placed_at[where.strategy] = now
             case orders.Fill():
                 self._order(event.intent_id, where).filled += event.qty
                 self.fills[where.strategy] += 1

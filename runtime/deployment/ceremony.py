@@ -147,7 +147,7 @@ speed = "1"
 # So many times the asset's hourly cap, and of what most people trade in no less than this.
 _BALANCES: Final = {"USDT": Decimal(100_000), "ETH": Decimal(100)}
 _BALANCE_CAPS: Final = 10
-_MAX_BALANCE: Final = 10**15
+_MAX_BALANCE: Final = Decimal(10**15)
 
 
 def init(
@@ -334,7 +334,7 @@ class _Ceremony:
         given = dict(_BALANCES)
         for cap in self.config.caps:
             if cap.asset in quotes:
-                wanted = min(cap.max_hourly * _BALANCE_CAPS, Decimal(_MAX_BALANCE))
+                wanted = min(cap.max_hourly * _BALANCE_CAPS, _MAX_BALANCE)
                 given[cap.asset] = max(wanted, given.get(cap.asset, Decimal(0)))
         document = {
             "instruments": instruments,

@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 
 from tallystick.components.gateway.policy import Policy
 from tallystick.components.paper_exchange import access
-from tallystick.components.paper_exchange.access import Keys
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
@@ -140,13 +139,20 @@ def test_the_venue_knows_both_api_keys_with_no_more_permission_than_they_need(
     made: Deployment, store: Keystore
 ) -> None:
     config = access.parse_config(made.paper_exchange.read_bytes())
-    venue = Keys(config.keys, config.accounts)
+    venue = access.Keys(config.keys, config.accounts)
     for component, permissions in (("custody", {"trade", "read"}), ("portfolio", {"read"})):
         with Token.open(made.token(component), component, store[layout.pin_name(component)]) as token:
             signature = base64.b64encode(token.signer(layout.KEY_VENUE).sign(b"timestamp=1")).decode()
         key = venue.verify(store[layout.api_key_name(component)].reveal(), "127.0.0.1", b"timestamp=1", signature)
         assert key.permissions == permissions
         assert key.ips == ("127.0.0.1",)
+
+
+def test_the_paper_account_holds_ten_hourly_caps_of_each_quote_asset_and_nothing_to_sell(made: Deployment) -> None:
+    hourly = {cap.asset: cap.max_hourly for cap in made.config.caps}
+    assert hourly == {"ETH": 500, "XRP": 500_000, "USDT": 500_000, "BTC": 10}
+    (held,) = access.parse_config(made.paper_exchange.read_bytes()).accounts.values()
+    assert held == {"ETH": 5_000, "USDT": 5_000_000}
 
 
 def test_limits_and_policies_are_ones_that_the_gateway_runs_with(made: Deployment) -> None:
