@@ -12,7 +12,7 @@ from typing import Final
 # Where programs and libraries lie, and how text, time and temporary files are dealt with.  Nothing that holds a secret.
 PASSED_ON: Final = (
     "PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "TZDIR", "TMPDIR",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "TALLYSTICK_PKCS11_MODULE",
+    "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
 
 # Memory that is free goes back to the system: glibc has two heaps a process instead of eight a core, and keeps a megabyte

@@ -35,8 +35,9 @@ from tallystick.runtime.deployment.config import StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
-from tallystick.runtime.keys.hsm import HsmSigner, Token, create_token
+from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
+from tallystick.runtime.keys.signers import HsmSigner
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key

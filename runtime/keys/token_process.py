@@ -29,8 +29,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tallystick.infra.nats.child import harden
 from tallystick.runtime.environment import environment
-from tallystick.runtime.keys.hsm import HsmSigner, P256Signer, Token
+from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over
+from tallystick.runtime.keys.module import Place
+from tallystick.runtime.keys.signers import EcdsaSigner, HsmSigner
+from tallystick.runtime.keys.uri import SCHEME, parse_token_uri
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError
 
 START_TIMEOUT_S: Final = 20.0
@@ -66,7 +69,7 @@ class ProcessSigner:
 
 
 class ProcessP256Signer:
-    """A P-256 key in the child's token, as `P256Signer`."""
+    """A P-256 key in the child's token, as `EcdsaSigner`."""
 
     def __init__(self, process: TokenProcess, key_id: bytes, public: ec.EllipticCurvePublicKey) -> None:
         """For `TokenProcess.p256_signer`."""
@@ -82,7 +85,7 @@ class ProcessP256Signer:
 class TokenProcess:
     """A child with an open token; a context manager.  One request at a time, from any thread."""
 
-    def __init__(self, directory: Path, label: str, pin: Secret) -> None:
+    def __init__(self, place: Place, label: str, pin: Secret) -> None:
         """Start the child and wait until the token is open.  Raises `ConfigError`, the token's own included."""
         self.label = label
         self._lock = threading.Lock()
@@ -91,7 +94,15 @@ class TokenProcess:
         try:
             fds = (theirs.fileno(), pin_fd)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(directory.absolute()), label, *map(str, fds)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    __name__,
+                    str(place.absolute() if isinstance(place, Path) else place),
+                    label,
+                    *map(str, fds),
+                ],
                 pass_fds=fds,
                 env=environment(os.environ),
                 stdin=subprocess.DEVNULL,
@@ -163,14 +174,14 @@ class TokenProcess:
         self.close()
 
 
-def _serve(directory: Path, label: str, connection: Connection, pin: Secret) -> None:
+def _serve(place: Place, label: str, connection: Connection, pin: Secret) -> None:
     """The child: open the token, say so, answer until the parent is gone."""
     try:
-        token = Token.open(directory, label, pin)
+        token = Token.open(place, label, pin)
     except TallystickError as exc:
         connection.send_bytes(msgspec.msgpack.encode(_Reply(exc.code, exc.text)))
         return
-    signers: dict[tuple[bool, bytes], HsmSigner | P256Signer] = {}
+    signers: dict[tuple[bool, bytes], HsmSigner | EcdsaSigner] = {}
     with token:
         reply = _Reply("", "")
         while True:
@@ -185,7 +196,7 @@ def _serve(directory: Path, label: str, connection: Connection, pin: Secret) -> 
                 reply = _Reply(exc.code, exc.text)
 
 
-def _answer(token: Token, signers: dict[tuple[bool, bytes], HsmSigner | P256Signer], data: bytes) -> bytes:
+def _answer(token: Token, signers: dict[tuple[bool, bytes], HsmSigner | EcdsaSigner], data: bytes) -> bytes:
     try:
         request = msgspec.msgpack.decode(data, type=_Request)
     except NOT_DECODED as exc:
@@ -203,10 +214,11 @@ def _answer(token: Token, signers: dict[tuple[bool, bytes], HsmSigner | P256Sign
 
 
 def main() -> None:
-    """`python -m tallystick.runtime.keys.token_process DIRECTORY LABEL SOCKET_FD PIN_FD`."""
+    """`python -m tallystick.runtime.keys.token_process PLACE LABEL SOCKET_FD PIN_FD`."""
     harden()
-    directory, label, connection_fd, pin_fd = sys.argv[1:]
-    _serve(Path(directory), label, Connection(int(connection_fd)), take_over(int(pin_fd))["pin"])
+    place, label, connection_fd, pin_fd = sys.argv[1:]
+    where = parse_token_uri(place) if place.startswith(SCHEME) else Path(place)
+    _serve(where, label, Connection(int(connection_fd)), take_over(int(pin_fd))["pin"])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.types import WrapMixin
 
@@ -33,6 +34,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         token.generate_ed25519(b"role", "role")
         token.generate_ed25519(b"other", "other")
         token.generate_p256(b"ca", "ca")
+        token.generate_secp256k1(b"chain", "chain")
+        token.generate_rsa(b"rsa", "rsa")
+        token.import_mac(b"mac", "mac", b"m" * 64)
+        token.import_private(b"rsa-in", "rsa-in", rsa.generate_private_key(65537, 2048))
+        token.import_private(b"ed-in", "ed-in", ed25519.Ed25519PrivateKey.generate())
     return directory
 
 
@@ -43,18 +49,37 @@ def token(home: Path) -> Iterator[hsm.Token]:
 
 
 def _private(token: hsm.Token, key_id: bytes) -> pkcs11.PrivateKey:
-    (key,) = token._session.get_objects({Attribute.ID: key_id, Attribute.CLASS: ObjectClass.PRIVATE_KEY})
-    assert isinstance(key, pkcs11.PrivateKey)
+    wanted = ObjectClass.SECRET_KEY if key_id == b"mac" else ObjectClass.PRIVATE_KEY
+    (key,) = token._session.get_objects({Attribute.ID: key_id, Attribute.CLASS: wanted})
+    assert isinstance(key, pkcs11.PrivateKey | pkcs11.SecretKey)
     return key
 
 
-@pytest.mark.parametrize("key_id", [b"role", b"ca"])
+# Made inside and imported, of every kind.
+KEYS = pytest.mark.parametrize("key_id", [b"role", b"ca", b"chain", b"rsa", b"mac", b"rsa-in", b"ed-in"])
+SECRETS = (
+    Attribute.VALUE,
+    Attribute.PRIVATE_EXPONENT,
+    Attribute.PRIME_1,
+    Attribute.PRIME_2,
+    Attribute.EXPONENT_1,
+    Attribute.EXPONENT_2,
+    Attribute.COEFFICIENT,
+)
+
+
+@KEYS
 def test_reading_the_private_value_fails(token: hsm.Token, key_id: bytes) -> None:
-    with pytest.raises(pkcs11.AttributeSensitive):
-        _ = _private(token, key_id)[Attribute.VALUE]
+    refused = []
+    for attribute in SECRETS:
+        with pytest.raises((pkcs11.AttributeSensitive, pkcs11.AttributeTypeInvalid)) as caught:
+            _ = _private(token, key_id)[attribute]
+        refused.append(caught.type)
+    # It has secrets, and keeps each of them.
+    assert refused.count(pkcs11.AttributeSensitive) == (6 if key_id.startswith(b"rsa") else 1)
 
 
-@pytest.mark.parametrize("key_id", [b"role", b"ca"])
+@KEYS
 @pytest.mark.parametrize(
     ("attribute", "value"), [(Attribute.EXTRACTABLE, True), (Attribute.SENSITIVE, False), (Attribute.DERIVE, True)]
 )
@@ -65,16 +90,18 @@ def test_making_a_key_extractable_afterwards_fails(
         _private(token, key_id)[attribute] = value
 
 
-def test_copying_a_key_into_an_extractable_one_fails(token: hsm.Token) -> None:
+@KEYS
+def test_copying_a_key_into_an_extractable_one_fails(token: hsm.Token, key_id: bytes) -> None:
     with pytest.raises(pkcs11.PKCS11Error):
-        _private(token, b"role").copy({Attribute.EXTRACTABLE: True, Attribute.SENSITIVE: False, Attribute.ID: b"copy"})
+        _private(token, key_id).copy({Attribute.EXTRACTABLE: True, Attribute.SENSITIVE: False, Attribute.ID: b"copy"})
 
 
-def test_wrapping_a_key_out_of_the_token_fails(token: hsm.Token) -> None:
+@KEYS
+def test_wrapping_a_key_out_of_the_token_fails(token: hsm.Token, key_id: bytes) -> None:
     wrapper = token._session.generate_key(KeyType.AES, 256, store=False)
     assert isinstance(wrapper, WrapMixin)
     with pytest.raises(pkcs11.KeyUnextractable):
-        wrapper.wrap_key(_private(token, b"role"), mechanism=Mechanism.AES_KEY_WRAP_PAD)
+        wrapper.wrap_key(_private(token, key_id), mechanism=Mechanism.AES_KEY_WRAP_PAD)
 
 
 def test_a_planted_extractable_key_is_refused(token: hsm.Token) -> None:

@@ -252,17 +252,6 @@ def test_a_taken_port_is_named(server: str, desk: Path) -> None:
         refused(up(desk), "PORT_TAKEN", str(port), server, "deployment.toml")
 
 
-@pytest.mark.parametrize(
-    ("module", "said"),
-    [("/nowhere/libsofthsm2.so", "which is no file"), (__file__, "is no PKCS#11 module")],
-    ids=["missing", "another file"],
-)
-def test_init_without_a_pkcs11_module_leaves_nothing(module: str, said: str, tmp_path: Path) -> None:
-    done = tallystick("init", tmp_path / "desk", pin=PIN.reveal(), env={"TALLYSTICK_PKCS11_MODULE": module})
-    refused(done, "HSM_MODULE", module, said)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """Mounts a file system of a given size; skips where this user may not."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from tallystick.runtime.keys import hsm
+from tallystick.runtime.keys import hsm, module
 from tallystick.runtime.keys.keystore import Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError
@@ -167,16 +167,9 @@ def test_a_child_process_opens_the_token_with_a_pin_from_a_descriptor(token: hsm
 
 
 def test_a_missing_module_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(hsm, "SOFTHSM_PATHS", (str(tmp_path / "none.so"),))
-    monkeypatch.delenv(hsm.MODULE_VARIABLE, raising=False)
+    monkeypatch.setattr(module, "SOFTHSM_PATHS", (str(tmp_path / "none.so"),))
     with pytest.raises(ConfigError, match="apt-get install softhsm2"):
-        hsm.module_path()
-
-
-def test_a_module_named_by_the_environment_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(hsm.MODULE_VARIABLE, str(tmp_path / "none.so"))
-    with pytest.raises(ConfigError, match=r"none\.so, which is no file"):
-        hsm.module_path()
+        module.module_path(tmp_path)
 
 
 def test_the_library_leaves_nothing_in_the_environment(token: hsm.Token) -> None:
@@ -185,8 +178,11 @@ def test_the_library_leaves_nothing_in_the_environment(token: hsm.Token) -> None
 
 def test_a_locked_token_says_who_can_unlock_it() -> None:
     # SoftHSM never locks a PIN: the error is raised here as another module would.
-    with pytest.raises(ConfigError, match=r"HSM_LOCKED: opening: .*security officer"), hsm._asking("opening"):
+    def locked() -> None:
         raise pkcs11.PinLocked
+
+    with pytest.raises(ConfigError, match=r"HSM_LOCKED: opening: .*security officer"):
+        module.ask("opening", locked)
 
 
 @pytest.mark.parametrize("label", ["", "x" * 33])
