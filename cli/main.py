@@ -60,23 +60,55 @@ def _say(text: str) -> None:
     typer.echo(f"{time.strftime('%H:%M:%S', time.gmtime())}  {text}")
 
 
-@app.command(epilog="Example: tallystick init ./desk --name my-desk")
+@app.command(
+    epilog="Example: tallystick init ./desk --name my-desk      "
+    'or: --token "custody=pkcs11:token=desk;serial=0123?module-path=/opt/hsm/libpkcs11.so"'
+)
 def init(
     directory: _Dir,
     name: Annotated[str, typer.Option(help="The deployment's id; default: the folder's name.")] = "",
-    pin_fd: _PinFd = None,
+    token: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL=URI",
+            help="A PKCS#11 token for operator, signing, roles, custody, portfolio or audit, by its URI (RFC 7512); "
+            "may be given several times. Without: SoftHSM, in the folder.",
+        ),
+    ] = None,
+    pin_fd: Annotated[
+        int | None,
+        typer.Option(
+            "--pin-fd",
+            help="Read the master PIN, and after it a line with the PIN of each --token, from this descriptor.",
+        ),
+    ] = None,
 ) -> None:
     """Make a deployment: keys born in tokens, trust root, certificates, policy, configuration."""
+    from tallystick.runtime.deployment.ceremony import TokenAccess
     from tallystick.runtime.deployment.ceremony import init as ceremony
-    from tallystick.runtime.keys.keystore import read_pin
+    from tallystick.runtime.keys.keystore import read_pin, read_pins
 
-    pin = read_pin("New master PIN (8 characters or more): ", pin_fd)
-    if pin_fd is None and read_pin("Again: ") != pin:
+    uris = dict(_token_option(text) for text in token or ())
+    asked = [f"PIN of token {label}: " for label in uris]
+    pin, *pins = read_pins(("New master PIN (8 characters or more): ", *asked), pin_fd)
+    if pin_fd is None and read_pin("Master PIN again: ") != pin:
         raise ConfigError("PIN_INPUT", "the two PINs differ; nothing was made")
-    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say)
+    tokens = {label: TokenAccess(uri, its) for (label, uri), its in zip(uris.items(), pins, strict=True)}
+    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say, tokens=tokens)
     typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
     typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
     typer.echo(f"Next: tallystick up {directory}")
+
+
+def _token_option(text: str) -> tuple[str, str]:
+    """LABEL and URI of `--token`.  Raises `ConfigError`, before a PIN is asked for."""
+    from tallystick.runtime.deployment.config import TOKENS
+    from tallystick.runtime.keys.uri import parse_token_uri
+
+    label, equals, uri = text.partition("=")
+    if not equals or label not in TOKENS:
+        raise ConfigError("TOKENS", f"--token takes LABEL=URI, where LABEL is one of {', '.join(TOKENS)}")
+    return label, parse_token_uri(uri).text
 
 
 @app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
@@ -351,6 +383,7 @@ def commands() -> typer.Typer:
     from tallystick.cli.audit import app as audit
     from tallystick.cli.correct import app as correct
     from tallystick.cli.explain import explain
+    from tallystick.cli.keys import app as keys
     from tallystick.cli.replay import EXAMPLES, replay
     from tallystick.infra.nats.cli import app as topology
 
@@ -361,6 +394,7 @@ def commands() -> typer.Typer:
     )
     app.add_typer(audit, name="audit")
     app.add_typer(correct, name="correct")
+    app.add_typer(keys, name="keys")
     app.add_typer(topology, name="topology")
     return app
 

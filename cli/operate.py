@@ -14,8 +14,6 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tallystick.cli import breaker
 from tallystick.cli.status import describe
@@ -27,6 +25,7 @@ from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context
+from tallystick.runtime.keys.key_info import public_pem
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.bounds import SECOND
@@ -231,9 +230,7 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
     """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
     with Token.open(deployment.token(component), component, keystore[layout.pin_name(component)]) as token:
-        raw = token.signer(layout.KEY_VENUE).public
-    pem = Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return pem.decode("ascii")
+        return public_pem(token.signer(layout.KEY_VENUE).public)
 
 
 def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:

@@ -20,10 +20,10 @@ from tallystick.components.custody.permits import Permits
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
+from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
+from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
-from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import ConfigChanged, Notice
 from tallystick.schemas.signing import SOCKET
@@ -51,9 +51,7 @@ class Custody(Service):
         record = ctx.trust.venues.get(venue)
         if record is None:
             raise ConfigError("VENUE", f"{venue} is not in trust root {ctx.trust.number}")
-        self._token = Token.open(deployment.token(NAME), NAME, ctx.secret(pin_name(NAME)))
-        ctx.at_stop(self._token.close)
-        signer = self._token.signer(KEY_VENUE)
+        signer = open_own_token(ctx).signer(KEY_VENUE)
         # Half a second of imports, away from the loop that keeps the session alive.
         builder = await asyncio.to_thread(
             venues.adapter(record.kind).request_builder,

@@ -20,9 +20,9 @@ from typing import Final
 from tallystick import venues
 from tallystick.components.portfolio.book import Book, Output
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
+from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
+from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.service import Service, ServiceContext
-from tallystick.runtime.keys.hsm import Token
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Balance, Corrected, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import ORDERS, subject
@@ -43,12 +43,11 @@ def connect(ctx: ServiceContext, listener: Listener) -> AccountStream:
     record = ctx.trust.venues.get(venue.name)
     if record is None:
         raise ConfigError("VENUE", f"{venue.name} is not in trust root {ctx.trust.number}")
-    api_key, pin = ctx.secret(api_key_name(OWN)), ctx.secret(pin_name(OWN))
     return venues.adapter(record.kind).user_stream(
         host=record.host,
         paper=venue.kind == "paper",
-        api_key=api_key.reveal(),
-        signer=Token.open(deployment.token(OWN), OWN, pin).signer(KEY_VENUE),
+        api_key=ctx.secret(api_key_name(OWN)).reveal(),
+        signer=open_own_token(ctx).signer(KEY_VENUE),
         symbols={i.venue_symbol: i.symbol for i in ctx.trust.instruments if i.venue == venue.name},
         tls=venues.client_tls(deployment.venue_ca),
         clock=ctx.clock,

@@ -17,7 +17,7 @@ import os
 import secrets as entropy
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from importlib.resources.abc import Traversable
@@ -36,6 +36,7 @@ from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import Token, create_token
+from tallystick.runtime.keys.key_info import dated
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
 from tallystick.runtime.keys.signers import HsmSigner
 from tallystick.schemas.bounds import SECOND
@@ -151,6 +152,13 @@ _BALANCE_CAPS: Final = 10
 _MAX_BALANCE: Final = Decimal(10**15)
 
 
+class TokenAccess(msgspec.Struct, frozen=True):
+    """A token that exists already: its PKCS#11 URI and its user PIN."""
+
+    uri: str
+    pin: Secret
+
+
 def init(
     directory: Path,
     deployment: str,
@@ -160,11 +168,13 @@ def init(
     strategies: Sequence[StrategyConfig] = DEFAULT_STRATEGIES,
     template: str = DEFAULT_TEMPLATE,
     progress: Callable[[str], None] = lambda _: None,
+    tokens: Mapping[str, TokenAccess] | None = None,
 ) -> Deployment:
     """Make a paper-trading deployment in `directory` and return it.
 
     `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
-    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
+    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step; `tokens` are
+    those that are not SoftHSM's own, by label.  Raises `ConfigError` or `Malformed`, and then
     leaves nothing behind.
     """
     check_name(deployment, "deployment")
@@ -187,7 +197,7 @@ def init(
         except OSError as exc:
             raise _unusable(temporary, exc) from exc
         try:
-            _Ceremony(temporary, deployment, strategies, template, clock(), progress).run(master_pin)
+            _Ceremony(temporary, deployment, strategies, template, clock(), progress, tokens or {}).run(master_pin)
             sync_tree(temporary)
             # If we crash before this line, a hidden folder is left, which nothing reads; after it, the deployment is
             # whole.
@@ -217,21 +227,23 @@ class _Ceremony:
         template: str,
         now: int,
         progress: Callable[[str], None],
+        tokens: Mapping[str, TokenAccess],
     ) -> None:
-        text = _render(template, deployment, strategies)
+        text = _render(template, deployment, strategies, tokens)
         self.text = text
         self.config = parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
         self.bus = self.paths.bus()
         self.now = now
         self.progress = progress
+        self.tokens = tokens
         self.secrets: dict[str, Secret] = {}
 
     def run(self, master_pin: Secret) -> None:
         """Every step, in an order in which each finds the public keys that it needs."""
         paths = self.paths
         for folder in (
-            paths.trust, paths.policy, paths.pki, paths.token("x").parent, paths.jetstream.parent, paths.jetstream,
+            paths.trust, paths.policy, paths.pki, paths.tokens, paths.jetstream.parent, paths.jetstream,
             paths.jwt, paths.run, paths.log("x").parent, paths.archive, paths.state("x").parent,
         ):  # fmt: skip
             folder.mkdir(mode=0o700)
@@ -246,7 +258,7 @@ class _Ceremony:
         self.progress("token roles: one role key a component")
         roles = self._make_token("roles", [layout.KEY_SYSTEM_ROLE, *(layout.role_key_id(name) for name in names)])
         with self._open("roles", writable=True) as token:
-            issuing = token.generate_p256(certificates.issuing_key_id(FIRST), "issuing CA")
+            issuing = token.generate_p256(certificates.issuing_key_id(FIRST), dated("issuing CA", self.now))
         # A replay zone has neither, so no key to any venue is ever made for it.
         traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
         if traders:
@@ -258,7 +270,7 @@ class _Ceremony:
         person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
         self._copy_policy()
         with self._open("operator", writable=True) as token:
-            token.generate_p256(layout.KEY_CA, "ca")
+            token.generate_p256(layout.KEY_CA, dated("ca", self.now))
             certificates.sign_issuing_ca(paths, token, FIRST, issuing, self.now)
             root = token.signer(layout.KEY_OPERATOR_ROOT)
             keys = BusKeys(
@@ -294,12 +306,17 @@ class _Ceremony:
         Keystore.create(paths.keystore, master_pin, self.secrets)
 
     def _make_token(self, label: str, key_ids: Sequence[bytes]) -> dict[bytes, bytes]:
-        """A new token with its Ed25519 keys; their raw public keys by id."""
-        name = layout.pin_name(label)
-        self.secrets[name], self.secrets[f"{name}.so"] = Secret.random(), Secret.random()
-        create_token(self.paths.token(label), label, self.secrets[f"{name}.so"], self.secrets[name])
+        """Ed25519 keys in a new token, or in the one that the configuration names; their raw public keys by id."""
+        name, place = layout.pin_name(label), self.paths.token(label)
+        if isinstance(place, Path):
+            self.secrets[name], self.secrets[f"{name}.so"] = Secret.random(), Secret.random()
+            create_token(place, label, self.secrets[f"{name}.so"], self.secrets[name])
+        elif label in self.tokens:
+            self.secrets[name] = self.tokens[label].pin
+        else:
+            raise ConfigError("HSM_PIN", f"the PIN of token {label!r} is needed: {place}")
         with self._open(label, writable=True) as token:
-            return {key_id: token.generate_ed25519(key_id, key_id.decode()) for key_id in key_ids}
+            return {key_id: token.generate_ed25519(key_id, dated(key_id.decode(), self.now)) for key_id in key_ids}
 
     def _open(self, label: str, *, writable: bool) -> Token:
         return Token.open(self.paths.token(label), label, self.secrets[layout.pin_name(label)], writable=writable)
@@ -399,10 +416,14 @@ def write_trust_root(
         write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
 
 
-def _render(template: str, deployment: str, strategies: Sequence[StrategyConfig]) -> str:
+def _render(
+    template: str, deployment: str, strategies: Sequence[StrategyConfig], tokens: Mapping[str, TokenAccess]
+) -> str:
     """`deployment.toml`; a JSON string is a TOML basic string."""
     broker, authority, venue = _free_ports(3)
     text = template.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
+    for label, token in tokens.items():
+        text += f"\n[tokens.{label}]\nuri = {json.dumps(token.uri)}\n"
     for strategy in strategies:
         text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
         text += f"instruments = {json.dumps(strategy.instruments)}\n"

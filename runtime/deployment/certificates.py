@@ -44,7 +44,7 @@ ROLES: Final = "roles"
 
 def issuing_key_id(number: int) -> bytes:
     """CKA_ID of the key of issuing CA `number` in token `roles`."""
-    return b"issuing-ca/%d" % number
+    return layout.ISSUING_CA + b"%d" % number
 
 
 def lifetime(config: Config) -> timedelta:

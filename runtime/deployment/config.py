@@ -16,11 +16,14 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
+from tallystick.runtime.keys.uri import parse_token_uri
 from tallystick.schemas.errors import ConfigError, Malformed
 from tallystick.schemas.limits import LimitRow, limit_rows
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument
 
+# The tokens of a deployment, each with a PIN of its own.
+TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -137,6 +140,24 @@ class MarketDataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise Malformed("MARKET_DATA", f"count {self.count} and stale_ms {self.stale_ms} must be at least 1")
 
 
+class TokenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A PKCS#11 token that is not SoftHSM's in the deployment's folder: its `uri` (RFC 7512), with the module.
+
+    `env` names environment variables of `tallystick up` that the module needs (`YUBIHSM_PKCS11_CONF`); whoever opens the
+    token is given them.
+    """
+
+    uri: str
+    env: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            parse_token_uri(self.uri)
+        except ConfigError as exc:
+            raise Malformed(exc.code, exc.text) from exc
+        _variables("env of a token", self.env)
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`deployment.toml`; the lifetimes, where above 0, only shorten.  `limits` is read as `schemas.limits` says."""
 
@@ -150,12 +171,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     market_data: MarketDataConfig
     strategies: tuple[StrategyConfig, ...] = ()
     observers: tuple[ObserverConfig, ...] = ()
+    tokens: dict[str, TokenConfig] = {}
     host: str = "127.0.0.1"
     session_lifetime_s: int = 0
     certificate_lifetime_s: Annotated[int, msgspec.Meta(ge=0)] = 0
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
+        for label in self.tokens:
+            if label not in TOKENS:
+                raise Malformed("TOKENS", f"[tokens.{label}]: there is no such token; there are {', '.join(TOKENS)}")
         _unique("strategies.name", [s.name for s in self.strategies])
         _unique("observers.name", [o.name for o in self.observers])
         _unique("instruments.symbol", [i.symbol for i in self.instruments])

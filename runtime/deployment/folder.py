@@ -15,13 +15,12 @@ import msgspec
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
 from tallystick.runtime.deployment.config import Config, ObserverConfig, StrategyConfig, parse_config
+from tallystick.runtime.keys.uri import Place, parse_token_uri
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.trust import TrustRoot, open_trust_roots
 
 CONFIG_NAME: Final = "deployment.toml"
-# The tokens that `tallystick init` makes, each with a PIN of its own.
-TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit")
 # CKA_IDs of keys: token operator
 KEY_OPERATOR_ROOT: Final = b"operator-root"
 KEY_PERSON: Final = b"operator-person"
@@ -34,6 +33,7 @@ KEY_ADMIN: Final = b"admin"
 KEY_SYSTEM_ACCOUNT: Final = b"system-account"
 # … token roles, besides one role key a component and the key of each issuing CA
 KEY_SYSTEM_ROLE: Final = b"system-role"
+ISSUING_CA: Final = b"issuing-ca/"
 # … tokens custody and portfolio (an API key each at the venue), and audit
 KEY_VENUE: Final = b"venue"
 KEY_CHECKPOINT: Final = b"checkpoint"
@@ -157,9 +157,32 @@ class Deployment:
         """All PINs and passphrases, under the master PIN."""
         return self.directory / "keystore"
 
-    def token(self, label: str) -> Path:
-        """Where SoftHSM keeps the token `label`, one of `TOKENS`."""
-        return self.directory / "hsm" / label
+    @property
+    def tokens(self) -> Path:
+        """Where SoftHSM keeps the tokens, each in a folder of its own."""
+        return self.directory / "hsm"
+
+    def token(self, label: str) -> Place:
+        """The token `label`, one of `TOKENS`: SoftHSM's, or the one that `deployment.toml` names."""
+        named = self.config.tokens.get(label)
+        if named is None:
+            return self.tokens / label
+        return msgspec.structs.replace(parse_token_uri(named.uri), env=named.env)
+
+    def key_in_use(self, label: str, key_id: bytes) -> bool:
+        """Whether the deployment runs with a key of a token, or needs it to explain its certificates."""
+        own = {
+            "operator": (KEY_OPERATOR_ROOT, KEY_PERSON, KEY_CA),
+            "signing": (KEY_OPERATOR, KEY_CORE_ACCOUNT, KEY_ACTIVATION, KEY_ADMIN, KEY_SYSTEM_ACCOUNT),
+            "roles": (KEY_SYSTEM_ROLE,),
+            "audit": (KEY_CHECKPOINT,),
+        }.get(label, (KEY_VENUE,))
+        of_component = {"signing": account_key_id, "roles": role_key_id}.get(label)
+        return (
+            key_id in own
+            or (of_component is not None and key_id in map(of_component, self.bus().components))
+            or (label == "roles" and key_id.startswith(ISSUING_CA))
+        )
 
     @property
     def jetstream(self) -> Path:
@@ -228,7 +251,9 @@ class Deployment:
 
     def variables(self, component: str) -> tuple[str, ...]:
         """The names of the environment variables that the deployment gives to a component besides what all get."""
-        return next((made.env for made in self.user_code if made.component == component), ())
+        own = next((made.env for made in self.user_code if made.component == component), ())
+        tokens = [self.config.tokens[t].env for t in _OWN_TOKENS.get(component, ()) if t in self.config.tokens]
+        return (*own, *(name for names in tokens for name in names))
 
     def secret_names(self, component: str) -> tuple[str, ...]:
         """The keystore's names of what a component gets, and nothing else."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets as entropy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -46,8 +47,8 @@ from tallystick.runtime.keys.imports import (
     import_secret,
 )
 from tallystick.runtime.keys.keystore import Secret
-from tallystick.runtime.keys.module import Place
-from tallystick.runtime.keys.signers import Digest, EcdsaSigner, HsmSigner, MacKey, RsaSigner
+from tallystick.runtime.keys.signers import Ask, Digest, EcdsaSigner, HsmSigner, MacKey, RsaSigner
+from tallystick.runtime.keys.uri import Place
 from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import ConfigError, Unverified
 
@@ -154,6 +155,8 @@ class Token:
         """For `Token.open`."""
         self._session = session
         self.label = label
+        # How often each key was used since this token was opened.
+        self.uses: Counter[bytes] = Counter()
 
     @classmethod
     def open(cls, place: Place, label: str, pin: Secret, *, writable: bool = False) -> Token:
@@ -286,7 +289,7 @@ class Token:
         name = self._name(key_id)
         private, public_key = self._pair_of(key_id, KeyType.EC_EDWARDS, imported=imported)
         public = raw_point(public_key[Attribute.EC_POINT], 32)
-        signer = HsmSigner(self.ask, private, public, name)
+        signer = HsmSigner(self._using(key_id), private, public, name)
         probe = _PROBE + entropy.token_bytes(32)
         try:
             verify(public, signer.sign(probe), probe)
@@ -308,7 +311,8 @@ class Token:
         probe = _PROBE + entropy.token_bytes(32)
         try:
             point = raw_point(public_key[Attribute.EC_POINT], 65)
-            signer = EcdsaSigner(self.ask, private, ec.EllipticCurvePublicKey.from_encoded_point(curve, point), name)
+            on_curve = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
+            signer = EcdsaSigner(self._using(key_id), private, on_curve, name)
             signer.public.verify(signer.sign(probe), probe, ec.ECDSA(hashes.SHA256()))
         except (InvalidSignature, ValueError) as exc:
             raise _foreign(name) from exc
@@ -320,7 +324,7 @@ class Token:
         private, public_key = self._pair_of(key_id, KeyType.RSA, imported=imported)
         probe = _PROBE + entropy.token_bytes(32)
         try:
-            signer = RsaSigner(self.ask, private, rsa_public(public_key), name)
+            signer = RsaSigner(self._using(key_id), private, rsa_public(public_key), name)
             signer.public.verify(signer.sign(probe), probe, padding.PKCS1v15(), hashes.SHA256())
         except (InvalidSignature, ValueError) as exc:
             raise _foreign(name) from exc
@@ -332,9 +336,17 @@ class Token:
 
         def find() -> MacKey:
             (key,) = self._one(key_id, KeyType.GENERIC_SECRET, name, (ObjectClass.SECRET_KEY,))
-            return MacKey(self.ask, self._checked(key, name, imported=True), digest, name)
+            return MacKey(self._using(key_id), self._checked(key, name, imported=True), digest, name)
 
         return self.ask(f"looking for {name}", find)
+
+    def _using(self, key_id: bytes) -> Ask:
+        def use(what: str, function: Callable[[], T]) -> T:
+            used = self.ask(what, function)
+            self.uses[key_id] += 1
+            return used
+
+        return use
 
     def _pair_of(self, key_id: bytes, kind: KeyType, *, imported: bool) -> tuple[SignMixin, dict[Attribute, bytes]]:
         """The private key, and the attributes of its public key."""

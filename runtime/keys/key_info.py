@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.ed25519 import BadSignature, verify
@@ -80,6 +80,13 @@ class Attestation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What is signed."""
         unsigned = msgspec.structs.replace(self, signature="")
         return ATTESTATION + msgspec.json.encode(unsigned, order="sorted")
+
+
+def public_pem(public: bytes | ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> str:
+    """A public key (raw: Ed25519) as PEM (SubjectPublicKeyInfo)."""
+    key = ed25519.Ed25519PublicKey.from_public_bytes(public) if isinstance(public, bytes) else public
+    made = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return made.decode("ascii")
 
 
 def dated(label: str, now: int) -> str:

@@ -28,7 +28,7 @@ import hmac
 import os
 import secrets as entropy
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -169,23 +169,30 @@ def _derive(master_pin: Secret, salt: bytes) -> bytes:
 
 def read_pin(prompt: str, fd: int | None = None) -> Secret:
     """A PIN typed at a prompt, or the first line of an open descriptor (which is closed).  Raises `ConfigError`."""
+    return read_pins((prompt,), fd)[0]
+
+
+def read_pins(prompts: Sequence[str], fd: int | None = None) -> tuple[Secret, ...]:
+    """PINs typed at prompts, or the first lines of an open descriptor (which is closed).  Raises `ConfigError`."""
     if fd is None:
         try:
-            value = getpass.getpass(prompt)
+            values = [getpass.getpass(prompt) for prompt in prompts]
         except EOFError as exc:
             raise ConfigError("PIN_INPUT", "no terminal to type the PIN at; pass a descriptor with --pin-fd N") from exc
     else:
         try:
             with os.fdopen(fd, "rb") as file:
-                line = file.readline(MAX_PIN + 1)
-            value = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+                lines = [file.readline(MAX_PIN + 1) for _ in prompts]
+            values = [line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8") for line in lines]
         except OSError as exc:
             raise ConfigError("PIN_INPUT", f"cannot read the PIN from descriptor {fd}: {exc.strerror}") from exc
         except UnicodeDecodeError:
             raise ConfigError("PIN_INPUT", f"the PIN on descriptor {fd} is not UTF-8") from None
-    if not 0 < len(value.encode()) <= MAX_PIN:
-        raise ConfigError("PIN_INPUT", f"a PIN has 1 to {MAX_PIN} bytes, got {len(value.encode())}")
-    return Secret(value)
+    for value, prompt in zip(values, prompts, strict=True):
+        if not 0 < len(value.encode()) <= MAX_PIN:
+            asked = prompt.rstrip(": ")
+            raise ConfigError("PIN_INPUT", f"a PIN has 1 to {MAX_PIN} bytes, got {len(value.encode())} ({asked})")
+    return tuple(Secret(value) for value in values)
 
 
 def hand_over(secrets: Mapping[str, Secret]) -> int:

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import pkcs11
 
 from tallystick.runtime.keys.owner import Owner
-from tallystick.runtime.keys.uri import TokenUri
+from tallystick.runtime.keys.uri import Place
 from tallystick.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from pkcs11 import _pkcs11
 
-# A folder that holds a SoftHSM token, or a token of any module.
-Place = Path | TokenUri
 T = TypeVar("T")
 
 SOFTHSM_PATHS: Final = (
@@ -34,6 +32,7 @@ SOFTHSM_PATHS: Final = (
     "/usr/lib64/softhsm/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
+_CONF: Final = "SOFTHSM2_CONF"
 _OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 _ADVICE: Final[dict[type[pkcs11.PKCS11Error], tuple[str, str]]] = {
@@ -49,6 +48,7 @@ _ADVICE: Final[dict[type[pkcs11.PKCS11Error], tuple[str, str]]] = {
     pkcs11.NoSuchToken: ("HSM_TOKEN", "there is no such token; `tallystick init` makes the tokens of a deployment"),
     pkcs11.MultipleTokensReturned: ("HSM_TOKEN", "several tokens have this label; rename all but one"),
     pkcs11.TokenNotPresent: ("HSM_TOKEN", "the token is not present; plug it in"),
+    pkcs11.MechanismInvalid: ("HSM_MECHANISM", "the module does not offer that kind of key or signature"),
     pkcs11.DeviceRemoved: ("HSM_TOKEN", "the token was removed; plug it in and start again"),
 }
 
@@ -109,13 +109,16 @@ def library(place: Place) -> _pkcs11.lib:
         return _load(path)
     # SoftHSM's configuration wants absolute paths; in memory it cannot go stale when the folder moves.
     conf = os.memfd_create("softhsm2.conf", os.MFD_CLOEXEC)
+    before = os.environ.get(_CONF)
     try:
         tokens = place.resolve() / "tokens"
         os.write(conf, f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n".encode())
-        os.environ["SOFTHSM2_CONF"] = f"/proc/self/fd/{conf}"
+        os.environ[_CONF] = f"/proc/self/fd/{conf}"
         return _load(path)
     finally:
-        os.environ.pop("SOFTHSM2_CONF", None)
+        os.environ.pop(_CONF, None)
+        if before is not None:
+            os.environ[_CONF] = before
         os.close(conf)
 
 

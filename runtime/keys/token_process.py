@@ -31,9 +31,8 @@ from tallystick.infra.nats.child import harden
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over
-from tallystick.runtime.keys.module import Place
 from tallystick.runtime.keys.signers import EcdsaSigner, HsmSigner
-from tallystick.runtime.keys.uri import SCHEME, parse_token_uri
+from tallystick.runtime.keys.uri import SCHEME, Place, TokenUri, parse_token_uri
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError
 
 START_TIMEOUT_S: Final = 20.0
@@ -104,7 +103,7 @@ class TokenProcess:
                     *map(str, fds),
                 ],
                 pass_fds=fds,
-                env=environment(os.environ),
+                env=environment(os.environ, place.env if isinstance(place, TokenUri) else ()),
                 stdin=subprocess.DEVNULL,
                 # Ctrl-C reaches the parent alone, which stops things in order.
                 start_new_session=True,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -34,7 +34,10 @@ _SLOT: Final = re.compile(r"[0-9]{1,19}")
 
 
 class TokenUri(msgspec.Struct, frozen=True, kw_only=True):
-    """A token and its module; "" and -1 where the URI says nothing.  `text` is the URI as it was written."""
+    """A token and its module; "" and -1 where the URI says nothing.
+
+    `text` is the URI as it was written.  `env` names the environment variables that the module needs: no part of the URI.
+    """
 
     text: str
     module_path: Path
@@ -45,10 +48,14 @@ class TokenUri(msgspec.Struct, frozen=True, kw_only=True):
     slot_id: int = -1
     slot_description: str = ""
     slot_manufacturer: str = ""
+    env: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text
 
+
+# A folder that holds a SoftHSM token, or a token of any module.
+Place = Path | TokenUri
 
 # Attribute of the URI -> field.
 _FIELDS: Final = {
@@ -75,7 +82,7 @@ def parse_token_uri(text: str) -> TokenUri:
     unknown = sorted(values.keys() - _FIELDS.keys())
     if unknown:
         raise _refused(f"{unknown[0]!r} does not name a token; known are {', '.join([*_FIELDS, 'slot-id'])}")
-    fields = {_FIELDS[name]: value for name, value in values.items()}
+    fields: dict[str, Any] = {_FIELDS[name]: value for name, value in values.items()}
     if not (fields.get("token") or fields.get("serial")):
         raise _refused("it must name the token by its label or serial (token=… or serial=…)")
     return TokenUri(text=text, module_path=Path(module), slot_id=int(slot) if slot else -1, **fields)

@@ -29,7 +29,7 @@ from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
 from tallystick.runtime.deployment import ceremony, certificates
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.config import StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import TOKENS, StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
@@ -111,8 +111,8 @@ def test_every_key_lives_in_its_token_and_is_the_one_named_in_the_trust_root(mad
 
 
 def test_a_token_opens_with_no_other_tokens_pin(made: Deployment, store: Keystore) -> None:
-    for label in layout.TOKENS:
-        other = next(t for t in layout.TOKENS if t != label)
+    for label in TOKENS:
+        other = next(t for t in TOKENS if t != label)
         with pytest.raises(ConfigError, match="HSM_PIN"):
             Token.open(made.token(label), label, store[layout.pin_name(other)])
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from tallystick.runtime.keys import hsm, inventory
 from tallystick.runtime.keys.key_info import born, dated, verify_attestation
 from tallystick.runtime.keys.keystore import Secret
-from tallystick.runtime.keys.signers import Digest
+from tallystick.runtime.keys.signers import Digest, EcdsaSigner
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 from tests.support.world import NOW
 
@@ -44,7 +44,7 @@ def _id() -> bytes:
     return b"key/" + secrets.token_hex(4).encode()
 
 
-def _ecdsa(token: hsm.Token, curve: str, key_id: bytes, *, imported: bool = False) -> hsm.EcdsaSigner:
+def _ecdsa(token: hsm.Token, curve: str, key_id: bytes, *, imported: bool = False) -> EcdsaSigner:
     find = token.p256_signer if curve == "p256" else token.secp256k1_signer
     return find(key_id, imported=imported)
 
@@ -81,17 +81,19 @@ def test_an_imported_secret_gives_the_macs_of_rfc_2104(token: hsm.Token, digest:
 def test_imported_private_keys_sign_as_they_did_outside(token: hsm.Token) -> None:
     edwards = ed25519.Ed25519PrivateKey.generate()
     # SoftHSM 2.6 unwraps every kind but this one.
-    assert token.import_private(ed := _id(), "ed", edwards) == "created"
+    ed, of_rsa = _id(), _id()
+    assert token.import_private(ed, "ed", edwards) == "created"
     assert token.signer(ed, imported=True).sign(b"data") == edwards.sign(b"data")
 
     modulus = rsa.generate_private_key(65537, 2048)
-    assert token.import_private(of_rsa := _id(), "rsa", modulus) == "unwrapped"
+    assert token.import_private(of_rsa, "rsa", modulus) == "unwrapped"
     expected = modulus.sign(b"data", padding.PKCS1v15(), hashes.SHA512())
     assert token.rsa_signer(of_rsa, imported=True).sign(b"data", "sha512") == expected
 
     for name, curve in CURVES.items():
         private = ec.generate_private_key(curve)
-        assert token.import_private(key_id := _id(), name, private) == "unwrapped"
+        key_id = _id()
+        assert token.import_private(key_id, name, private) == "unwrapped"
         signature = _ecdsa(token, name, key_id, imported=True).sign(b"data")
         private.public_key().verify(signature, b"data", ec.ECDSA(hashes.SHA256()))
 
@@ -103,7 +105,7 @@ def test_a_curve_that_nobody_uses_is_refused(token: hsm.Token) -> None:
 
 def test_a_key_that_was_made_elsewhere_is_used_only_by_who_allows_it(token: hsm.Token) -> None:
     token.import_private(key_id := _id(), "planted", ed25519.Ed25519PrivateKey.generate())
-    with pytest.raises(ConfigError, match="HSM_EXTRACTABLE: .*made outside"):
+    with pytest.raises(ConfigError, match=r"HSM_EXTRACTABLE: .*made outside"):
         token.signer(key_id)
 
 
@@ -128,11 +130,11 @@ def test_the_list_says_of_each_key_what_it_is_and_where_it_was_born(token: hsm.T
     found = {key.name: key for key in inventory.keys(token)}
     ours = found[made.decode()]
     assert (ours.kind, ours.public, ours.born) == ("ed25519", public.hex(), NOW // 10**9 * 10**9)
-    assert ours.local and ours.never_extractable and ours.protected and ours.fixed
+    assert all((ours.local, ours.never_extractable, ours.protected, ours.fixed))
     theirs = found[taken.decode()]
     assert (theirs.kind, theirs.public) == ("hmac", "")
-    assert theirs.protected and theirs.fixed
-    assert not theirs.local and not theirs.never_extractable
+    assert all((theirs.protected, theirs.fixed))
+    assert not any((theirs.local, theirs.never_extractable))
 
 
 def test_a_label_without_a_time_says_none() -> None:
@@ -145,7 +147,7 @@ def test_a_destroyed_key_is_gone_with_its_public_part(token: hsm.Token) -> None:
     token.generate_p256(key_id := _id(), "gone")
     signer = token.p256_signer(key_id)
     token.destroy(key_id)
-    with pytest.raises(ConfigError, match="HSM_KEY: .*found 0 private and 0 public"):
+    with pytest.raises(ConfigError, match=r"HSM_KEY: .*found 0 private and 0 public"):
         token.p256_signer(key_id)
     with pytest.raises(ConfigError, match="HSM_FAILED"):
         signer.sign(b"after")

@@ -63,12 +63,17 @@ class Done(NamedTuple):
 
 
 def tallystick(
-    *arguments: object, pin: str | None = None, env: dict[str, str] | None = None, timeout: float = 120
+    *arguments: object,
+    pin: str | None = None,
+    secret: str | None = None,
+    env: dict[str, str] | None = None,
+    timeout: float = 120,
 ) -> Done:
-    """Run one command to its end; `pin` goes through `--pin-fd`."""
+    """Run one command to its end; `pin` goes through `--pin-fd`, `secret` through `--secret-fd`."""
+    given = {"--pin-fd": pin, "--secret-fd": secret}
     with tempfile.TemporaryDirectory(prefix="tallystick-") as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _FORKS.Process(target=_run, args=([str(a) for a in arguments], pin, env or {}, out, err))
+        process = _FORKS.Process(target=_run, args=([str(a) for a in arguments], given, env or {}, out, err))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -80,7 +85,7 @@ def tallystick(
         return Done(code, out.read_text(), err.read_text())
 
 
-def _run(arguments: list[str], pin: str | None, env: dict[str, str], out: Path, err: Path) -> None:
+def _run(arguments: list[str], given: dict[str, str | None], env: dict[str, str], out: Path, err: Path) -> None:
     """The command in its own process, as `python -m` would start it."""
     from tallystick.cli.main import main
 
@@ -92,11 +97,12 @@ def _run(arguments: list[str], pin: str | None, env: dict[str, str], out: Path, 
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
-    if pin is not None:
-        reader, writer = os.pipe()
-        os.write(writer, pin.encode())
-        os.close(writer)
-        arguments = [*arguments, "--pin-fd", str(reader)]
+    for option, text in given.items():
+        if text is not None:
+            reader, writer = os.pipe()
+            os.write(writer, text.encode())
+            os.close(writer)
+            arguments = [*arguments, option, str(reader)]
     os.environ.update(env)
     os.setsid()
     sys.argv = ["tallystick", *arguments]

@@ -57,7 +57,7 @@ async def test_a_module_that_hangs_keeps_nobody_waiting_and_is_used_again_when_i
     answer = threading.Event()
     with pytest.raises(ConfigError, match="HSM_HANGS: signing: no answer"):
         owner.ask("signing", answer.wait)
-    with pytest.raises(ConfigError, match="HSM_HANGS: listing: .*earlier call"):
+    with pytest.raises(ConfigError, match=r"HSM_HANGS: listing: .*earlier call"):
         owner.ask("listing", lambda: 1)
     answer.set()
 
