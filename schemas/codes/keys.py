@@ -78,6 +78,12 @@ CODES: Final = (
         "A key is not in the token exactly once, its halves do not fit, or it does not sign.",
         "Restore the token from a backup, and find out who changed it.",
     ),
+    Code(
+        "HSM_HANGS",
+        ERROR,
+        "The PKCS#11 module does not answer.",
+        "See whether the HSM is there: its network, its connector, its plug. It is used again as soon as it answers.",
+    ),
     Code("HSM_LABEL", ERROR, "A token's label is empty or too long.", "Use a shorter deployment name."),
     Code(
         "HSM_LOCKED",
@@ -86,10 +92,16 @@ CODES: Final = (
         "Let the security officer set it anew; find out who tried.",
     ),
     Code(
+        "HSM_MECHANISM",
+        ERROR,
+        "The token offers no such kind of key or signature.",
+        "Use another kind, or another token; the maker's documents say which.",
+    ),
+    Code(
         "HSM_MODULE",
         ERROR,
-        "There is no PKCS#11 module, or the file is none.",
-        "`apt-get install softhsm2`, or set `TALLYSTICK_PKCS11_MODULE`.",
+        "There is no PKCS#11 module, the file is none, or others can change it.",
+        "`apt-get install softhsm2`, or correct `module-path` in the token's URI; the module must be root's or yours alone.",
     ),
     Code(
         "HSM_PIN",
@@ -105,6 +117,30 @@ CODES: Final = (
     ),
     Code("HSM_REQUEST", ERROR, "A request to the token's process that is none.", "It is a defect to report."),
     Code("HSM_TOKEN", ERROR, "The token is not there, not plugged in, not unique, or cannot be made.", _INIT),
+    Code(
+        "TOKENS",
+        ERROR,
+        "A deployment has no token of that name.",
+        "Use one of those that the line names.",
+    ),
+    Code(
+        "TOKEN_URI",
+        ERROR,
+        "A PKCS#11 URI names no token, says something twice or unknown, or holds a PIN.",
+        "Correct it as the line says; [Tokens and keys](tokens.md) has examples. The PIN is asked for.",
+    ),
+    Code("ATTESTATION", ERROR, "A key attestation is none, or is false.", "Ask for a new one with your own challenge."),
+    Code("KEY_DESTROY", ERROR, "A key would be destroyed for good.", "Say `--yes`."),
+    Code("KEY_ID", ERROR, "A key's id is empty, too long, or not printable ASCII.", "Choose another."),
+    Code(
+        "KEY_IN_USE",
+        ERROR,
+        "The deployment runs with that key.",
+        "Put what replaces it in its place first.",
+    ),
+    Code("KEY_INPUT", ERROR, "What was given is no key.", "Give a PEM without a passphrase, or the secret's text."),
+    Code("KEY_KIND", ERROR, "Keys of that kind are not used here.", "Use one of those that the line names."),
+    Code("FORMAT", ERROR, "Rows are not printed in that form.", "Use table, csv or json."),
     Code("TLS_FILES", ERROR, "CA, certificate and key cannot be used together.", _INIT),
     Code("TLS_KEY", ERROR, "A TLS key cannot be read, or does not open with the keystore's passphrase.", _INIT),
     Code(

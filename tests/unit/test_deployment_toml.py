@@ -17,10 +17,22 @@ from tallystick.schemas.trust import Cap, Instrument
 
 DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read_text()
 # Their own sections hold what is in these.
-TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "strategies", "observers"}
+TABLES = {
+    "broker",
+    "authority",
+    "venue",
+    "instruments",
+    "limits",
+    "caps",
+    "market_data",
+    "strategies",
+    "observers",
+    "tokens",
+}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file itself": config.Config,
     "`[broker]`, `[authority]`": config.Endpoint,
+    "`[tokens.LABEL]`": config.TokenConfig,
     "`[venue]`": config.VenueConfig,
     "`[[instruments]]`": Instrument,
     "`[[caps]]`": Cap,
@@ -60,5 +72,5 @@ def test_every_key_stands_in_the_reference_with_its_default(section: str) -> Non
 def test_every_table_has_its_section() -> None:
     tables = {f.encode_name for f in msgspec.structs.fields(config.Config)} & TABLES
     assert tables == TABLES
-    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)\]+`", title)}
+    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)(?:\.LABEL)?\]+`", title)}
     assert named == TABLES
