@@ -307,6 +307,39 @@ def revoke(
     )
 
 
+@app.command(epilog='Example: tallystick compromise ./desk strategy-momentum --reason "its host was entered"')
+def compromise(
+    directory: _Dir,
+    target: Annotated[str, typer.Argument(metavar="COMPONENT", help="Its identity name, such as execution.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: _PinFd = None,
+) -> None:
+    """Answer a compromise at once: halt, cancel, revoke, rotate, prove that the old is dead, keep the evidence.
+
+    Each step is signed by the operator's key and published.  A step that fails keeps nobody from the next one; exit code 1
+    then.  What is tripped stays so until `tallystick rearm`.
+    """
+    from tallystick.cli.compromise import Answer, Step
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    begun = time.monotonic()
+
+    def told(step: Step) -> None:
+        outcome = "ok" if step.done else "FAILED"
+        said = "" if step.published or not step.note else "  (not on the bus: the broker did not confirm it)"
+        typer.echo(f"{time.monotonic() - begun:5.2f} s  {step.step:<9} {outcome:<6} {step.text}{said}")
+
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    begun = time.monotonic()
+    answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
+    done = asyncio.run(answer.run())
+    typer.echo(f"evidence: {answer.path}")
+    if not done:
+        raise typer.Exit(1)
+
+
 @app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --reason "its host was made anew"')
 def reinstate(
     directory: _Dir,

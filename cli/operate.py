@@ -6,12 +6,13 @@ The functions are what the commands of `main` call; they raise `TallystickError`
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 import time
 from collections.abc import Callable
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -83,13 +84,27 @@ async def status(deployment: Deployment) -> dict[str, Any]:
     return await breaker.status(deployment.run)
 
 
-def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm | Revocation | Correction) -> str:
-    """The document as a note of the operator's own key, which lies in the token that no process opens."""
-    token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
-    try:
-        return sign_document(document, (OPERATOR_KEY_NAME, token.signer(layout.KEY_PERSON)))
-    finally:
-        token.close()
+class Operator:
+    """The operator's own key, which lies in the token that no process opens: open for as long as this is entered."""
+
+    def __init__(self, deployment: Deployment, keystore: Keystore) -> None:
+        self._token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
+        self._signer = self._token.signer(layout.KEY_PERSON)
+
+    def sign(self, document: msgspec.Struct) -> str:
+        """The document as a note."""
+        return sign_document(document, (OPERATOR_KEY_NAME, self._signer))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._token.close()
+
+
+def _sign(deployment: Deployment, keystore: Keystore, document: msgspec.Struct) -> str:
+    with Operator(deployment, keystore) as operator:
+        return operator.sign(document)
 
 
 def lease_ns(hours: Decimal) -> int:
@@ -181,10 +196,12 @@ async def _standing(deployment: Deployment, keystore: Keystore, component: str) 
         raise Malformed("AUTHORITY_ANSWER", f"/v1/standing: {exc}") from exc
 
 
-async def revoke(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> int:
+async def revoke(
+    deployment: Deployment, keystore: Keystore, component: str, reason: str, operator: Operator | None = None
+) -> int:
     """Revoke a component until it is reinstated; how many sessions that ended, at the broker and at every verifier.
 
-    Whoever has its certificate, its own process as well, gets no session any more.
+    Whoever has its certificate, its own process as well, gets no session any more.  `operator`: whose token is open already.
     """
     known = await _standing(deployment, keystore, component)
     document = Revocation(
@@ -195,15 +212,19 @@ async def revoke(deployment: Deployment, keystore: Keystore, component: str, rea
         since=time.time_ns(),
         reason=reason[:MAX_REASON],
     )
-    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    sign = operator.sign if operator else functools.partial(_sign, deployment, keystore)
+    note = await asyncio.to_thread(sign, document)
     body = await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     return msgspec.json.decode(body, type=dict[str, int])["revoked"]
 
 
-async def reinstate(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> None:
+async def reinstate(
+    deployment: Deployment, keystore: Keystore, component: str, reason: str, operator: Operator | None = None
+) -> None:
     """Admit a revoked component again, with a new key and certificate; the old ones stay worthless.
 
-    A crash before the certificate is there leaves it without one that counts: run again, it makes another.
+    A crash before the certificate is there leaves it without one that counts: run again, it makes another.  `operator` as in
+    `revoke`.
     """
     from tallystick.runtime.bus.snapshots import forget
 
@@ -220,7 +241,8 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
         since=since,
         reason=reason[:MAX_REASON],
     )
-    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    sign = operator.sign if operator else functools.partial(_sign, deployment, keystore)
+    note = await asyncio.to_thread(sign, document)
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     # What it kept in whosever hands is not taken up: it reads the whole stream.
     forget(deployment.state(component))

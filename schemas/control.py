@@ -6,9 +6,10 @@ One request a line, one answer a line, JSON::
     {"op":"rearm","note":"…"}                         {"ok":false,"code":"REARM_OTHER_TRIP","text":"…"}
     {"op":"arm","note":"…"}
     {"op":"correct","note":"…","strategy":"…","venue":"…","symbol":"…"}
+    {"op":"incident","note":"…"}
     {"op":"status"}
 
-Re-arming, arming and correcting carry the operator's signature: whoever reaches the socket without it can only halt.
+Re-arming, arming, correcting and incidents carry the operator's signature: whoever reaches the socket without it can only halt.
 """
 
 from __future__ import annotations
@@ -54,11 +55,17 @@ class CorrectRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     symbol: str
 
 
+class IncidentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="incident"):
+    """Publish the operator-signed `note` (an `incidents.Incident`)."""
+
+    note: str
+
+
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="status"):
     """What is tripped, and how long execution is armed."""
 
 
-Request = Kill | RearmRequest | ArmRequest | CorrectRequest | Status
+Request = Kill | RearmRequest | ArmRequest | CorrectRequest | IncidentRequest | Status
 
 _decoder = msgspec.json.Decoder(Request, strict=True)
 

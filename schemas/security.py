@@ -142,6 +142,12 @@ class ConfigChanged(Event, frozen=True, array_like=True, kw_only=True, tag="cont
     text: str = ""
 
 
+class IncidentStep(Event, frozen=True, array_like=True, kw_only=True, tag="control.incident/1"):
+    """A step of the answer to a compromise: `[…, note]`, an operator-signed `incidents.Incident`."""
+
+    note: str
+
+
 class RootInForce(Event, frozen=True, array_like=True, kw_only=True, tag="control.root/1"):
     """A component states the trust root that it decides by: `[…, note]`, the signed note itself."""
 

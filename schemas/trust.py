@@ -310,8 +310,7 @@ def _amount(text: str) -> Decimal:
     return value
 
 
-Document = TrustRoot | ArmLease | Rearm | Revocation | Correction
-D = TypeVar("D", TrustRoot, ArmLease, Rearm, Revocation, Correction)
+D = TypeVar("D", bound=msgspec.Struct)
 
 
 def public_key_bytes(text: str) -> bytes:
@@ -356,12 +355,13 @@ def _canonical(document: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2)
 
 
-def sign_document(document: Document, *signers: tuple[str, Signer]) -> str:
+def sign_document(document: msgspec.Struct, *signers: tuple[str, Signer]) -> str:
     """The document as a signed note."""
     return sign_note(_canonical(document).decode() + "\n", *signers)
 
 
-def _decode(text: str, kind: type[D]) -> D:
+def decode_document(text: str, kind: type[D]) -> D:
+    """A document from its canonical text, which an opened note holds.  Raises `Malformed`."""
     try:
         document = msgspec.json.decode(text, type=kind)
     except (Malformed, *NOT_DECODED) as exc:
@@ -382,7 +382,7 @@ def open_trust_roots(notes: Sequence[str], pinned: bytes) -> tuple[TrustRoot, ..
     key = pinned
     for expected, note in enumerate(notes, start=1):
         text, _ = open_note(note, {ROOT_KEY_NAME: key})
-        root = _decode(text, TrustRoot)
+        root = decode_document(text, TrustRoot)
         if root.number != expected:
             raise Unverified("TRUST_ROOT_NUMBER", f"expected version {expected}, got {root.number}")
         if expected == 1 and root.operator_root != pinned.hex():
@@ -403,7 +403,7 @@ def open_successor(note: str, root: TrustRoot) -> TrustRoot:
     For comparing with what others run under: it is verified, and not in force.  Raises `Malformed` or `Unverified`.
     """
     text, _ = open_note(note, {ROOT_KEY_NAME: public_key_bytes(root.operator_root)})
-    other = _decode(text, TrustRoot)
+    other = decode_document(text, TrustRoot)
     if other.deployment != root.deployment:
         raise Unverified("TRUST_ROOT_DEPLOYMENT", f"trust root of {other.deployment}, this is {root.deployment}")
     return other
@@ -425,7 +425,7 @@ def read_arm_lease(note: str, root: TrustRoot, component: str) -> ArmLease:
     Raises `Malformed` or `Unverified`.
     """
     text, _ = open_note(note, root.operator_keys)
-    lease = _decode(text, ArmLease)
+    lease = decode_document(text, ArmLease)
     if lease.deployment != root.deployment or lease.component != component:
         raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
     return lease
@@ -450,7 +450,7 @@ def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmL
 def open_rearm(note: str, root: TrustRoot) -> Rearm:
     """The re-arming in `note` if an operator of `root` signed it for this deployment."""
     text, _ = open_note(note, root.operator_keys)
-    rearm = _decode(text, Rearm)
+    rearm = decode_document(text, Rearm)
     if rearm.deployment != root.deployment:
         raise Unverified("REARM_SCOPE", f"re-arming of deployment {rearm.deployment}")
     return rearm
@@ -459,7 +459,7 @@ def open_rearm(note: str, root: TrustRoot) -> Rearm:
 def open_revocation(note: str, root: TrustRoot) -> Revocation:
     """The revocation in `note` if an operator of `root` signed it for a component of this deployment."""
     text, _ = open_note(note, root.operator_keys)
-    revocation = _decode(text, Revocation)
+    revocation = decode_document(text, Revocation)
     if revocation.deployment != root.deployment:
         raise Unverified("REVOCATION_SCOPE", f"revocation for deployment {revocation.deployment}")
     if revocation.component == "authority":
@@ -474,7 +474,7 @@ def open_correction(note: str, root: TrustRoot, where: Subject) -> Correction:
     Raises `Malformed` or `Unverified`.
     """
     text, _ = open_note(note, root.operator_keys)
-    correction = _decode(text, Correction)
+    correction = decode_document(text, Correction)
     named = (correction.deployment, correction.strategy, correction.venue, correction.symbol)
     if named != (root.deployment, where.strategy, where.venue, where.symbol):
         raise Unverified("CORRECTION_SCOPE", f"a correction of {' '.join(named)[:200]}, published on {where.text}")

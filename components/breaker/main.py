@@ -26,10 +26,11 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
-from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, Kill, RearmRequest, Request
+from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, IncidentRequest, Kill, RearmRequest, Request
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
+from tallystick.schemas.incidents import open_incident
 from tallystick.schemas.orders import Corrected
-from tallystick.schemas.security import Arm, Trip
+from tallystick.schemas.security import Arm, IncidentStep, Trip
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_arm_lease, open_correction, open_rearm
 
@@ -156,6 +157,9 @@ class Breaker(Service):
             where = subject("order.correction", strategy=request.strategy, venue=request.venue, symbol=request.symbol)
             open_correction(request.note, self.ctx.trust, where)
             outputs = [(where, self.ctx.new(Corrected, note=request.note))]
+        elif isinstance(request, IncidentRequest):
+            open_incident(request.note, self.ctx.trust)
+            outputs = [(subject("control.config", component="breaker"), self.ctx.new(IncidentStep, note=request.note))]
         else:
             return self._status()
         stored = self._publish([*outputs, self.breakers.heartbeat()])

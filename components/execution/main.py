@@ -17,6 +17,7 @@ and send a signed request again within its second (the venue's id rules permitti
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, assert_never
 
@@ -112,8 +113,9 @@ class Execution(Service):
         await self._reached.wait()
 
     def status(self) -> dict[str, str]:
-        """Whether the venue answers."""
-        return {"venue": self._away or "answers"}
+        """Whether the venue answers, and how many orders of each strategy may be open there."""
+        counts = Counter(order.strategy for order in self._orders.orders().values() if not order.final)
+        return {"venue": self._away or "answers", "open": " ".join(f"{s}={n}" for s, n in sorted(counts.items()))}
 
     async def _settled(self) -> None:
         """Wait for what is at the venue; what does not come is resolved by the next start."""

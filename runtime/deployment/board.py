@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,9 @@ from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import last_error
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import NOT_DECODED
+
+# How often a component says it anew.
+STATUS_S: Final = 1.0
 
 
 class Board:

@@ -40,7 +40,7 @@ from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
-from tallystick.runtime.deployment.board import Board
+from tallystick.runtime.deployment.board import STATUS_S, Board
 from tallystick.runtime.deployment.certificates import load_issuing_ca
 from tallystick.runtime.deployment.folder import EXIT_REVOKED, Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
@@ -56,7 +56,6 @@ BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
 _PACKAGES: Final = {"streams": "tallystick.streams", "replay": "tallystick.replay"}
 METRICS_S: Final = 10.0
-STATUS_S: Final = 1.0
 # A process that failed has this long to let go of what it holds; then it ends, whatever still waits for something.
 LEAVE_S: Final = 15.0
 # How long a stop waits for the authority to hear that the boot ended.

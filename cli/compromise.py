@@ -1,0 +1,308 @@
+"""`tallystick compromise`: one answer to a component in other hands (R33): halt, cancel, revoke, rotate, prove, keep evidence.
+
+- Each step is done, then said: an operator-signed `Incident` that the breaker publishes.  What is done does not wait for what
+  can be said: where the bus is gone the steps go on, and the evidence keeps their notes.
+- A step that fails is recorded as failed and keeps nobody from the next one: containment first, tidiness later.
+- *halted*: a strategy's own breaker; for everybody else `all`.  *cancelled*: nothing is open at the venue any more, by the
+  venue's own word, asked for by this command through custody and not through execution; for a strategy by execution's word.
+- *revoked*: sessions and certificates, by the operator's signature.  *rotated*: a new key and certificate; the process starts
+  again with them.  *proven*: its old certificate and key are shown to the authority, and refused.
+- The evidence is a file that holds every step with its note, and what was seen before and after.  Its hash stands in each note.
+
+It does not undo: what is tripped stays tripped until `tallystick rearm`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets as entropy
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from tallystick import venues
+from tallystick.cli import breaker
+from tallystick.cli.operate import Operator, reinstate, revoke
+from tallystick.cli.status import processes
+from tallystick.components.execution.custody import CustodyClient
+from tallystick.runtime.bus.enrolment import AuthorityClient
+from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.deployment import board
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.durable import write_durably
+from tallystick.runtime.keys.identity import Identity
+from tallystick.runtime.keys.keystore import Keystore
+from tallystick.schemas import signing
+from tallystick.schemas.bounds import SECOND
+from tallystick.schemas.control import IncidentRequest
+from tallystick.schemas.ed25519 import KEY_BYTES
+from tallystick.schemas.errors import BootOver, ConfigError, TallystickError, Unverified
+from tallystick.schemas.incidents import MAX_TEXT, Incident, StepName
+from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey
+from tallystick.venues.client import VenueClient
+
+CANCEL_S: Final = 3.0
+POLL_S: Final = 0.05
+# Nobody trades by these: their compromise needs no halt.
+_WATCHERS: Final = ("observer-", "audit", "console", "replay")
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One step as the evidence holds it; times are Unix ns."""
+
+    number: int
+    step: StepName
+    begun: int
+    ended: int
+    done: bool
+    text: str
+    note: str = ""
+    published: bool = False
+
+
+class Evidence(msgspec.Struct, kw_only=True):
+    """The file: `DIR/incidents/<incident>.json`."""
+
+    incident: str
+    deployment: str
+    target: str
+    reason: str
+    trust_root: int
+    processes: dict[str, int]
+    certificate: str = ""
+    steps: list[Step] = []
+
+
+class Answer:
+    """Carries out and records one incident; `told` is told each step."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        keystore: Keystore,
+        target: str,
+        reason: str,
+        clock: Callable[[], int],
+        told: Callable[[Step], None],
+    ) -> None:
+        self._deployment = deployment
+        self._keystore = keystore
+        self._target = target
+        self._reason = reason
+        self._clock = clock
+        self._told = told
+        self._trust = deployment.load_trust()[-1]
+        _require_answerable(deployment, target)
+        now = datetime.fromtimestamp(clock() // SECOND, UTC)
+        name = f"{now:%Y%m%dT%H%M%SZ}-{entropy.token_hex(4)}"
+        self.path = deployment.directory / "incidents" / f"{name}.json"
+        self._evidence = Evidence(
+            incident=name,
+            deployment=deployment.name,
+            target=target,
+            reason=reason,
+            trust_root=self._trust.number,
+            processes=dict(processes(deployment)),
+        )
+
+    async def run(self) -> bool:
+        """Every step; whether all of them succeeded.  Raises `ConfigError` only where nothing could be begun."""
+        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        scope = _scope(self._target)
+        # First of all, and without any key.
+        await self._do("halted", lambda: self._halt(scope))
+        with await asyncio.to_thread(Operator, self._deployment, self._keystore) as self._operator:
+            await self._catch_up()
+            await self._do("cancelled", lambda: self._cancel(scope))
+            old = await asyncio.to_thread(self._old_identity)
+            await self._do("revoked", self._revoke)
+            await self._do("rotated", self._rotate)
+            await self._do("proven", lambda: self._prove(old))
+            await self._do("closed", self._close)
+        return all(step.done for step in self._evidence.steps)
+
+    _operator: Operator | None = None
+
+    async def _do(self, step: StepName, work: Callable[[], Awaitable[str]]) -> None:
+        begun = self._clock()
+        try:
+            text, done = await work(), True
+        except (TallystickError, OSError, TimeoutError) as exc:
+            text, done = f"{type(exc).__name__}: {exc}", False
+        number = len(self._evidence.steps) + 1
+        made = Step(number=number, step=step, begun=begun, ended=self._clock(), done=done, text=text[:MAX_TEXT])
+        self._evidence.steps.append(made)
+        await self._say(number)
+        self._told(self._evidence.steps[-1])
+
+    async def _catch_up(self) -> None:
+        """Say what was done before the operator's token was open."""
+        for step in list(self._evidence.steps):
+            if not step.note:
+                await self._say(step.number)
+
+    async def _say(self, number: int) -> None:
+        """Sign and publish a step, and keep the evidence."""
+        step = self._evidence.steps[number - 1]
+        if self._operator is not None:
+            said = Incident(
+                deployment=self._deployment.name,
+                incident=self._evidence.incident,
+                target=self._target,
+                number=number,
+                step=step.step,
+                at=step.ended,
+                done=step.done,
+                text=step.text,
+                evidence=hashlib.sha256(self._encoded()).hexdigest(),
+            )
+            note = await asyncio.to_thread(self._operator.sign, said)
+            try:
+                answer = await breaker.demand(self._deployment.run, IncidentRequest(note=note))
+                published = bool(answer["stored"])
+            except TallystickError:
+                published = False
+            self._evidence.steps[number - 1] = msgspec.structs.replace(step, note=note, published=published)
+        await asyncio.to_thread(write_durably, self.path, self._encoded(), 0o600)
+
+    def _encoded(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self._evidence), indent=2)
+
+    # --- the steps
+
+    async def _halt(self, scope: str) -> str:
+        if not scope:
+            return f"{self._target} cannot trade: nothing is halted"
+        answer = await breaker.kill(self._deployment.run, scope, f"compromise of {self._target}: {self._reason}")
+        return f"tripped: {', '.join(trip['scope'] for trip in answer['tripped'])}"
+
+    async def _cancel(self, scope: str) -> str:
+        if not scope:
+            return "nothing to cancel"
+        if scope != "all":
+            return await self._cancelled_by_execution(scope.removeprefix("strategy-"))
+        # Execution may be who is in other hands: this way needs custody alone.
+        tasks = Tasks()
+        venue = self._deployment.config.venue
+        record = self._trust.venues[venue.name]
+        adapter = venues.adapter(record.kind)
+        client = VenueClient(adapter, record.host, venues.client_tls(self._deployment.venue_ca), self._clock)
+        custody = CustodyClient(self._deployment.run / signing.SOCKET, tasks)
+        names = {i.symbol: i.venue_symbol for i in self._trust.instruments if i.venue == venue.name}
+        try:
+            async with asyncio.timeout(CANCEL_S):
+                for symbol, venue_symbol in names.items():
+                    await self._cancel_all(custody, client, adapter, venue.name, symbol, venue_symbol)
+        finally:
+            await custody.close()
+            await client.close()
+            await tasks.end()
+        return f"nothing is open at {venue.name} in {', '.join(names)}, by its own word"
+
+    @staticmethod
+    async def _cancel_all(
+        custody: CustodyClient,
+        client: VenueClient,
+        adapter: venues.Adapter,
+        venue: str,
+        symbol: str,
+        venue_symbol: str,
+    ) -> None:
+        while True:
+            cancel = await custody.sign(lambda number: signing.SignCancelAll(id=number, venue=venue, symbol=symbol))
+            await client.send(cancel)
+            asked = await custody.sign(lambda number: signing.SignOpenOrders(id=number, venue=venue, symbol=symbol))
+            found = adapter.orders_answer(*await client.send(asked), venue_symbol)
+            if isinstance(found, tuple) and not found:
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _cancelled_by_execution(self, strategy: str) -> str:
+        # What it said before the halt says nothing: it says it anew each second.
+        await asyncio.sleep(2 * board.STATUS_S)
+        async with asyncio.timeout(CANCEL_S):
+            while True:
+                if "execution" not in dict(processes(self._deployment)):
+                    raise ConfigError(
+                        "COMPROMISE_OPEN", "execution does not run: what is open at the venue is not known"
+                    )
+                counts = dict(
+                    part.split("=", 1) for part in board.read(self._deployment, "execution").get("open", "").split()
+                )
+                if counts.get(strategy, "0") == "0":
+                    return f"execution says that nothing of {strategy} is open"
+                await asyncio.sleep(POLL_S)
+
+    def _old_identity(self) -> Identity:
+        """What a thief may have copied."""
+        passphrase = self._keystore[layout.passphrase_name(self._target)]
+        path = self._deployment.identity(self._target)
+        old = Identity(self._deployment.name, self._deployment.issuing_ca, path, passphrase)
+        self._evidence.certificate = old.fingerprint.hex()
+        return old
+
+    async def _revoke(self) -> str:
+        ended = await revoke(self._deployment, self._keystore, self._target, self._reason, self._operator)
+        return f"{ended} sessions ended at the broker and at every verifier; no certificate of it counts"
+
+    async def _rotate(self) -> str:
+        await reinstate(self._deployment, self._keystore, self._target, self._reason, self._operator)
+        return f"a new key and certificate in {self._deployment.identity(self._target)}; it starts again with them"
+
+    async def _prove(self, old: Identity) -> str:
+        """Ask for a session as a thief would who has the old certificate and its key."""
+        config = self._deployment.config
+        client = AuthorityClient(
+            f"https://{config.host}:{config.authority.port}",
+            old,
+            deployment=self._deployment.name,
+            component=self._target,
+            clock=self._clock,
+            log=structlog.get_logger(),
+        )
+        try:
+            await client.obtain(SessionKey(os.urandom(KEY_BYTES)), os.urandom(BOOT_BYTES))
+        except BootOver as exc:
+            return f"the old certificate {old.fingerprint.hex()[:16]} and its key get no session: {exc.code}"
+        except Unverified as exc:
+            raise ConfigError("COMPROMISE_UNPROVEN", f"refused, and not for what it is: {exc}") from exc
+        raise ConfigError(
+            "COMPROMISE_UNPROVEN", "the old certificate and its key still get a session: stop the authority"
+        )
+
+    async def _close(self) -> str:
+        failed = [step.step for step in self._evidence.steps if not step.done]
+        return f"failed: {', '.join(failed)}" if failed else "every step succeeded"
+
+
+def _scope(target: str) -> str:
+    """What is halted when `target` is in other hands; "" for who cannot trade."""
+    if target.startswith("strategy-"):
+        return target
+    return "" if target.startswith(_WATCHERS) else "all"
+
+
+def _require_answerable(deployment: Deployment, target: str) -> None:
+    """Raise `ConfigError` for a target that this command has no answer to."""
+    deployment.bus().component(target)
+    if target == "authority":
+        raise ConfigError(
+            "COMPROMISE_AUTHORITY",
+            "nobody would hear that the authority is revoked: `tallystick kill`, stop `tallystick up`, then "
+            "`tallystick admit --new-ca`, which replaces its issuing CA",
+        )
+
+
+def read_evidence(path: Path) -> Evidence:
+    """An evidence file.  Raises `ConfigError`."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Evidence)
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise ConfigError("EVIDENCE", f"{path}: {exc}") from exc

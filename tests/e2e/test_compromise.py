@@ -1,0 +1,193 @@
+"""`tallystick compromise` on a running deployment: everything of R33 within five seconds, each step an event."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from tallystick import venues
+from tallystick.cli import breaker
+from tallystick.cli.compromise import Answer, Evidence, Step, read_evidence
+from tallystick.cli.operate import Operator
+from tallystick.cli.status import processes
+from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, pin_name
+from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.keystore import Keystore
+from tallystick.schemas.control import IncidentRequest
+from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.incidents import Incident, open_incident
+from tallystick.schemas.nats_jwt import SessionKey
+from tallystick.schemas.orders import VenueOrder
+from tallystick.schemas.security import IncidentStep
+from tallystick.schemas.signing import Signed
+from tallystick.schemas.trust import OPERATOR_KEY_NAME, Rearm, sign_document
+from tallystick.venues.client import VenueClient
+from tests.support.deployment import Running, make, running
+from tests.support.waiting import until
+
+STEPS = ["halted", "cancelled", "revoked", "rotated", "proven", "closed"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
+    return make(tmp_path_factory.mktemp("c") / "desk")
+
+
+@pytest.fixture
+async def desk(made: tuple[Deployment, Keystore]) -> AsyncIterator[Running]:
+    parts = ("breaker", "gateway", "custody", "execution", "paper-exchange", "strategy-alpha")
+    async with running(*made, *parts) as up:
+        yield up
+
+
+async def answered(desk: Running, target: str) -> tuple[Answer, list[Step], float]:
+    steps: list[Step] = []
+    answer = Answer(desk.deployment, desk.keystore, target, "a drill", time.time_ns, steps.append)
+    begun = time.monotonic()
+    assert await answer.run(), steps
+    return answer, steps, time.monotonic() - begun
+
+
+@pytest.mark.parametrize(("target", "tripped"), [("strategy-alpha", "strategy-alpha"), ("execution", "all")])
+async def test_one_command_halts_cancels_revokes_rotates_proves_and_keeps_the_evidence(
+    desk: Running, target: str, tripped: str
+) -> None:
+    heard: list[Incident] = []
+    reader = await desk.context("console")
+    trust = desk.deployment.load_trust()[-1]
+
+    def hear(received: Received) -> None:
+        heard.extend(open_incident(e.note, trust) for e in received.events if isinstance(e, IncidentStep))
+
+    reader.subscribe("control.config.>", hear)
+    reader.open()
+    await reader.caught_up()
+    pid = dict(_ready(desk.deployment))[target]
+    answer, steps, took = await answered(desk, target)
+    assert [step.step for step in steps] == STEPS
+    assert all(step.done for step in steps)
+    assert took < 5.0
+    assert tripped in [trip["scope"] for trip in (await breaker.status(desk.deployment.run))["tripped"]]
+    await until(lambda: len(heard) == len(STEPS), "the steps on the bus")
+    assert [said.step for said in heard] == STEPS
+    assert {said.target for said in heard} == {target}
+    # Its process starts again, with what it has now.
+    await until(lambda: dict(_ready(desk.deployment)).get(target) not in (None, pid), timeout=30)
+    # The newest note's hash is that of the evidence as it was when the step was done.
+    evidence = read_evidence(answer.path)
+    assert all(step.published and step.note for step in evidence.steps)
+    assert answer.path.stat().st_mode & 0o077 == 0
+    last = msgspec.structs.replace(evidence.steps[-1], note="", published=False)
+    before = msgspec.structs.replace(evidence, steps=[*evidence.steps[:-1], last])
+    assert heard[-1].evidence == _hash(before)
+
+
+async def _at_venue(desk: Running, place: int) -> int:
+    """Place orders with custody's key behind execution's back; how many are open then."""
+    deployment, trust = desk.deployment, desk.deployment.load_trust()[-1]
+    record, instrument = trust.venues["paper"], trust.instrument("paper", "XRP/ETH")
+    adapter = venues.adapter(record.kind)
+    client = VenueClient(adapter, record.host, venues.client_tls(deployment.venue_ca), time.time_ns)
+    with Token.open(deployment.token("custody"), "custody", desk.keystore[pin_name("custody")]) as token:
+        key = desk.keystore[api_key_name("custody")].reveal()
+        build = adapter.request_builder(record, trust.instruments, key, token.signer(KEY_VENUE), time.time_ns)
+        for _ in range(place):
+            name = f"{secrets.token_hex(16)}"
+            order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0001", name)
+            status, body = await client.send(_signed(build.order(instrument, order)))
+            assert status == 200, body
+        found = adapter.orders_answer(*await client.send(_signed(build.open_orders(instrument))), "XRPETH")
+    await client.close()
+    assert isinstance(found, tuple)
+    return len(found)
+
+
+def _signed(request: venues.SignedRequest) -> Signed:
+    return Signed(id=0, **msgspec.structs.asdict(request))
+
+
+async def test_what_is_open_is_cancelled_without_execution(desk: Running) -> None:
+    assert await _at_venue(desk, 2) == 2
+    (execution,) = [pid for name, pid in _ready(desk.deployment) if name == "execution"]
+    os.kill(execution, signal.SIGSTOP)  # it does nothing for anybody any more
+    try:
+        await answered(desk, "execution")
+    finally:
+        os.kill(execution, signal.SIGCONT)
+    assert await _at_venue(desk, 0) == 0
+
+
+async def test_a_step_that_fails_keeps_nobody_from_the_next_one(desk: Running) -> None:
+    (custody,) = [pid for name, pid in _ready(desk.deployment) if name == "custody"]
+    os.kill(custody, signal.SIGSTOP)
+    steps: list[Step] = []
+    try:
+        answer = Answer(desk.deployment, desk.keystore, "gateway", "a drill", time.time_ns, steps.append)
+        assert not await answer.run()
+    finally:
+        os.kill(custody, signal.SIGCONT)
+    assert [step.step for step in steps] == STEPS
+    assert [step.step for step in steps if not step.done] == ["cancelled"]
+    assert "failed: cancelled" in steps[-1].text
+
+
+async def test_without_the_broker_it_halts_and_keeps_what_it_could_not_say(desk: Running) -> None:
+    broker = desk.supervisor.server.pid
+    assert broker is not None
+    os.kill(broker, signal.SIGSTOP)
+    steps: list[Step] = []
+    try:
+        answer = Answer(desk.deployment, desk.keystore, "execution", "a drill", time.time_ns, steps.append)
+        await answer.run()
+    finally:
+        os.kill(broker, signal.SIGCONT)
+    done = {step.step for step in steps if step.done}
+    assert {"halted", "cancelled"} <= done
+    evidence = read_evidence(answer.path)
+    assert all(step.note and not step.published for step in evidence.steps)
+
+
+async def test_nobody_but_the_operator_says_what_was_done(desk: Running) -> None:
+    said = Incident(
+        deployment="test",
+        incident="20261126T120000Z-00000000",
+        target="execution",
+        number=1,
+        step="halted",
+        at=1,
+        done=True,
+        text="nothing of it",
+        evidence="00" * 32,
+    )
+    forged = sign_document(said, (OPERATOR_KEY_NAME, SessionKey(os.urandom(32))))
+    with pytest.raises(ConfigError, match="NOTE_"):
+        await breaker.demand(desk.deployment.run, IncidentRequest(note=forged))
+    with Operator(desk.deployment, desk.keystore) as operator:
+        foreign = operator.sign(msgspec.structs.replace(said, deployment="another"))
+        with pytest.raises(ConfigError, match="INCIDENT_SCOPE"):
+            await breaker.demand(desk.deployment.run, IncidentRequest(note=foreign))
+        lease = operator.sign(Rearm(deployment="test", scope="all", since=1))
+        with pytest.raises(ConfigError, match="DOCUMENT"):
+            await breaker.demand(desk.deployment.run, IncidentRequest(note=lease))
+
+
+def test_what_it_has_no_answer_to_is_said_before_anything_is_done(made: tuple[Deployment, Keystore]) -> None:
+    for target, code in (("authority", "COMPROMISE_AUTHORITY"), ("nobody", "COMPONENT")):
+        with pytest.raises(ConfigError, match=code):
+            Answer(*made, target, "a drill", time.time_ns, lambda _: None)
+
+
+def _ready(deployment: Deployment) -> list[tuple[str, int]]:
+    return processes(deployment)
+
+
+def _hash(evidence: Evidence) -> str:
+    return hashlib.sha256(msgspec.json.format(msgspec.json.encode(evidence), indent=2)).hexdigest()
