@@ -7,7 +7,7 @@
   venue's own word, asked for by this command through custody and not through execution; for a strategy by execution's word.
 - *revoked*: sessions and certificates, by the operator's signature.  *rotated*: a new key and certificate; the process starts
   again with them.  *proven*: its old certificate and key are shown to the authority, and refused.
-- The evidence is a file that holds every step with its note, and what was seen before and after.  Its hash stands in each note.
+- The evidence is a file that holds every step with its note.  Each note holds the hash of what came before it (`Evidence.digest`).
 
 It does not undo: what is tripped stays tripped until `tallystick rearm`.
 """
@@ -15,6 +15,7 @@ It does not undo: what is tripped stays tripped until `tallystick rearm`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets as entropy
@@ -25,6 +26,7 @@ from typing import Final
 
 import msgspec
 import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick import venues
 from tallystick.cli import breaker
@@ -32,12 +34,13 @@ from tallystick.cli.operate import Operator, reinstate, revoke
 from tallystick.cli.status import processes
 from tallystick.components.execution.custody import CustodyClient
 from tallystick.runtime.bus.enrolment import AuthorityClient
-from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.durable import write_durably
-from tallystick.runtime.keys.identity import Identity
+from tallystick.runtime.keys import pki
+from tallystick.runtime.keys.identity import Identity, load_certificate
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.schemas import signing
 from tallystick.schemas.bounds import SECOND
@@ -49,6 +52,7 @@ from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey
 from tallystick.venues.client import VenueClient
 
 CANCEL_S: Final = 3.0
+PUBLISH_S: Final = 1.0
 POLL_S: Final = 0.05
 # Nobody trades by these: their compromise needs no halt.
 _WATCHERS: Final = ("observer-", "audit", "console", "replay")
@@ -78,6 +82,12 @@ class Evidence(msgspec.Struct, kw_only=True):
     processes: dict[str, int]
     certificate: str = ""
     steps: list[Step] = []
+
+    def digest(self, number: int) -> str:
+        """SHA-256 (hex) of the evidence as it stood when step `number` was done, whatever became of its publication."""
+        steps = [msgspec.structs.replace(step, published=False) for step in self.steps[:number]]
+        steps[-1] = msgspec.structs.replace(steps[-1], note="")
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, steps=steps))).hexdigest()
 
 
 class Answer:
@@ -110,7 +120,10 @@ class Answer:
             reason=reason,
             trust_root=self._trust.number,
             processes=dict(processes(deployment)),
+            certificate=pki.fingerprint(load_certificate(deployment.identity(target)).public_bytes(Encoding.DER)).hex(),
         )
+        self._notes: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+        self._operator: Operator | None = None
 
     async def run(self) -> bool:
         """Every step; whether all of them succeeded.  Raises `ConfigError` only where nothing could be begun."""
@@ -118,17 +131,28 @@ class Answer:
         scope = _scope(self._target)
         # First of all, and without any key.
         await self._do("halted", lambda: self._halt(scope))
-        with await asyncio.to_thread(Operator, self._deployment, self._keystore) as self._operator:
-            await self._catch_up()
-            await self._do("cancelled", lambda: self._cancel(scope))
-            old = await asyncio.to_thread(self._old_identity)
-            await self._do("revoked", self._revoke)
-            await self._do("rotated", self._rotate)
-            await self._do("proven", lambda: self._prove(old))
-            await self._do("closed", self._close)
+        publishing = asyncio.create_task(self._publish(), name="publishing")
+        try:
+            with await asyncio.to_thread(Operator, self._deployment, self._keystore) as self._operator:
+                await self._say(1)
+                await self._do("cancelled", lambda: self._cancel(scope))
+                old = await asyncio.to_thread(self._old_identity)
+                await self._do("revoked", self._revoke)
+                await self._do("rotated", self._rotate)
+                await self._do("proven", lambda: self._prove(old))
+                await self._do("closed", self._close)
+            # Where the bus is gone, nobody waits for it.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._notes.join(), PUBLISH_S)
+        finally:
+            await end(publishing)
+        await asyncio.to_thread(self._keep)
         return all(step.done for step in self._evidence.steps)
 
-    _operator: Operator | None = None
+    @property
+    def unsaid(self) -> tuple[StepName, ...]:
+        """The steps that the bus did not confirm."""
+        return tuple(step.step for step in self._evidence.steps if not step.published)
 
     async def _do(self, step: StepName, work: Callable[[], Awaitable[str]]) -> None:
         begun = self._clock()
@@ -142,14 +166,20 @@ class Answer:
         await self._say(number)
         self._told(self._evidence.steps[-1])
 
-    async def _catch_up(self) -> None:
-        """Say what was done before the operator's token was open."""
-        for step in list(self._evidence.steps):
-            if not step.note:
-                await self._say(step.number)
+    async def _publish(self) -> None:
+        while True:
+            number, note = await self._notes.get()
+            try:
+                answer = await breaker.demand(self._deployment.run, IncidentRequest(note=note))
+                step = self._evidence.steps[number - 1]
+                self._evidence.steps[number - 1] = msgspec.structs.replace(step, published=bool(answer["stored"]))
+            except (TallystickError, OSError) as exc:
+                structlog.get_logger().warning("not published", step=number, error=str(exc))
+            finally:
+                self._notes.task_done()
 
     async def _say(self, number: int) -> None:
-        """Sign and publish a step, and keep the evidence."""
+        """Sign a step, have it published, and keep the evidence."""
         step = self._evidence.steps[number - 1]
         if self._operator is not None:
             said = Incident(
@@ -161,19 +191,16 @@ class Answer:
                 at=step.ended,
                 done=step.done,
                 text=step.text,
-                evidence=hashlib.sha256(self._encoded()).hexdigest(),
+                evidence=self._evidence.digest(number),
             )
             note = await asyncio.to_thread(self._operator.sign, said)
-            try:
-                answer = await breaker.demand(self._deployment.run, IncidentRequest(note=note))
-                published = bool(answer["stored"])
-            except TallystickError:
-                published = False
-            self._evidence.steps[number - 1] = msgspec.structs.replace(step, note=note, published=published)
-        await asyncio.to_thread(write_durably, self.path, self._encoded(), 0o600)
+            self._evidence.steps[number - 1] = msgspec.structs.replace(step, note=note)
+            self._notes.put_nowait((number, note))
+        await asyncio.to_thread(self._keep)
 
-    def _encoded(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self._evidence), indent=2)
+    def _keep(self) -> None:
+        text = msgspec.json.format(msgspec.json.encode(self._evidence), indent=2)
+        write_durably(self.path, text, 0o600)
 
     # --- the steps
 
@@ -244,9 +271,7 @@ class Answer:
         """What a thief may have copied."""
         passphrase = self._keystore[layout.passphrase_name(self._target)]
         path = self._deployment.identity(self._target)
-        old = Identity(self._deployment.name, self._deployment.issuing_ca, path, passphrase)
-        self._evidence.certificate = old.fingerprint.hex()
-        return old
+        return Identity(self._deployment.name, self._deployment.issuing_ca, path, passphrase)
 
     async def _revoke(self) -> str:
         ended = await revoke(self._deployment, self._keystore, self._target, self._reason, self._operator)

@@ -328,14 +328,15 @@ def compromise(
 
     def told(step: Step) -> None:
         outcome = "ok" if step.done else "FAILED"
-        said = "" if step.published or not step.note else "  (not on the bus: the broker did not confirm it)"
-        typer.echo(f"{time.monotonic() - begun:5.2f} s  {step.step:<9} {outcome:<6} {step.text}{said}")
+        typer.echo(f"{time.monotonic() - begun:5.2f} s  {step.step:<9} {outcome:<6} {step.text}")
 
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     begun = time.monotonic()
     answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
     done = asyncio.run(answer.run())
     typer.echo(f"evidence: {answer.path}")
+    if answer.unsaid:
+        typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}: their signed notes stand in the evidence")
     if not done:
         raise typer.Exit(1)
 
