@@ -1,0 +1,89 @@
+"""ccxt's exchanges with keys in a token: the same class, the same methods, no secret (`handle`, `hooks`).
+
+- Only what `schemes` names is made; everything else is refused by name and reason, before anything is sent.
+- A request that holds the placeholder of the secret anywhere is refused unsent.
+- Custody does not use this for orders: an adapter of its own checks there what is signed (`venues.capture`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Final, Literal
+
+from tallystick.schemas.errors import ConfigError
+from tallystick.venues.signing.handle import MARK, SigningKeys, handle, require_absent
+from tallystick.venues.signing.hooks import Hooks
+from tallystick.venues.signing.schemes import Scheme, require_signable
+
+Api = Literal["sync", "async", "pro"]
+_PACKAGES: Final[dict[Api, str]] = {"sync": "ccxt", "async": "ccxt.async_support", "pro": "ccxt.pro"}
+
+# What ccxt looks at to choose how to sign: marks, ends and lengths.
+_PLACEHOLDERS: Final[dict[str, str]] = {
+    "text": MARK,
+    "text-43": MARK.ljust(43, "0"),
+    "text-44": MARK.ljust(44, "0"),
+    "pem": f"-----BEGIN PRIVATE KEY-----{MARK}",
+    "ec-pem": f"-----BEGIN EC PRIVATE KEY-----{MARK}",
+    "rsa-pem": f"-----BEGIN PRIVATE KEY-----{MARK * 8}",
+    "base64": f"{MARK}=",
+    "base58": MARK,
+    "orderly": f"ed25519:{MARK}",
+    "hex": f"0x{MARK.ljust(64, '0')}",
+}
+
+
+class _Checked(Hooks):
+    """The hooks, and a last look at what would be sent; sync, async and pro alike."""
+
+    def sign(self, *arguments: Any, **options: Any) -> Any:
+        """The exchange's own, refused where the secret would be sent."""
+        request = super().sign(*arguments, **options)  # type: ignore[misc]
+        require_absent(request.get("url"), request.get("body"), request.get("headers"))
+        return request
+
+    def fetch(self, url: Any, method: Any = "GET", headers: Any = None, body: Any = None) -> Any:
+        """The exchange's own, refused where the secret would be sent."""
+        require_absent(url, headers or {}, body)
+        return super().fetch(url, method, headers, body)  # type: ignore[misc]
+
+    def watch(self, url: Any, message_hash: Any, message: Any = None, *rest: Any, **options: Any) -> Any:
+        """The exchange's own, refused where the secret would be sent."""
+        require_absent(url, message)
+        return super().watch(url, message_hash, message, *rest, **options)  # type: ignore[misc]
+
+    def watch_multiple(self, url: Any, message_hashes: Any, message: Any = None, *rest: Any, **options: Any) -> Any:
+        """The exchange's own, refused where the secret would be sent."""
+        require_absent(url, message)
+        return super().watch_multiple(url, message_hashes, message, *rest, **options)  # type: ignore[misc]
+
+
+def signed_exchange(
+    exchange_id: str, api: Api, scheme: str, keys: SigningKeys, config: dict[str, Any] | None = None
+) -> Any:
+    """A ccxt instance of `exchange_id` that signs by `scheme` with `keys`; `config` as ccxt's, without secrets.
+
+    Raises `ConfigError` for an exchange that cannot be signed so, by name and reason.
+    """
+    chosen = require_signable(exchange_id, scheme)
+    given = dict(config or {})
+    for name in ("secret", "privateKey"):
+        if name in given:
+            raise ConfigError("SECRET_GIVEN", f"{exchange_id}: {name} is in the token, not in the configuration")
+    made = _class(exchange_id, api)(given)
+    secret = handle(keys, placeholder(chosen))
+    setattr(made, chosen.field, secret)
+    return made
+
+
+def _class(exchange_id: str, api: Api) -> type:
+    package = importlib.import_module(_PACKAGES[api])
+    base = getattr(package, exchange_id, None)
+    if base is None:
+        raise ConfigError("EXCHANGE_API", f"ccxt has no {api} class for {exchange_id}")
+    return type(f"{exchange_id}_with_a_token", (_Checked, base), {})
+
+
+def placeholder(scheme: Scheme) -> str:
+    """What ccxt is shown for a secret of a scheme."""
+    return _PLACEHOLDERS[scheme.form]
