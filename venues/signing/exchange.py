@@ -21,7 +21,6 @@ _PACKAGES: Final[dict[Api, str]] = {"sync": "ccxt", "async": "ccxt.async_support
 # What ccxt looks at to choose how to sign: marks, ends and lengths.
 _PLACEHOLDERS: Final[dict[str, str]] = {
     "text": MARK,
-    "text-43": MARK.ljust(43, "0"),
     "text-44": MARK.ljust(44, "0"),
     "pem": f"-----BEGIN PRIVATE KEY-----{MARK}",
     "ec-pem": f"-----BEGIN EC PRIVATE KEY-----{MARK}",
@@ -70,18 +69,26 @@ def signed_exchange(
     for name in ("secret", "privateKey"):
         if name in given:
             raise ConfigError("SECRET_GIVEN", f"{exchange_id}: {name} is in the token, not in the configuration")
-    made = _class(exchange_id, api)(given)
-    secret = handle(keys, placeholder(chosen))
-    setattr(made, chosen.field, secret)
+    made = hooked(_class(exchange_id, api))(given)
+    give(made, keys, chosen)
     return made
 
 
+def hooked(base: type) -> type:
+    """An exchange's class that signs with keys in a token, and sends no secret."""
+    return type(f"{base.__name__}_with_a_token", (_Checked, base), {})
+
+
+def give(exchange: Any, keys: SigningKeys, scheme: Scheme) -> None:
+    """Let an instance of a hooked class sign with `keys`."""
+    setattr(exchange, scheme.field, handle(keys, placeholder(scheme)))
+
+
 def _class(exchange_id: str, api: Api) -> type:
-    package = importlib.import_module(_PACKAGES[api])
-    base = getattr(package, exchange_id, None)
+    base: type | None = getattr(importlib.import_module(_PACKAGES[api]), exchange_id, None)
     if base is None:
         raise ConfigError("EXCHANGE_API", f"ccxt has no {api} class for {exchange_id}")
-    return type(f"{exchange_id}_with_a_token", (_Checked, base), {})
+    return base
 
 
 def placeholder(scheme: Scheme) -> str:

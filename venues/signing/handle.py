@@ -92,6 +92,10 @@ class OpaqueText(_Handle, str):
 
     __str__ = _refuse
 
+    def __radd__(self, other: object) -> OpaqueText:  # type: ignore[override]
+        """`0x` before a wallet's key is no part of it."""
+        return self if other == "0x" else _refuse()
+
     def __getitem__(self, index: Any) -> OpaqueText:
         return self._sliced(index)
 
@@ -111,7 +115,7 @@ class OpaqueText(_Handle, str):
         """Orderly's secrets have a mark before them, which is no part of the key."""
         return ["", self.after("-ed25519:")] if separator == "ed25519:" else _refuse()
 
-    format = format_map = _refuse  # type: ignore[assignment]
+    format = format_map = _refuse
 
 
 class OpaqueBytes(_Handle, bytes):
@@ -130,7 +134,7 @@ class OpaqueBytes(_Handle, bytes):
         """Recorded."""
         return self.as_text("text")
 
-    hex = replace = upper = _refuse  # type: ignore[assignment]
+    hex = replace = upper = _refuse
 
 
 def _make(kind: Any, keys: SigningKeys, transforms: tuple[str, ...], placeholder: str) -> Any:

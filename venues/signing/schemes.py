@@ -15,7 +15,7 @@ from tallystick.schemas.errors import ConfigError
 
 Kind = Literal["hmac", "ed25519", "rsa", "p256", "secp256k1"]
 # How the secret is written where the exchange gives it out.
-Form = Literal["text", "text-43", "text-44", "pem", "ec-pem", "rsa-pem", "base64", "base58", "orderly", "hex"]
+Form = Literal["text", "text-44", "pem", "ec-pem", "rsa-pem", "base64", "base58", "orderly", "hex"]
 # What is done to a secret before it is an HMAC key, and the digest.
 Mac = tuple[tuple[str, ...], Literal["sha256", "sha384", "sha512"]]
 
@@ -47,7 +47,7 @@ _WALLET: Final = Scheme(kind="secp256k1", field="privateKey", form="hex")
 
 # HMAC with the secret's text and SHA-256 …
 _TEXT_SHA256: Final = """
-    bequant bigone binancecoinm binanceus binanceusdm bingx bitbank bitflyer bitget bitrue bitso bitstamp
+    bequant bigone binanceus bingx bitbank bitflyer bitget bitrue bitso bitstamp
     bittrade bitvavo blofin bullish bybiteu bybitid bydfi cex coincheck coinmate coinsph cryptocom deepcoin
     delta deribit digifinex fmfwio foxbit hashkey hitbtc hollaex htx independentreserve kucoin kucoinfutures
     lbank mexc myokx ndax okx okxus paymium phemex poloniex tokocrypto toobit upbit weex woo xt zebpay
@@ -75,14 +75,14 @@ SCHEMES: Final[dict[str, tuple[Scheme, ...]]] = {
     # its newer and its older API
     "bithumb": (_hmac((_UTF8, "sha256"), (_UTF8, "sha512")),),
     # public keys are taken as well: the private one is born in the token
-    "binance": (Scheme(kind="ed25519", form="pem"), Scheme(kind="rsa", form="rsa-pem"), _SHA256),
+    **dict.fromkeys(
+        ("binance", "binancecoinm", "binanceusdm"),
+        (Scheme(kind="ed25519", form="pem"), Scheme(kind="rsa", form="rsa-pem"), _SHA256),
+    ),
     "bybit": (Scheme(kind="rsa", form="rsa-pem"), _SHA256),
     "coinbase": (Scheme(kind="p256", form="ec-pem"), Scheme(kind="ed25519", form="base64"), _SHA256),
-    "coinbaseinternational": (
-        Scheme(kind="p256", form="ec-pem"),
-        Scheme(kind="ed25519", form="base64"),
-        _hmac((_UTF8, "sha256"), form="text-43"),
-    ),
+    # its older keys are sent in the login of its websockets
+    "coinbaseinternational": (Scheme(kind="p256", form="ec-pem"), Scheme(kind="ed25519", form="base64")),
     # Ed25519 alone
     "backpack": (Scheme(kind="ed25519", form="base64"),),
     "modetrade": (Scheme(kind="ed25519", form="orderly"),),
