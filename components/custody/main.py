@@ -2,7 +2,7 @@
 
 The socket is open before the bus has told anything: cancels are signed from the first moment, orders once
 breaker, sessions and a lease are known.  What was signed is summed up on `guard.custody` each second, with
-the hash of the journal's last line.
+the hash of the journal's last line; what was refused is told there, too (`refusals`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 from tallystick import venues
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
+from tallystick.components.custody.refusals import Refusals
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
@@ -65,6 +66,8 @@ class Custody(Service):
         )
         self._journal = Journal(deployment.state(NAME), ctx.clock)
         ctx.at_stop(self._journal.close)
+        self._refusals = Refusals(deployment.state(NAME), ctx.clock)
+        ctx.at_stop(self._refusals.close)
         self._permits = Permits(
             ctx.trust,
             ctx.boot,
@@ -81,6 +84,7 @@ class Custody(Service):
             ctx.verifier,
             {venue: builder},
             self._journal,
+            self._refusals,
             ctx.clock,
             self._allowed_uids,
             signer.public,
@@ -104,7 +108,10 @@ class Custody(Service):
     async def _report(self, public: bytes) -> None:
         ctx, guard = self._ctx, subject("guard", component=NAME)
         digest = hashlib.sha256(public).digest()
-        text = f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn"
+        text = (
+            f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn, "
+            f"refusal {self._refusals.number} with SHA-256 {self._refusals.head}"
+        )
         ctx.publish(
             subject("control.config", component=NAME),
             ctx.new(ConfigChanged, name="venue-key", digest=digest, text=text),
@@ -118,10 +125,8 @@ class Custody(Service):
                 )
                 reported, head = self._journal.number, bytes.fromhex(self._journal.head)
                 ctx.publish(guard, ctx.new(Notice, code="SIGNED", text=text, evidence=head))
-            if self._server.refused:
-                counts = ", ".join(f"{code}={n}" for code, n in sorted(self._server.refused.items()))
-                self._server.refused.clear()
-                ctx.notice("SIGNING_REFUSED", f"{counts}; last: {self._server.last_refusal}")
+            for notice in self._refusals.report():
+                ctx.notice(*notice)
 
 
 SERVICE = Custody

@@ -53,7 +53,7 @@ def sealed(component: str, subject: str, batches: list[list[Event]], others: int
         WRITERS[component] = ChainWriter(credential, session, "ORDERS")
     messages: list[publisher._Message] = []
     for events in batches:
-        encoded = encode_events(subject.split(".alpha")[0], events)
+        encoded = encode_events(subject.split(".alpha", maxsplit=1)[0], events)
         if not messages or not messages[-1].has_room(len(events), len(encoded)):
             messages.append(publisher._Message(subject))
         messages[-1].encoded.append((len(events), encoded))
@@ -98,7 +98,7 @@ def test_an_order_fits_into_a_frame_however_much_was_asked_and_answered_at_once(
 def test_a_message_above_the_bound_is_read_by_nobody(component: str, subject: str) -> None:
     """Who publishes past our publisher finds the same bound at every reader: gateway, execution, custody, audit."""
     credential, session = world.credential(component)
-    kind = subject.split(".alpha")[0]
+    kind = subject.split(".alpha", maxsplit=1)[0]
     small = intent(0) if component.startswith("strategy") else decision(0, 0)
     honest = msgspec.msgpack.decode(
         ChainWriter(credential, session, "ORDERS").seal([(subject, encode_events(kind, [small]))], world.NOW)[0][1],
