@@ -125,8 +125,8 @@ class Custody(Service):
                 )
                 reported, head = self._journal.number, bytes.fromhex(self._journal.head)
                 ctx.publish(guard, ctx.new(Notice, code="SIGNED", text=text, evidence=head))
-            for notice in self._refusals.report():
-                ctx.notice(*notice)
+            for told in self._refusals.report():
+                ctx.notice(told.code, told.text, told.evidence)
 
 
 SERVICE = Custody

@@ -32,8 +32,10 @@ from tallystick.schemas.errors import NOT_DECODED, ConfigError
 
 Class = Literal["order", "other"]
 
-# What a record keeps of a text that somebody else chose.
+# What a record keeps of a text that somebody else chose, in printable ASCII.
 MAX_TEXT: Final = 300
+# The longest record, if all its texts are backslashes.
+MAX_RECORD: Final = 4_096
 # How many of the first and of the last attempts a notice tells in full.
 TOLD: Final = 3
 # At least one record fits in the end of a file that a start reads.
@@ -48,10 +50,10 @@ class _Pace(NamedTuple):
     told_ns: int
 
 
-# A quarter of a gigabyte a day at most.
+# A hundred megabytes of ordinary records a day; below a gigabyte if each is as long as may be.
 _KEPT: Final[dict[Class, _Pace]] = {
-    "order": _Pace(4_096, 4.0, SECOND),
-    "other": _Pace(1_024, 1.0, 5 * SECOND),
+    "order": _Pace(4_096, 1.5, SECOND),
+    "other": _Pace(1_024, 0.5, 5 * SECOND),
 }
 
 
@@ -81,6 +83,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         named = ((self.about, "about"), (self.decision_id, "decision"), (self.client_order_id, "order"))
         what = " ".join([self.op, *(f"{word} {value}" for value, word in named if value)])
         return f"{self.code}: {self.text} ({what}; by {self.asker or 'no session'}, pid {self.pid}, uid {self.uid})"
+
+
+class Told(NamedTuple):
+    """A notice to people; `evidence` is the newest hash."""
+
+    code: str
+    text: str
+    evidence: bytes
 
 
 class _Untold:
@@ -162,7 +172,7 @@ class Refusals:
         """An attempt was refused; `known`: further fields of `Refusal`.  The record, where it was kept."""
         now = self._clock()
         kind: Class = "order" if op == "order" else "other"
-        cut = {name: value[:MAX_TEXT] for name, value in {"text": text, "op": op, **known}.items()}
+        cut = {name: _plain(value) for name, value in {"text": text, "op": op, **known}.items()}
         refusal = Refusal(
             number=self.number + 1, time=now, code=code, pid=peer.pid, uid=peer.uid, prev=self.head, **cut
         )
@@ -183,8 +193,8 @@ class Refusals:
         self._failed = ""
         return True
 
-    def report(self) -> list[tuple[str, str, bytes]]:
-        """What people are to be told now: code, text and evidence (the newest hash) of each notice."""
+    def report(self) -> list[Told]:
+        """What people are to be told now."""
         now = self._clock()
         notices = []
         for kind, untold in self._untold.items():
@@ -198,9 +208,14 @@ class Refusals:
             )
             if untold.last:
                 text += f"; last: {' | '.join(map(str, untold.last))}"
-            notices.append(("ORDER_REFUSED" if kind == "order" else "SIGNING_REFUSED", text, bytes.fromhex(self.head)))
+            head = bytes.fromhex(self.head)
+            notices.append(Told("ORDER_REFUSED" if kind == "order" else "SIGNING_REFUSED", text, head))
         return notices
 
     def close(self) -> None:
         """Close the file."""
         self._files.close()
+
+
+def _plain(text: str) -> str:
+    return ascii(text[:MAX_TEXT])[1:-1][:MAX_TEXT]

@@ -37,8 +37,8 @@ from tallystick.schemas.credential import Credential
 from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
-from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.orders import Decision
+from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.subjects import ORDERS
 from tallystick.venues import Denied, Requests, SignedRequest
 from tallystick.venues.two_keys import intent_subject
