@@ -68,6 +68,8 @@ class Custody(Service):
         ctx.at_stop(self._journal.close)
         self._refusals = Refusals(deployment.state(NAME), ctx.clock)
         ctx.at_stop(self._refusals.close)
+        # After the server has stopped: nothing is refused that nobody hears of.
+        ctx.at_stop(lambda: self._tell(last=True))
         self._permits = Permits(
             ctx.trust,
             ctx.boot,
@@ -125,8 +127,11 @@ class Custody(Service):
                 )
                 reported, head = self._journal.number, bytes.fromhex(self._journal.head)
                 ctx.publish(guard, ctx.new(Notice, code="SIGNED", text=text, evidence=head))
-            for told in self._refusals.report():
-                ctx.notice(told.code, told.text, told.evidence)
+            self._tell()
+
+    def _tell(self, *, last: bool = False) -> None:
+        for told in self._refusals.report(last=last):
+            self._ctx.notice(told.code, told.text, told.evidence)
 
 
 SERVICE = Custody

@@ -193,12 +193,13 @@ class Refusals:
         self._failed = ""
         return True
 
-    def report(self) -> list[Told]:
-        """What people are to be told now."""
+    def report(self, *, last: bool = False) -> list[Told]:
+        """What people are to be told now; `last`: all that is left, since there is no later."""
         now = self._clock()
         notices = []
         for kind, untold in self._untold.items():
-            if not untold.counts or abs(now - self._told.get(kind, now - SECOND * 60)) < _KEPT[kind].told_ns:
+            early = abs(now - self._told.get(kind, now - SECOND * 60)) < _KEPT[kind].told_ns
+            if not untold.counts or (early and not last):
                 continue
             self._told[kind], self._untold[kind] = now, _Untold()
             counts = ", ".join(f"{code}={n}" for code, n in sorted(untold.counts.items()))
