@@ -7,14 +7,17 @@ attempt is refused, signed by no key, and told to people by its code and by who 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+from yarl import URL
 
 from tallystick import venues
 from tallystick.components.custody.main import Custody
@@ -30,7 +33,6 @@ from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import ChainWriter
 from tallystick.schemas.security import Notice
 from tallystick.schemas.signing import SOCKET
-from tallystick.venues.client import VenueClient
 from tests.support import world
 from tests.support.bus import TestBus, now_s, running_bus
 from tests.support.runtime import SoftwareSource
@@ -60,6 +62,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
         return Counted()
 
     monkeypatch.setattr(Token, "signer", signer)
+
+
+Send = Callable[[signing.Signed], Awaitable[tuple[int, bytes]]]
 
 
 class Thief:
@@ -123,10 +128,18 @@ class Thief:
         assert len(SIGNATURES) == before
         return answer
 
-    def venue(self) -> VenueClient:
-        floor = self.floor
-        host = floor.desk.trust.venues["paper"].host
-        return VenueClient(venues.adapter("binance-spot"), host, venues.client_tls(floor.deployment.ca), time.time_ns)
+    @contextlib.asynccontextmanager
+    async def venue(self) -> AsyncIterator[Send]:
+        """Sends a signed request to the venue: whatever it likes, as often as it likes."""
+        tls = venues.client_tls(self.floor.deployment.ca)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
+
+            async def send(request: signing.Signed) -> tuple[int, bytes]:
+                url, headers = URL(request.url, encoded=True), dict(request.headers)
+                async with http.request(request.method, url, headers=headers, data=request.body or None) as answer:
+                    return answer.status, await answer.read()
+
+            yield send
 
 
 @pytest.fixture
@@ -375,26 +388,59 @@ def custody(floor: Floor) -> Custody:
 
 async def test_a_signed_request_sent_again_is_taken_within_its_second_and_never_after(thief: Thief) -> None:
     """What remains to it: the venue's rule on client order ids holds among open orders only."""
-    client = thief.venue()
-    try:
+    async with thief.venue() as send:
         signed = await thief.ask(thief.permit(price="0.0013002", time_in_force="IOC"))
-        answers = [await client.send(signed) for _ in range(2)]
+        answers = [await send(signed) for _ in range(2)]
         assert [status for status, _ in answers] == [200, 200]
         late = await thief.ask(thief.permit(price="0.0013002", time_in_force="IOC"))
         until = late.signed_at + 1_000_000_000
         await asyncio.sleep((until - time.time_ns()) / 1e9 + 0.01)
         for request in (signed, late):
-            status, body = await client.send(request)
+            status, body = await send(request)
             assert (status, b"-1021" in body) == (400, True), body
         # A request that rests at the venue is not taken a second time at all.
         resting = await thief.ask(thief.permit())
-        assert (await client.send(resting))[0] == 200
-        assert (await client.send(resting))[0] == 400
+        assert (await send(resting))[0] == 200
+        assert (await send(resting))[0] == 400
         # Nor does it help to ask with a longer validity, or another time: both are signed.
         fresh = await thief.ask(thief.permit())
         for old, new in (("recvWindow=1000", "recvWindow=60000"), ("timestamp=1", "timestamp=2")):
             assert old in fresh.body
-            status, body = await client.send(msgspec.structs.replace(fresh, body=fresh.body.replace(old, new)))
+            status, body = await send(msgspec.structs.replace(fresh, body=fresh.body.replace(old, new)))
             assert (status, b"-1022" in body or b"-1021" in body) == (400, True), body
-    finally:
-        await client.close()
+
+
+async def test_what_is_signed_for_it_reads_no_balance_opens_no_stream_and_withdraws_nothing(thief: Thief) -> None:
+    """Binance signs parameters, not the path: each signed request is sent wherever else it might be good for."""
+    one = {"venue": "paper", "symbol": XRP}
+    mine = "ts" + "0" * 32
+    async with thief.venue() as send:
+        for request in (
+            thief.permit(price="0.0013002", time_in_force="IOC"),
+            thief.permit(),
+            signing.SignCancel(id=1, client_order_id=mine, **one),
+            signing.SignQuery(id=1, client_order_id=mine, **one),
+            signing.SignCancelAll(id=1, **one),
+            signing.SignOpenOrders(id=1, **one),
+        ):
+            signed = await thief.ask(request)
+            fields = signed.body or signed.url.partition("?")[2]
+            host = signed.url.partition("/api")[0]
+            for method, path in (
+                ("GET", "/api/v3/account"),
+                ("POST", "/sapi/v1/capital/withdraw/apply"),
+                ("GET", "/sapi/v1/capital/config/getall"),
+                ("GET", "/sapi/v1/account/apiRestrictions"),
+                ("POST", "/api/v3/userDataStream"),
+            ):
+                for url, body in ((f"{host}{path}?{fields}", ""), (f"{host}{path}", fields)):
+                    other = msgspec.structs.replace(signed, method=method, url=url, body=body)
+                    status, answer = await send(other)
+                    assert status >= 400, (method, path, answer)
+                    assert b"free" not in answer
+        # The name of the API key alone, which stands in each request's header, without any signature.
+        signed = await thief.ask(signing.SignOpenOrders(id=1, **one))
+        host = signed.url.partition("/api")[0]
+        named = msgspec.structs.replace(signed, method="POST", url=f"{host}/api/v3/userDataStream", body="")
+        status, answer = await send(named)
+        assert (status, b"-2015" in answer) == (401, True), answer

@@ -127,6 +127,7 @@ class Floor:
                     account="main",
                     permissions=frozenset({"read", "trade"}),
                     ips=("127.0.0.1",),
+                    listen_keys=False,
                 ),
             ),
             limits=Limits(weight_minute=1_000_000, orders_10s=100_000),
