@@ -80,12 +80,12 @@ class Thief:
 
     async def permitted(self) -> signing.Signed:
         """A market order that strategy alpha asks for and the gateway permits, signed by custody."""
+        decision, received = await self.asked()
         for _ in range(20):  # until the first prices are there
-            decision, received = await self.asked()
             if decision.permit is not None:
                 break
-        else:
-            raise AssertionError(f"nothing is permitted: {decision.denials}")
+            decision, received = await self.asked()
+        assert decision.permit is not None, decision.denials
         session = self.context.session
         sealed = (decision.id, received.subject.text, received.verified.payload)
         asked = self.intents[decision.intent_id].verified.payload
