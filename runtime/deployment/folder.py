@@ -240,6 +240,22 @@ class Deployment:
             names.append(PIN_ARCHIVE_KEY)
         return tuple(names)
 
+    def supervision_names(self) -> tuple[str, ...]:
+        """The keystore's names of what running everything takes: to start components and broker, to renew certificates.
+
+        The operator's token, and the PINs of the security officers, stay out.
+        """
+        components = self.bus().components
+        handed = [name for component in components for name in self.secret_names(component)]
+        own = (
+            pin_name("roles"),
+            pin_name("signing"),
+            passphrase_name(BROKER),
+            passphrase_name(OPERATOR),
+            PIN_STORE_KEY,
+        )
+        return tuple(dict.fromkeys((*handed, *own)))
+
     def load_trust(self, pinned: bytes | None = None) -> tuple[TrustRoot, ...]:
         """All versions of the trust root, verified from `pinned` (32 bytes; default: the folder's `pinned_key`).
 
