@@ -133,7 +133,7 @@ def run(
     pin_fd: _PinFd = None,
 ) -> None:
     """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
-    from tallystick.runtime.deployment import process
+    from tallystick.runtime.deployment import apart, process
     from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.keys.keystore import open_part, read_pin, take_over
@@ -150,6 +150,7 @@ def run(
             deployment.secret_names(component),
             lambda whole: ensure(deployment, whole, (component,), time.time_ns()),
         ).secrets
+    apart.enter(deployment, component)
     raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
 

@@ -1,4 +1,4 @@
-"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on `DIR/run/custody.sock`.
+"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on its socket.
 
 The socket is open before the bus has told anything: cancels are signed from the first moment, orders once
 breaker, sessions and a lease are known.  What was signed is summed up on `guard.custody` each second, with
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -21,6 +20,7 @@ from tallystick.components.custody.refusals import Refusals
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment import apart
 from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name, pin_name
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -36,13 +36,20 @@ CONTROL_TAIL: Final = 8_192
 
 
 class Custody(Service):
-    """The component; `allowed_uids` may connect (default: our own user alone), `checkpoint` is for tests (`server`)."""
+    """The component; `allowed_uids` may connect (default: whoever started us), `checkpoint` is for tests (`server`).
+
+    It has a user of its own where that can be (`apart`); execution runs as whoever started both.
+    """
 
     def __init__(
         self, allowed_uids: frozenset[int] | None = None, checkpoint: Callable[[str], None] = lambda _: None
     ) -> None:
         self._checkpoint = checkpoint
-        self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({os.geteuid()})
+        self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({apart.STARTED_AS})
+
+    def status(self) -> dict[str, str]:
+        """As which user it runs."""
+        return {"user": apart.standing()} if apart.standing() else {}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Open token, journal and socket; then read."""
@@ -95,7 +102,7 @@ class Custody(Service):
             ctx.require_listed,
         )
         ctx.at_stop(self._server.stop)
-        await self._server.start(deployment.run / SOCKET)
+        await self._server.start(deployment.seat(NAME) / SOCKET)
         ctx.subscribe("control.breaker.>", self._on_breaker)
         ctx.subscribe("control.arm.>", self._on_arm, start=CONTROL_TAIL)
         ctx.spawn(self._report(signer.public))

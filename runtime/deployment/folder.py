@@ -45,6 +45,8 @@ _OWN_TOKENS: Final = {
     "portfolio": ("portfolio",),
     "audit": ("audit",),
 }
+# Whose process has a user of its own where that can be (`apart`), and so a folder of its own below `run`.
+APART: Final = ("custody",)
 # A process whose component the operator revoked ends with this.
 EXIT_REVOKED: Final = 3
 # Certificates besides those of the components: the broker's and the operator's own.
@@ -54,7 +56,7 @@ SERVERS: Final = (BROKER, "authority", "paper-exchange")
 
 PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
-# sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody.sock`) take up to 24 of them.
+# sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody/custody.sock`) take up to 24 of them.
 MAX_RUN_PATH: Final = 108 - 1 - 24
 
 
@@ -185,6 +187,10 @@ class Deployment:
     def run(self) -> Path:
         """Sockets, ports and process ids of what runs."""
         return self.directory / "run"
+
+    def seat(self, component: str) -> Path:
+        """Where a component's process has its socket, its pid and what it says of itself."""
+        return self.run / component if component in APART else self.run
 
     def log(self, process: str) -> Path:
         """The log of a process, one JSON object a line."""

@@ -73,7 +73,7 @@ class Thief:
     def __init__(self, floor: Floor, context: ServiceContext) -> None:
         self.floor = floor
         self.context = context
-        self.custody = CustodyClient(floor.deployment.run / SOCKET, Tasks())
+        self.custody = CustodyClient(floor.deployment.seat("custody") / SOCKET, Tasks())
         self.number = 0
         self.chains: dict[str, ChainWriter] = {}
 
@@ -120,7 +120,7 @@ class Thief:
     async def raw(self, *frame: object) -> bytes:
         """Send a frame that may be none; what comes back before custody closes."""
         before = len(SIGNATURES)
-        reader, writer = await connect(self.floor.deployment.run / SOCKET, 1 << 17)
+        reader, writer = await connect(self.floor.deployment.seat("custody") / SOCKET, 1 << 17)
         data = msgspec.msgpack.encode(frame)
         writer.write(signing.LENGTH.pack(len(data)) + data)
         answer = await asyncio.wait_for(reader.read(), 5)

@@ -52,7 +52,7 @@ class Thief:
         self.watcher.subscribe("guard.>", self._on_guard)
         self.watcher.open()
         await self.watcher.caught_up()
-        self.custody = CustodyClient(self.desk.deployment.run / SOCKET, Tasks())
+        self.custody = CustodyClient(self.desk.deployment.seat("custody") / SOCKET, Tasks())
 
     def _on_order(self, received: Received) -> None:
         for event in received.events:

@@ -123,7 +123,7 @@ def desk(whole: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk
 
 
 def _named(deployment: Deployment, up: int, console: int) -> dict[int, str]:
-    names = {int(path.read_text()): path.stem for path in deployment.run.glob("*.ready")}
+    names = {int(path.read_text()): path.stem for path in deployment.run.rglob("*.ready")}
     names |= {up: "up", console: "console"}
     for pid in below(up):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")

@@ -101,7 +101,7 @@ class Floor:
     async def open(self) -> None:
         folder = self.folder
         (folder / "pki").mkdir(parents=True)
-        (folder / "run").mkdir()
+        (folder / "run" / "custody").mkdir(parents=True)
         (folder / "hsm").mkdir()
         pin = Secret("trading-test-pin-31")
         create_token(folder / "hsm" / "custody", "custody", Secret("trading-test-so-pin-77"), pin)
