@@ -18,6 +18,7 @@ Source: setresuid(2), prctl(2); https://systemd.io/UIDS-GIDS.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import resource
@@ -109,33 +110,48 @@ def _reads(place: Path, passing: bool) -> bool:
 
 
 def _hand_over(deployment: Deployment, component: str, uid: int) -> None:
-    root = deployment.directory
+    root, state, token = deployment.directory, deployment.state(component), deployment.token(component)
     seat, log = deployment.seat(component), deployment.log(component)
     for folder, mode in (
         (root, _PASS),
         (deployment.run, _PASS),
         (log.parent, _PASS),
-        (deployment.state(component).parent, _PASS),
-        (deployment.token(component).parent, _PASS),
-        (deployment.trust, _READ),
+        (state.parent, _PASS),
+        (token.parent, _PASS),
         (deployment.pki, _SHARE),
     ):
         folder.mkdir(mode=0o700, exist_ok=True)
-        os.chown(folder, -1, uid)
-        folder.chmod(mode)
-    for path in (root / CONFIG_NAME, deployment.ca, deployment.issuing_ca, *deployment.trust.iterdir()):
-        os.chown(path, -1, uid, follow_symlinks=False)
-        path.chmod(_FILE)
-    for path in _below(deployment.policy):
-        os.chown(path, -1, uid, follow_symlinks=False)
-        path.chmod(_READ if path.is_dir() else _FILE)
-    for folder in (seat, deployment.state(component)):
+        _give(folder, -1, uid, mode)
+    for path in (root / CONFIG_NAME, deployment.ca, deployment.issuing_ca):
+        _give(path, -1, uid, _FILE)
+    for path in (*_below(deployment.trust), *_below(deployment.policy)):
+        _give(path, -1, uid, _READ if path.is_dir() else _FILE)
+    for folder in (seat, state):
         folder.mkdir(mode=0o700, exist_ok=True)
     log.touch(mode=0o600)
-    for path in (deployment.identity(component), log, *_below(seat), *_below(deployment.state(component)),
-                 *_below(deployment.token(component))):  # fmt: skip
-        # What it owns it may have made links of: they are given, and not followed.
-        os.chown(path, uid, uid, follow_symlinks=False)
+    for path in (deployment.identity(component), log, *_below(seat), *_below(state), *_below(token)):
+        _give(path, uid, uid, None)
+
+
+def _give(path: Path, uid: int, gid: int, mode: int | None) -> None:
+    """Change owner and mode of what is there, by its descriptor.
+
+    Where the component may write it may have made links: they are given as such, never followed, and a file that has a
+    second name could be another's.
+    """
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "a file of custody's that has a second name elsewhere", str(path))
+        if stat.S_ISLNK(found.st_mode):
+            os.chown(path, uid, gid, follow_symlinks=False)
+            return
+        os.chown(f"/proc/self/fd/{fd}", uid, gid)
+        if mode is not None:
+            Path(f"/proc/self/fd/{fd}").chmod(mode)
+    finally:
+        os.close(fd)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -219,6 +219,24 @@ def test_it_renews_its_certificate_and_comes_back_after_a_crash(desk: Desk) -> N
     assert desk.ask(0) == "Signed"
 
 
+def test_a_stolen_custody_has_nothing_of_others_handed_over_to_it_at_the_next_start(tmp_path: Path) -> None:
+    deployment, _ = make(tmp_path / "desk")
+    uid, state = apart.uid_of(deployment), deployment.state("custody")
+    state.mkdir(parents=True)
+    # A symbolic link becomes its own, and what it points to does not.
+    (state / "link").symlink_to(deployment.keystore)
+    (state / "folder").symlink_to(deployment.token("operator"))
+    apart._hand_over(deployment, "custody", uid)
+    assert (state / "link").lstat().st_uid == uid
+    others = [deployment.keystore, deployment.identity("breaker"), *deployment.token("operator").rglob("*")]
+    assert {path.lstat().st_uid for path in others} == {0}
+    # A second name of another's file, where the system lets one be made, stops it.
+    (state / "second").hardlink_to(deployment.keystore)
+    with pytest.raises(OSError, match="second name"):
+        apart._hand_over(deployment, "custody", uid)
+    assert deployment.keystore.stat().st_uid == 0
+
+
 def test_a_folder_that_is_roots_alone_leaves_it_with_the_others_and_says_so(tmp_path: Path) -> None:
     deployment, _ = make(tmp_path / "desk")
     tmp_path.chmod(0o700)
