@@ -239,7 +239,7 @@ class Desk:
         pid = self.pids().get(name)
         if name == "broker":
             return pid is not None
-        path = self.deployment.run / f"{name}.ready"
+        path = self.deployment.seat(name) / f"{name}.ready"
         return pid is not None and path.exists() and path.read_text().strip() == str(pid)
 
     @contextlib.contextmanager
