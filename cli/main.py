@@ -117,9 +117,7 @@ def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     end_orphans(deployment, _say)
     preflight.check(deployment, time.time_ns())
     # What runs for months holds no key of the operator.
-    keystore = open_part(
-        deployment.keystore, lambda: read_pin("Master PIN: ", pin_fd), deployment.supervision_names()
-    )
+    keystore = open_part(deployment.keystore, lambda: read_pin("Master PIN: ", pin_fd), deployment.supervision_names())
     raise typer.Exit(asyncio.run(operate.supervise(deployment, keystore, _say)))
 
 

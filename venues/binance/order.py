@@ -58,7 +58,9 @@ def check_client_order_id(value: str) -> str:
 def require_own(value: str) -> None:
     """Raise `Denied` unless `value` is an id that an order of ours can have."""
     if not _OWN_ID.fullmatch(value):
-        raise Denied("ORDER_ID_NOT_OURS", f"{value[:64]!r}; our orders are named by their intents, `ts` and 32 hex digits")
+        raise Denied(
+            "ORDER_ID_NOT_OURS", f"{value[:64]!r}; our orders are named by their intents, `ts` and 32 hex digits"
+        )
 
 
 def amounts(record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
