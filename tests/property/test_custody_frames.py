@@ -30,8 +30,11 @@ IDS = EventIds(world.seed("frames"))
 WRITERS: dict[str, ChainWriter] = {}
 
 
-def made(kind: Any, causes: int, **fields: Any) -> Any:
-    return kind(id=IDS.next(world.NOW), ts=world.NOW, causes=tuple(bytes([n]) * 16 for n in range(causes)), **fields)
+def made(kind: Any, causes: int, **fields: Any) -> Event:
+    event: Event = kind(
+        id=IDS.next(world.NOW), ts=world.NOW, causes=tuple(bytes([n]) * 16 for n in range(causes)), **fields
+    )
+    return event
 
 
 def intent(causes: int) -> Event:
