@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,8 +30,11 @@ IDS = EventIds(world.seed("frames"))
 WRITERS: dict[str, ChainWriter] = {}
 
 
-def made(kind: type[Event], causes: int, **fields: object) -> Event:
-    return kind(id=IDS.next(world.NOW), ts=world.NOW, causes=tuple(bytes([n]) * 16 for n in range(causes)), **fields)  # type: ignore[arg-type]
+def made(kind: Any, causes: int, **fields: Any) -> Event:
+    event: Event = kind(
+        id=IDS.next(world.NOW), ts=world.NOW, causes=tuple(bytes([n]) * 16 for n in range(causes)), **fields
+    )
+    return event
 
 
 def intent(causes: int) -> Event:
