@@ -78,7 +78,7 @@ def others(token: Token, kind: str) -> Row:
         "apiKey": "key",
         "password": "phrase",
         "walletAddress": f"0x{'ab' * 20}",
-        "options": {"v2CloudAPiKey": True},
+        "options": {"v2CloudAPiKey": False},
     }
     if scheme.form == "ec-pem":
         config["apiKey"] = "organizations/x/apiKeys/y"
