@@ -68,6 +68,10 @@ def signed_class(exchange_id: str, api: Api, keys: SigningKeys, scheme: Scheme) 
 
     Raises `ConfigError` (`EXCHANGE_UNSIGNABLE`).
     """
+    if api == "pro" and not scheme.websocket:
+        raise ConfigError(
+            "EXCHANGE_UNSIGNABLE", f"the websocket login of {exchange_id} is not signed by {scheme.name} in ccxt; use its REST API"
+        )
     base = base_class(exchange_id, api)
     return type(f"{exchange_id}_signed", (base,), _hooks(base, Cryptography(keys, scheme)))
 

@@ -7,6 +7,7 @@ the token.  Whoever signs afterwards has `SigningKeys` and no secret.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from typing import Final, Protocol
 
@@ -51,11 +52,13 @@ def transformed(secret: str, form: Form) -> bytes:
     """The bytes that ccxt makes of `secret` step by step.  Raises `ConfigError` for a secret that is none."""
     value: str | bytes = secret
     for step in form:
-        try:
-            value = _step(value, step)
-        except ValueError:
-            # Nothing of the cause is told: it may quote what it read.
-            raise ConfigError("SIGNING_SECRET", f"the secret is not as the exchange shows it: {step} fails") from None
+        made: str | bytes | None = None
+        with contextlib.suppress(ValueError):
+            made = _step(value, step)
+        # Raised here, where no decoder's error hangs on to it: they may quote what they read.
+        if made is None:
+            raise ConfigError("SIGNING_SECRET", f"the secret is not as the exchange shows it: {step} fails")
+        value = made
     if isinstance(value, str):
         raise ConfigError("SIGNING_SECRET", f"{'+'.join(form)} leaves text, where bytes are signed with")
     return value
@@ -101,11 +104,12 @@ def mac_keys(secret: str, scheme: Scheme) -> dict[tuple[Form, Digest], bytes]:
 
 def private_key(secret: str, scheme: Scheme) -> PrivateKey:
     """The private key that `secret` writes as the exchange shows it.  Raises `ConfigError`, which shows nothing of it."""
-    try:
+    key: object = None
+    with contextlib.suppress(ValueError, TypeError, UnsupportedAlgorithm):
         key = _parsed(secret.strip(), scheme)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # Nothing of the cause is told: parsers quote what they parse.
-        raise ConfigError("SIGNING_SECRET", f"no private key for {scheme.name}, written as {scheme.written}") from None
+    # Raised here, where no parser's error hangs on to it: they quote what they parse.
+    if key is None:
+        raise ConfigError("SIGNING_SECRET", f"no private key for {scheme.name}, written as {scheme.written}")
     fits = {
         "ed25519": isinstance(key, ed25519.Ed25519PrivateKey),
         "rsa": isinstance(key, rsa.RSAPrivateKey),

@@ -37,6 +37,7 @@ class Scheme(msgspec.Struct, frozen=True):
     - `forms`: for the other kinds, the forms that stand for the private key.
     - `shape`: what ccxt sees: it takes the presence of a PEM header, a length or a last letter for the kind of key.
     - `written`: how the secret is given at its import.
+    - `websocket`: whether the exchange's websocket login, where ccxt has one, signs by it too.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Scheme(msgspec.Struct, frozen=True):
     forms: tuple[Form, ...]
     shape: str
     written: Written
+    websocket: bool = True
 
     def allows(self, form: Form) -> bool:
         """Whether `form` is, or leads to, one that this scheme names."""
@@ -118,7 +120,6 @@ _ED25519_BASE58: Final = _ed25519("base58", ("base58-decode", "[0:32]"), field="
 _ORDERLY: Final = _ed25519("orderly", ("after-ed25519:", "base58-decode"), shape="ed25519:" + MARK)
 _WALLET: Final = _secp256k1((), ("[-64:]", "[-64:]"))
 
-_KEY: Final = ("apiKey",)
 _PASSWORD: Final = ("apiKey", "password")
 
 _SENT: Final = Refused("its API sends the secret itself with each request")
@@ -127,12 +128,20 @@ _STARKNET: Final = Refused(
 )
 
 _256: Final = Signs((_hmac("sha256"),))
-_256_PASSWORD: Final = Signs((_hmac("sha256"),), _PASSWORD)
+_256_PASSWORD: Final = Signs(_256.schemes, _PASSWORD)
 _384: Final = Signs((_hmac("sha384"),))
 _512: Final = Signs((_hmac("sha512"),))
 _512_BASE64: Final = Signs((_hmac("sha512", by=("base64-decode",)),))
-_BINANCE: Final = Signs((_ed25519("pem", shape=_PEM + MARK), _hmac("sha256"), _RSA))
-_BYBIT: Final = Signs((_hmac("sha256"), _RSA))
+# ccxt would sign for itself as a broker, with a key that everybody has; only the token's are used.
+_KUCOIN: Final = Signs(
+    _256.schemes, _PASSWORD, options={"partner": {"spot": {"id": None}, "future": {"id": None}}}
+)
+_BINANCE: Final = Signs((_ed25519("pem", shape=_PEM + MARK), *_256.schemes, _RSA))
+# ccxt logs in to its websockets with an HMAC whatever the key.
+_BYBIT: Final = Signs((*_256.schemes, msgspec.structs.replace(_RSA, websocket=False)))
+
+# A Deribit account at Coinbase, known by its secret of 43 letters, which the login of its websockets sends.
+_DERIBIT: Final = msgspec.structs.replace(_256.schemes[0], shape=MARK.ljust(43, "0"), websocket=False)
 
 EXCHANGES: Final[dict[str, Signs | Refused]] = {
     "alpaca": _SENT,
@@ -172,10 +181,9 @@ EXCHANGES: Final[dict[str, Signs | Refused]] = {
     "bybitid": _BYBIT,
     "bydfi": _256,
     "cex": _256,
-    "coinbase": Signs((_P256, _ED25519_BASE64, _hmac("sha256"))),
+    "coinbase": Signs((_P256, msgspec.structs.replace(_ED25519_BASE64, websocket=False), *_256.schemes)),
     "coinbaseexchange": Signs((_hmac("sha256", by=("base64-decode",)),), _PASSWORD),
-    # Its HMAC is that of a Deribit account, whose keys have 43 letters.
-    "coinbaseinternational": Signs((_P256, _ED25519_BASE64, _hmac("sha256", shape=MARK.ljust(43, "0")))),
+    "coinbaseinternational": Signs((_P256, _ED25519_BASE64, _DERIBIT)),
     "coincheck": _256,
     "coinmate": Signs((_hmac("sha256"),), ("apiKey", "uid")),
     "coinone": Signs((_hmac("sha512", by=("upper", "utf8")),)),
@@ -210,8 +218,8 @@ EXCHANGES: Final[dict[str, Signs | Refused]] = {
     "indodax": _512,
     "kraken": _512_BASE64,
     "krakenfutures": _512_BASE64,
-    "kucoin": _256_PASSWORD,
-    "kucoinfutures": _256_PASSWORD,
+    "kucoin": _KUCOIN,
+    "kucoinfutures": _KUCOIN,
     "latoken": _512,
     "lbank": Signs((_hmac("sha256"), _RSA_BODY), options={"cacheSecretAsPem": False}),
     "lighter": Refused("a library of its own signs, on a curve that no token has"),
