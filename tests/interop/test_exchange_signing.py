@@ -50,8 +50,9 @@ from tests.support.signing import (
 
 # Endpoints of ccxt's own list that ccxt itself cannot build: no address, or a body of another form than a list.
 NOT_BUILT_BY_CCXT = {"bingx": 20, "bitrue": 3, "coinbaseinternational": 3, "gate": 14, "gateeu": 14, "whitebit": 1}
-# These cost a millisecond and more a signature: `make test` compares every eighth endpoint, `make slow` all.
-COSTLY = ("rsa", "secp256k1")
+# `make test` compares every eighth endpoint by these, which take a core a millisecond, and every second one of exchanges
+# that inherit all from another; `make slow` compares all.
+COSTLY = ("rsa", "secp256k1", "ed25519")
 # What signs in functions of its own and not in `sign`.
 ELSEWHERE = {"grvt", "hibachi", "hyperliquid", "nado", "pacifica", "polymarket"}
 
@@ -70,7 +71,9 @@ class Compared:
         self.by_exchange: dict[str, Counter[str]] = {}
         self.different: list[object] = []
 
-    def add(self, exchange_id: str, scheme: Scheme, case: object, ours: object, theirs: object, *, signed: bool) -> None:
+    def add(
+        self, exchange_id: str, scheme: Scheme, case: object, ours: object, theirs: object, *, signed: bool
+    ) -> None:
         if ours != theirs:
             kind = "different"
             self.different.append((exchange_id, scheme.name, case, ours, theirs))
@@ -80,8 +83,15 @@ class Compared:
         self.by_exchange.setdefault(exchange_id, Counter())[kind] += 1
 
 
-async def compare(creds: Credentials, api: Api, step: int, costly_step: int) -> Compared:
-    """Every `step`th endpoint of every exchange by every scheme, signed in the token and in software."""
+def is_heir(exchange_id: str) -> bool:
+    return base_class(exchange_id).__mro__[1].__name__ in EXCHANGES
+
+
+def compare(creds: Credentials, api: Api, step: int = 1, costly: int = 1, heirs: int = 1) -> Compared:
+    """Every `step`th endpoint of every exchange by every scheme, signed in the token and in software.
+
+    `costly`, `heirs`: of those that would be compared, every so many by a costly scheme, of an exchange with a parent.
+    """
     compared = Compared()
     for exchange_id in SIGNABLE:
         for scheme in schemes(exchange_id):
@@ -89,31 +99,30 @@ async def compare(creds: Credentials, api: Api, step: int, costly_step: int) -> 
                 continue
             keys = CountingKeys(creds.keys(scheme), scheme)
             theirs, ours = plain(exchange_id, api, scheme), in_token(exchange_id, api, scheme, keys)
-            every = costly_step if scheme.kind in COSTLY else step
+            every = step * (costly if scheme.kind in COSTLY else 1) * (heirs if is_heir(exchange_id) else 1)
             for entry in itertools.islice(endpoints(theirs), None, None, every):
                 before = keys.uses
                 wanted, made = request(theirs, entry), request(ours, entry)
                 case = (entry.path, entry.api, entry.method)
                 compared.add(exchange_id, scheme, case, made, wanted, signed=keys.uses > before)
-            if api != "sync":
-                await theirs.close()
-                await ours.close()
+            # Nothing was opened that would have to be closed.
+            assert theirs.session is None or api == "sync"
     return compared
 
 
-async def test_ten_thousand_private_requests_are_byte_for_byte_those_of_ccxt(creds: Credentials) -> None:
-    compared = await compare(creds, "sync", 1, 8)
+def test_ten_thousand_private_requests_are_byte_for_byte_those_of_ccxt(creds: Credentials) -> None:
+    compared = compare(creds, "sync", costly=8, heirs=2)
     assert compared.different[:3] == []
     assert compared.counts["signed"] >= 10_000
     # Every exchange was signed for, and nothing but what ccxt cannot build either went without.
     assert {name for name, counts in compared.by_exchange.items() if not counts["signed"]} == ELSEWHERE
-    unbuilt = {name: counts["error"] for name, counts in compared.by_exchange.items() if counts["error"]}
-    assert unbuilt == NOT_BUILT_BY_CCXT
+    for name, counts in compared.by_exchange.items():
+        assert counts["error"] <= NOT_BUILT_BY_CCXT.get(name, 0), name
     assert compared.counts["refused"] == 0
 
 
-async def test_the_async_exchanges_sign_a_sample_as_ccxt_does(creds: Credentials) -> None:
-    compared = await compare(creds, "async", 25, 100)
+def test_the_async_exchanges_sign_a_sample_as_ccxt_does(creds: Credentials) -> None:
+    compared = compare(creds, "async", 25, 4)
     assert compared.different[:3] == []
     assert compared.counts["signed"] >= 500
     assert compared.by_exchange.keys() == set(SIGNABLE)
@@ -122,10 +131,8 @@ async def test_the_async_exchanges_sign_a_sample_as_ccxt_does(creds: Credentials
 @pytest.mark.slow
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(("api", "least"), [("sync", 18_000), ("async", 18_000), ("pro", 15_000)])
-async def test_every_private_endpoint_of_every_api_is_signed_as_ccxt_does(
-    creds: Credentials, api: Api, least: int
-) -> None:
-    compared = await compare(creds, api, 1, 1)
+def test_every_private_endpoint_of_every_api_is_signed_as_ccxt_does(creds: Credentials, api: Api, least: int) -> None:
+    compared = compare(creds, api)
     assert compared.different[:3] == []
     assert compared.counts["signed"] >= least
 
@@ -159,12 +166,17 @@ def test_the_table_names_the_credentials_that_ccxt_requires() -> None:
 
 def test_whoever_sends_the_secret_itself_is_refused_even_where_it_is_forced(creds: Credentials) -> None:
     scheme = schemes("okx")[0]
-    forced = [name for name, entry in EXCHANGES.items() if isinstance(entry, Refused) and "sends the secret" in entry.reason]
+    forced = [
+        name for name, entry in EXCHANGES.items() if isinstance(entry, Refused) and "sends the secret" in entry.reason
+    ]
     assert len(forced) >= 5
     for exchange_id in forced:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(EXCHANGES, exchange_id, require_signable("okx"))
-            ours, theirs = (in_token(exchange_id, "sync", scheme, creds.keys(scheme)), plain(exchange_id, "sync", scheme))
+            ours, theirs = (
+                in_token(exchange_id, "sync", scheme, creds.keys(scheme)),
+                plain(exchange_id, "sync", scheme),
+            )
         made = Counter(request(ours, entry) for entry in endpoints(ours))
         assert made["refused", "SECRET_USED"] >= 5, exchange_id
         # It is true that it would have been sent, plain or as base64 of key and secret.
@@ -188,7 +200,8 @@ def _compared(ours: Any, theirs: Any, keys: CountingKeys) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("exchange_id", "number"), [("okx", 0), ("kraken", 0), ("bithumb", 0), ("binanceus", 0), ("lbank", 1), ("coinbase", 1)]
+    ("exchange_id", "number"),
+    [("okx", 0), ("kraken", 0), ("bithumb", 0), ("binanceus", 0), ("lbank", 1), ("coinbase", 1)],
 )
 def test_another_key_makes_every_signature_differ(creds: Credentials, exchange_id: str, number: int) -> None:
     scheme = schemes(exchange_id)[number]
@@ -198,7 +211,9 @@ def test_another_key_makes_every_signature_differ(creds: Credentials, exchange_i
     assert same == 0
 
 
-@pytest.mark.parametrize(("exchange_id", "form"), [("coinone", ("utf8",)), ("kraken", ("utf8",)), ("btcbox", ("utf8",))])
+@pytest.mark.parametrize(
+    ("exchange_id", "form"), [("coinone", ("utf8",)), ("kraken", ("utf8",)), ("btcbox", ("utf8",))]
+)
 def test_a_secret_that_was_stored_in_another_form_makes_every_signature_differ(
     creds: Credentials, exchange_id: str, form: Form
 ) -> None:

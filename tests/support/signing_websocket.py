@@ -123,7 +123,14 @@ def _silence(exchange: Any, sent: list[Any]) -> None:
 
         return asyncio.ensure_future(quiet())
 
-    market: dict[str, Any] = {"id": "BTCUSDT", "symbol": "BTC/USDT", "base": "BTC", "quote": "USDT", "baseId": "BTC", "quoteId": "USDT"}
+    market: dict[str, Any] = {
+        "id": "BTCUSDT",
+        "symbol": "BTC/USDT",
+        "base": "BTC",
+        "quote": "USDT",
+        "baseId": "BTC",
+        "quoteId": "USDT",
+    }
     market |= {"type": "spot", "spot": True, "swap": False, "future": False, "option": False, "contract": False}
     exchange.set_markets([exchange.safe_market_structure(market)])
     exchange.accounts = [{"id": "1", "type": "spot", "code": None, "info": {}}]
