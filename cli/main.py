@@ -416,6 +416,7 @@ def commands() -> typer.Typer:
     """Every command.  The parts are read when they are asked for: a signal meanwhile is no traceback."""
     from tallystick.cli.audit import app as audit
     from tallystick.cli.correct import app as correct
+    from tallystick.cli.exchanges import exchanges
     from tallystick.cli.explain import explain
     from tallystick.cli.keys import app as keys
     from tallystick.cli.replay import EXAMPLES, replay
@@ -426,6 +427,7 @@ def commands() -> typer.Typer:
     app.command(epilog="Example: tallystick explain NOT_ARMED", context_settings={"ignore_unknown_options": True})(
         explain
     )
+    app.command(epilog="Example: tallystick exchanges kraken")(exchanges)
     app.add_typer(audit, name="audit")
     app.add_typer(correct, name="correct")
     app.add_typer(keys, name="keys")

@@ -266,6 +266,16 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
         """SELECT ts, component, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
             FROM log WHERE stream = 'SECURITY' AND type = 'control.root/1' AND status = 'ok'""",
     ),
+    "incidents": (
+        "the steps of the answers to compromises, as the operator signed them",
+        """SELECT ts, said ->> '$.incident' AS incident, said ->> '$.target' AS target,
+            CAST(said ->> '$.number' AS BIGINT) AS number, said ->> '$.step' AS step, CAST(said ->> '$.done' AS BOOLEAN) AS done,
+            said ->> '$.text' AS text, said ->> '$.evidence' AS evidence,
+            note, event_id, log_index, received, stream_seq, pos FROM (
+            SELECT *, TRY_CAST(split_part(note, chr(10) || chr(10), 1) AS JSON) AS said FROM (
+            SELECT ts, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'SECURITY' AND type = 'control.incident/1' AND status = 'ok'))""",
+    ),
     "corrections": (
         "what the operator set right of positions and orders",
         """SELECT ts, said ->> '$.strategy' AS strategy, said ->> '$.venue' AS venue, said ->> '$.symbol' AS symbol,

@@ -16,7 +16,7 @@ from tallystick.schemas.note import open_note
 from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import TrustRoot, decode_document
 
-StepName = Literal["opened", "halted", "cancelled", "revoked", "rotated", "proven", "closed"]
+StepName = Literal["halted", "cancelled", "revoked", "rotated", "proven", "closed"]
 MAX_TEXT: Final = 2_000
 _ID: Final = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -26,7 +26,7 @@ class Incident(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One step of the answer to the compromise of `target`, a component or a key (`TOKEN/ID`).
 
     `incident` names the whole answer; `number` counts its steps from 1; `at` is Unix ns; `done` whether it succeeded; `evidence`
-    is the SHA-256 of the evidence file as it was after the step, lower-case hex.
+    is the SHA-256 of the evidence as it was after the step, lower-case hex.
     """
 
     kind: Literal["tallystick-incident/1"] = "tallystick-incident/1"

@@ -282,6 +282,10 @@ class Adapter(Protocol):
         """
 
 
+# ccxt's id of an exchange -> what an adapter here trades there, and with which signatures.
+TRADED: Final = {"binance": "spot (Ed25519)"}
+
+
 def adapter(kind: str) -> Adapter:
     """The adapter for venue records of this `kind`.  Raises `ConfigError` where there is none."""
     # Imported here: a process loads the venue that it trades at and no other.

@@ -10,6 +10,25 @@ _CUSTODY: Final = "None is needed, nothing was signed; a permit like that is for
 _LIBRARY: Final = "Nothing was signed; install the pinned ccxt again, since what it does is not what was tested."
 
 CODES: Final = (
+    Code(
+        "EXCHANGE_UNSIGNABLE",
+        ERROR,
+        "An exchange that cannot be signed with a key in a token, or takes no signature of that kind.",
+        "The line says why; [Exchanges](exchanges.md) lists what can be signed.",
+    ),
+    Code("EXCHANGE_API", ERROR, "ccxt has no such class for the exchange.", "Use another of sync, async and pro."),
+    Code(
+        "SECRET_GIVEN",
+        ERROR,
+        "A secret stands in an exchange's configuration.",
+        "Import it into the token, and leave it out.",
+    ),
+    Code(
+        "SECRET_SENT",
+        ERROR,
+        "The exchange library would have sent the secret itself; nothing was sent.",
+        "Use another kind of key, or another exchange; report it.",
+    ),
     Code("PERMIT_ISSUER", REFUSAL, "Custody was shown something that is no decision of the gateway.", _CUSTODY),
     Code(
         "NOT_A_PERMIT",

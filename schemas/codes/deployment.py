@@ -11,6 +11,32 @@ _DEFECT: Final = "It is a defect to report."
 
 CODES: Final = (
     Code(
+        "COMPROMISE_AUTHORITY",
+        ERROR,
+        "The authority is answered by hand.",
+        "Do what the line says, in its order; [Incidents](incidents.md) explains it.",
+    ),
+    Code(
+        "COMPROMISE_OPEN",
+        ERROR,
+        "Whether orders are open is not known.",
+        "Look at the venue's own page, and cancel there what is open.",
+    ),
+    Code(
+        "COMPROMISE_UNPROVEN",
+        ERROR,
+        "It is not shown that the old certificate is dead.",
+        "Stop the deployment, `tallystick admit DIR --new-ca`, start again.",
+    ),
+    Code(
+        "EVIDENCE",
+        ERROR,
+        "An evidence file cannot be read.",
+        "Restore it from a backup; the notes stand in the archive.",
+    ),
+    Code("INCIDENT", ERROR, "What was given is no step of an incident.", "It is a defect to report."),
+    Code("INCIDENT_SCOPE", ERROR, "A step of another deployment's incident.", "Name the deployment that it is for."),
+    Code(
         "DEPLOYMENT_FILE",
         ERROR,
         "`deployment.toml` is missing, cannot be read, has an unknown key or a wrong value, or others may write to it.",

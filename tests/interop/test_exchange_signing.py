@@ -1,299 +1,125 @@
-"""Every exchange of ccxt that can be signed in a token, against ccxt with the same secret in software: the same bytes.
-
-The token is SoftHSM's.  Time, nonces and chance stand still (`tests/support/signing.py`).
-"""
+"""Every exchange of ccxt, every endpoint: what the token signs is what ccxt signs, byte for byte."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import random
-import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import ccxt
-import ccxt.async_support
-import ccxt.pro
 import pytest
 
+from tallystick.runtime.keys import hsm
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
-from tallystick.venues import Denied
-from tallystick.venues.signing import (
-    EXCHANGES,
-    Api,
-    Refused,
-    Scheme,
-    base_class,
-    require_signable,
-    secret_handle,
-    signed_class,
-    signed_exchange,
-)
-from tallystick.venues.signing.schemes import Digest, Form
-from tests.support.signing import (
-    SIGNABLE,
-    CountingKeys,
-    Credentials,
-    config,
-    credentials,
-    endpoints,
-    frozen,
-    in_token,
-    outcome,
-    plain,
-    request,
-    schemes,
-    secret_of,
-)
+from tallystick.venues.signing.exchange import signed_exchange
+from tallystick.venues.signing.handle import MARK
+from tallystick.venues.signing.schemes import REFUSED, SCHEMES, Scheme, all_schemes, require_signable
+from tests.support.exchanges import Desk, Result, asked, compare, endpoints, frozen
 
-# Endpoints of ccxt's own list that ccxt itself cannot build: no address, or a body of another form than a list.
-NOT_BUILT_BY_CCXT = {"bingx": 20, "bitrue": 3, "coinbaseinternational": 3, "gate": 14, "gateeu": 14, "whitebit": 1}
-# `make test` compares every eighth endpoint by these, which take a core a millisecond, and every second one of exchanges
-# that inherit all from another; `make slow` compares all.
-COSTLY = ("rsa", "secp256k1", "ed25519")
-# What signs in functions of its own and not in `sign`.
-ELSEWHERE = {"grvt", "hibachi", "hyperliquid", "nado", "pacifica", "polymarket"}
+__all__ = ["frozen"]
+PIN = Secret("exchange-test-pin-29c1")
+# ccxt's own RSA takes 40 ms a request.
+RSA_CASES = 20
+# What a run must see, so that a change which signs less does not pass for one that signs right.
+AT_LEAST = 10_000
 
 
 @pytest.fixture(scope="module")
-def creds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Credentials]:
-    with credentials(tmp_path_factory.mktemp("hsm")) as made, frozen():
-        yield made
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    directory = tmp_path_factory.mktemp("hsm") / "venue"
+    hsm.create_token(directory, "venue", Secret("exchange-test-so-pin"), PIN)
+    with hsm.Token.open(directory, "venue", PIN, writable=True) as token:
+        yield Desk(token)
 
 
-class Compared:
-    """What comparing found: how many cases of which kind, and the first few that differ."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.by_exchange: dict[str, Counter[str]] = {}
-        self.different: list[object] = []
-
-    def add(
-        self, exchange_id: str, scheme: Scheme, case: object, ours: object, theirs: object, *, signed: bool
-    ) -> None:
-        if ours != theirs:
-            kind = "different"
-            self.different.append((exchange_id, scheme.name, case, ours, theirs))
-        else:
-            kind = "signed" if signed else str(theirs[0]) if isinstance(theirs, tuple) else "unsigned"
-        self.counts[kind] += 1
-        self.by_exchange.setdefault(exchange_id, Counter())[kind] += 1
+def run(desk: Desk, exchange_id: str, scheme: Scheme, api: str, every: int) -> tuple[Result, Counter[str]]:
+    pair, result = desk.pair(exchange_id, scheme, api), Result(different=[])
+    cases = endpoints(pair.software)
+    for endpoint in cases[:: max(every, len(cases) // RSA_CASES if scheme.kind == "rsa" else 1)]:
+        software = asked(pair.software, endpoint)
+        compare(pair, result, f"{exchange_id} {endpoint.path}", software, lambda e=endpoint: asked(pair.token, e))
+    return result, pair.keys.used
 
 
-def is_heir(exchange_id: str) -> bool:
-    return base_class(exchange_id).__mro__[1].__name__ in EXCHANGES
+def test_every_exchange_of_ccxt_is_declared_or_refused_and_no_other() -> None:
+    assert set(SCHEMES) | set(REFUSED) == set(ccxt.exchanges)
+    assert not set(SCHEMES) & set(REFUSED)
 
 
-def compare(creds: Credentials, api: Api, step: int = 1, costly: int = 1, heirs: int = 1) -> Compared:
-    """Every `step`th endpoint of every exchange by every scheme, signed in the token and in software.
-
-    `costly`, `heirs`: of those that would be compared, every so many by a costly scheme, of an exchange with a parent.
-    """
-    compared = Compared()
-    for exchange_id in SIGNABLE:
-        for scheme in schemes(exchange_id):
-            if api == "pro" and (not scheme.websocket or exchange_id not in ccxt.pro.exchanges):
-                continue
-            keys = CountingKeys(creds.keys(scheme), scheme)
-            theirs, ours = plain(exchange_id, api, scheme), in_token(exchange_id, api, scheme, keys)
-            every = step * (costly if scheme.kind in COSTLY else 1) * (heirs if is_heir(exchange_id) else 1)
-            for entry in itertools.islice(endpoints(theirs), None, None, every):
-                before = keys.uses
-                wanted, made = request(theirs, entry), request(ours, entry)
-                case = (entry.path, entry.api, entry.method)
-                compared.add(exchange_id, scheme, case, made, wanted, signed=keys.uses > before)
-            # Nothing was opened that would have to be closed.
-            assert theirs.session is None or api == "sync"
-    return compared
+@pytest.mark.timeout(300)
+def test_the_token_signs_every_request_as_ccxt_does(desk: Desk, frozen: None) -> None:
+    signed, different, unused = 0, [], []
+    for exchange_id, scheme in all_schemes():
+        result, used = run(desk, exchange_id, scheme, "sync", 1)
+        signed += result.signed
+        different += result.different
+        if exchange_id not in BY_METHOD and not result.signed:
+            unused.append(f"{exchange_id} {scheme.kind}")
+        if scheme.kind == "hmac" and exchange_id not in BY_METHOD:
+            declared = {f"{'+'.join(transforms)} {digest}" for transforms, digest in scheme.macs}
+            if set(used) != declared:
+                unused.append(f"{exchange_id}: declared {declared}, used {dict(used)}")
+    assert different == []
+    assert unused == []
+    assert signed >= AT_LEAST, signed
 
 
-def test_ten_thousand_private_requests_are_byte_for_byte_those_of_ccxt(creds: Credentials) -> None:
-    compared = compare(creds, "sync", costly=8, heirs=2)
-    assert compared.different[:3] == []
-    assert compared.counts["signed"] >= 10_000
-    # Every exchange was signed for, and nothing but what ccxt cannot build either went without.
-    assert {name for name, counts in compared.by_exchange.items() if not counts["signed"]} == ELSEWHERE
-    for name, counts in compared.by_exchange.items():
-        assert counts["error"] <= NOT_BUILT_BY_CCXT.get(name, 0), name
-    assert compared.counts["refused"] == 0
+# These sign in the methods that make an order or log in, and not in `sign`: `test_exchange_methods.py`.
+BY_METHOD = {"coinbaseinternational", "grvt", "hibachi", "hyperliquid", "nado", "pacifica", "polymarket"}
 
 
-def test_the_async_exchanges_sign_a_sample_as_ccxt_does(creds: Credentials) -> None:
-    compared = compare(creds, "async", 25, 4)
-    assert compared.different[:3] == []
-    assert compared.counts["signed"] >= 500
-    assert compared.by_exchange.keys() == set(SIGNABLE)
+@pytest.mark.parametrize("api", ["async", "pro"])
+async def test_the_token_signs_as_ccxt_does_in_its_other_two_apis(desk: Desk, frozen: None, api: str) -> None:
+    signed, different = 0, []
+    for exchange_id, scheme in all_schemes():
+        if not hasattr(ccxt.pro if api == "pro" else ccxt.async_support, exchange_id):
+            continue
+        result, _ = run(desk, exchange_id, scheme, api, 15)
+        signed += result.signed
+        different += result.different
+    assert different == []
+    assert signed >= 500
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1_200)
-@pytest.mark.parametrize(("api", "least"), [("sync", 18_000), ("async", 18_000), ("pro", 15_000)])
-def test_every_private_endpoint_of_every_api_is_signed_as_ccxt_does(creds: Credentials, api: Api, least: int) -> None:
-    compared = compare(creds, api)
-    assert compared.different[:3] == []
-    assert compared.counts["signed"] >= least
+def test_another_key_or_another_step_is_noticed(desk: Desk, frozen: None) -> None:
+    pair, result = desk.pair("binance", SCHEMES["binance"][2], other_key=True), Result(different=[])
+    for endpoint in endpoints(pair.software)[:50]:
+        compare(pair, result, endpoint.path, asked(pair.software, endpoint), lambda e=endpoint: asked(pair.token, e))
+    assert len(result.different) > 20
+    wrong = Scheme(kind="hmac", macs=((("utf8",), "sha512"),))
+    pair, result = desk.pair("kraken", wrong), Result(different=[])
+    for endpoint in endpoints(pair.software)[:50]:
+        compare(pair, result, endpoint.path, asked(pair.software, endpoint), lambda e=endpoint: asked(pair.token, e))
+    assert any("SIGNATURE_KIND" in text for text in result.different)
 
 
-def test_exactly_the_declared_exchanges_are_refused_by_name_and_reason() -> None:
-    assert set(EXCHANGES) == set(ccxt.exchanges), "ccxt gained or lost exchanges: examine them, then change the table"
-    refused = {}
-    for exchange_id in ccxt.exchanges:
-        try:
-            require_signable(exchange_id)
-        except ConfigError as exc:
-            assert exc.code == "EXCHANGE_UNSIGNABLE"
-            assert exchange_id in exc.text
-            refused[exchange_id] = exc.text
-    assert {name: entry.reason in refused[name] for name, entry in EXCHANGES.items() if isinstance(entry, Refused)} == (
-        dict.fromkeys(refused, True)
-    )
-    assert (len(SIGNABLE), len(refused)) == (93, 11)
-    with pytest.raises(ConfigError, match="nobody examined"):
-        require_signable("an-exchange-of-tomorrow")
+@pytest.mark.parametrize("exchange_id", sorted(REFUSED))
+def test_what_cannot_be_signed_is_refused_by_name_and_reason(desk: Desk, exchange_id: str) -> None:
+    with pytest.raises(ConfigError, match="EXCHANGE_UNSIGNABLE") as caught:
+        signed_exchange(exchange_id, "sync", "", None, {})  # type: ignore[arg-type]
+    assert exchange_id in caught.value.text
+    assert REFUSED[exchange_id] in caught.value.text
 
 
-def test_the_table_names_the_credentials_that_ccxt_requires() -> None:
-    for exchange_id in SIGNABLE:
-        signs = require_signable(exchange_id)
-        required = {name for name, wanted in base_class(exchange_id)().requiredCredentials.items() if wanted}
-        fields = {scheme.field for scheme in signs.schemes}
-        assert required - fields == set(signs.needs), exchange_id
-        assert fields & required, exchange_id
+def test_an_exchange_that_nobody_examined_and_a_kind_that_it_does_not_take_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not examined"):
+        require_signable("a-new-exchange")
+    with pytest.raises(ConfigError, match=r"kraken takes no ed25519 signatures, but hmac"):
+        require_signable("kraken", "ed25519")
 
 
-def test_whoever_sends_the_secret_itself_is_refused_even_where_it_is_forced(creds: Credentials) -> None:
-    scheme = schemes("okx")[0]
-    forced = [
-        name for name, entry in EXCHANGES.items() if isinstance(entry, Refused) and "sends the secret" in entry.reason
-    ]
-    assert len(forced) >= 5
-    for exchange_id in forced:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(EXCHANGES, exchange_id, require_signable("okx"))
-            ours, theirs = (
-                in_token(exchange_id, "sync", scheme, creds.keys(scheme)),
-                plain(exchange_id, "sync", scheme),
-            )
-        made = Counter(request(ours, entry) for entry in endpoints(ours))
-        assert made["refused", "SECRET_USED"] >= 5, exchange_id
-        # It is true that it would have been sent, plain or as base64 of key and secret.
-        sent = [json.loads(text) for kind, text in (request(theirs, e) for e in endpoints(theirs)) if kind == "ok"]
-        assert any(secret_of(scheme) in json.dumps(each) or "Basic " in json.dumps(each) for each in sent), exchange_id
-
-
-# --- the comparison itself ---------------------------------------------------------------------------
-
-
-def _compared(ours: Any, theirs: Any, keys: CountingKeys) -> tuple[int, int]:
-    """How many requests were signed, and how many of them are the same."""
-    signed = same = 0
-    for entry in endpoints(theirs):
-        before = keys.uses
-        made, wanted = request(ours, entry), request(theirs, entry)
-        if keys.uses > before or made[0] == "refused":
-            signed += 1
-            same += made == wanted
-    return signed, same
-
-
-@pytest.mark.parametrize(
-    ("exchange_id", "number"),
-    [("okx", 0), ("kraken", 0), ("bithumb", 0), ("binanceus", 0), ("lbank", 1), ("coinbase", 1)],
-)
-def test_another_key_makes_every_signature_differ(creds: Credentials, exchange_id: str, number: int) -> None:
-    scheme = schemes(exchange_id)[number]
-    keys = CountingKeys(creds.keys(scheme, "somebody else"), scheme, "somebody else")
-    signed, same = _compared(in_token(exchange_id, "sync", scheme, keys), plain(exchange_id, "sync", scheme), keys)
-    assert signed >= 30
-    assert same == 0
-
-
-@pytest.mark.parametrize(
-    ("exchange_id", "form"), [("coinone", ("utf8",)), ("kraken", ("utf8",)), ("btcbox", ("utf8",))]
-)
-def test_a_secret_that_was_stored_in_another_form_makes_every_signature_differ(
-    creds: Credentials, exchange_id: str, form: Form
+@pytest.mark.parametrize("exchange_id", ["alpaca", "blockchaincom", "mudrex", "bitteam", "luno", "cryptomus"])
+def test_a_secret_that_would_be_sent_is_not_even_where_the_exchange_is_forced(
+    desk: Desk, frozen: None, exchange_id: str
 ) -> None:
-    scheme = schemes(exchange_id)[0]
-    digest = scheme.macs[0][1]
-    wrong = Scheme(scheme.name, "hmac", "secret", ((form, digest),), (), scheme.shape, "text")
-    stored = creds.keys(wrong)
-
-    class Wrong(CountingKeys):
-        def mac(self, transforms: Form, algorithm: Digest, data: bytes) -> bytes:
-            self.uses += 1
-            return stored.mac(form, algorithm, data)
-
-    keys = Wrong(stored, scheme)
-    signed, same = _compared(in_token(exchange_id, "sync", scheme, keys), plain(exchange_id, "sync", scheme), keys)
-    assert signed >= 5
-    assert same == 0
+    pair = desk.pair(exchange_id, SCHEMES["binance"][2])
+    denied = [asked(pair.token, endpoint).denied for endpoint in endpoints(pair.software)]
+    assert {code for code in denied if code} <= {"SECRET_SENT", "SECRET_USED"}
+    assert any(denied)
+    assert not any(MARK in asked(pair.token, endpoint).request for endpoint in endpoints(pair.software))
 
 
-def test_an_exchange_that_begins_to_use_its_secret_otherwise_is_refused(creds: Credentials) -> None:
-    scheme = schemes("okx")[0]
-    keys = creds.keys(scheme)
-    okx = in_token("okx", "sync", scheme, keys)
-    digest = ccxt.Exchange.hmac.__defaults__[0]
-    for use, code in [
-        (lambda x: x.hmac(b"data", x.encode(x.secret.upper()), digest), "SECRET_USED"),
-        (lambda x: x.hmac(b"data", x.base64_to_binary(x.secret), digest), "SECRET_USED"),
-        (lambda x: x.hmac(b"data", x.encode(x.secret), "sha512"), "SIGNATURE_KIND"),
-        (lambda x: x.hmac(b"data", x.encode(x.secret), "md5"), "SIGNATURE_KIND"),
-        (lambda x: x.hmac(b"data", b"a key of the library's own", digest), "SIGNATURE_KIND"),
-        (lambda x: x.hmac(x.encode(x.secret), x.encode(x.secret), digest), "SECRET_USED"),
-        (lambda x: x.eddsa(b"data", x.encode(x.secret)), "SIGNATURE_KIND"),
-        (lambda x: x.jwt({"iss": x.secret}, x.encode(x.secret)), "SECRET_USED"),
-        (lambda x: x.jwt({}, x.encode(x.secret), "sha256", False, {"alg": "none"}), "SIGNATURE_KIND"),
-        (lambda x: x.totp("JBSWY3DPEHPK3PXP"), "SIGNATURE_KIND"),
-    ]:
-        with pytest.raises(Denied) as refusal:
-            use(okx)
-        assert refusal.value.code == code
-
-
-def test_a_secret_given_to_the_library_is_refused(creds: Credentials) -> None:
-    scheme = schemes("okx")[0]
-    for field in ("secret", "privateKey", "twofa"):
-        with pytest.raises(ConfigError, match="SIGNING_SECRET"):
-            signed_exchange("okx", "sync", creds.keys(scheme), "", {"apiKey": "key", field: "in plaintext"})
-
-
-def test_an_exchange_without_such_an_api_or_scheme_is_refused_by_name(creds: Credentials) -> None:
-    with pytest.raises(ConfigError, match="no pro API of zaif"):
-        in_token("zaif", "pro", schemes("zaif")[0], creds.keys(schemes("zaif")[0]))
-    with pytest.raises(ConfigError, match="websocket login of bybit"):
-        in_token("bybit", "pro", schemes("bybit")[1], creds.keys(schemes("bybit")[1]))
-    with pytest.raises(ConfigError, match="there is hmac-sha256"):
-        require_signable("okx").scheme("ed25519")
-
-
-def test_what_leaves_by_fetch_holds_no_trace_of_the_secret(creds: Credentials) -> None:
-    scheme = schemes("okx")[0]
-    cls = signed_class("okx", "sync", creds.keys(scheme), scheme)
-    okx = cls(config("okx", scheme))
-    okx.secret = secret_handle(scheme)
-    shown = "".join([okx.secret])
-    for url, headers, body in [
-        (f"https://www.okx.com/?s={shown}", None, None),
-        ("https://www.okx.com/", {"X-Secret": shown.lower()}, None),
-        ("https://www.okx.com/", None, json.dumps({"secret": okx.secret})),
-        ("https://www.okx.com/", None, ccxt.Exchange.string_to_base64(f"key:{shown}")),
-    ]:
-        with pytest.raises(Denied, match="SECRET_USED"):
-            okx.fetch(url, "GET", headers, body)
-
-
-def test_random_requests_repeat_where_chance_stands_still() -> None:
-    values = []
-    for _ in range(2):
-        random.seed(7)
-        values.append(outcome(lambda: (ccxt.Exchange.uuid(), ccxt.Exchange.uuid22(), ccxt.Exchange.random_bytes(4))))
-    assert values[0] != ("ok", "")
-    with frozen():
-        first, second = (outcome(lambda: (ccxt.Exchange.uuid(), ccxt.Exchange.milliseconds())) for _ in range(2))
-    assert first == second
-    assert re.search(r"1760000000123", first[1])
+def test_a_secret_in_the_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="SECRET_GIVEN") as caught:
+        signed_exchange("kraken", "sync", "hmac", None, {"secret": "hunter2"})  # type: ignore[arg-type]
+    assert "hunter2" not in str(caught.value)

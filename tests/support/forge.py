@@ -220,6 +220,7 @@ def samples() -> list[tuple[str, str, Event]]:
         ("breaker", "control.breaker.strategy-alpha", security.BreakerRearmed(**base("rearm"), note="a note\n")),
         ("breaker", "control.arm.execution", security.Arm(**base("arm"), note="a note\n")),
         ("custody", "control.config.custody", security.RootInForce(**base("root"), note="a note\n")),
+        ("custody", "control.config.custody", security.IncidentStep(**base("incident"), note="a note\n")),
         (
             "custody",
             "control.config.custody",
