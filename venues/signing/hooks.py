@@ -16,7 +16,7 @@ import importlib
 from typing import Any, Final, Never
 
 from tallystick.venues import Denied
-from tallystick.venues.signing.handle import OpaqueBytes, OpaqueText
+from tallystick.venues.signing.handle import is_handle
 
 # SEC 2: the orders of the groups.
 ORDERS: Final = {
@@ -32,10 +32,6 @@ def _refuse(*_: object, **__: object) -> Never:
 def _base() -> Any:
     # By name: ccxt ships no types.
     return importlib.import_module("ccxt.base.exchange").Exchange
-
-
-def _is_handle(secret: object) -> bool:
-    return isinstance(secret, OpaqueText | OpaqueBytes)
 
 
 def _name(algorithm: Any) -> str:
@@ -82,49 +78,49 @@ class Hooks:
     @staticmethod
     def base64_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base64") if _is_handle(s) else _base().base64_to_binary(s)
+        return s.as_bytes("base64") if is_handle(s) else _base().base64_to_binary(s)
 
     @staticmethod
     def base58_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base58") if _is_handle(s) else _base().base58_to_binary(s)
+        return s.as_bytes("base58") if is_handle(s) else _base().base58_to_binary(s)
 
     @staticmethod
     def base16_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base16") if _is_handle(s) else _base().base16_to_binary(s)
+        return s.as_bytes("base16") if is_handle(s) else _base().base16_to_binary(s)
 
     @staticmethod
     def string_to_base64(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_text("tobase64") if _is_handle(s) else _base().string_to_base64(s)
+        return s.as_text("tobase64") if is_handle(s) else _base().string_to_base64(s)
 
     @staticmethod
     def binary_to_base64(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_text("tobase64") if _is_handle(s) else _base().binary_to_base64(s)
+        return s.as_text("tobase64") if is_handle(s) else _base().binary_to_base64(s)
 
     @staticmethod
     def remove0x_prefix(value: Any) -> Any:
         """A handle has none."""
-        return value if _is_handle(value) else _base().remove0x_prefix(value)
+        return value if is_handle(value) else _base().remove0x_prefix(value)
 
     @staticmethod
     def hash(request: Any, algorithm: str = "md5", digest: str = "hex") -> Any:
         """Recorded for a handle."""
-        return request.as_text(algorithm) if _is_handle(request) else _base().hash(request, algorithm, digest)
+        return request.as_text(algorithm) if is_handle(request) else _base().hash(request, algorithm, digest)
 
     @staticmethod
     def hmac(request: bytes, secret: Any, algorithm: Any = hashlib.sha256, digest: str = "hex") -> Any:
         """RFC 2104."""
-        if not _is_handle(secret):
+        if not is_handle(secret):
             return _base().hmac(request, secret, algorithm, digest)
         return _shown(secret.keys.mac(secret.transforms, _name(algorithm), bytes(request)), digest)
 
     @staticmethod
     def rsa(request: str, secret: Any, alg: str = "sha256", padding_mode: str = "pkcs1") -> Any:
         """RFC 8017, 8.2; base64."""
-        if not _is_handle(secret):
+        if not is_handle(secret):
             return _base().rsa(request, secret, alg, padding_mode)
         if padding_mode != "pkcs1":
             _refuse()
@@ -133,7 +129,7 @@ class Hooks:
     @staticmethod
     def eddsa(request: bytes, secret: Any, curve: str = "ed25519", url_encode: bool = False) -> Any:
         """RFC 8032; base64."""
-        if not _is_handle(secret):
+        if not is_handle(secret):
             return _base().eddsa(request, secret, curve, url_encode)
         if curve != "ed25519":
             _refuse()
@@ -149,13 +145,13 @@ class Hooks:
         fixed_length: bool = False,
     ) -> Any:
         """FIPS 186-5; `r` and `s` as hex of 64 digits, and `v`."""
-        if not _is_handle(secret):
+        if not is_handle(secret):
             return _base().ecdsa(request, secret, algorithm, hash, fixed_length)
         if algorithm not in ORDERS:
             _refuse()
         encoded = _base().encode(request) if isinstance(request, str) else request
         digest = _base().hash(encoded, hash, "binary") if hash else base64.b16decode(encoded, casefold=True)
-        r, s = secret.keys.ecdsa(digest)
+        r, s = secret.keys.ecdsa(digest, encoded if hash else b"")
         s = min(s, ORDERS[algorithm] - s)
         v = recovery_id(secret.keys.point, digest, r, s) if algorithm == "secp256k1" else None
         return {"r": f"{r:064x}", "s": f"{s:064x}", "v": v}
@@ -164,7 +160,7 @@ class Hooks:
     def jwt(request: Any, secret: Any, algorithm: str = "sha256", is_rsa: bool = False, opts: Any = None) -> str:
         """RFC 7515, compact."""
         opts = opts or {}
-        if not _is_handle(secret):
+        if not is_handle(secret):
             made: str = _base().jwt(request, secret, algorithm, is_rsa, opts)
             return made
         base = _base()
@@ -189,14 +185,14 @@ class Hooks:
     @staticmethod
     def eth_get_address_from_private_key(private_key: Any) -> Any:
         """The wallet's address, from the token's public key."""
-        if not _is_handle(private_key):
+        if not is_handle(private_key):
             return _base().eth_get_address_from_private_key(private_key)
         return f"0x{_base().hash(private_key.keys.point, 'keccak', 'binary')[-20:].hex()}"
 
     @staticmethod
     def totp(key: Any) -> Any:
         """A second factor is a secret as well, and none is kept here."""
-        return _refuse() if _is_handle(key) else _base().totp(key)
+        return _refuse() if is_handle(key) else _base().totp(key)
 
     def array_slice(self, array: Any, first: Any, second: Any = None) -> Any:
         """Recorded for a handle."""
