@@ -22,7 +22,6 @@ process, though, so its release is pinned by hash.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -370,8 +369,10 @@ def parse_jwt(asked: Asked) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Denied("FIELD_MISMATCH", f"{len(parts)} parts of a token to be signed, expected two")
     try:
         raw = [base64.b64decode(part + "=" * (-len(part) % 4), b"-_", validate=True) for part in parts]
-    except (ValueError, binascii.Error) as exc:
+    except ValueError as exc:
         raise Denied("FIELD_MISMATCH", "a token to be signed that is no base64url") from exc
+    if [base64.urlsafe_b64encode(part).rstrip(b"=").decode("ascii") for part in raw] != parts:
+        raise Denied("FIELD_MISMATCH", "a token to be signed that is written otherwise than base64url writes it")
     header, claims = (parse_json(_ascii(part)) for part in raw)
     return header, claims
 
