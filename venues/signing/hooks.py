@@ -1,8 +1,10 @@
 """What ccxt's exchanges call to sign, with keys in a token instead (`handle`): a class to put before any exchange's own.
 
 ccxt (4.5) signs by the static methods of `Exchange`: `hmac`, `rsa`, `eddsa`, `ecdsa`, `jwt`; and prepares secrets by others,
-which are here where they would read one.  What is not handed a handle goes to ccxt's own.
+which are here where they would read one.
 
+- Only a handle signs by a key pair: keys that ccxt would derive or be given in plaintext (Polymarket's trading sessions,
+  Pacifica's sub-accounts) are refused.  HMAC with something else is ccxt's own: KuCoin's requests name ccxt as a broker so.
 - ECDSA signatures get the lower `s` (BIP 62) and, on secp256k1, the recovery id `v`, as ccxt's own have.  A token draws its own
   nonce where ccxt derives it (RFC 6979): both verify, their bytes differ.
 - RSA-PSS is refused: no exchange that ccxt has wants it.
@@ -121,7 +123,7 @@ class Hooks:
     def rsa(request: str, secret: Any, alg: str = "sha256", padding_mode: str = "pkcs1") -> Any:
         """RFC 8017, 8.2; base64."""
         if not is_handle(secret):
-            return _base().rsa(request, secret, alg, padding_mode)
+            _refuse()
         if padding_mode != "pkcs1":
             _refuse()
         return _shown(secret.keys.rsa(request.encode("utf-8"), alg), "base64")
@@ -130,7 +132,7 @@ class Hooks:
     def eddsa(request: bytes, secret: Any, curve: str = "ed25519", url_encode: bool = False) -> Any:
         """RFC 8032; base64."""
         if not is_handle(secret):
-            return _base().eddsa(request, secret, curve, url_encode)
+            _refuse()
         if curve != "ed25519":
             _refuse()
         signature = secret.keys.ed25519(bytes(request))
@@ -142,11 +144,11 @@ class Hooks:
         secret: Any,
         algorithm: str = "p256",
         hash: str | None = None,
-        fixed_length: bool = False,
+        fixed_length: bool = False,  # noqa: ARG004 - ccxt's own ignores it as well
     ) -> Any:
         """FIPS 186-5; `r` and `s` as hex of 64 digits, and `v`."""
         if not is_handle(secret):
-            return _base().ecdsa(request, secret, algorithm, hash, fixed_length)
+            _refuse()
         if algorithm not in ORDERS:
             _refuse()
         encoded = _base().encode(request) if isinstance(request, str) else request
@@ -161,8 +163,7 @@ class Hooks:
         """RFC 7515, compact."""
         opts = opts or {}
         if not is_handle(secret):
-            made: str = _base().jwt(request, secret, algorithm, is_rsa, opts)
-            return made
+            _refuse()
         base = _base()
         alg = opts.get("alg") or ("RS" if is_rsa else "HS") + algorithm[3:]
         header = {"alg": alg, "typ": "JWT"} | {k: opts[k] for k in ("kid", "nonce") if opts.get(k) is not None}
@@ -186,7 +187,7 @@ class Hooks:
     def eth_get_address_from_private_key(private_key: Any) -> Any:
         """The wallet's address, from the token's public key."""
         if not is_handle(private_key):
-            return _base().eth_get_address_from_private_key(private_key)
+            _refuse()
         return f"0x{_base().hash(private_key.keys.point, 'keccak', 'binary')[-20:].hex()}"
 
     @staticmethod
