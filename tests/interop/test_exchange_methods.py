@@ -84,6 +84,25 @@ def test_what_methods_sign_is_what_ccxt_signs(
     assert result.signed or "address" in software.request or software.request.startswith('"0x')
 
 
+PLAIN: list[tuple[str, Callable[[Any], Any]]] = [
+    # The key of a trading session, which ccxt would use in plaintext.
+    ("polymarket", lambda x: x.sign_message(b"hello", HASH)),
+    ("hyperliquid", lambda x: x.sign_hash(HASH, HASH)),
+    ("hyperliquid", lambda x: x.ecdsa("ab" * 32, x.privateKey[:-1], "secp256k1", None)),
+    ("pacifica", lambda x: x.sign_message({"timestamp": 1, "expiry_window": 5000, "type": "a"}, {}, "1" * 44)),
+    ("coinbase", lambda x: x.jwt({}, "a key of its own", "sha256", False, {"alg": "ES256"})),
+    ("binance", lambda x: x.rsa("data", "a key of its own")),
+]
+
+
+@pytest.mark.parametrize(("exchange_id", "call"), PLAIN)
+def test_no_key_pair_but_the_tokens_signs(
+    desk: Desk, frozen: None, exchange_id: str, call: Callable[[Any], Any]
+) -> None:
+    pair = desk.pair(exchange_id, SCHEMES[exchange_id][0])
+    assert outcome(lambda: call(pair.token)).denied in {"SIGNATURE_KIND", "SECRET_USED"}
+
+
 def captured(exchange_id: str) -> type:
     """ccxt.pro's class, which keeps what it would send and waits for an answer that never comes."""
 
@@ -152,7 +171,7 @@ def test_websockets_are_authenticated_as_ccxt_does(desk: Desk, frozen: None) -> 
             pair, result = desk.pair(exchange_id, scheme, "pro", base=captured(exchange_id)), Result(different=[])
             if (exchange_id, scheme.kind) == ("bybit", "rsa"):
                 # ccxt would use the text of the private key as an HMAC secret there; nothing is sent here.
-                assert authenticated(pair.token, loop).denied == "SIGNATURE_KIND"
+                assert authenticated(pair.token, loop).denied == "SECRET_USED"
                 continue
             software = authenticated(pair.software, loop)
             compare(pair, result, exchange_id, software, lambda p=pair: authenticated(p.token, loop))

@@ -13,7 +13,7 @@ from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.venues.signing.exchange import signed_exchange
 from tallystick.venues.signing.handle import MARK
-from tallystick.venues.signing.schemes import REFUSED, SCHEMES, Scheme, all_schemes, require_signable
+from tallystick.venues.signing.schemes import REFUSED, SCHEMES, Mac, Scheme, all_schemes, require_signable
 from tests.support.exchanges import Desk, Result, asked, compare, endpoints, frozen
 
 __all__ = ["frozen"]
@@ -86,11 +86,18 @@ def test_another_key_or_another_step_is_noticed(desk: Desk, frozen: None) -> Non
     for endpoint in endpoints(pair.software)[:50]:
         compare(pair, result, endpoint.path, asked(pair.software, endpoint), lambda e=endpoint: asked(pair.token, e))
     assert len(result.different) > 20
-    wrong = Scheme(kind="hmac", macs=((("utf8",), "sha512"),))
-    pair, result = desk.pair("kraken", wrong), Result(different=[])
-    for endpoint in endpoints(pair.software)[:50]:
-        compare(pair, result, endpoint.path, asked(pair.software, endpoint), lambda e=endpoint: asked(pair.token, e))
-    assert any("SIGNATURE_KIND" in text for text in result.different)
+    steps: list[tuple[Mac, str]] = [((("utf8",), "sha512"), "SECRET_USED"), ((("base64",), "sha256"), "SIGNATURE_KIND")]
+    for mac, code in steps:
+        pair, result = desk.pair("kraken", Scheme(kind="hmac", macs=(mac,))), Result(different=[])
+        for endpoint in endpoints(pair.software)[:50]:
+            compare(
+                pair,
+                result,
+                endpoint.path,
+                asked(pair.software, endpoint),
+                lambda p=pair, e=endpoint: asked(p.token, e),
+            )
+        assert any(code in text for text in result.different)
 
 
 @pytest.mark.parametrize("exchange_id", sorted(REFUSED))

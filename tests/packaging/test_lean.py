@@ -64,3 +64,19 @@ assert ccxt.binance.__module__ == "ccxt.binance"
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert "ccxt.kraken" not in done.stdout
+
+
+@pytest.mark.parametrize("api", ["sync", "async", "pro"])
+def test_an_exchange_with_a_token_reads_no_other_exchange(api: str) -> None:
+    code = f"""
+import sys
+from tallystick.venues.signing.exchange import signed_exchange
+binanceus = signed_exchange("binanceus", "{api}", "", None, {{"apiKey": "key"}})
+print(*(name for name in sys.modules if name.startswith("ccxt")))
+import ccxt.pro
+assert ccxt.kraken and ccxt.pro.kraken and ccxt.async_support.kraken
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    read = set(done.stdout.split())
+    assert any(name.endswith(".binanceus") for name in read)
+    assert {name.rpartition(".")[2] for name in read} & {"ccxt", "kraken", "okx", "bybit"} == set()

@@ -95,7 +95,7 @@ class Twin:
         self.used[f"rsa {algorithm}"] += 1
         return self._keys.rsa(data, algorithm)
 
-    def ecdsa(self, digest: bytes) -> tuple[int, int]:
+    def ecdsa(self, digest: bytes, of: bytes = b"") -> tuple[int, int]:
         self.used[self._curve] += 1
         r, s = self._keys.ecdsa(digest)
         self._private.public_key().verify(encode_dss_signature(r, s), digest, ec.ECDSA(Prehashed(hashes.SHA256())))

@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
-from tallystick.venues import Denied, SignedRequest
-from tallystick.venues.binance import request as request_module
+from tallystick.venues import Denied, SignedRequest, capture
 from tallystick.venues.binance.order import plain as written
-from tallystick.venues.binance.request import RequestBuilder, SecretHandle
+from tallystick.venues.binance.request import RequestBuilder
 from tests.support import world
 from tests.support.custody import API_KEY, VENUE_KEY, order, shared_builder, shared_now, trust_root
 
@@ -107,7 +106,9 @@ def test_a_limit_order_is_byte_for_byte_what_ccxt_would_send_also_where_it_built
     monkeypatch.setattr(shared_builder(), "_shapes", {})
     wanted = VenueOrder("XRPETH", side, "LIMIT", tif, quantity, price, NAME)
     first = shared_builder().order(RECORD, msgspec.structs.replace(wanted, quantity="7", price="0.5"))
-    monkeypatch.setattr(shared_builder()._exchange, "create_order", lambda *_: pytest.fail("ccxt was asked again"))
+    monkeypatch.setattr(
+        shared_builder()._capture.exchange, "create_order", lambda *_: pytest.fail("ccxt was asked again")
+    )
     ours = shared_builder().order(RECORD, wanted)
     assert first.body != ours.body
     theirs = plain.request(
@@ -156,7 +157,7 @@ class Rogue:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.builder = shared_builder()
-        self.exchange = self.builder._exchange
+        self.exchange = self.builder._capture.exchange
         self.monkeypatch = monkeypatch
         # ccxt is asked anew, whatever it built before.
         monkeypatch.setattr(self.builder, "_shapes", {})
@@ -165,7 +166,7 @@ class Rogue:
         self.monkeypatch.setattr(self.exchange, "create_order", call)
         with pytest.raises(Denied) as refusal:
             self.builder.order(RECORD, order())
-        assert self.builder._expected is None
+        assert self.builder._capture.idle
         return refusal.value.code
 
 
@@ -222,7 +223,7 @@ def test_any_field_that_ccxt_changes_adds_or_drops_is_refused_unsigned(
         public = VENUE_KEY.public
         sign = staticmethod(never)
 
-    monkeypatch.setattr(rogue.builder, "_signer", Key())
+    monkeypatch.setattr(rogue.builder._capture, "_keys", capture.Ed25519Keys(Key()))
     assert rogue.does(lambda *_: rogue.exchange.private_post_order(fields(**changes))) == "FIELD_MISMATCH"
 
 
@@ -265,9 +266,9 @@ def test_two_requests_are_refused(rogue: Rogue) -> None:
         for _ in range(2):
             try:
                 rogue.exchange.private_post_order(fields())
-            except request_module._Captured:
+            except capture.Captured:
                 continue
-        raise request_module._Captured("https://localhost/api/v3/order", "POST", {}, "")
+        raise capture.Captured("https://localhost/api/v3/order", "POST", {}, "")
 
     assert rogue.does(twice) == "ENDPOINT"
 
@@ -297,7 +298,7 @@ def test_what_would_read_as_another_field_is_refused_where_ccxt_is_not_asked(cha
 
 
 def test_outside_a_build_nothing_is_signed() -> None:
-    exchange = shared_builder()._exchange
+    exchange = shared_builder()._capture.exchange
     with pytest.raises(Denied, match="ENDPOINT"):
         exchange.eddsa(b"symbol=XRPETH", exchange.secret, "ed25519")
     with pytest.raises(Denied, match="ENDPOINT"):
@@ -323,14 +324,14 @@ def test_outside_a_build_nothing_is_signed() -> None:
 )
 def test_the_secrets_handle_refuses_every_way_into_a_request(use: Callable[[str], object]) -> None:
     with pytest.raises(Denied, match="SECRET_USED"):
-        use(SecretHandle())
+        use(shared_builder()._capture.exchange.secret)
 
 
 def test_the_secrets_handle_answers_what_ccxt_sniffs() -> None:
-    handle = SecretHandle()
+    handle = shared_builder()._capture.exchange.secret
     assert handle.find("PRIVATE KEY") > -1
     assert len(handle) <= 120
-    assert repr(handle) == "<secret in the HSM>"
+    assert repr(handle) == "<key in the HSM >"
 
 
 def test_a_signed_request_shows_neither_key_nor_signature() -> None:
@@ -390,7 +391,7 @@ def test_symbols_of_every_script_and_magnitude_are_signed_as_they_are(
 @pytest.mark.parametrize("raw", ["symbol=%41", "symbol=%2F", "symbol=%E5", "symbol=a%C0%80", "symbol=%e5%b8%81"])
 def test_an_escape_that_need_not_be_or_is_no_utf8_is_refused(raw: str) -> None:
     with pytest.raises(Denied):
-        request_module.parse_fields(raw)
+        capture.parse_form(raw)
 
 
 def test_orders_in_every_symbol_of_binance_are_signed_as_they_are(shared_data: Path) -> None:

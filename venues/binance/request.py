@@ -1,40 +1,31 @@
 """Exchange requests, built by ccxt from operator-signed records and permits, signed in the HSM.
 
-Rules, in this order, for every request:
+Rules, beside those of `venues.capture`, by which each request is captured and checked:
 
 - It is built from the venue and instrument records of the trust root and from strings of a verified
   permit (or of our own order ids) alone; markets are preset, so that ccxt has nothing to ask for.
-- ccxt holds no secret: it gets a handle that answers what ccxt sniffs, and refuses to be formatted,
-  joined or cut.  The only signing method is Ed25519; every other raises.
-- What ccxt wants signed is parsed strictly and must equal the expected fields one by one, no more and
-  no less, before the HSM sees it.
-- ccxt's `fetch` is replaced: it captures and ends the call.  Nothing is ever sent from here.
-- Exactly one request was captured, to the allowed host, path and method, with the checked fields, the
-  signature and two known headers.
+- The only signing method is Ed25519.
+- What ccxt wants signed is parsed strictly and must equal the expected fields one by one, no more and no less.
+- The request goes to the operator's host, to the operation's path, with the signed fields, the signature and two known headers.
 - Where ccxt built an order of the same instrument, side, type and time in force before, that request is filled with the
   order's own strings, in the same order of fields, and parsed back as any other: it takes a third of the time.
 
-ccxt is not trusted: an attacker who controls what it returns can at most make custody refuse; the code
-runs in custody's process, though, so its release is pinned by hash.  The API key stands in the header of
-every request and is no secret towards execution.
+The API key stands in the header of every request and is no secret towards execution.
 """
 
 from __future__ import annotations
 
 import base64
-import importlib
-import re
 from collections.abc import Callable
-from typing import Any, Final, Never, Self
-from urllib.parse import quote, unquote_to_bytes
+from typing import Any, Final
+from urllib.parse import quote
 
-from tallystick.runtime import lean
 from tallystick.schemas.bounds import NS_PER_MS
-from tallystick.schemas.errors import TallystickError, Unverified
+from tallystick.schemas.errors import Unverified
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
-from tallystick.venues import Denied, SignedRequest
+from tallystick.venues import SignedRequest
 from tallystick.venues.binance.codes import (
     API,
     ENDPOINTS,
@@ -44,69 +35,37 @@ from tallystick.venues.binance.codes import (
     SYMBOL,
 )
 from tallystick.venues.binance.order import check_client_order_id, plain, require_market
+from tallystick.venues.capture import Asked, Capture, Ed25519Keys, Request, Signed, parse_form, require_same
+from tallystick.venues.signing.schemes import require_signable
 
 FORM: Final = "application/x-www-form-urlencoded"
-# A symbol may hold letters of any script, which stand percent-encoded.
-_FIELD = re.compile(r"([A-Za-z]+)=((?:[A-Za-z0-9._-]|%[89A-F][0-9A-F])+)")
 
 
-class SecretHandle(str):
-    """Stands where ccxt keeps the secret, and is none.
+class _Operation:
+    """One request of Binance's: `expected` fields, to the endpoint of `name`.
 
-    ccxt takes a binance secret that contains `PRIVATE KEY` for an asymmetric key, and one longer than
-    120 characters for RSA: this one says Ed25519.  Whatever would put it into a request raises `Denied`.
+    What is signed is the query, or the form, before `&signature=` (https://developers.binance.com/docs/binance-spot-api-docs,
+    "Request security").
     """
 
-    __slots__ = ()
+    def __init__(self, name: str, host: str, api_key: str, expected: dict[str, str], now_ms: int) -> None:
+        self._name = name
+        self._host = host
+        self._api_key = api_key
+        self.expected = expected | {"timestamp": str(now_ms), "recvWindow": str(RECV_WINDOW_MS)}
 
-    def __new__(cls) -> Self:
-        """The one handle there is; it has no content of its own."""
-        return super().__new__(cls, "PRIVATE KEY in the HSM")
+    def check(self, asked: Asked) -> None:
+        """See `capture.Operation`."""
+        require_same(parse_form(asked.text()), self.expected)
 
-    def _refuse(self, *_: object) -> Never:
-        raise Denied("SECRET_USED", "the exchange library tried to read or to send the secret")
-
-    __format__ = __str__ = __add__ = __radd__ = __mod__ = __mul__ = __getitem__ = __iter__ = _refuse
-    encode = format = join = split = replace = strip = lower = upper = zfill = _refuse  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return "<secret in the HSM>"
-
-
-class _Captured(Exception):
-    """Ends ccxt's call with the request that it would have sent."""
-
-    def __init__(self, url: str, method: str, headers: dict[str, str] | None, body: str | None) -> None:
-        super().__init__("captured")
-        self.request = (url, method, headers or {}, body or "")
-
-
-def parse_fields(query: str) -> dict[str, str]:
-    """The fields of a raw query, none twice, nothing escaped that need not be.  Raises `Denied`."""
-    fields: dict[str, str] = {}
-    for part in query.split("&"):
-        match = _FIELD.fullmatch(part)
-        if match is None:
-            raise Denied("FIELD_MISMATCH", f"not a plain field of a request: {part[:64]!r}")
-        name, escaped = match.groups()
-        if name in fields:
-            raise Denied("FIELD_MISMATCH", f"{name} stands twice in the request")
-        try:
-            fields[name] = unquote_to_bytes(escaped).decode("utf-8")
-        except UnicodeDecodeError as exc:
-            raise Denied("FIELD_MISMATCH", f"not UTF-8 in a field of a request: {part[:64]!r}") from exc
-    return fields
-
-
-def _compare(fields: dict[str, str], expected: dict[str, str]) -> None:
-    """Raise `Denied` unless both are equal, naming the first field that is not."""
-    for name in sorted(expected.keys() | fields.keys()):
-        if fields.get(name) != expected.get(name):
-            raise Denied(
-                "FIELD_MISMATCH",
-                f"{name}: the request says {fields.get(name, 'nothing')[:64]!r}, "
-                f"the permit {expected.get(name, 'nothing')[:64]!r}",
-            )
+    def request(self, signed: Signed) -> Request:
+        """See `capture.Operation`."""
+        method, path = ENDPOINTS[self._name]
+        signature = quote(base64.b64encode(signed.signature).decode("ascii"), safe="")
+        full, endpoint = f"{signed.text()}&signature={signature}", f"https://{self._host}{path}"
+        if method == "POST":
+            return Request(method, endpoint, {"Content-Type": FORM, "X-MBX-APIKEY": self._api_key}, full)
+        return Request(method, f"{endpoint}?{full}", {"X-MBX-APIKEY": self._api_key})
 
 
 class RequestBuilder:
@@ -129,69 +88,24 @@ class RequestBuilder:
     ) -> None:
         self._venue = venue
         self._api_key = api_key
-        self._signer = signer
-        self._clock = clock
-        self._expected: dict[str, str] | None = None
-        self._signed: tuple[str, str] | None = None
-        self._captures = 0
-        self._now_ms = 0
         # The fields of an order as ccxt wrote them, in their order.
         self._shapes: dict[tuple[str, str, str, str], tuple[str, ...]] = {}
         for record in records:
             if not SYMBOL.fullmatch(record.venue_symbol):
                 raise Unverified("INSTRUMENT", f"venue symbol {record.venue_symbol[:64]!r} of {record.symbol[:64]}")
-        self._exchange = self._create(records)
-
-    def _create(self, records: tuple[Instrument, ...]) -> Any:
-        # By name, not by statement: ccxt ships no types, and only custody should pay for it, at its start.  Without its
-        # hundred other exchanges it takes a third of the time, and 33 MB less.
-        with lean.hollow("ccxt"):
-            base = importlib.import_module("ccxt.binance").binance
-        builder = self
-
-        def eddsa(request: bytes, secret: object, curve: str = "ed25519", url_encode: bool = False) -> str:
-            if not isinstance(secret, SecretHandle) or curve != "ed25519" or url_encode:
-                raise Denied("SIGNATURE_KIND", f"only Ed25519 with the HSM's key is signed, not {curve}")
-            return builder._sign(request)
-
-        def refuse(*_: object, **__: object) -> Never:
-            raise Denied("SIGNATURE_KIND", "only Ed25519 with the HSM's key is signed")
-
-        def fetch(_: object, url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Never:
-            builder._captures += 1
-            raise _Captured(url, method, headers, body)
-
-        def unreachable(*_: object, **__: object) -> Never:
-            raise Denied("ENDPOINT", "the exchange library tried to load what it was not given")
-
-        namespace: dict[str, Any] = {
-            name: staticmethod(refuse) for name in ("hmac", "rsa", "ecdsa", "jwt", "totp", "eth_sign_message")
+        config = {
+            "apiKey": api_key,
+            "options": {
+                "recvWindow": RECV_WINDOW_MS,
+                "newOrderRespType": {"market": RESPONSE_TYPE, "limit": RESPONSE_TYPE},
+                "maxRetriesOnFailure": 0,
+            },
         }
-        namespace |= {
-            "eddsa": staticmethod(eddsa),
-            "fetch": fetch,
-            "load_markets": unreachable,
-            "milliseconds": staticmethod(lambda: builder._now_ms),
-            "nonce": staticmethod(lambda: builder._now_ms),
-        }
-        exchange = type("binance_in_custody", (base,), namespace)(
-            {
-                "apiKey": self._api_key,
-                "secret": "",
-                "enableRateLimit": False,
-                "options": {
-                    "recvWindow": RECV_WINDOW_MS,
-                    "newOrderRespType": {"market": RESPONSE_TYPE, "limit": RESPONSE_TYPE},
-                    "maxRetriesOnFailure": 0,
-                },
-            }
-        )
-        exchange.secret = SecretHandle()
-        exchange.session = None
-        api = f"https://{self._venue.host}{API}"
+        self._capture = Capture("binance", require_signable("binance", "ed25519"), Ed25519Keys(signer), config, clock)
+        exchange = self._capture.exchange
+        api = f"https://{venue.host}{API}"
         exchange.urls["api"] = {"public": api, "private": api}
         exchange.set_markets([_market(record) for record in records])
-        return exchange
 
     def order(self, record: Instrument, order: VenueOrder) -> SignedRequest:
         """The request that places exactly `order`.  Raises `Denied` where ccxt would change any of it."""
@@ -217,7 +131,7 @@ class RequestBuilder:
         made = self._build(
             "order",
             expected,
-            lambda: self._exchange.create_order(
+            lambda exchange: exchange.create_order(
                 record.symbol, order.type.lower(), order.side.lower(), order.quantity, price, params
             ),
         )
@@ -230,13 +144,13 @@ class RequestBuilder:
         return self._build(
             "cancel",
             {"symbol": record.venue_symbol, "origClientOrderId": name},
-            lambda: self._exchange.cancel_order(None, record.symbol, {"origClientOrderId": name}),
+            lambda exchange: exchange.cancel_order(None, record.symbol, {"origClientOrderId": name}),
         )
 
     def cancel_all(self, record: Instrument) -> SignedRequest:
         """The request that cancels every open order of one instrument."""
         return self._build(
-            "cancel_all", {"symbol": record.venue_symbol}, lambda: self._exchange.cancel_all_orders(record.symbol)
+            "cancel_all", {"symbol": record.venue_symbol}, lambda exchange: exchange.cancel_all_orders(record.symbol)
         )
 
     def query(self, record: Instrument, client_order_id: str) -> SignedRequest:
@@ -245,84 +159,34 @@ class RequestBuilder:
         return self._build(
             "query",
             {"symbol": record.venue_symbol, "origClientOrderId": name},
-            lambda: self._exchange.fetch_order(None, record.symbol, {"origClientOrderId": name}),
+            lambda exchange: exchange.fetch_order(None, record.symbol, {"origClientOrderId": name}),
         )
 
     def open_orders(self, record: Instrument) -> SignedRequest:
         """The request that lists the open orders of one instrument."""
         return self._build(
-            "open_orders", {"symbol": record.venue_symbol}, lambda: self._exchange.fetch_open_orders(record.symbol)
+            "open_orders", {"symbol": record.venue_symbol}, lambda exchange: exchange.fetch_open_orders(record.symbol)
         )
 
-    def _sign(self, payload: bytes) -> str:
-        """The base64 signature over `payload`, which must hold exactly the expected fields."""
-        if self._expected is None or self._signed is not None:
-            raise Denied("ENDPOINT", "the exchange library wants a signature that nobody asked for")
-        try:
-            query = payload.decode("ascii")
-        except UnicodeDecodeError as exc:
-            raise Denied("FIELD_MISMATCH", "the request is not ASCII") from exc
-        _compare(parse_fields(query), self._expected)
-        signature = base64.b64encode(self._signer.sign(payload)).decode("ascii")
-        self._signed = (query, signature)
-        return signature
+    def _making(self, name: str, expected: dict[str, str]) -> Callable[[int], _Operation]:
+        return lambda now_ms: _Operation(name, self._venue.host, self._api_key, expected, now_ms)
 
     def _fill(self, shape: tuple[str, ...], expected: dict[str, str]) -> SignedRequest:
         """The request for an order of a kind that ccxt built before."""
-        self._begin(expected)
-        try:
-            signed = self._expected or {}
-            query = "&".join(f"{name}={quote(signed[name], safe='')}" for name in shape)
-            signature = self._sign(query.encode("ascii"))
-        finally:
-            self._expected = None
-        method, path = ENDPOINTS["order"]
-        headers = (("Content-Type", FORM), ("X-MBX-APIKEY", self._api_key))
-        body = f"{query}&signature={quote(signature, safe='')}"
-        return SignedRequest(method, f"https://{self._venue.host}{path}", headers, body, self._now_ms * NS_PER_MS)
 
-    def _begin(self, expected: dict[str, str]) -> None:
-        self._now_ms = self._clock() // NS_PER_MS
-        self._expected = expected | {"timestamp": str(self._now_ms), "recvWindow": str(RECV_WINDOW_MS)}
-        self._signed, self._captures = None, 0
+        def query(operation: _Operation) -> bytes:
+            fields = operation.expected
+            return "&".join(f"{name}={quote(fields[name], safe='')}" for name in shape).encode("ascii")
 
-    def _build(self, operation: str, expected: dict[str, str], call: Callable[[], object]) -> SignedRequest:
-        self._begin(expected)
-        try:
-            call()
-        except _Captured as captured:
-            url, method, headers, body = captured.request
-        except TallystickError:
-            raise
-        except Exception as exc:  # ccxt's own errors and its bugs alike: nothing was captured, nothing is signed
-            raise Denied(
-                "EXCHANGE_LIBRARY", f"the exchange library refused: {type(exc).__name__}: {str(exc)[:200]}"
-            ) from exc
-        else:
-            raise Denied("ENDPOINT", "the exchange library made no request")
-        finally:
-            self._expected = None
-        return self._check(operation, url, method, headers, body)
+        return _signed(*self._capture.fill(self._making("order", expected), query))
 
-    def _check(self, operation: str, url: str, method: str, headers: dict[str, str], body: str) -> SignedRequest:
-        """The captured request, if it is to the operation's endpoint and carries the signed fields alone."""
-        if self._signed is None or self._captures != 1:
-            raise Denied("ENDPOINT", f"{self._captures} requests, signed: {self._signed is not None}; expected one")
-        query, signature = self._signed
-        allowed, path = ENDPOINTS[operation]
-        full = f"{query}&signature={quote(signature, safe='')}"
-        endpoint = f"https://{self._venue.host}{path}"
-        wanted_headers = {"X-MBX-APIKEY": self._api_key}
-        if allowed == "POST":
-            wanted_url, wanted_body = endpoint, full
-            wanted_headers["Content-Type"] = FORM
-        else:
-            wanted_url, wanted_body = f"{endpoint}?{full}", ""
-        if method != allowed or url != wanted_url or body != wanted_body or headers != wanted_headers:
-            raise Denied(
-                "ENDPOINT", f"{operation} is {allowed} {path}, the request was {method} {url.partition('?')[0]}"
-            )
-        return SignedRequest(method, url, tuple(sorted(headers.items())), body, self._now_ms * NS_PER_MS)
+    def _build(self, name: str, expected: dict[str, str], call: Callable[[Any], object]) -> SignedRequest:
+        return _signed(*self._capture.build(self._making(name, expected), call))
+
+
+def _signed(request: Request, at_ms: int) -> SignedRequest:
+    headers = tuple(sorted(request.headers.items()))
+    return SignedRequest(request.method, request.url, headers, request.body, at_ms * NS_PER_MS)
 
 
 def _market(record: Instrument) -> dict[str, Any]:

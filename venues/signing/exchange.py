@@ -7,9 +7,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
 from typing import Any, Final, Literal
 
+from tallystick.runtime import lean
 from tallystick.schemas.errors import ConfigError
 from tallystick.venues.signing.handle import MARK, SigningKeys, handle, require_absent
 from tallystick.venues.signing.hooks import Hooks
@@ -69,7 +72,7 @@ def signed_exchange(
     for name in ("secret", "privateKey"):
         if name in given:
             raise ConfigError("SECRET_GIVEN", f"{exchange_id}: {name} is in the token, not in the configuration")
-    made = hooked(_class(exchange_id, api))(given)
+    made = hooked(exchange_class(exchange_id, api))(given)
     give(made, keys, chosen)
     return made
 
@@ -81,14 +84,33 @@ def hooked(base: type) -> type:
 
 def give(exchange: Any, keys: SigningKeys, scheme: Scheme) -> None:
     """Let an instance of a hooked class sign with `keys`."""
-    setattr(exchange, scheme.field, handle(keys, placeholder(scheme)))
+    setattr(exchange, scheme.field, handle(keys, placeholder(scheme), scheme.chains))
 
 
-def _class(exchange_id: str, api: Api) -> type:
-    base: type | None = getattr(importlib.import_module(_PACKAGES[api]), exchange_id, None)
-    if base is None:
-        raise ConfigError("EXCHANGE_API", f"ccxt has no {api} class for {exchange_id}")
-    return base
+def exchange_class(exchange_id: str, api: Api) -> type:
+    """The class that ccxt has; of its hundred exchanges only this one is read, with its parents.
+
+    Raises `ConfigError` where ccxt has none.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in _PACKAGES.values() if api == "pro" else dict.fromkeys(("ccxt", _PACKAGES[api])):
+            stack.enter_context(lean.hollow(name))
+        # What modules of the websockets take from the package itself.
+        known = dict(vars(importlib.import_module("ccxt.base.errors")))
+        known["Exchange"] = importlib.import_module("ccxt.base.exchange").Exchange
+        vars(sys.modules["ccxt"]).update({name: value for name, value in known.items() if name[0] != "_"})
+        try:
+            if api == "pro":
+                # A pro module finds its parent as an attribute of the package, where the packages' own imports put it.
+                package = vars(sys.modules["ccxt"])["async_support"] = sys.modules["ccxt.async_support"]
+                rest = getattr(importlib.import_module(f"ccxt.async_support.{exchange_id}"), exchange_id)
+                for parent in rest.__mro__:
+                    if parent.__module__ == f"ccxt.async_support.{parent.__name__}":
+                        setattr(package, parent.__name__, parent)
+            found: type = getattr(importlib.import_module(f"{_PACKAGES[api]}.{exchange_id}"), exchange_id)
+        except ModuleNotFoundError as exc:
+            raise ConfigError("EXCHANGE_API", f"ccxt has no {api} class for {exchange_id}") from exc
+    return found
 
 
 def placeholder(scheme: Scheme) -> str:

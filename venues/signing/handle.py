@@ -19,6 +19,7 @@ from tallystick.venues import Denied
 
 # Letters and digits alone: no encoding of a request changes them, and no exchange has such a word.
 MARK: Final = "tallystickOPAQUEhandle"
+Chains = tuple[tuple[str, ...], ...] | None
 
 
 class SigningKeys(Protocol):
@@ -26,7 +27,7 @@ class SigningKeys(Protocol):
 
     - `mac`: the HMAC of `data` under the secret after `transforms`, with `algorithm` (`sha256`, `sha384`, `sha512`).
     - `ed25519`, `rsa` (PKCS #1 v1.5, `algorithm` as above): signatures of `data`.
-    - `ecdsa`: `(r, s)` over a digest of 32 bytes; `point`: the public key's 64 bytes, x and y.
+    - `ecdsa`: `(r, s)` over a digest of 32 bytes, `of` this text where it is known; `point`: the public key's 64 bytes, x and y.
     """
 
     def mac(self, transforms: tuple[str, ...], algorithm: str, data: bytes) -> bytes: ...  # noqa: D102
@@ -35,7 +36,7 @@ class SigningKeys(Protocol):
 
     def rsa(self, data: bytes, algorithm: str) -> bytes: ...  # noqa: D102
 
-    def ecdsa(self, digest: bytes) -> tuple[int, int]: ...  # noqa: D102
+    def ecdsa(self, digest: bytes, of: bytes = b"") -> tuple[int, int]: ...  # noqa: D102
 
     @property
     def point(self) -> bytes: ...  # noqa: D102
@@ -50,21 +51,28 @@ class _Handle:
 
     keys: SigningKeys
     transforms: tuple[str, ...]
+    chains: Chains
 
     def after(self, step: str) -> Self:
         """The same secret after one more step."""
-        made: Self = _make(type(self), self.keys, (*self.transforms, step), self._placeholder())
+        made: Self = self._next(type(self), step)
         return made
 
     def as_bytes(self, step: str) -> OpaqueBytes:
         """The secret as bytes, after one more step."""
-        made: OpaqueBytes = _make(OpaqueBytes, self.keys, (*self.transforms, step), self._placeholder())
+        made: OpaqueBytes = self._next(OpaqueBytes, step)
         return made
 
     def as_text(self, step: str) -> OpaqueText:
         """The secret as text, after one more step."""
-        made: OpaqueText = _make(OpaqueText, self.keys, (*self.transforms, step), self._placeholder())
+        made: OpaqueText = self._next(OpaqueText, step)
         return made
+
+    def _next(self, kind: Any, step: str) -> Any:
+        form = (*self.transforms, step)
+        if self.chains is not None and not any(chain[: len(form)] == form for chain in self.chains):
+            _refuse()
+        return _make(kind, self.keys, form, self._placeholder(), self.chains)
 
     def _placeholder(self) -> str:
         raise NotImplementedError
@@ -85,7 +93,7 @@ class _Handle:
 class OpaqueText(_Handle, str):
     """A handle that passes for text."""
 
-    __slots__ = ("keys", "transforms")
+    __slots__ = ("chains", "keys", "transforms")
 
     def _placeholder(self) -> str:
         return str.__str__(self)
@@ -123,6 +131,7 @@ class OpaqueBytes(_Handle, bytes):
 
     keys: SigningKeys
     transforms: tuple[str, ...]
+    chains: Chains
 
     def _placeholder(self) -> str:
         return bytes.decode(self, "ascii")
@@ -137,17 +146,26 @@ class OpaqueBytes(_Handle, bytes):
     hex = replace = upper = _refuse
 
 
-def _make(kind: Any, keys: SigningKeys, transforms: tuple[str, ...], placeholder: str) -> Any:
+def _make(kind: Any, keys: SigningKeys, transforms: tuple[str, ...], placeholder: str, chains: Chains) -> Any:
     made = kind(placeholder) if kind is OpaqueText else kind(placeholder.encode("ascii"))
     made.keys = keys
     made.transforms = transforms
+    made.chains = chains
     return made
 
 
-def handle(keys: SigningKeys, placeholder: str) -> OpaqueText:
-    """A handle on `keys` that looks like `placeholder`, which holds `MARK`."""
-    made: OpaqueText = _make(OpaqueText, keys, (), placeholder)
+def handle(keys: SigningKeys, placeholder: str, chains: Chains = None) -> OpaqueText:
+    """A handle on `keys` that looks like `placeholder`, which holds `MARK`.
+
+    `chains`: what may be done to the secret, step by step; None: whatever can be recorded.
+    """
+    made: OpaqueText = _make(OpaqueText, keys, (), placeholder, chains)
     return made
+
+
+def is_handle(value: object) -> bool:
+    """Whether this stands for a secret."""
+    return isinstance(value, _Handle)
 
 
 def require_absent(*parts: object) -> None:

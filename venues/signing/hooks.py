@@ -1,8 +1,10 @@
 """What ccxt's exchanges call to sign, with keys in a token instead (`handle`): a class to put before any exchange's own.
 
 ccxt (4.5) signs by the static methods of `Exchange`: `hmac`, `rsa`, `eddsa`, `ecdsa`, `jwt`; and prepares secrets by others,
-which are here where they would read one.  What is not handed a handle goes to ccxt's own.
+which are here where they would read one.
 
+- Only a handle signs by a key pair: keys that ccxt would derive or be given in plaintext (Polymarket's trading sessions,
+  Pacifica's sub-accounts) are refused.  HMAC with something else is ccxt's own: KuCoin's requests name ccxt as a broker so.
 - ECDSA signatures get the lower `s` (BIP 62) and, on secp256k1, the recovery id `v`, as ccxt's own have.  A token draws its own
   nonce where ccxt derives it (RFC 6979): both verify, their bytes differ.
 - RSA-PSS is refused: no exchange that ccxt has wants it.
@@ -16,7 +18,7 @@ import importlib
 from typing import Any, Final, Never
 
 from tallystick.venues import Denied
-from tallystick.venues.signing.handle import OpaqueBytes, OpaqueText
+from tallystick.venues.signing.handle import is_handle
 
 # SEC 2: the orders of the groups.
 ORDERS: Final = {
@@ -32,10 +34,6 @@ def _refuse(*_: object, **__: object) -> Never:
 def _base() -> Any:
     # By name: ccxt ships no types.
     return importlib.import_module("ccxt.base.exchange").Exchange
-
-
-def _is_handle(secret: object) -> bool:
-    return isinstance(secret, OpaqueText | OpaqueBytes)
 
 
 def _name(algorithm: Any) -> str:
@@ -82,50 +80,50 @@ class Hooks:
     @staticmethod
     def base64_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base64") if _is_handle(s) else _base().base64_to_binary(s)
+        return s.as_bytes("base64") if is_handle(s) else _base().base64_to_binary(s)
 
     @staticmethod
     def base58_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base58") if _is_handle(s) else _base().base58_to_binary(s)
+        return s.as_bytes("base58") if is_handle(s) else _base().base58_to_binary(s)
 
     @staticmethod
     def base16_to_binary(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_bytes("base16") if _is_handle(s) else _base().base16_to_binary(s)
+        return s.as_bytes("base16") if is_handle(s) else _base().base16_to_binary(s)
 
     @staticmethod
     def string_to_base64(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_text("tobase64") if _is_handle(s) else _base().string_to_base64(s)
+        return s.as_text("tobase64") if is_handle(s) else _base().string_to_base64(s)
 
     @staticmethod
     def binary_to_base64(s: Any) -> Any:
         """Recorded for a handle."""
-        return s.as_text("tobase64") if _is_handle(s) else _base().binary_to_base64(s)
+        return s.as_text("tobase64") if is_handle(s) else _base().binary_to_base64(s)
 
     @staticmethod
     def remove0x_prefix(value: Any) -> Any:
         """A handle has none."""
-        return value if _is_handle(value) else _base().remove0x_prefix(value)
+        return value if is_handle(value) else _base().remove0x_prefix(value)
 
     @staticmethod
     def hash(request: Any, algorithm: str = "md5", digest: str = "hex") -> Any:
         """Recorded for a handle."""
-        return request.as_text(algorithm) if _is_handle(request) else _base().hash(request, algorithm, digest)
+        return request.as_text(algorithm) if is_handle(request) else _base().hash(request, algorithm, digest)
 
     @staticmethod
     def hmac(request: bytes, secret: Any, algorithm: Any = hashlib.sha256, digest: str = "hex") -> Any:
         """RFC 2104."""
-        if not _is_handle(secret):
+        if not is_handle(secret):
             return _base().hmac(request, secret, algorithm, digest)
         return _shown(secret.keys.mac(secret.transforms, _name(algorithm), bytes(request)), digest)
 
     @staticmethod
     def rsa(request: str, secret: Any, alg: str = "sha256", padding_mode: str = "pkcs1") -> Any:
         """RFC 8017, 8.2; base64."""
-        if not _is_handle(secret):
-            return _base().rsa(request, secret, alg, padding_mode)
+        if not is_handle(secret):
+            _refuse()
         if padding_mode != "pkcs1":
             _refuse()
         return _shown(secret.keys.rsa(request.encode("utf-8"), alg), "base64")
@@ -133,8 +131,8 @@ class Hooks:
     @staticmethod
     def eddsa(request: bytes, secret: Any, curve: str = "ed25519", url_encode: bool = False) -> Any:
         """RFC 8032; base64."""
-        if not _is_handle(secret):
-            return _base().eddsa(request, secret, curve, url_encode)
+        if not is_handle(secret):
+            _refuse()
         if curve != "ed25519":
             _refuse()
         signature = secret.keys.ed25519(bytes(request))
@@ -146,16 +144,16 @@ class Hooks:
         secret: Any,
         algorithm: str = "p256",
         hash: str | None = None,
-        fixed_length: bool = False,
+        fixed_length: bool = False,  # noqa: ARG004 - ccxt's own ignores it as well
     ) -> Any:
         """FIPS 186-5; `r` and `s` as hex of 64 digits, and `v`."""
-        if not _is_handle(secret):
-            return _base().ecdsa(request, secret, algorithm, hash, fixed_length)
+        if not is_handle(secret):
+            _refuse()
         if algorithm not in ORDERS:
             _refuse()
         encoded = _base().encode(request) if isinstance(request, str) else request
         digest = _base().hash(encoded, hash, "binary") if hash else base64.b16decode(encoded, casefold=True)
-        r, s = secret.keys.ecdsa(digest)
+        r, s = secret.keys.ecdsa(digest, encoded if hash else b"")
         s = min(s, ORDERS[algorithm] - s)
         v = recovery_id(secret.keys.point, digest, r, s) if algorithm == "secp256k1" else None
         return {"r": f"{r:064x}", "s": f"{s:064x}", "v": v}
@@ -164,9 +162,8 @@ class Hooks:
     def jwt(request: Any, secret: Any, algorithm: str = "sha256", is_rsa: bool = False, opts: Any = None) -> str:
         """RFC 7515, compact."""
         opts = opts or {}
-        if not _is_handle(secret):
-            made: str = _base().jwt(request, secret, algorithm, is_rsa, opts)
-            return made
+        if not is_handle(secret):
+            _refuse()
         base = _base()
         alg = opts.get("alg") or ("RS" if is_rsa else "HS") + algorithm[3:]
         header = {"alg": alg, "typ": "JWT"} | {k: opts[k] for k in ("kid", "nonce") if opts.get(k) is not None}
@@ -189,14 +186,14 @@ class Hooks:
     @staticmethod
     def eth_get_address_from_private_key(private_key: Any) -> Any:
         """The wallet's address, from the token's public key."""
-        if not _is_handle(private_key):
-            return _base().eth_get_address_from_private_key(private_key)
+        if not is_handle(private_key):
+            _refuse()
         return f"0x{_base().hash(private_key.keys.point, 'keccak', 'binary')[-20:].hex()}"
 
     @staticmethod
     def totp(key: Any) -> Any:
         """A second factor is a secret as well, and none is kept here."""
-        return _refuse() if _is_handle(key) else _base().totp(key)
+        return _refuse() if is_handle(key) else _base().totp(key)
 
     def array_slice(self, array: Any, first: Any, second: Any = None) -> Any:
         """Recorded for a handle."""

@@ -20,6 +20,19 @@ Form = Literal["text", "text-44", "pem", "ec-pem", "rsa-pem", "base64", "base58"
 Mac = tuple[tuple[str, ...], Literal["sha256", "sha384", "sha512"]]
 
 
+# How ccxt hands on a private key of each form.
+_CHAINS: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "pem": (),
+    "rsa-pem": (),
+    "ec-pem": (("utf8",),),
+    "base64": (("base64", "[0:32]"),),
+    "base58": (("base58", "[0:32]"),),
+    "orderly": (("-ed25519:", "base58"),),
+    # More than one function cuts it, each the same part.
+    "hex": (("[-64:]", "[-64:]", "[-64:]"), ("utf8", "keccak")),
+}
+
+
 class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     """One way in which an exchange takes signatures.
 
@@ -31,6 +44,11 @@ class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     field: Literal["secret", "privateKey"] = "secret"
     form: Form = "text"
     macs: tuple[Mac, ...] = ()
+
+    @property
+    def chains(self) -> tuple[tuple[str, ...], ...]:
+        """What ccxt does to the secret before it signs, step by step."""
+        return tuple(transforms for transforms, _ in self.macs) if self.kind == "hmac" else _CHAINS[self.form]
 
 
 def _hmac(*macs: Mac, form: Form = "text", field: Literal["secret", "privateKey"] = "secret") -> Scheme:

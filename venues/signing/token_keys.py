@@ -166,7 +166,7 @@ class TokenKeys:
             raise _absent(f"RSA with {algorithm}")
         return self._rsa(data, algorithm)  # type: ignore[arg-type] # one of the three
 
-    def ecdsa(self, digest: bytes) -> tuple[int, int]:
+    def ecdsa(self, digest: bytes, of: bytes = b"") -> tuple[int, int]:
         """See `SigningKeys`."""
         if self._digests is None:
             raise _absent("ECDSA")
