@@ -29,15 +29,14 @@ from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.arming import MAX_LEASE_NS, ArmLease
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import ArmRequest, CorrectRequest, RearmRequest
 from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unreachable
 from tallystick.schemas.trust import (
-    MAX_LEASE_NS,
     MAX_REASON,
     OPERATOR_KEY_NAME,
-    ArmLease,
     Correction,
     Rearm,
     Revocation,
@@ -103,11 +102,14 @@ def lease_ns(hours: Decimal) -> int:
 async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
     """Let execution trade for `hours` from now (at most 12)."""
     length = lease_ns(hours)
+    root = deployment.load_trust()[-1]
     now = time.time_ns()
     lease = ArmLease(
         deployment=deployment.name,
         component="execution",
+        hardware_key=root.hardware_key("execution"),
         venues=(deployment.config.venue.name,),
+        caps=root.caps,
         start=now,
         until=now + length,
     )

@@ -26,12 +26,13 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
+from tallystick.schemas.arming import open_arm_lease
 from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, Kill, RearmRequest, Request
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
 from tallystick.schemas.orders import Corrected
 from tallystick.schemas.security import Arm, Trip
 from tallystick.schemas.subjects import SECURITY, subject
-from tallystick.schemas.trust import open_arm_lease, open_correction, open_rearm
+from tallystick.schemas.trust import open_correction, open_rearm
 
 BEAT_S: Final = 0.25
 ARM_S: Final = 10.0

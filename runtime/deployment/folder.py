@@ -21,7 +21,7 @@ from tallystick.schemas.trust import TrustRoot, open_trust_roots
 
 CONFIG_NAME: Final = "deployment.toml"
 # The tokens that `tallystick init` makes, each with a PIN of its own.
-TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit")
+TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
 # CKA_IDs of keys: token operator
 KEY_OPERATOR_ROOT: Final = b"operator-root"
 KEY_PERSON: Final = b"operator-person"
@@ -37,6 +37,11 @@ KEY_SYSTEM_ROLE: Final = b"system-role"
 # … tokens custody and portfolio (an API key each at the venue), and audit
 KEY_VENUE: Final = b"venue"
 KEY_CHECKPOINT: Final = b"checkpoint"
+# … token issuer, whose key signs the tokens of strategies, and execution's own, by which it proves itself
+ISSUER: Final = "issuer"
+KEY_ISSUER: Final = b"issuer"
+HARDWARE: Final = "execution"
+KEY_IDENTITY: Final = b"identity"
 
 # Which of the tokens a component opens.
 _OWN_TOKENS: Final = {
@@ -44,6 +49,7 @@ _OWN_TOKENS: Final = {
     "custody": ("custody",),
     "portfolio": ("portfolio",),
     "audit": ("audit",),
+    "execution": (HARDWARE,),
 }
 # A process whose component the operator revoked ends with this.
 EXIT_REVOKED: Final = 3

@@ -6,8 +6,10 @@ Components in the test's own process get their sessions from the real authority 
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
+from tallystick.runtime.deployment.service_accounts import ServiceAccounts
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
@@ -55,6 +58,22 @@ class Running:
         self.keystore = keystore
         self.supervisor = supervisor
         self.contexts: list[ServiceContext] = []
+
+    @contextlib.contextmanager
+    def tokens(self) -> Iterator[None]:
+        """Strategies that the test plays get their tokens, as those do that the supervisor starts."""
+        names = [name for name in self.deployment.bus().components if name in self.supervisor.apart]
+        ended = threading.Event()
+        with (
+            ServiceAccounts(self.deployment, self.keystore, names, time.time_ns) as accounts,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            kept = pool.submit(accounts.keep, ended)
+            try:
+                yield
+            finally:
+                ended.set()
+                kept.result()
 
     def setup(self, component: str, certificate_of: str | None = None) -> Setup:
         """What a process of `component` is made from; `certificate_of`: with another's certificate."""
@@ -95,12 +114,14 @@ async def running(deployment: Deployment, keystore: Keystore, *processes: str, *
     apart = frozenset(bus.components) - {"authority", *processes}
     supervisor = Supervisor(deployment, keystore, apart=apart, **kw)
     made = Running(deployment, keystore, supervisor)
-    try:
-        await supervisor.start()
-        yield made
-    finally:
-        await made.close()
-        await supervisor.stop()
+    with contextlib.ExitStack() as stack:
+        try:
+            await supervisor.start()
+            stack.enter_context(made.tokens())
+            yield made
+        finally:
+            await made.close()
+            await supervisor.stop()
 
 
 __all__: Sequence[str] = ("PIN", "STRATEGIES", "Running", "make", "running")
