@@ -133,17 +133,40 @@ def run(
     from tallystick.runtime.deployment import process
     from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.service_accounts import serving
     from tallystick.runtime.keys.keystore import Keystore, read_pin, take_over
 
     deployment = Deployment.load(directory)
     deployment.bus().component(component)
     if secrets_fd is not None:
         secrets = take_over(secrets_fd)
-    else:
-        keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-        ensure(deployment, keystore, (component,), time.time_ns())
-        secrets = {name: keystore[name] for name in deployment.secret_names(component)}
-    raise typer.Exit(process.main(directory, component, secrets, alone=True))
+        raise typer.Exit(process.main(directory, component, secrets, alone=True))
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    ensure(deployment, keystore, (component,), time.time_ns())
+    secrets = {name: keystore[name] for name in deployment.secret_names(component)}
+    with serving(deployment, keystore, (component,)):
+        code = process.main(directory, component, secrets, alone=True)
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: tallystick tokens ./desk --pin-fd 3 3<pin")
+def tokens(directory: _Dir, pin_fd: _PinFd = None) -> None:
+    """Give strategies their tokens until stopped, where they are run one by one and no `up` does it."""
+    import contextlib
+    import threading
+
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.service_accounts import ServiceAccounts
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    with ServiceAccounts(deployment, keystore, deployment.bus().components, time.time_ns) as accounts:
+        if not accounts.names:
+            raise ConfigError("NO_TOKENS", "no strategy of this deployment shows tokens of its own issuer")
+        typer.echo(f"tokens for {', '.join(accounts.names)}")
+        with contextlib.suppress(KeyboardInterrupt):
+            accounts.keep(threading.Event())
 
 
 @app.command(epilog="Example: tallystick status ./desk")

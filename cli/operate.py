@@ -24,6 +24,7 @@ from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.certificates import certify, ensure
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.proof import api_key_file
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context
@@ -32,8 +33,16 @@ from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.arming import MAX_LEASE_NS, ArmLease
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import ArmRequest, CorrectRequest, RearmRequest
-from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
+from tallystick.schemas.enrolment import (
+    GrantRequest,
+    RevocationRequest,
+    SessionRefusal,
+    StandingAnswer,
+    StandingRequest,
+)
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unreachable
+from tallystick.schemas.grants import KeyGrant
+from tallystick.schemas.methods import ApiKey
 from tallystick.schemas.trust import (
     MAX_REASON,
     OPERATOR_KEY_NAME,
@@ -83,7 +92,7 @@ async def status(deployment: Deployment) -> dict[str, Any]:
     return await breaker.status(deployment.run)
 
 
-def _sign(deployment: Deployment, keystore: Keystore, document: ArmLease | Rearm | Revocation | Correction) -> str:
+def _sign(deployment: Deployment, keystore: Keystore, document: msgspec.Struct) -> str:
     """The document as a note of the operator's own key, which lies in the token that no process opens."""
     token = TokenProcess(deployment.token("operator"), "operator", keystore[layout.pin_name("operator")])
     try:
@@ -204,7 +213,7 @@ async def revoke(deployment: Deployment, keystore: Keystore, component: str, rea
 
 
 async def reinstate(deployment: Deployment, keystore: Keystore, component: str, reason: str) -> None:
-    """Admit a revoked component again, with a new key and certificate; the old ones stay worthless.
+    """Admit a revoked component again, with a new key, certificate and API key (if it has one); the old ones stay worthless.
 
     A crash before the certificate is there leaves it without one that counts: run again, it makes another.
     """
@@ -223,11 +232,21 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
         since=since,
         reason=reason[:MAX_REASON],
     )
+    if isinstance(deployment.load_trust()[-1].component(component).method, ApiKey):
+        await _grant_api_key(deployment, keystore, component)
     note = await asyncio.to_thread(_sign, deployment, keystore, document)
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     # What it kept in whosever hands is not taken up: it reads the whole stream.
     forget(deployment.state(component))
     await asyncio.to_thread(certify, deployment, keystore, (component,), since)
+
+
+async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: str) -> None:
+    """A new first API key; a crash before the authority knows it leaves a component that is revoked as before."""
+    first = api_key_file(deployment, component, keystore[layout.passphrase_name(component)]).begin()
+    document = KeyGrant(deployment=deployment.name, component=component, first=first, issued=time.time_ns())
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    await _authority(deployment, keystore, "/v1/grant", GrantRequest(note))
 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:

@@ -13,10 +13,13 @@ Whoever holds the opened keystore can make tokens for every strategy, and has th
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import secrets as entropy
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -106,6 +109,11 @@ class ServiceAccounts:
             self._token = TokenProcess(deployment.token(layout.ISSUER), layout.ISSUER, pin)
             self._signer = self._token.signer(layout.KEY_ISSUER)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The strategies that it serves."""
+        return tuple(self._methods)
+
     def issue(self, name: str) -> None:
         """Put a token for strategy `name` (its identity name) where it finds it; nothing for who shows none of ours.
 
@@ -164,3 +172,16 @@ class ServiceAccounts:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def serving(deployment: Deployment, keystore: Keystore, names: Iterable[str]) -> Iterator[None]:
+    """A thread keeps tokens ready for `names` as long as the block lasts.  Raises `ConfigError`."""
+    ended = threading.Event()
+    with ServiceAccounts(deployment, keystore, names, time.time_ns) as accounts, ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(accounts.keep, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+            kept.result()

@@ -6,10 +6,8 @@ Components in the test's own process get their sessions from the real authority 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
-from tallystick.runtime.deployment.service_accounts import ServiceAccounts
+from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
@@ -58,22 +56,6 @@ class Running:
         self.keystore = keystore
         self.supervisor = supervisor
         self.contexts: list[ServiceContext] = []
-
-    @contextlib.contextmanager
-    def tokens(self) -> Iterator[None]:
-        """Strategies that the test plays get their tokens, as those do that the supervisor starts."""
-        names = [name for name in self.deployment.bus().components if name in self.supervisor.apart]
-        ended = threading.Event()
-        with (
-            ServiceAccounts(self.deployment, self.keystore, names, time.time_ns) as accounts,
-            ThreadPoolExecutor(1) as pool,
-        ):
-            kept = pool.submit(accounts.keep, ended)
-            try:
-                yield
-            finally:
-                ended.set()
-                kept.result()
 
     def setup(self, component: str, certificate_of: str | None = None) -> Setup:
         """What a process of `component` is made from; `certificate_of`: with another's certificate."""
@@ -117,7 +99,8 @@ async def running(deployment: Deployment, keystore: Keystore, *processes: str, *
     with contextlib.ExitStack() as stack:
         try:
             await supervisor.start()
-            stack.enter_context(made.tokens())
+            # Strategies that the test plays get their tokens, as those do that the supervisor starts.
+            stack.enter_context(serving(deployment, keystore, apart))
             yield made
         finally:
             await made.close()
