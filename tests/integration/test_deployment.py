@@ -113,7 +113,7 @@ def test_every_key_lives_in_its_token_and_is_the_one_named_in_the_trust_root(mad
         assert token.signer(layout.KEY_IDENTITY).public.hex() == root.hardware_key("execution")
     with Token.open(made.token("issuer"), "issuer", store[layout.pin_name("issuer")]) as token:
         public = token.signer(layout.KEY_ISSUER).public
-    assert root.component("strategy-momentum").method == own_account("lab", "strategy-momentum", public)
+    assert root.component("strategy-alpha").method == own_account("lab", "strategy-alpha", public)
 
 
 def test_a_token_opens_with_no_other_tokens_pin(made: Deployment, store: Keystore) -> None:

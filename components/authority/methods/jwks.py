@@ -29,7 +29,7 @@ from tallystick.schemas.methods import MAX_KEYS, Jwk, ServiceAccount
 ALGORITHMS: Final = {("OKP", "Ed25519"): "EdDSA", ("EC", "P-256"): "ES256", ("RSA", ""): "RS256"}
 MIN_RSA_BITS: Final = 2048
 MAX_SET: Final = 65_536
-EVERY_S: Final = 30.0
+EVERY_S: Final = 5.0
 REFRESH_S: Final = 300.0
 KEEP_S: Final = 3600.0
 
