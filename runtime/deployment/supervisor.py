@@ -157,8 +157,8 @@ class Supervisor:
         await asyncio.to_thread(
             certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
         )
-        self._accounts = await asyncio.to_thread(self._service_accounts)
-        self._tasks.start(self._issue_tokens(), "the strategies' tokens")
+        # Its token takes as long to open as the broker to start.
+        accounts = self._tasks.start(asyncio.to_thread(self._service_accounts), "the issuer of tokens")
         with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
@@ -167,6 +167,8 @@ class Supervisor:
             self._precede()
             await self._provision(signing)
         self._launch("authority")
+        self._accounts = await accounts
+        self._tasks.start(self._issue_tokens(), "the strategies' tokens")
         await self._ready(["authority"])
         self._report("authority lists sessions")
         # The market opens when everybody is there.
