@@ -215,6 +215,12 @@ def rearm(
 def arm(
     directory: _Dir,
     hours: Annotated[str, typer.Option(help="How long, at most 12.")] = "8",
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ASSET=ORDER/HOUR: less than deployment.toml lets custody sign of an asset, an order and an hour."
+        ),
+    ] = None,
     pin_fd: _PinFd = None,
 ) -> None:
     """Let execution trade for some hours, signed by the operator's key.  Without it every order is denied."""
@@ -230,7 +236,7 @@ def arm(
     deployment = Deployment.load(directory)
     asyncio.run(operate.status(deployment))  # no PIN is asked for where nobody would take the lease
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    lease = asyncio.run(operate.arm(deployment, keystore, wanted))
+    lease = asyncio.run(operate.arm(deployment, keystore, wanted, cap or ()))
     typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
 
 

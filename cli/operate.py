@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ from tallystick.schemas.methods import ApiKey
 from tallystick.schemas.trust import (
     MAX_REASON,
     OPERATOR_KEY_NAME,
+    Cap,
     Correction,
     Rearm,
     Revocation,
@@ -108,8 +109,26 @@ def lease_ns(hours: Decimal) -> int:
     return int(hours * HOUR_NS)
 
 
-async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
-    """Let execution trade for `hours` from now (at most 12)."""
+def narrowed(caps: Sequence[Cap], wanted: Sequence[str]) -> tuple[Cap, ...]:
+    """`caps` with those that `wanted` says (`ASSET=ORDER/HOUR`, units of the asset), no higher.  Raises `ConfigError`."""
+    found = {cap.asset: cap for cap in caps}
+    for text in wanted:
+        asset, _, most = text.partition("=")
+        order, _, hourly = most.partition("/")
+        try:
+            before = found[asset]
+            cap = Cap(account=before.account, asset=asset, max_order=Decimal(order), max_hourly=Decimal(hourly))
+        except (KeyError, InvalidOperation, Malformed) as exc:
+            raise ConfigError("ARM_CAP", f"{text[:80]!r} is no ASSET=ORDER/HOUR of {', '.join(found)}") from exc
+        if cap.max_order > before.max_order or cap.max_hourly > before.max_hourly:
+            most = f"{before.max_order:f}/{before.max_hourly:f}"
+            raise ConfigError("ARM_CAP", f"{text[:80]!r} is more than the operator signed: {asset}={most}")
+        found[asset] = cap
+    return tuple(found.values())
+
+
+async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal, caps: Sequence[str] = ()) -> ArmLease:
+    """Let execution trade for `hours` from now (at most 12), within `caps` (`narrowed`) or all that the trust root allows."""
     length = lease_ns(hours)
     root = deployment.load_trust()[-1]
     now = time.time_ns()
@@ -118,7 +137,7 @@ async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> Arm
         component="execution",
         hardware_key=root.hardware_key("execution"),
         venues=(deployment.config.venue.name,),
-        caps=root.caps,
+        caps=narrowed(root.caps, caps),
         start=now,
         until=now + length,
     )

@@ -43,6 +43,7 @@ from tallystick.runtime.deployment.folder import (
     pin_name,
     role_key_id,
 )
+from tallystick.runtime.deployment.methods import require_signed_methods
 from tallystick.runtime.deployment.service import OwnSource, ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
@@ -112,6 +113,7 @@ class Authority(OwnSource):
     def credential_source(self, setup: Setup) -> CredentialSource:
         """Open the tokens and be the own source."""
         deployment: Deployment = setup.deployment
+        require_signed_methods(deployment, setup.trust)
         self._setup = setup
         self._token = Token.open(deployment.token("roles"), "roles", setup.secrets[pin_name("roles")])
         self._signing = TokenProcess(deployment.token("signing"), "signing", setup.secrets[pin_name("signing")])

@@ -16,9 +16,10 @@ import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.runtime.deployment.config import StrategyTokens
-from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed
 from tallystick.schemas.methods import CERTIFICATE, ApiKey, HardwareToken, Jwk, Method, ServiceAccount
+from tallystick.schemas.trust import TrustRoot
 
 # A set of keys, or a certificate authority.
 MAX_FILE: Final = 65_536
@@ -68,6 +69,29 @@ def method_of(deployment: Deployment, component: topology.Component, made: Made)
                 return CERTIFICATE
     except Malformed as exc:
         raise ConfigError("IDENTITY_CONFIG", f"{component.name}: {exc.text}") from exc
+
+
+def require_signed_methods(deployment: Deployment, root: TrustRoot) -> None:
+    """Raise `ConfigError` unless `[identity]` says what the operator signed in `root`; it names who differs."""
+    identity = deployment.config.identity
+    differs = []
+    for name, component in deployment.bus().components.items():
+        signed = root.component(name).method
+        if isinstance(signed, ServiceAccount) and (signed.single or identity.strategies is None):
+            same = signed.single and identity.strategies is None
+        elif isinstance(signed, ServiceAccount) or (isinstance(signed, HardwareToken) and identity.execution):
+            same = signed == method_of(deployment, component, Made())
+        else:
+            same = True
+        if not same:
+            differs.append(name)
+    if differs:
+        raise ConfigError(
+            "TERMS_UNSIGNED",
+            f"{deployment.directory / CONFIG_NAME}: identity of {', '.join(differs)} differs from what the operator signed "
+            f"in trust root {root.number}: take the change back, or have it signed with `tallystick admit "
+            f"{deployment.directory}`",
+        )
 
 
 class _Set(msgspec.Struct, frozen=True):

@@ -45,6 +45,9 @@ class Hardware:
 
         return answer
 
+    def signing(self, what: Callable[[Asked, bytes], bytes]) -> Callable[[Asked, bytes], bytes]:
+        return lambda asked, given: self.signer.sign(what(asked, given))
+
 
 def shown(challenge: bytes, signature: bytes) -> dict[str, str]:
     return {"kind": "hardware-token", "challenge": challenge.hex(), "signature": signature.hex()}
@@ -122,16 +125,15 @@ async def test_an_answer_serves_once_and_for_its_own_session_alone(door: Door, h
 
 async def test_what_the_token_signs_elsewhere_is_no_answer(door: Door, hardware: Hardware) -> None:
     """Domain separation: neither a session's proof, nor the bare challenge, nor its hash passes for one."""
-    for sign in (
+    others: list[Callable[[Asked, bytes], bytes]] = [
         lambda asked, given: given,
         lambda asked, given: challenge_bytes(asked, given).partition(b"\x00")[2],
         lambda asked, given: proof_bytes(
             asked.deployment, asked.component, asked.boot, asked.session_key, asked.certificate
         ),
-    ):
-        said = await door.session(
-            EXECUTION, hardware.answering(lambda asked, given, s=sign: hardware.signer.sign(s(asked, given)))
-        )
+    ]
+    for other in others:
+        said = await door.session(EXECUTION, hardware.answering(hardware.signing(other)))
         assert said == "HARDWARE_SIGNATURE"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 import os
 import socket
@@ -153,7 +154,7 @@ async def test_keys_that_rotate_are_followed_and_asked_for_at_most_once_in_a_whi
     assert await door.session(ALPHA, confused.token) == "TOKEN_ALGORITHM"
     assert await door.session(ALPHA, Key("next", "ES256").token) == "TOKEN_SIGNATURE"
     for changes in ({"sub": "system:serviceaccount:trading:beta"}, {"aud": ["other"]}, {"iss": ISSUER + "/"}):
-        assert await door.session(ALPHA, lambda asked, c=changes: second.token(asked, **c)) == "TOKEN_CLAIMS"
+        assert await door.session(ALPHA, functools.partial(second.token, **changes)) == "TOKEN_CLAIMS"
     now = time.time_ns() // SECOND
     assert await door.session(ALPHA, lambda asked: second.token(asked, exp=now + 3607)) == "TOKEN_TIME"
     # A cluster's token names no certificate; where one names another than is shown, it counts for nothing.

@@ -25,7 +25,7 @@ from tallystick.schemas.enrolment import MAX_TOKEN, Asked
 from tallystick.schemas.methods import ServiceAccount
 from tallystick.schemas.nats_jwt import SessionKey
 from tests.support.deployment import make
-from tests.support.identity import Door
+from tests.support.identity import Door, Evidence, always
 from tests.support.waiting import until
 
 ALPHA, BETA = "strategy-alpha", "strategy-beta"
@@ -66,6 +66,10 @@ class Issuer:
         said = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(claims).encode())}"
         return shown(f"{said}.{b64((sign or self.signer.sign)(said.encode()))}")
 
+    def saying(self, sign: Any = None, header: dict[str, Any] | None = None, **claims: Any) -> Evidence:
+        """Such a token for whatever is asked, with these claims changed."""
+        return lambda asked: self.signed(self.claims(asked, **claims), sign, **(header or {}))
+
 
 def shown(token: str) -> dict[str, str]:
     return {"kind": "service-account", "token": token}
@@ -87,7 +91,7 @@ def issuer(door: Door) -> Iterator[Issuer]:
 
 async def test_a_token_opens_one_session_and_the_record_says_how(door: Door, issuer: Issuer) -> None:
     assert await door.session(ALPHA, issuer.true) == ""
-    assert await door.session(ALPHA, lambda asked: issuer.signed(issuer.claims(asked))) == ""
+    assert await door.session(ALPHA, issuer.saying()) == ""
 
     def used() -> set[str]:
         return {e.method for e in door.issued if e.method.startswith("spiffe-mtls+service-account ")}
@@ -106,7 +110,7 @@ async def test_a_certificate_without_its_second_proof_opens_nothing(door: Door, 
         {"kind": "api-key", "key": "00" * 32, "next": "11" * 32},
         {"kind": "hardware-token", "challenge": "00" * 32, "signature": "00" * 64},
     ):
-        assert await door.session(ALPHA, lambda _, its=wrong: its) == "METHOD"
+        assert await door.session(ALPHA, always(wrong)) == "METHOD"
     for name in ("execution", "market-data", "audit", "gateway"):
         assert await door.session(name, issuer.true) == "METHOD"
     assert await door.session("portfolio", None) == ""
@@ -148,7 +152,7 @@ async def test_a_stolen_token_is_worth_nothing_under_another_certificate(door: D
     # A token for alpha that names another certificate, or none.
     other = {"x5t#S256": b64(beta.fingerprint)}
     for cnf in (other, None, {}, {"jkt": "x"}):
-        said = await door.session(ALPHA, lambda asked, its=cnf: issuer.signed(issuer.claims(asked, cnf=its)))
+        said = await door.session(ALPHA, issuer.saying(cnf=cnf))
         assert said == "TOKEN_BINDING"
     await door.told("TOKEN_BINDING", since)
     await door.told("TOKEN_CLAIMS", since)
@@ -164,9 +168,7 @@ async def test_no_algorithm_but_the_keys_own_is_taken(door: Door, issuer: Issuer
     attempts += [("HS256", lambda said, its=its: hmac.digest(its, said, "sha256")) for its in secrets]
     attempts += [(alg, None) for alg in ("ES256", "RS256", "PS256", "ES256K", "HS512", "EdDSA ")]
     for algorithm, sign in attempts:
-        said = await door.session(
-            ALPHA, lambda asked, a=algorithm, s=sign: issuer.signed(issuer.claims(asked), s, alg=a)
-        )
+        said = await door.session(ALPHA, issuer.saying(sign, {"alg": algorithm}))
         assert said in ("TOKEN_ALGORITHM", "TOKEN"), algorithm
     await door.told("TOKEN_ALGORITHM", since)
 
@@ -179,21 +181,25 @@ async def test_no_key_but_the_issuers_counts_whatever_a_header_names(door: Door,
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         url = f"https://127.0.0.1:{listener.getsockname()[1]}/keys"
-        for header in ({"jwk": jwk}, {"jku": url}, {"x5u": url}, {"x5c": [b64(raw)]}, {"jku": url, "jwk": jwk}):
-            said = await door.session(
-                ALPHA, lambda asked, h=header: issuer.signed(issuer.claims(asked), forger.sign, **h)
-            )
+        headers: list[dict[str, Any]] = [
+            {"jwk": jwk},
+            {"jku": url},
+            {"x5u": url},
+            {"x5c": [b64(raw)]},
+            {"jku": url, "jwk": jwk},
+        ]
+        for header in headers:
+            said = await door.session(ALPHA, issuer.saying(forger.sign, header))
             assert said == "TOKEN_SIGNATURE", header
         # Nobody was asked for the forger's keys.
         with pytest.raises(BlockingIOError):
             listener.accept()
     for kid in ("other", "../../etc/passwd", "' OR 1=1 --", key_id(raw)):
-        said = await door.session(ALPHA, lambda asked, k=kid: issuer.signed(issuer.claims(asked), forger.sign, kid=k))
+        said = await door.session(ALPHA, issuer.saying(forger.sign, {"kid": kid}))
         assert said == "TOKEN_KEY", kid
-    for header in ({"kid": None}, {"kid": 7}, {"kid": ""}, {"kid": ["a"]}):
-        said = await door.session(ALPHA, lambda asked, h=header: issuer.signed(issuer.claims(asked), **h))
-        assert said == "TOKEN", header
-    said = await door.session(ALPHA, lambda asked: issuer.signed(issuer.claims(asked), crit=["exp"]))
+    for nonsense in (None, 7, "", ["a"]):
+        assert await door.session(ALPHA, issuer.saying(None, {"kid": nonsense})) == "TOKEN", nonsense
+    said = await door.session(ALPHA, issuer.saying(None, {"crit": ["exp"]}))
     assert said in ("TOKEN_ALGORITHM", "TOKEN")
     await door.told("TOKEN_KEY", since)
     await door.told("TOKEN_SIGNATURE", since)
@@ -225,7 +231,7 @@ NOW = time.time_ns() // SECOND
 async def test_a_token_with_a_claim_that_is_not_as_signed_opens_nothing(
     door: Door, issuer: Issuer, changes: dict[str, Any], code: str
 ) -> None:
-    assert await door.session(ALPHA, lambda asked: issuer.signed(issuer.claims(asked, **changes))) == code
+    assert await door.session(ALPHA, issuer.saying(**changes)) == code
     # Of each kind one notice a second.
     await door.told(code)
 
@@ -233,7 +239,7 @@ async def test_a_token_with_a_claim_that_is_not_as_signed_opens_nothing(
 async def test_what_is_no_token_or_too_large_is_refused_and_told(door: Door, issuer: Issuer) -> None:
     since = len(door.notices)
     for text in ("", ".", "..", "a.b.c", "\u0000", "ey" * 100, "." * 999, "é.é.é"):
-        assert await door.session(ALPHA, lambda _, its=text: shown(its)) == "TOKEN", text
+        assert await door.session(ALPHA, always(shown(text))) == "TOKEN", text
     assert await door.session(ALPHA, lambda _: shown("a" * (MAX_TOKEN + 1))) == "TOKEN_SIZE"
     nested = "[" * 3000
     said = f"{b64(json.dumps({'alg': 'EdDSA', 'kid': issuer.kid}).encode())}.{b64(nested.encode())}"
@@ -251,7 +257,7 @@ async def test_wrong_tokens_without_end_delay_nobody_else(door: Door, issuer: Is
     async def flood() -> None:
         nonlocal refused
         while not ended.is_set():
-            said = await door.session(ALPHA, lambda asked: issuer.signed(issuer.claims(asked, iss="x")))
+            said = await door.session(ALPHA, issuer.saying(iss="x"))
             assert said in ("TOKEN_CLAIMS", "REQUEST_RATE")
             refused += 1
 

@@ -33,6 +33,11 @@ from tests.support.waiting import until
 Evidence = Callable[[Asked], Any]
 
 
+def always(evidence: Any) -> Evidence:
+    """The same, whatever is asked for."""
+    return lambda _: evidence
+
+
 class Door:
     """The authority's door, and what people are told."""
 

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from tallystick.cli.operate import narrowed
 from tallystick.schemas.arming import open_arm_lease
-from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.leases import LeaseBook
 from tallystick.schemas.methods import CERTIFICATE, ApiKey, HardwareToken, Jwk, ServiceAccount
 from tallystick.schemas.note import sign_note
@@ -235,3 +236,23 @@ def test_one_signed_document_does_not_pass_for_another() -> None:
 def test_a_rearming_of_another_deployment_closes_nothing() -> None:
     with pytest.raises(Unverified, match="REARM_SCOPE"):
         open_rearm(sign_document(Rearm(deployment="other", scope="all", since=NOW), OPERATOR), ROOT)
+
+
+def test_a_lease_is_made_narrower_and_never_wider_than_the_operators_caps() -> None:
+    made = {cap.asset: cap for cap in narrowed(ROOT.caps, ("ETH=0.5/10",))}
+    assert (made["ETH"].max_order, made["ETH"].max_hourly) == (Decimal("0.5"), Decimal(10))
+    assert made["XRP"] in ROOT.caps
+    for text in (
+        "ETH=6/10",
+        "ETH=1/501",
+        "DOGE=1/1",
+        "ETH",
+        "ETH=1",
+        "ETH=x/1",
+        "ETH=-1/1",
+        "ETH=NaN/1",
+        "=1/1",
+        "ETH=0/0",
+    ):
+        with pytest.raises(ConfigError, match="ARM_CAP"):
+            narrowed(ROOT.caps, (text,))

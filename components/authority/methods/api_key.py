@@ -66,7 +66,9 @@ class ApiKeys:
             raise Unverified("API_KEY_STOLEN", self._advice())
         if shown == kept.due:
             if follows == shown or follows in kept.used:
-                raise Unverified("API_KEY", f"{self._component} names a key as the next one that was used before")
+                raise Unverified(
+                    "API_KEY_UNKNOWN", f"{self._component} names a key as the next one that was used before"
+                )
             self._write(_Kept(kept.first, follows, [*kept.used, shown][-MAX_USED:], kept.granted))
             return
         if shown in kept.used:
@@ -75,7 +77,9 @@ class ApiKeys:
                 return
             self._write(_Kept(kept.first, kept.due, kept.used, kept.granted, stolen=True))
             raise Unverified("API_KEY_STOLEN", self._advice())
-        raise Unverified("API_KEY", f"{self._component} shows a key that is not due; {len(kept.used)} were used")
+        raise Unverified(
+            "API_KEY_UNKNOWN", f"{self._component} shows a key that is not due; {len(kept.used)} were used"
+        )
 
     def grant(self, grant: KeyGrant) -> None:
         """Begin anew, as the operator signed.  Raises `Unverified` for a grant that is not the newest."""
