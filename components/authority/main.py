@@ -3,8 +3,7 @@
 - Order of a hand-out: revocations of what it replaces, `CredentialIssued`, its PubAck, then the answer.
   Crash before the PubAck: nobody has the credential; after it: a listed session that nobody uses, gone
   when it expires.
-- A session is given for what the trust root demands of its component, at the first of a boot and at each renewal
-  (`proofs`).
+- A session is given for what the trust root demands of its component, each time (`proofs`).
 - Its own sessions are minted here too and listed like everybody's.
 - A component that the operator revoked gets no session, whatever certificate it shows, until he admits it again
   (`revocations`).
@@ -391,7 +390,7 @@ class Authority(OwnSource):
         try:
             await self._broker.open_account(component)
         except Unverified as exc:
-            self._context().notice("BROKER_REVOCATION", f"{component} may come back and the broker was not told: {exc}")
+            self._context().notice("BROKER_REVOCATION", f"{component} may come back, the broker was not told: {exc}")
 
     async def _on_breaker(self, received: Received) -> None:
         if self._runner is None:
@@ -428,7 +427,6 @@ class Authority(OwnSource):
 
     async def _serve(self, ctx: ServiceContext) -> None:
         deployment: Deployment = self._setup.deployment
-        config = deployment.config
         tls = self._setup.identity.server()
         reception = Reception(ctx, deployment.name)
         reception.post("/v1/session", self._on_session)
@@ -447,7 +445,7 @@ class Authority(OwnSource):
         if (server := self._runner.server) is None:
             raise TypeError("a runner that was set up has a server")
         door = Door(server, tls, deployment.name, ctx.tasks)
-        door.open(config.host, config.authority.port)
+        door.open(deployment.config.host, deployment.config.authority.port)
         ctx.at_stop(door.close)
 
     async def _on_session(self, component: str, der: bytes, body: bytes) -> SessionAnswer:

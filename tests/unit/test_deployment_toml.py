@@ -17,7 +17,7 @@ from tallystick.schemas.trust import Cap, Instrument
 
 DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read_text()
 # Their own sections hold what is in these.
-TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "strategies", "observers"}
+TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "identity", "strategies", "observers"}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file itself": config.Config,
     "`[broker]`, `[authority]`": config.Endpoint,
@@ -26,6 +26,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[[caps]]`": Cap,
     "`[limits]`": Limits,
     "`[market_data]`": config.MarketDataConfig,
+    "`[identity.strategies]`": config.StrategyTokens,
+    "`[identity.execution]`": config.ExecutionKey,
     "`[[strategies]]`": config.StrategyConfig,
     "`[[observers]]`": config.ObserverConfig,
 }
@@ -60,5 +62,5 @@ def test_every_key_stands_in_the_reference_with_its_default(section: str) -> Non
 def test_every_table_has_its_section() -> None:
     tables = {f.encode_name for f in msgspec.structs.fields(config.Config)} & TABLES
     assert tables == TABLES
-    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)\]+`", title)}
+    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)[.\w]*\]+`", title)}
     assert named == TABLES
