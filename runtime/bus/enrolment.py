@@ -43,6 +43,8 @@ from tallystick.schemas.enrolment import (
 from tallystick.schemas.errors import (
     NOT_DECODED,
     BootOver,
+    ConfigError,
+    CouldNotVerify,
     Malformed,
     TallystickError,
     Unverified,
@@ -115,9 +117,15 @@ class AuthorityClient:
         # The key of a session that this boot certainly has, or the first that was asked for: its answer may have
         # got lost.
         self._held: tuple[bytes, SessionKey] | None = None
+        # The boot that had a session.
+        self._proved = b""
 
     async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        """A credential for `key`.  Raises `Unverified` when refused (`BootOver`) or `Unreachable`, `Malformed` for nonsense."""
+        """A credential for `key`.
+
+        Raises `Unverified` when refused (`BootOver`) or `Unreachable`, `Malformed` for nonsense; before the boot has had a
+        session `ConfigError` for a proof that cannot be shown.
+        """
         if self._held is None or self._held[0] != boot:
             self._held = (boot, key)
         elif self._next is None and self._identity.due(self._clock()):
@@ -128,14 +136,20 @@ class AuthorityClient:
                 "CERTIFICATE_ENDED", f"the certificate of {self._component} ended and was not renewed in time"
             )
         request = self._session_request(key, boot, shown)
-        if self._proof is not None:
-            asked = Asked(self._deployment, self._component, boot, key.public, shown.fingerprint)
-            evidence = await self._proof.show(asked, lambda: self._challenge(boot, shown))
-            request = msgspec.structs.replace(request, evidence=evidence)
-        body = await self._post("/v1/session", shown, request)
-        if self._proof is not None:
-            await self._proof.accepted()
-        self._held = (boot, key)
+        try:
+            if self._proof is not None:
+                asked = Asked(self._deployment, self._component, boot, key.public, shown.fingerprint)
+                evidence = await self._proof.show(asked, lambda: self._challenge(boot, shown))
+                request = msgspec.structs.replace(request, evidence=evidence)
+            body = await self._post("/v1/session", shown, request)
+            if self._proof is not None:
+                await self._proof.accepted()
+        except ConfigError as exc:
+            if self._proved != boot:
+                raise
+            # A token that is pulled out, a disk that is full: the session that lives goes on, and it is tried again.
+            raise CouldNotVerify(exc.code, exc.text) from exc
+        self._held, self._proved = (boot, key), boot
         if self._next is not None:
             self._next = None
             self._identity.reload()

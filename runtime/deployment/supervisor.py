@@ -115,7 +115,7 @@ class Supervisor:
         """
         self._before_market = before_market
         # People start the console where they look (`tallystick watch`), and a replay when they want one.
-        self.apart = apart | {"console", topology.REPLAY}
+        self._apart = apart | {"console", topology.REPLAY}
         self.deployment = deployment
         self.bus = deployment.bus()
         self._keystore = keystore
@@ -130,7 +130,7 @@ class Supervisor:
 
     def _names(self) -> Iterator[str]:
         for name in self.bus.components:
-            if name in self.apart or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
+            if name in self._apart or (name == "paper-exchange" and self.deployment.config.venue.kind != "paper"):
                 continue
             yield name
 
@@ -200,6 +200,14 @@ class Supervisor:
     def _service_accounts(self) -> ServiceAccounts:
         return ServiceAccounts(self.deployment, self._keystore, self._managed, time.time_ns)
 
+    def _issue(self, name: str) -> None:
+        try:
+            if self._accounts is not None:
+                self._accounts.issue(name)
+        except TallystickError as exc:
+            # It waits for one, and is started again where none comes.
+            self._report(f"{name} gets no token yet: {exc}")
+
     async def _issue_tokens(self) -> None:
         """Keep a token ready for each strategy that runs here."""
         while True:
@@ -244,8 +252,7 @@ class Supervisor:
         managed = self._managed[name]
         (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
-        if self._accounts is not None:
-            self._accounts.issue(name)
+        self._issue(name)
         fd = hand_over(self._secrets(name))
         errors = self.deployment.log(name).with_suffix(".err")
         try:

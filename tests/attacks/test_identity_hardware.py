@@ -13,7 +13,7 @@ from tallystick.runtime.deployment.folder import KEY_IDENTITY
 from tallystick.runtime.keys.token_process import ProcessSigner
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.enrolment import Asked, HardwareEvidence, challenge_bytes, proof_bytes
-from tallystick.schemas.errors import Unverified
+from tallystick.schemas.errors import ConfigError, Unverified
 from tallystick.schemas.methods import HardwareToken
 from tallystick.schemas.nats_jwt import SessionKey
 from tests.support import world
@@ -135,6 +135,27 @@ async def test_what_the_token_signs_elsewhere_is_no_answer(door: Door, hardware:
     for other in others:
         said = await door.session(EXECUTION, hardware.answering(hardware.signing(other)))
         assert said == "HARDWARE_SIGNATURE"
+
+
+async def test_a_token_that_is_pulled_out_opens_no_session_and_ends_none(door: Door) -> None:
+    client, boot = door.desk.setup(EXECUTION).authority(), os.urandom(16)
+    place = door.deployment.token(EXECUTION)
+    away = place.with_name("away")
+    place.rename(away)
+    try:
+        # Who starts without it has nothing to run with.
+        with pytest.raises(ConfigError, match="HSM_TOKEN"):
+            await client.obtain(SessionKey(os.urandom(32)), boot)
+        away.rename(place)
+        await client.obtain(SessionKey(os.urandom(32)), boot)
+        place.rename(away)
+        # Who has a session keeps it, and asks again.
+        with pytest.raises(Unverified, match="HSM_TOKEN"):
+            await client.obtain(SessionKey(os.urandom(32)), boot)
+    finally:
+        if away.exists():
+            away.rename(place)
+    await client.obtain(SessionKey(os.urandom(32)), boot)
 
 
 async def test_nobody_else_is_given_a_challenge(door: Door, hardware: Hardware) -> None:

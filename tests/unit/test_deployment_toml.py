@@ -17,7 +17,18 @@ from tallystick.schemas.trust import Cap, Instrument
 
 DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read_text()
 # Their own sections hold what is in these.
-TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "identity", "strategies", "observers"}
+TABLES = {
+    "broker",
+    "authority",
+    "venue",
+    "instruments",
+    "limits",
+    "caps",
+    "market_data",
+    "identity",
+    "strategies",
+    "observers",
+}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file itself": config.Config,
     "`[broker]`, `[authority]`": config.Endpoint,
