@@ -301,12 +301,14 @@ class _Ceremony:
     def _make_proofs(self) -> Made:
         """What components prove themselves by besides their certificates."""
         wanted = {name: component.method for name, component in self.bus.components.items()}
-        if "hardware-token" not in wanted.values():  # a replay zone
-            return Made()
-        self.progress("tokens issuer and execution: what strategies and execution prove themselves by")
+        keys: dict[bytes, bytes] = {}
+        if "hardware-token" in wanted.values():  # in a replay zone nobody shows either
+            self.progress("tokens issuer and execution: what strategies and execution prove themselves by")
+            keys |= self._make_token(layout.ISSUER, [layout.KEY_ISSUER])
+            keys |= self._make_token(layout.HARDWARE, [layout.KEY_IDENTITY])
         return Made(
-            issuer=self._make_token(layout.ISSUER, [layout.KEY_ISSUER])[layout.KEY_ISSUER],
-            execution=self._make_token(layout.HARDWARE, [layout.KEY_IDENTITY])[layout.KEY_IDENTITY],
+            issuer=keys.get(layout.KEY_ISSUER, b""),
+            execution=keys.get(layout.KEY_IDENTITY, b""),
             api_keys={
                 name: api_key_file(self.paths, name, self._passphrase(name)).begin()
                 for name, method in wanted.items()

@@ -116,8 +116,6 @@ def _keys(deployment: Deployment, keystore: Keystore, label: str, wanted: dict[s
 def _proofs(deployment: Deployment, keystore: Keystore, root: TrustRoot, bus: topology.Bus) -> Made:
     """What components prove themselves by besides their certificates: as before, made where there is none yet."""
     wanted = {name: component.method for name, component in bus.components.items()}
-    if "hardware-token" not in wanted.values():  # a replay zone
-        return Made()
     first: dict[str, str] = {}
     for name in (name for name, method in wanted.items() if method == "api-key"):
         known = root.components.get(name)
@@ -125,9 +123,10 @@ def _proofs(deployment: Deployment, keystore: Keystore, root: TrustRoot, bus: to
             first[name] = known.method.first
         else:
             first[name] = api_key_file(deployment, name, keystore[layout.passphrase_name(name)]).begin()
+    issues, signs = "service-account" in wanted.values(), "hardware-token" in wanted.values()
     return Made(
-        issuer=_token_key(deployment, keystore, layout.ISSUER, layout.KEY_ISSUER),
-        execution=_token_key(deployment, keystore, layout.HARDWARE, layout.KEY_IDENTITY),
+        issuer=_token_key(deployment, keystore, layout.ISSUER, layout.KEY_ISSUER) if issues else b"",
+        execution=_token_key(deployment, keystore, layout.HARDWARE, layout.KEY_IDENTITY) if signs else b"",
         api_keys=first,
     )
 

@@ -52,9 +52,7 @@ async def test_sessions_and_certificates_are_renewed_by_each_components_method_o
     } == DEMANDED
     for name, component in deployment.bus().components.items():
         assert name_of(root.component(name).method) == component.method
-    began = time.monotonic()
     async with running(deployment, keystore, *NAMES) as desk:
-        assert time.monotonic() - began < 30
         audit = await desk.context("audit")
         issued: dict[str, list[CredentialIssued]] = defaultdict(list)
         notices: list[Notice] = []
