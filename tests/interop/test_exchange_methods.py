@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ccxt.async_support
 import ccxt.pro
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -241,6 +242,27 @@ def test_websockets_are_authenticated_as_ccxt_does(desk: Desk, frozen: None) -> 
         loop.close()
     assert different == []
     assert len(signed) >= 45, signed
+
+
+async def test_a_login_that_would_send_the_secret_itself_sends_nothing(desk: Desk, frozen: None) -> None:
+    okx = desk.pair("okx", SCHEMES["okx"][0], "pro").token
+    okx.ssl_context = TLS
+    sent: list[object] = []
+
+    class Connection:
+        async def send(self, message: object) -> None:
+            sent.append(message)
+
+    connection = Connection()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ccxt.async_support.Exchange, "client", lambda *_: connection)
+        for message in ({"op": "login", "args": [{"secret": okx.secret}]}, json.dumps({"secret": okx.secret})):
+            with pytest.raises(Denied, match="SECRET_SENT"):
+                await okx.client(URL).send(message)
+        with pytest.raises(Denied, match="SECRET_SENT"):
+            okx.client(f"{URL}?{json.dumps(okx.secret)}")
+        await okx.client(URL).send({"op": "ping"})
+    assert sent == [{"op": "ping"}]
 
 
 def test_an_ecdsa_signature_of_the_token_is_taken_by_the_curve(token: hsm.Token, frozen: None) -> None:
