@@ -24,7 +24,7 @@ import structlog
 
 from benchmarks.report import Row, Void, say, table
 
-MODULES: Final = ("bus", "replay", "audit", "streams", "live", "renewal", "idle")
+MODULES: Final = ("bus", "replay", "audit", "streams", "custody", "live", "renewal", "idle")
 DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN: Final = "<!-- measured: written by python -m benchmarks --write -->"
 END: Final = "<!-- end of measured -->"

@@ -143,12 +143,13 @@ def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
     from tallystick.cli import operate, preflight
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.owners import end_orphans
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
+    from tallystick.runtime.keys.keystore import open_part, read_pin
 
     deployment = Deployment.load(directory)
     end_orphans(deployment, _say)
     preflight.check(deployment, time.time_ns())
-    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    # What runs for months holds no key of the operator.
+    keystore = open_part(deployment.keystore, lambda: read_pin("Master PIN: ", pin_fd), deployment.supervision_names())
     raise typer.Exit(asyncio.run(operate.supervise(deployment, keystore, _say)))
 
 
@@ -162,19 +163,24 @@ def run(
     pin_fd: _PinFd = None,
 ) -> None:
     """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
-    from tallystick.runtime.deployment import process
+    from tallystick.runtime.deployment import apart, process
     from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin, take_over
+    from tallystick.runtime.keys.keystore import open_part, read_pin, take_over
 
     deployment = Deployment.load(directory)
     deployment.bus().component(component)
     if secrets_fd is not None:
         secrets = take_over(secrets_fd)
     else:
-        keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-        ensure(deployment, keystore, (component,), time.time_ns())
-        secrets = {name: keystore[name] for name in deployment.secret_names(component)}
+        # The component holds what is its own, and no more.
+        secrets = open_part(
+            deployment.keystore,
+            lambda: read_pin("Master PIN: ", pin_fd),
+            deployment.secret_names(component),
+            lambda whole: ensure(deployment, whole, (component,), time.time_ns()),
+        ).secrets
+    apart.enter(deployment, component)
     raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
 
@@ -277,11 +283,18 @@ def demo(
 def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
     """The live view of a running deployment."""
     from tallystick.cli.watch import watch as look
+    from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
+    from tallystick.runtime.keys.keystore import open_part, read_pin
 
     deployment = Deployment.load(directory)
-    raise typer.Exit(look(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))))
+    keystore = open_part(
+        deployment.keystore,
+        lambda: read_pin("Master PIN: ", pin_fd),
+        deployment.secret_names("console"),
+        lambda whole: ensure(deployment, whole, ("console",), time.time_ns()),
+    )
+    raise typer.Exit(look(deployment, keystore.secrets))
 
 
 @app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')

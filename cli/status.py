@@ -26,13 +26,14 @@ MINUTE_NS: Final = 60 * SECOND
 def processes(deployment: Deployment) -> list[tuple[str, int]]:
     """(component, pid) of what is ready."""
     found = []
-    for path in sorted(deployment.run.glob("*.ready")):
+    for name in sorted(deployment.bus().components):
+        path = deployment.seat(name) / f"{name}.ready"
         try:
             pid = int(path.read_text())
             os.kill(pid, 0)
         except (OSError, ValueError):
             continue
-        found.append((path.stem, pid))
+        found.append((name, pid))
     return found
 
 
@@ -81,6 +82,8 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
     for name, word in (("market-data", "feed"), ("execution", "venue")):
         if text := said.get(name, {}).get(word):
             yield f"{word if word == 'feed' else 'reached':8} {text}"
+    if user := said.get("custody", {}).get("user"):
+        yield f"custody  {user}"
     yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"
     for name, pid in running:
         yield f"{name:24} ready   pid {pid}"

@@ -17,19 +17,19 @@ from tallystick.components.console.main import Console
 from tallystick.runtime.bus.context import Unpublished
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
-from tallystick.runtime.deployment.certificates import ensure
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Setup
-from tallystick.runtime.keys.keystore import Keystore
+from tallystick.runtime.keys.keystore import Secret
 
 LINE_S: Final = 2.0
 REFRESH_S: Final = 0.25
 
 
-def watch(deployment: Deployment, keystore: Keystore) -> int:
-    """Show the view until Ctrl-C, plain lines without a terminal; the exit code.  Raises `TallystickError`."""
-    secrets = {name: keystore[name] for name in deployment.secret_names("console")}
-    ensure(deployment, keystore, ("console",), time.time_ns())
+def watch(deployment: Deployment, secrets: dict[str, Secret]) -> int:
+    """Show the view until Ctrl-C, plain lines without a terminal; the exit code.  Raises `TallystickError`.
+
+    `secrets` are the console's, whose certificate is current.
+    """
     setup = process.load_setup(deployment.directory, "console", secrets)
     try:
         asyncio.run(_watch(setup, Console(), Screen()))

@@ -77,14 +77,15 @@ MAX_AGE_NS: Final[dict[str, int]] = {
 
 # The most events and bytes of events in one message.  Market data comes in bursts, and the session list is stated
 # whole; everything else is small, and where a stranger's code publishes, smallest: a reader decodes it before it
-# knows what it is, and whoever decides on intents answers each.
+# knows what it is, and whoever decides on intents answers each.  An intent's message and its decision's go to custody
+# together, in one frame of `signing.MAX_FRAME`.
 MAX_SIZE: Final[dict[str, tuple[int, int]]] = {
     "md.trade": (4_096, 524_288),
     "md.quote": (4_096, 524_288),
     "ref.market": (64, 32_768),
     "signal": (512, 32_768),
-    "order.intent": (64, 32_768),
-    "order.decision": (256, 65_536),
+    "order.intent": (64, 24_576),
+    "order.decision": (256, 24_576),
     "order.event": (256, 65_536),
     "order.correction": (16, 65_536),
     "fill": (256, 65_536),

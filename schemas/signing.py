@@ -20,14 +20,20 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from tallystick.schemas.ed25519 import SIGNATURE_BYTES
 from tallystick.schemas.errors import NOT_DECODED, Malformed
 from tallystick.schemas.ids import ID_BYTES
-from tallystick.schemas.nats_jwt import Signer
-from tallystick.schemas.registry import MAX_EVENTS_BYTES
+from tallystick.schemas.nats_jwt import MAX_CREDENTIAL, Signer
+from tallystick.schemas.seal import max_payload
+from tallystick.schemas.subjects import MAX_SUBJECT
 
 SOCKET: Final = "custody.sock"
-# The two largest sealed messages (events, credential, statement, path) and a subject fit.
-MAX_FRAME: Final = 2 * (MAX_EVENTS_BYTES + 65_536)
+MAX_FRAME: Final = 65_536
+# What an order's frame holds besides the two sealed messages: a credential, a subject, a signature, an id, and headers.
+_ORDER_BYTES: Final = MAX_CREDENTIAL + MAX_SUBJECT + SIGNATURE_BYTES + ID_BYTES + 64
+if max_payload("order.decision") + max_payload("order.intent") + _ORDER_BYTES > MAX_FRAME:
+    # Else a strategy could make its orders too large to be signed, and a burst of them anybody's.
+    raise RuntimeError("the largest decision and the largest intent must fit into one frame of the signing protocol")
 # No statement and no login nonce of a session begins like this.
 _CONTEXT: Final = b"tallystick order frame v1\0"
 LENGTH: Final = struct.Struct(">I")

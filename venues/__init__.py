@@ -244,6 +244,9 @@ class Adapter(Protocol):
     def amounts(self, record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
         """Quantity and price of `order` (None: it names none).  Raises `Denied` where it is not plainly the record's."""
 
+    def require_own(self, client_order_id: str) -> None:
+        """Raise `Denied` unless an order of ours can have this id: `venue_order` makes all of them."""
+
     def request_builder(
         self,
         venue: Venue,

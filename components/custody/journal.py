@@ -1,14 +1,13 @@
 """What custody signed, on its own disk: it needs neither bus nor gateway, and is published when there is one.
 
-One JSON object a line, one file a UTC day (`signed-YYYY-MM-DD.jsonl`), only ever appended to. Each line
-holds the SHA-256 of the line before it, across files and restarts; what is published of the journal is
-that hash, so a line that was published cannot be changed or dropped unseen.
+One JSON object a line (`files`, kind `signed`). Each line holds the SHA-256 of the line before it, across files and
+restarts; what is published of the journal is that hash, so a line that was published cannot be changed or dropped
+unseen.
 
 - An order's line is written before its request is signed: without it nothing is signed, because the
   hourly caps are restored from here.
 - Cancels and queries are signed even where the disk is full.
-- A line is one `write`: kill -9 leaves whole lines. A power failure may tear the last ones; a line that does
-  not parse is skipped and counted (`torn`), and the next one starts on a line of its own.
+- A line that does not parse was torn by a power failure: it is skipped and counted (`torn`).
 
 The journal is not trusted: an attacker who controls it can at most make custody forget what it spent in
 the past hour, which the published hashes show.
@@ -17,9 +16,7 @@ the past hour, which the published hashes show.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -27,8 +24,7 @@ from typing import Final
 import msgspec
 
 from tallystick.components.custody.caps import Spent
-from tallystick.runtime.durable import append, open_append
-from tallystick.schemas.bounds import SECOND
+from tallystick.components.custody.files import DayFiles
 from tallystick.schemas.errors import NOT_DECODED, ConfigError
 from tallystick.schemas.trust import HOUR_NS
 from tallystick.venues import Denied
@@ -67,11 +63,8 @@ class Journal:
     """
 
     def __init__(self, directory: Path, clock: Callable[[], int]) -> None:
-        self._directory = directory
+        self._files = DayFiles(directory, "signed")
         self._clock = clock
-        self._file: int | None = None
-        self._day = self._newest = ""
-        self._dirty = False
         self.number = 0
         self.head = GENESIS
         self.torn = 0
@@ -79,8 +72,7 @@ class Journal:
         spent: list[Spent] = []
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in sorted(directory.glob("signed-*.jsonl"))[-2:]:
-                self._newest = path.stem.removeprefix("signed-")
+            for path in self._files.newest(2):
                 for line in self._read(path):
                     if line.op == ORDER and line.time > clock() - HOUR_NS:
                         spent.append(Spent(line.time, line.account, line.counted))
@@ -139,33 +131,15 @@ class Journal:
         )
         text = _encoder.encode(line)
         try:
-            self._write(text, now)
+            self._files.write(text, now)
         except OSError as exc:
-            raise Denied("JOURNAL", f"cannot write to {self._directory}: {exc.strerror}") from exc
+            raise Denied("JOURNAL", f"cannot write to {self._files.directory}: {exc.strerror}") from exc
         self.number, self.head = line.number, hashlib.sha256(text).hexdigest()
-
-    def _write(self, text: bytes, now: int) -> None:
-        # A clock that is put back over midnight goes on in the newer file: numbers rise from file to file.
-        day = max(self._newest, datetime.fromtimestamp(now // SECOND, UTC).strftime("%Y-%m-%d"))
-        if self._file is None or day != self._day:
-            self.close()
-            path = self._directory / f"signed-{day}.jsonl"
-            self._file = open_append(path, 0o600)
-            self._day = self._newest = day
-            self._dirty = True
-        # After a torn line the next one begins on a line of its own; an empty line means nothing.
-        data = (b"\n" if self._dirty else b"") + text + b"\n"
-        self._dirty = True
-        append(self._file, data)
-        self._dirty = False
 
     def sync(self) -> None:
         """Make what was appended outlast a power failure.  Raises `OSError`; safe in another thread."""
-        if self._file is not None:
-            os.fsync(self._file)
+        self._files.sync()
 
     def close(self) -> None:
         """Close the file; the next line opens it again."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._files.close()

@@ -1,15 +1,14 @@
-"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on `DIR/run/custody.sock`.
+"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on its socket.
 
 The socket is open before the bus has told anything: cancels are signed from the first moment, orders once
 breaker, sessions and a lease are known.  What was signed is summed up on `guard.custody` each second, with
-the hash of the journal's last line.
+the hash of the journal's last line; what was refused is told there, too (`refusals`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -17,9 +16,11 @@ from typing import Final
 from tallystick import venues
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
+from tallystick.components.custody.refusals import Refusals
 from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment import apart
 from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
 from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.root_watch import RootWatch
@@ -35,13 +36,20 @@ CONTROL_TAIL: Final = 8_192
 
 
 class Custody(Service):
-    """The component; `allowed_uids` may connect (default: our own user alone), `checkpoint` is for tests (`server`)."""
+    """The component; `allowed_uids` may connect (default: whoever started us), `checkpoint` is for tests (`server`).
+
+    It has a user of its own where that can be (`apart`); execution runs as whoever started both.
+    """
 
     def __init__(
         self, allowed_uids: frozenset[int] | None = None, checkpoint: Callable[[str], None] = lambda _: None
     ) -> None:
         self._checkpoint = checkpoint
-        self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({os.geteuid()})
+        self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({apart.STARTED_AS})
+
+    def status(self) -> dict[str, str]:
+        """As which user it runs."""
+        return {"user": apart.standing()} if apart.standing() else {}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Open token, journal and socket; then read."""
@@ -63,6 +71,10 @@ class Custody(Service):
         )
         self._journal = Journal(deployment.state(NAME), ctx.clock)
         ctx.at_stop(self._journal.close)
+        self._refusals = Refusals(deployment.state(NAME), ctx.clock)
+        ctx.at_stop(self._refusals.close)
+        # After the server has stopped: nothing is refused that nobody hears of.
+        ctx.at_stop(lambda: self._tell(last=True))
         self._permits = Permits(
             ctx.trust,
             ctx.boot,
@@ -79,6 +91,7 @@ class Custody(Service):
             ctx.verifier,
             {venue: builder},
             self._journal,
+            self._refusals,
             ctx.clock,
             self._allowed_uids,
             signer.public,
@@ -87,7 +100,7 @@ class Custody(Service):
             ctx.require_listed,
         )
         ctx.at_stop(self._server.stop)
-        await self._server.start(deployment.run / SOCKET)
+        await self._server.start(deployment.seat(NAME) / SOCKET)
         ctx.subscribe("control.breaker.>", self._on_breaker)
         ctx.subscribe("control.arm.>", self._on_arm, start=CONTROL_TAIL)
         ctx.spawn(self._report(signer.public))
@@ -102,7 +115,10 @@ class Custody(Service):
     async def _report(self, public: bytes) -> None:
         ctx, guard = self._ctx, subject("guard", component=NAME)
         digest = hashlib.sha256(public).digest()
-        text = f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn"
+        text = (
+            f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn, "
+            f"refusal {self._refusals.number} with SHA-256 {self._refusals.head}"
+        )
         ctx.publish(
             subject("control.config", component=NAME),
             ctx.new(ConfigChanged, name="venue-key", digest=digest, text=text),
@@ -116,10 +132,11 @@ class Custody(Service):
                 )
                 reported, head = self._journal.number, bytes.fromhex(self._journal.head)
                 ctx.publish(guard, ctx.new(Notice, code="SIGNED", text=text, evidence=head))
-            if self._server.refused:
-                counts = ", ".join(f"{code}={n}" for code, n in sorted(self._server.refused.items()))
-                self._server.refused.clear()
-                ctx.notice("SIGNING_REFUSED", f"{counts}; last: {self._server.last_refusal}")
+            self._tell()
+
+    def _tell(self, *, last: bool = False) -> None:
+        for told in self._refusals.report(last=last):
+            self._ctx.notice(told.code, told.text, told.evidence)
 
 
 SERVICE = Custody

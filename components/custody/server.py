@@ -4,7 +4,9 @@
   (`runtime/unix_socket.py`).
 - A frame that does not parse ends its connection; nothing after it is read.
 - Orders are asked for under the signature of execution's session, and go through `permits`; their line in the journal is written before anything is signed.
-- Cancels and queries are signed always, also where the journal cannot be written.
+- Cancels and queries are signed always, also where the journal cannot be written; those of one order, for ids alone that
+  an order of ours can have.
+- What is refused is recorded with who asked for what, and told (`refusals`).
 - Requests are answered one at a time, in order: the key is used by one thread.
 
 The peer is not trusted: an attacker who controls execution can at most have signed what permits allow,
@@ -14,7 +16,7 @@ cancel our orders and ask about them.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final, assert_never
@@ -22,9 +24,11 @@ from typing import Final, assert_never
 import msgspec
 import structlog
 
+from tallystick import venues
 from tallystick.components.custody.caps import Spent
 from tallystick.components.custody.journal import ORDER, Journal
 from tallystick.components.custody.permits import Permits
+from tallystick.components.custody.refusals import Refusals
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.unix_socket import Peer, UnixServer
 from tallystick.runtime.writing import at_once
@@ -33,6 +37,7 @@ from tallystick.schemas.credential import Credential
 from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.ids import id_text
+from tallystick.schemas.orders import Decision
 from tallystick.schemas.seal import Verified, Verifier
 from tallystick.schemas.subjects import ORDERS
 from tallystick.venues import Denied, Requests, SignedRequest
@@ -43,6 +48,8 @@ MAX_CONNECTIONS: Final = 16
 # Two a request: far above what an exchange takes of orders.
 READS_PER_SECOND: Final = 4_000.0
 COMPONENT: Final = "custody"
+# Who is named where nobody asked.
+OURSELVES: Final = Peer(os.getpid(), os.geteuid())
 
 
 async def _no_waiting(_: Credential, __: str) -> None:
@@ -65,7 +72,7 @@ class SigningServer:
     - `checkpoint` is called with the name of each point at which a crash is tested: `permit`, `journalled`,
       `order-signed`.
     - `listing` waits for the listing of a session that is new (`BusContext.require_listed`).
-    - `refused`: refusals by code since it was last cleared; `last_refusal`: the text of the latest.
+    - `refusals`: keeps and tells what was refused.
     """
 
     def __init__(
@@ -74,6 +81,7 @@ class SigningServer:
         verifier: Verifier,
         builders: Mapping[str, Requests],
         journal: Journal,
+        refusals: Refusals,
         clock: Callable[[], int],
         allowed_uids: frozenset[int],
         public_key: bytes,
@@ -95,8 +103,7 @@ class SigningServer:
         self._unsynced = False
         self._listing = listing
         self._log = structlog.get_logger().bind(component=COMPONENT)
-        self.refused: Counter[str] = Counter()
-        self.last_refusal = ""
+        self.refusals = refusals
 
     async def start(self, path: Path) -> None:
         """Listen on `path`, replacing the socket of a dead predecessor.  Raises `ConfigError`."""
@@ -119,7 +126,7 @@ class SigningServer:
         await self._tasks.settled()
 
     def _refused_peer(self, peer: Peer) -> None:
-        self._note_refusal("PEER", f"uid {peer.uid}, pid {peer.pid}: not allowed, or pushed out by a newer connection")
+        self._refuse("PEER", "not allowed, or pushed out by a newer connection", peer, "connection")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
         at_once(writer.transport)
@@ -127,10 +134,10 @@ class SigningServer:
             while True:
                 (length,) = signing.LENGTH.unpack(await reader.readexactly(signing.LENGTH.size))
                 request = signing.decode_request(await reader.readexactly(signing.frame_length(length)))
-                writer.write(signing.encode_frame(self.answer(request, await self._opened(request))))
+                writer.write(signing.encode_frame(self.answer(request, peer, await self._opened(request))))
                 await writer.drain()
         except Malformed as exc:
-            self._note_refusal(exc.code, f"pid {peer.pid}: {exc.text}")
+            self._refuse(exc.code, exc.text, peer, "frame")
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # the peer is gone; whatever was signed for it is used
 
@@ -162,8 +169,8 @@ class SigningServer:
         intent = self._verifier.open(intent_subject(decision.subject).text, ORDERS, request.intent)
         return Opened(asker, decision, intent)
 
-    def answer(self, request: signing.Request, opened: Opened | None = None) -> signing.Reply:
-        """The reply to one request; refusals are replies.  `opened`: what it holds, where it was opened before."""
+    def answer(self, request: signing.Request, peer: Peer, opened: Opened | None = None) -> signing.Reply:
+        """The reply to one request of `peer`; refusals are replies.  `opened`: what it holds, where it was opened before."""
         try:
             if isinstance(request, signing.StatusRequest):
                 return signing.Status(
@@ -174,9 +181,12 @@ class SigningServer:
                     used=self._permits.used,
                     public_key=self._public_key,
                 )
-            signed = self._order(request, opened) if isinstance(request, signing.SignOrder) else self._always(request)
+            if isinstance(request, signing.SignOrder):
+                signed = self._order(request, opened)
+            else:
+                signed = self._always(request, peer)
         except TallystickError as exc:
-            self._note_refusal(exc.code, exc.text)
+            self._refuse_request(exc, request, peer, opened)
             return signing.Refused(id=request.id, code=exc.code, text=exc.text)
         return signing.Signed(id=request.id, **msgspec.structs.asdict(signed))
 
@@ -207,10 +217,13 @@ class SigningServer:
     def _always(
         self,
         request: signing.SignCancel | signing.SignCancelAll | signing.SignQuery | signing.SignOpenOrders,
+        peer: Peer,
     ) -> SignedRequest:
         record = self._permits.trust.instrument(request.venue, request.symbol)
         builder = self._builder(request.venue)
         name = ""
+        if isinstance(request, signing.SignCancel | signing.SignQuery):
+            venues.adapter(self._permits.trust.venues[request.venue].kind).require_own(request.client_order_id)
         match request:
             case signing.SignCancel(client_order_id=name):
                 op, signed = "cancel", builder.cancel(record, name)
@@ -226,7 +239,7 @@ class SigningServer:
             self._journal.append(op, request.venue, request.symbol, client_order_id=name)
         except Denied as exc:
             # A full disk must not keep the kill switch from its way; people hear of it.
-            self._note_refusal(exc.code, exc.text)
+            self._refuse(exc.code, f"signed without its line: {exc.text}", peer, op)
         else:
             self._sync_soon()
         return signed
@@ -237,10 +250,38 @@ class SigningServer:
             raise Denied("VENUE", f"custody has no account at {venue[:48]!r}")
         return builder
 
-    def _note_refusal(self, code: str, text: str) -> None:
-        self.refused[code] += 1
-        self.last_refusal = f"{code}: {text}"
-        self._log.warning("refused", code=code, text=text)
+    def _refuse_request(
+        self, error: TallystickError, request: signing.Request, peer: Peer, opened: Opened | None
+    ) -> None:
+        """Keep and tell who asked for what."""
+        op, known = str(type(request).__struct_config__.tag), {}
+        match request:
+            case signing.SignOrder():
+                known = {"asker": self._asker(request), "about": request.subject}
+                known["decision_id"] = id_text(request.decision_id)
+                for event in () if opened is None else opened.decision.events:
+                    if isinstance(event, Decision) and event.id == request.decision_id and event.permit is not None:
+                        known["client_order_id"] = event.permit.order.client_order_id
+            case signing.SignCancel() | signing.SignQuery():
+                about = f"{request.venue} {request.symbol}"
+                known = {"about": about, "client_order_id": request.client_order_id}
+            case signing.SignCancelAll() | signing.SignOpenOrders():
+                known = {"about": f"{request.venue} {request.symbol}"}
+        self._refuse(error.code, error.text, peer, op, **known)
+
+    def _asker(self, request: signing.SignOrder) -> str:
+        """The session that signed the request; "" where none did."""
+        try:
+            asker = self._verifier.credential(request.credential)
+            verify(asker.session_key, request.signature, request.spoken())
+        except (TallystickError, BadSignature):
+            return ""
+        return f"{asker.component}/{asker.boot.hex()[:8]}"
+
+    def _refuse(self, code: str, text: str, peer: Peer, op: str, **known: str) -> None:
+        kept = self.refusals.note(code, text, peer, op, **known)
+        if kept is not None:
+            self._log.warning("refused", code=code, text=str(kept))
 
     def _sync_soon(self) -> None:
         """One fsync at a time, off the order's way; what gathers meanwhile shares the next one."""
@@ -254,4 +295,4 @@ class SigningServer:
             try:
                 await asyncio.to_thread(self._journal.sync)
             except OSError as exc:
-                self._note_refusal("JOURNAL", f"fsync: {exc.strerror}")
+                self._refuse("JOURNAL", f"fsync: {exc.strerror}", OURSELVES, "sync")

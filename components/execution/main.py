@@ -92,7 +92,7 @@ class Execution(Service):
         self._adapter = venues.adapter(venue.kind)
         self._venue = VenueClient(self._adapter, venue.host, venues.client_tls(deployment.venue_ca), ctx.clock, written)
         ctx.at_stop(self._venue.close)
-        self._custody = CustodyClient(deployment.run / SOCKET, ctx.tasks)
+        self._custody = CustodyClient(deployment.seat("custody") / SOCKET, ctx.tasks)
         ctx.at_stop(self._custody.close)
         ctx.at_stop(self._settled)
         self._intents = Intents(ctx.trust, self._adapter)

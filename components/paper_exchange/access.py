@@ -61,6 +61,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     - `public_key`: Ed25519, base64 of the 32 raw bytes or of their SubjectPublicKeyInfo (RFC 8410); or `secret`: what the
       client has as its secret key, at least 16 letters and digits.  One of the two.
     - An empty `ips` binds it to no address, which careful clients refuse to use.
+    - `listen_keys`: whether its name alone, without a signature, opens its user stream, as it did at Binance until 20
+      February 2026.
     """
 
     api_key: str
@@ -69,6 +71,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     public_key: str = ""
     secret: str = ""
     ips: tuple[str, ...] = ()
+    listen_keys: bool = True
 
     def __repr__(self) -> str:
         return f"Key({fingerprint(self.api_key)}, account={self.account!r}, permissions={sorted(self.permissions)})"

@@ -1,6 +1,8 @@
 """Listen keys: names of user data streams, good for an hour, which whoever names an API key gets.  Pure.
 
-A listen key is as good as the right to read for as long as it lasts: it is random, and ends with its API key.
+Binance had them until 20 February 2026, and clients know them still.  A key with `listen_keys` off has none, as at
+Binance today: its name, which stands in every request that it signs, opens nothing.  A listen key is as good as the
+right to read for as long as it lasts: it is random, and ends with its API key.
 
 Source: Binance Spot API documentation, "User Data Streams", "User data stream endpoints".
 """
@@ -44,6 +46,8 @@ class ListenKeys:
     def start(self, call: Call) -> wire.Json:
         """A new listen key, or the one that the key has, for another hour."""
         permit(call.key, "read")
+        if not call.key.listen_keys:
+            raise Refused(-2015, "Invalid API-key, IP, or permissions for action.", 401)
         self._keys = {name: held for name, held in self._keys.items() if call.now_ms < held[1]}
         name = next((name for name, (key, _) in self._keys.items() if key == call.key), secrets.token_hex(32))
         self._keys[name] = call.key, call.now_ms + LIFETIME_MS

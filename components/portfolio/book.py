@@ -13,8 +13,9 @@
   Commission in a third asset is kept in its own units.
 - Sums and products are exact; only a division rounds, and what is realized with it, and a fee in the base: to 18 places,
   half to even.  Crossing zero closes the position at its average price and opens the rest at the fill's.
-- A permit is forgotten once it is filled wholly, or as far as execution says that its closed order was; of an order
-  that never reached the venue at once.  Trade ids are forgotten beyond `REMEMBERED` per instrument: an id older than all
+- A permit is used up once it is filled wholly, or as far as execution says that its closed order was; of an order
+  that never reached the venue at once.  The newest `MAX_SPENT` of those are remembered: what fills one of them again was
+  sent a second time, and waits for nothing.  Trade ids are forgotten beyond `REMEMBERED` per instrument: an id older than all
   that are remembered is refused (`FILL_TOO_OLD`), never counted again.
 
 The venue is trusted to say what was filled; nothing else can be.
@@ -45,6 +46,8 @@ UNKNOWN: Final = "unknown"
 GRACE_NS: Final = 2_000_000_000
 REMEMBERED: Final = 100_000
 MAX_PERMITS: Final = 200_000
+# Far more than are signed within the second in which a request can be sent again.
+MAX_SPENT: Final = 10_000
 # More than one flush holds.
 OVERLAP: Final = 1_000
 # For a snapshot fills wait until those before them are stored, at most so long, and not again for a while.
@@ -168,12 +171,13 @@ class Book:
     It is kept in snapshots (`runtime.bus.snapshots.Kept`) when it is what the stream says (`settled`).
     """
 
-    version = 1
+    version = 2
     tables: Mapping[str, Any] = {
         "holdings": tuple[_Key, Holding],
         "stated": tuple[_Key, tuple[int, Decimal]],
         "corrected": tuple[_Key, int],
         "permits": _Permitted,
+        "spent": tuple[_Where, Decimal],
         "names": tuple[_Key, str],
         "first": tuple[_Where, int],
         "floors": tuple[_Where, int],
@@ -185,6 +189,8 @@ class Book:
         self._new = new
         self._holdings: dict[tuple[str, str, str], Holding] = {}
         self._permits: OrderedDict[tuple[str, str], _Permitted] = OrderedDict()
+        # (venue, client order id) of permits that are used up -> what they were for
+        self._spent: dict[tuple[str, str], Decimal] = {}
         self._client_ids: dict[tuple[str, str, str], str] = {}
         self._ids: dict[tuple[str, str], _Ids] = {}
         self._waiting: dict[tuple[str, str], deque[tuple[FillReport, int]]] = {}
@@ -347,6 +353,7 @@ class Book:
             "stated": list(self._stated.items()),
             "corrected": list(self._corrected.items()),
             "permits": [msgspec.structs.replace(permit) for permit in self._permits.values()],
+            "spent": list(self._spent.items()),
             "names": self._client_ids.copy().items(),
             "first": list(self._first_permit.items()),
             "floors": [(where, ids.floor) for where, ids in self._ids.items() if ids.floor >= 0],
@@ -359,6 +366,7 @@ class Book:
         self._stated.update(tables["stated"])
         self._corrected.update(tables["corrected"])
         self._permits.update(((p.venue, p.order.client_order_id), p) for p in tables["permits"])
+        self._spent.update(tables["spent"])
         self._client_ids.update(tables["names"])
         self._first_permit.update(tables["first"])
         for where, floor in tables["floors"]:
@@ -385,7 +393,9 @@ class Book:
         client_order_id = report.client_order_id or self.client_order_id(venue, report.symbol, report.venue_order_id)
         permit = self._permits.get((venue, client_order_id)) if client_order_id else None
         if permit is None:
-            return None, client_order_id, ""
+            whole = self._spent.get((venue, client_order_id))
+            why = "" if whole is None else f"the permit for {whole} is used up"
+            return None, client_order_id, why
         why = ""
         if permit.symbol != report.symbol:
             why = f"permit is for {permit.symbol}"
@@ -460,3 +470,5 @@ class Book:
         permit.left = EXACT.subtract(permit.left, qty)
         if permit.left <= 0:
             del self._permits[permit.venue, client_order_id]
+            self._spent[permit.venue, client_order_id] = permit.quantity
+            keep_newest(self._spent, MAX_SPENT)

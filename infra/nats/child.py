@@ -38,7 +38,12 @@ _ASK: Final = b"?"
 
 def harden() -> None:
     """Close this process to others of its user, and forbid it core files.  Raises `OSError` where the kernel refuses."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        # One byte holds no core either, and stops a kernel that would hand the core to a program (core(5): a
+        # `core_pattern` that is a pipe), to which no other limit applies: fs/coredump.c.
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    except ValueError:  # it is nothing already, and may not be raised
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(PR_SET_DUMPABLE, 0)
 
 

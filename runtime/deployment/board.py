@@ -1,6 +1,6 @@
-"""What a process says of itself to whoever looks (`tallystick status`): a small file, `DIR/run/<component>.status`.
+"""What a process says of itself to whoever looks (`tallystick status`), in a small file.
 
-JSON, an object of text: what the component's `Service.status` says, and `error`, the newest error that it logged, which
+`<component>.status` in its `Deployment.seat` is JSON, an object of text: what the component's `Service.status` says, and `error`, the newest error that it logged, which
 outlives a restart.  It is for people and decides nothing: whoever can write the folder can say anything there.
 """
 
@@ -49,4 +49,4 @@ def read(deployment: Deployment, component: str) -> dict[str, str]:
 
 
 def _path(deployment: Deployment, component: str) -> Path:
-    return deployment.run / f"{component}.status"
+    return deployment.seat(component) / f"{component}.status"

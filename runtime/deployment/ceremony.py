@@ -334,6 +334,8 @@ class _Ceremony:
                     "account": self.config.venue.account,
                     "permissions": _API_PERMISSIONS[component],
                     "ips": ["127.0.0.1"],
+                    # Execution sees the name of the key that signs for it, and must not read balances with it.
+                    "listen_keys": False,
                 }
             )
         instruments = [

@@ -45,6 +45,8 @@ _OWN_TOKENS: Final = {
     "portfolio": ("portfolio",),
     "audit": ("audit",),
 }
+# Whose process has a user of its own where that can be (`apart`), and so a folder of its own below `run`.
+APART: Final = ("custody",)
 # A process whose component the operator revoked ends with this.
 EXIT_REVOKED: Final = 3
 # Certificates besides those of the components: the broker's and the operator's own.
@@ -54,7 +56,7 @@ SERVERS: Final = (BROKER, "authority", "paper-exchange")
 
 PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
-# sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody.sock`) take up to 24 of them.
+# sockaddr_un holds 108 bytes with the final zero; `/` and a socket's name (`custody/custody.sock`) take up to 24 of them.
 MAX_RUN_PATH: Final = 108 - 1 - 24
 
 
@@ -209,6 +211,10 @@ class Deployment:
         """Sockets, ports and process ids of what runs."""
         return self.directory / "run"
 
+    def seat(self, component: str) -> Path:
+        """Where a component's process has its socket, its pid and what it says of itself."""
+        return self.run / component if component in APART else self.run
+
     def log(self, process: str) -> Path:
         """The log of a process, one JSON object a line."""
         return self.directory / "log" / f"{process}.jsonl"
@@ -264,6 +270,22 @@ class Deployment:
         if component == "audit":
             names.append(PIN_ARCHIVE_KEY)
         return tuple(names)
+
+    def supervision_names(self) -> tuple[str, ...]:
+        """The keystore's names of what running everything takes: to start components and broker, to renew certificates.
+
+        The operator's token, and the PINs of the security officers, stay out.
+        """
+        components = self.bus().components
+        handed = [name for component in components for name in self.secret_names(component)]
+        own = (
+            pin_name("roles"),
+            pin_name("signing"),
+            passphrase_name(BROKER),
+            passphrase_name(OPERATOR),
+            PIN_STORE_KEY,
+        )
+        return tuple(dict.fromkeys((*handed, *own)))
 
     def load_trust(self, pinned: bytes | None = None) -> tuple[TrustRoot, ...]:
         """All versions of the trust root, verified from `pinned` (32 bytes; default: the folder's `pinned_key`).

@@ -1,6 +1,6 @@
 """Who runs a deployment: one supervisor, one process a component; and what a killed supervisor left behind.
 
-A component's process holds `DIR/run/<component>.pid` as long as it lives (`infra/nats/lockfile.py`), the supervisor
+A component's process holds `<component>.pid` in its `Deployment.seat` as long as it lives (`infra/nats/lockfile.py`), the supervisor
 `DIR/run/supervisor.pid`.  Where a process holds its file and nobody has the deployment up, it is an orphan: it was told
 to end when its supervisor was killed, and is waited for, and ended, before a second one touches the same files.
 """
@@ -27,7 +27,7 @@ def supervisor_file(deployment: Deployment) -> Path:
 
 def component_file(deployment: Deployment, component: str) -> Path:
     """What the process of a component holds."""
-    return deployment.run / f"{component}.pid"
+    return deployment.seat(component) / f"{component}.pid"
 
 
 def require_down(deployment: Deployment) -> None:

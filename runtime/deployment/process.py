@@ -5,7 +5,7 @@
 - The trust root is verified from the pinned key, and must be current.
 - The identity is the component's client certificate, whose key is decrypted in memory; it is renewed as long as the
   process runs (`enrolment`).
-- `DIR/run/<component>.ready` (the pid) appears once everything stored before the start was handled.
+- `<component>.ready` (the pid) appears in its `Deployment.seat` once everything stored before the start was handled.
 - SIGTERM and SIGINT stop gracefully: what is queued is published, each chain gets its closing
   statement, the authority is told that the boot ended.
 - One that fails ends, with its reason, within `LEAVE_S`.
@@ -40,6 +40,7 @@ from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
+from tallystick.runtime.deployment import apart
 from tallystick.runtime.deployment.board import STATUS_S, Board
 from tallystick.runtime.deployment.certificates import load_issuing_ca
 from tallystick.runtime.deployment.folder import EXIT_REVOKED, Deployment, passphrase_name
@@ -133,7 +134,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
     client = setup.authority()
     source = service.credential_source(setup) if isinstance(service, OwnSource) else client
     link = setup.link(source, metrics)
-    ready = deployment.run / f"{spec.name}.ready"
+    ready = deployment.seat(spec.name) / f"{spec.name}.ready"
     ready.unlink(missing_ok=True)
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait(), name="stop")
     starting = asyncio.create_task(link.start(), name="login")
@@ -201,6 +202,7 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], *, alone: 
     """
     try:
         setup = load_setup(directory, component, secrets)
+        setup.deployment.seat(component).mkdir(mode=0o700, exist_ok=True)
         # The component's own files have one writer.
         held = Lockfile.take(component_file(setup.deployment, component), alone=alone)
         made = load_service(setup.spec)
@@ -258,7 +260,10 @@ def from_command_line(arguments: list[str]) -> int:
     harden()
     try:
         secrets = take_over(int(arguments[3]))
-    except TallystickError as exc:
+        apart.enter(Deployment.load(Path(arguments[0])), arguments[1])
+        # A change of user ends what the kernel was asked for.
+        end_with_parent(signal.SIGTERM)
+    except (TallystickError, OSError) as exc:
         sys.stderr.write(f"tallystick: {exc}\n")
         return 2
     return main(Path(arguments[0]), arguments[1], secrets, alone=False)

@@ -216,7 +216,7 @@ class Supervisor:
 
     def _launch(self, name: str) -> None:
         managed = self._managed[name]
-        (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
+        (self.deployment.seat(name) / f"{name}.ready").unlink(missing_ok=True)
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
         fd = hand_over(self._secrets(name))
         errors = self.deployment.log(name).with_suffix(".err")
@@ -274,7 +274,7 @@ class Supervisor:
     def _is_ready(self, name: str) -> bool:
         managed = self._managed[name]
         try:
-            return int((self.deployment.run / f"{name}.ready").read_text()) == managed.state.pid
+            return int((self.deployment.seat(name) / f"{name}.ready").read_text()) == managed.state.pid
         except (FileNotFoundError, ValueError):
             return False
 
@@ -414,7 +414,7 @@ class Supervisor:
         for process in processes:
             process.wait()
         for name in self._managed:
-            (self.deployment.run / f"{name}.ready").unlink(missing_ok=True)
+            (self.deployment.seat(name) / f"{name}.ready").unlink(missing_ok=True)
         self._let_go()
 
     def kill(self, name: str) -> None:

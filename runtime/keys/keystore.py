@@ -27,8 +27,10 @@ import hashlib
 import hmac
 import os
 import secrets as entropy
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -37,8 +39,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from tallystick.infra.nats.child import end_with_parent
 from tallystick.runtime.durable import write_durably
-from tallystick.schemas.errors import NOT_DECODED, ConfigError, Unverified
+from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError, Unverified
 
 MAGIC: Final = b"tallystick keystore v1\n\n"
 _SALT, _CHECK, _NONCE, _TAG, _SUM = 16, 16, 12, 16, 32
@@ -140,6 +143,8 @@ class Keystore:
 
     def save(self) -> None:
         """Replace the file by the secrets as they are now: durable and whole, or not at all."""
+        if not self._derived:
+            raise TypeError("a part of a keystore is not saved: it would take the place of the whole")
         nonce = entropy.token_bytes(_NONCE)
         header = MAGIC + self._salt + self._derived[32:] + nonce
         plain = msgspec.json.encode({name: secret.reveal() for name, secret in sorted(self.secrets.items())})
@@ -193,6 +198,64 @@ def read_pins(prompts: Sequence[str], fd: int | None = None) -> tuple[Secret, ..
             asked = prompt.rstrip(": ")
             raise ConfigError("PIN_INPUT", f"a PIN has 1 to {MAX_PIN} bytes, got {len(value.encode())} ({asked})")
     return tuple(Secret(value) for value in values)
+
+
+def open_part(
+    path: Path, pin: Callable[[], Secret], names: Iterable[str], work: Callable[[Keystore], object] = lambda _: None
+) -> Keystore:
+    """The secrets `names` of the keystore at `path` alone; it cannot be saved.
+
+    A child asks for the PIN, opens the keystore, does `work` with it, hands these over and ends: what it read besides was
+    never in our memory, where freed text lies about for as long as we live.  Called while there is one thread.  Raises
+    what `pin`, `Keystore.open` and `work` raise of our own errors.
+    """
+    wanted = tuple(names)
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        try:
+            end_with_parent(signal.SIGTERM)
+            ours.close()
+            theirs.sendall(msgspec.json.encode(_opened(path, pin, wanted, work)))
+        except Exception:  # noqa: BLE001 - whatever it is
+            # A defect: nobody above us would tell it.
+            traceback.print_exc()
+        finally:
+            # Nothing of the parent's is run to its end here.
+            os._exit(0)
+    theirs.close()
+    try:
+        with ours, ours.makefile("rb") as file:
+            data = file.read()
+    except BaseException:
+        # We are told to end while it asks: it gives the terminal back as it was.
+        os.kill(child, signal.SIGTERM)
+        raise
+    finally:
+        os.waitpid(child, 0)
+    try:
+        values, code, text, kind = msgspec.json.decode(data, type=tuple[dict[str, str], str, str, str])
+    except NOT_DECODED:
+        raise ConfigError(
+            "KEYSTORE_MISSING", f"{path}: the process that opens it ended without a word; try again"
+        ) from None
+    if code:
+        raise {error.__name__: error for error in (Unverified, Malformed)}.get(kind, ConfigError)(code, text)
+    return Keystore(path, {name: Secret(value) for name, value in values.items()}, b"", b"")
+
+
+def _opened(
+    path: Path, pin: Callable[[], Secret], names: tuple[str, ...], work: Callable[[Keystore], object]
+) -> tuple[dict[str, str], str, str, str]:
+    """Values; or code, text and class of what is wrong."""
+    try:
+        store = Keystore.open(path, pin())
+        work(store)
+        return {name: store[name].reveal() for name in names}, "", "", ""
+    except TallystickError as exc:
+        return {}, exc.code, exc.text, type(exc).__name__
+    except OSError as exc:
+        return {}, "SYSTEM", f"{exc.filename or path}: {exc.strerror or type(exc).__name__}", ""
 
 
 def hand_over(secrets: Mapping[str, Secret]) -> int:

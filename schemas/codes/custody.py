@@ -134,6 +134,12 @@ CODES: Final = (
     Code("ORDER_TYPE", REFUSAL, "An order that is neither a limit order nor a plain market order.", _CUSTODY),
     Code("CLIENT_ORDER_ID", REFUSAL, "A client order id that is not 8 to 36 of the letters allowed.", _CUSTODY),
     Code(
+        "ORDER_ID_NOT_OURS",
+        REFUSAL,
+        "Custody was asked to cancel an order, or about one, whose id no order of ours can have.",
+        "Whoever asked holds execution: run `tallystick kill DIR`, and find out how it got there.",
+    ),
+    Code(
         "INSTRUMENT",
         ERROR,
         "An instrument's record holds values that cannot be used.",
@@ -164,7 +170,18 @@ CODES: Final = (
         "How many requests custody has signed, with the head of its journal.",
         "Nothing: compare it with the orders when in doubt.",
     ),
-    Code("SIGNING_REFUSED", NOTICE, "Custody refused to sign; the text counts the codes.", "Look up those codes."),
+    Code(
+        "ORDER_REFUSED",
+        NOTICE,
+        "Custody refused to sign orders; the text counts the codes, and says who asked for what.",
+        "Look up those codes; all that was asked stands in `DIR/state/custody/refused-….jsonl`.",
+    ),
+    Code(
+        "SIGNING_REFUSED",
+        NOTICE,
+        "Custody refused requests other than for orders, frames or connections; the text counts the codes, and says whose.",
+        "Look up those codes; who asks for such things holds execution, or is another program at custody's socket.",
+    ),
     Code(
         "PEER",
         NOTICE,

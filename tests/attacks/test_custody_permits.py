@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tallystick.components.custody.journal import Journal
+from tallystick.components.custody.files import DayFiles
 from tallystick.schemas import signing
 from tallystick.schemas.bounds import MAX_PERMIT_NS
 from tallystick.schemas.breakers import BreakerView
@@ -350,10 +350,10 @@ def test_an_order_that_cannot_be_journalled_is_not_signed_and_a_cancel_is(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Journal, "_write", full)
+    monkeypatch.setattr(DayFiles, "write", full)
     assert code(desk.ask(desk.request())) == "JOURNAL"
     signed(desk.ask(signing.SignCancelAll(id=1, venue="paper", symbol="XRP/ETH")))
-    assert desk.server.refused["JOURNAL"] == 2
+    assert desk.refusals.counts["JOURNAL"] == 2
 
 
 class TestKillSwitch:
@@ -379,7 +379,7 @@ class TestKillSwitch:
     @pytest.mark.parametrize("name", ["x-broker-order", "id&symbol=BTCUSDT", "a", "", "id%26", "id\n12345"])
     def test_a_query_cannot_be_injected_through_an_order_id(self, desk: Desk, name: str) -> None:
         cancel = signing.SignCancel(id=1, venue="paper", symbol="XRP/ETH", client_order_id=name)
-        assert code(desk.ask(cancel)) == "CLIENT_ORDER_ID"
+        assert code(desk.ask(cancel)) == "ORDER_ID_NOT_OURS"
 
     def test_unknown_instruments_and_venues_are_refused(self, desk: Desk) -> None:
         assert code(desk.ask(signing.SignCancelAll(id=1, venue="paper", symbol="DOGE/ETH"))) == "UNKNOWN_INSTRUMENT"

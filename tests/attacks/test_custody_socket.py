@@ -57,7 +57,7 @@ async def send(path: Path, data: bytes) -> bytes:
 async def test_another_users_connection_is_closed_unread(tmp_path: Path) -> None:
     async with serving(tmp_path, os.geteuid() + 1) as (desk, path):
         assert await send(path, signing.encode_frame(status(1))) == b""
-        assert desk.server.refused["PEER"] == 1
+        assert desk.refusals.counts["PEER"] == 1
 
 
 async def test_the_socket_is_its_users_alone(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ async def test_no_number_of_connections_keeps_execution_out(tmp_path: Path) -> N
                 newcomer = CustodyClient(path, Tasks())
                 assert (await newcomer.status()).component == "custody"
                 await newcomer.close()
-        assert desk.server.refused["PEER"] > 0
+        assert desk.refusals.counts["PEER"] > 0
         await signer.close()
 
 

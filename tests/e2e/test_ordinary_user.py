@@ -124,7 +124,9 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
             assert line, f"ended with {up.wait()}: {''.join(said)}"
             said.append(line)
         assert "armed" in user.run("arm", desk)
-        assert "streams " in user.run("status", desk)
+        status = user.run("status", desk)
+        assert "streams " in status
+        assert "custody  shares its user with the other processes: root did not start it" in status
         # Root changes the priority of groups at any time, others one in a tenth of a second: it arrives all the same.
         found: dict[str, int] = {}
         end = time.monotonic() + 20

@@ -146,6 +146,7 @@ def test_the_venue_knows_both_api_keys_with_no_more_permission_than_they_need(
         key = venue.verify(store[layout.api_key_name(component)].reveal(), "127.0.0.1", b"timestamp=1", signature)
         assert key.permissions == permissions
         assert key.ips == ("127.0.0.1",)
+        assert not key.listen_keys
 
 
 def test_the_paper_account_holds_ten_hourly_caps_of_each_quote_asset_and_nothing_to_sell(made: Deployment) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple, Self
 
 from tallystick.runtime.deployment.folder import Deployment
 from tests.support.deployment import PIN
+from tests.support.scanner import below
 
 COMMAND = [sys.executable, "-P", "-m", "tallystick.cli.main"]
 # `tallystick up` of a deployment's core: enough to be stopped, and quick to start.
@@ -172,9 +173,13 @@ class Command:
         end = time.monotonic() + READY_S
         while self.process.poll() is None and same < 2:
             assert time.monotonic() < end, self.said
-            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            used = int(fields[11]) + int(fields[12])
-            same = same + 1 if fields[0] == "S" and used == before else 0
+            # A child that opens the keystore for it works as well.
+            used, states = 0, set[str]()
+            for pid in below(self.process.pid):
+                with contextlib.suppress(OSError):  # it has ended meanwhile
+                    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                    used, states = used + int(fields[11]) + int(fields[12]), states | {fields[0]}
+            same = same + 1 if states == {"S"} and used == before else 0
             before = used
             time.sleep(0.1)
 
@@ -239,7 +244,7 @@ class Desk:
         pid = self.pids().get(name)
         if name == "broker":
             return pid is not None
-        path = self.deployment.run / f"{name}.ready"
+        path = self.deployment.seat(name) / f"{name}.ready"
         return pid is not None and path.exists() and path.read_text().strip() == str(pid)
 
     @contextlib.contextmanager

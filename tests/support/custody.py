@@ -12,8 +12,10 @@ import msgspec
 
 from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
+from tallystick.components.custody.refusals import Refusals
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.unix_socket import Peer
 from tallystick.schemas import signing
 from tallystick.schemas.credential import Credential
 from tallystick.schemas.errors import Unverified
@@ -36,7 +38,6 @@ SECOND = 1_000_000_000
 SUBJECT = "order.decision.alpha.paper.XRP-ETH"
 BOOT = world.seed("boot custody")[:16]
 API_KEY = "apikey0123456789"
-VENUE_KEY = world.key("venue")
 UID = 1000
 # What limit orders below it, and market orders, count at; the market stands at an eighth of it.
 MARKET_PRICE = Decimal("0.01")
@@ -59,6 +60,22 @@ def order(**changes: str) -> VenueOrder:
     return msgspec.structs.replace(base, **changes)
 
 
+class Counting:
+    """A venue key that counts what it signed, as a token would."""
+
+    def __init__(self, key: SessionKey) -> None:
+        self._key = key
+        self.public = key.public
+        self.signatures = 0
+
+    def sign(self, data: bytes) -> bytes:
+        self.signatures += 1
+        return self._key.sign(data)
+
+
+VENUE_KEY = Counting(world.key("venue"))
+
+
 @functools.cache
 def shared_builder(key: Any = VENUE_KEY) -> RequestBuilder:
     """ccxt is set up once a test process; its clock is the desk's that was made last."""
@@ -67,6 +84,8 @@ def shared_builder(key: Any = VENUE_KEY) -> RequestBuilder:
 
 
 shared_now = [world.NOW]
+# Who asks, by the kernel's word.
+PEER = Peer(4242, UID)
 
 
 PAST = Standing("past", Unverified("HISTORY", "test"))
@@ -83,6 +102,7 @@ class Desk:
         self.verifier = Verifier(self.trust)
         self.sessions = SessionView()
         self.journal = Journal(folder / "journal", lambda: self.now)
+        self.refusals = Refusals(folder / "journal", lambda: self.now)
         self.monotonic = 10**15
         self.permits = Permits(
             self.trust,
@@ -98,6 +118,7 @@ class Desk:
             self.verifier,
             {"paper": shared_builder()},
             self.journal,
+            self.refusals,
             lambda: self.now,
             frozenset({UID}),
             VENUE_KEY.public,
@@ -250,8 +271,18 @@ class Desk:
         return signing.ask_for(1, decision.id, subject, payload, intent, credential.text, session)
 
     def ask(self, request: signing.Request) -> signing.Reply:
+        """Custody's answer; whatever is refused is signed by no key, and is on record as an attempt."""
         shared_now[0] = self.now
-        return self.server.answer(request)
+        signatures, attempts, lines = VENUE_KEY.signatures, self.refusals.number, self.journal.number
+        reply = self.server.answer(request, PEER)
+        if isinstance(reply, signing.Refused):
+            assert VENUE_KEY.signatures == signatures, "refused, and signed all the same"
+            assert self.refusals.number == attempts + 1, "refused, and nobody hears of it"
+            assert self.refusals.counts[reply.code]
+        elif isinstance(reply, signing.Signed):
+            assert VENUE_KEY.signatures == signatures + 1
+            assert self.journal.number <= lines + 1
+        return reply
 
     def sign(self, **permit: Any) -> signing.Reply:
         """Ask for a fresh permit with some fields changed."""

@@ -101,7 +101,7 @@ class Floor:
     async def open(self) -> None:
         folder = self.folder
         (folder / "pki").mkdir(parents=True)
-        (folder / "run").mkdir()
+        (folder / "run" / "custody").mkdir(parents=True)
         (folder / "hsm").mkdir()
         pin = Secret("trading-test-pin-31")
         create_token(folder / "hsm" / "custody", "custody", Secret("trading-test-so-pin-77"), pin)
@@ -127,6 +127,7 @@ class Floor:
                     account="main",
                     permissions=frozenset({"read", "trade"}),
                     ips=("127.0.0.1",),
+                    listen_keys=False,
                 ),
             ),
             limits=Limits(weight_minute=1_000_000, orders_10s=100_000),

@@ -164,8 +164,12 @@ def test_a_client_order_id_used_again_after_its_permit_is_filled_has_no_permit()
     book = fresh()
     book.on_decision(*permit("c1", qty="4"), NOW)
     book.on_report("paper", report(1), NOW)
-    assert book.on_report("paper", report(2, venue_order_id="78"), NOW) == []
-    assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
+    # Sent a second time: there is no permit to wait for.
+    outputs = book.on_report("paper", report(2, venue_order_id="78"), NOW)
+    assert kinds(outputs)[::2] == ["fill.unknown.paper.XRP-ETH", "FILL_WITHOUT_PERMIT"]
+    notice = outputs[2][1]
+    assert isinstance(notice, Notice)
+    assert "order 78 (c1): the permit for 4 is used up" in notice.text
 
 
 def test_a_trade_fetched_without_client_order_id_finds_its_permit_by_the_venues_order_id() -> None:
@@ -194,8 +198,7 @@ def test_a_closed_order_can_be_filled_only_as_far_as_execution_says() -> None:
     assert len(book.on_report("paper", report(1, qty="4"), NOW)) == 2
     book.on_order_event(*order_event("closed", "7"))
     assert len(book.on_report("paper", report(2, qty="3"), NOW)) == 2
-    assert book.on_report("paper", report(3, qty="1"), NOW) == []
-    assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
+    assert kinds(book.on_report("paper", report(3, qty="1"), NOW))[2] == "FILL_WITHOUT_PERMIT"
 
 
 def test_a_closed_order_of_unknown_execution_keeps_its_permit() -> None:
@@ -211,8 +214,17 @@ def test_a_fill_of_an_order_that_never_reached_the_venue_has_no_permit(state: st
     book = fresh()
     book.on_decision(*permit("c1"), NOW)
     book.on_order_event(*order_event(state))
+    assert kinds(book.on_report("paper", report(1), NOW))[2] == "FILL_WITHOUT_PERMIT"
+
+
+def test_a_permit_that_is_used_up_is_known_as_such_after_a_restart_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book_module, "MAX_SPENT", 1)
+    book = fresh()
+    book.on_decision(*permit("c1", qty="4"), NOW)
     book.on_report("paper", report(1), NOW)
-    assert kinds(book.on_time(NOW + GRACE_NS))[2] == "FILL_WITHOUT_PERMIT"
+    again = fresh()
+    again.restore({name: list(rows) for name, rows in book.snapshot().items()})
+    assert kinds(again.on_report("paper", report(2), NOW))[2] == "FILL_WITHOUT_PERMIT"
 
 
 def test_permits_of_ended_orders_do_not_pile_up() -> None:

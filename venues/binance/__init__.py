@@ -3,7 +3,7 @@
 from tallystick.venues.binance.answers import busy_until, order_answer, orders_answer
 from tallystick.venues.binance.codes import FEED, PING, USED_WEIGHT, WEIGHT_MINUTE, feed_urls, weight
 from tallystick.venues.binance.follow import UserStream
-from tallystick.venues.binance.order import amounts, venue_order
+from tallystick.venues.binance.order import amounts, require_own, venue_order
 from tallystick.venues.binance.request import RequestBuilder
 
 request_builder = RequestBuilder
@@ -20,6 +20,7 @@ __all__ = [
     "order_answer",
     "orders_answer",
     "request_builder",
+    "require_own",
     "user_stream",
     "venue_order",
     "weight",

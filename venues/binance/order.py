@@ -20,6 +20,7 @@ from tallystick.schemas.trust import Instrument
 from tallystick.venues import Denied
 from tallystick.venues.binance.codes import CLIENT_ORDER_ID
 
+_OWN_ID = re.compile(r"ts[0-9a-f]{32}")
 _PLAIN = re.compile(r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{0,17}[1-9])?")
 
 
@@ -52,6 +53,14 @@ def check_client_order_id(value: str) -> str:
     if not CLIENT_ORDER_ID.fullmatch(value):
         raise Denied("CLIENT_ORDER_ID", f"8 to 36 of A-Z, a-z, 0-9, '_' and '-', not from 'x-', got {value[:64]!r}")
     return value
+
+
+def require_own(value: str) -> None:
+    """Raise `Denied` unless `value` is an id that an order of ours can have."""
+    if not _OWN_ID.fullmatch(value):
+        raise Denied(
+            "ORDER_ID_NOT_OURS", f"{value[:64]!r}; our orders are named by their intents, `ts` and 32 hex digits"
+        )
 
 
 def amounts(record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
