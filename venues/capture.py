@@ -377,11 +377,24 @@ def parse_jwt(asked: Asked) -> tuple[dict[str, Any], dict[str, Any]]:
     return header, claims
 
 
+def _same(said: object, wanted: object) -> bool:
+    """Equal, and of the same types all the way down: `True` is not 1."""
+    if type(said) is not type(wanted):
+        return False
+    if isinstance(said, dict) and isinstance(wanted, dict):
+        return said.keys() == wanted.keys() and all(_same(value, wanted[name]) for name, value in said.items())
+    if isinstance(said, list) and isinstance(wanted, list):
+        return len(said) == len(wanted) and all(map(_same, said, wanted))
+    return said == wanted
+
+
 def require_same(fields: Mapping[str, object], expected: Mapping[str, object]) -> None:
     """Raise `Denied` unless both are equal, naming the first field that is not."""
+    if fields.keys() == expected.keys() and all(_same(value, expected[name]) for name, value in fields.items()):
+        return
     for name in sorted(expected.keys() | fields.keys()):
         said, wanted = fields.get(name, "nothing"), expected.get(name, "nothing")
-        if name not in fields or name not in expected or said != wanted or type(said) is not type(wanted):
+        if name not in fields or name not in expected or not _same(said, wanted):
             raise Denied(
                 "FIELD_MISMATCH", f"{name}: the request says {str(said)[:64]!r}, the permit {str(wanted)[:64]!r}"
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import json
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ccxt.async_support
 import ccxt.pro
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -16,11 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_ds
 
 from tallystick.runtime.keys import hsm
 from tallystick.runtime.keys.keystore import Secret
+from tallystick.venues import Denied
+from tallystick.venues.capture import Asked, Capture, Request, Signed
 from tallystick.venues.signing.exchange import signed_exchange
 from tallystick.venues.signing.handle import MARK
 from tallystick.venues.signing.schemes import SCHEMES, Scheme, all_schemes
 from tallystick.venues.signing.token_keys import TokenKeys, take_in
-from tests.support.exchanges import WALLET, Desk, Outcome, Result, compare, frozen, outcome, secret_of
+from tests.support.exchanges import P256, WALLET, Desk, Outcome, Result, compare, frozen, outcome, secret_of
 
 __all__ = ["frozen"]
 PIN = Secret("methods-test-pin-29c1")
@@ -85,7 +90,8 @@ def test_what_methods_sign_is_what_ccxt_signs(
 
 
 PLAIN: list[tuple[str, Callable[[Any], Any]]] = [
-    # The key of a trading session, which ccxt would use in plaintext.
+    # The key of a trading session, which ccxt makes of a signature and uses in plaintext.
+    ("polymarket", lambda x: x.eth_get_address_from_private_key(HASH)),
     ("polymarket", lambda x: x.sign_message(b"hello", HASH)),
     ("hyperliquid", lambda x: x.sign_hash(HASH, HASH)),
     ("hyperliquid", lambda x: x.ecdsa("ab" * 32, x.privateKey[:-1], "secp256k1", None)),
@@ -101,6 +107,61 @@ def test_no_key_pair_but_the_tokens_signs(
 ) -> None:
     pair = desk.pair(exchange_id, SCHEMES[exchange_id][0])
     assert outcome(lambda: call(pair.token)).denied in {"SIGNATURE_KIND", "SECRET_USED"}
+
+
+def test_a_captured_request_is_signed_in_the_token_after_its_check(token: hsm.Token) -> None:
+    """As custody's builders do it (`venues.capture`), with keys of two kinds; the checks themselves: `test_capture.py`."""
+    prehash: list[str] = []
+
+    class Anything:
+        def check(self, asked: Asked) -> None:
+            prehash.append(asked.text())
+            if "withdraw" in asked.text():
+                raise Denied("FIELD_MISMATCH", "no order")
+
+        def request(self, signed: Signed) -> Request:
+            return made(signed)
+
+    scheme, secret = SCHEMES["okx"][0], secret_of(SCHEMES["okx"][0])
+    take_in(token, b"captured", "captured", Secret(secret), scheme)
+    config = {"apiKey": "key", "password": "passphrase"}
+    capture = Capture("okx", scheme, TokenKeys(token, b"captured", scheme), config, lambda: 1_760_000_000_123_000_000)
+
+    def made(signed: Signed) -> Request:
+        digest = hmac.digest(secret.encode(), prehash[-1].encode(), "sha256")
+        assert signed.signature == digest
+        at = prehash[-1].partition("POST")[0]
+        headers = {"OK-ACCESS-KEY": "key", "OK-ACCESS-PASSPHRASE": "passphrase", "OK-ACCESS-TIMESTAMP": at}
+        headers |= {"OK-ACCESS-SIGN": base64.b64encode(digest).decode(), "Content-Type": "application/json"}
+        body = '{"instId":"BTC-USDT","ordId":"1"}'
+        return Request("POST", "https://www.okx.com/api/v5/trade/cancel-order", headers, body)
+
+    fields = {"instId": "BTC-USDT", "ordId": "1"}
+    request, at_ms = capture.build(lambda _: Anything(), lambda x: x.private_post_trade_cancel_order(fields))
+    assert (request.method, at_ms) == ("POST", 1_760_000_000_123)
+    uses = token.uses.total()
+    with pytest.raises(Denied, match="no order"):
+        capture.build(lambda _: Anything(), lambda x: x.private_post_asset_withdrawal(fields))
+    assert token.uses.total() == uses
+    p256 = scheme_of("coinbase", "p256")
+    take_in(token, b"captured-jwt", "captured", Secret(secret_of(p256)), p256)
+    keys = TokenKeys(token, b"captured-jwt", p256)
+    coinbase = Capture(
+        "coinbase", p256, keys, {"apiKey": "organizations/1"}, lambda: 1_760_000_000_123_000_000, jwt=True
+    )
+    kept: list[Signed] = []
+
+    class Kept(Anything):
+        def request(self, signed: Signed) -> Request:
+            kept.append(signed)
+            return Request("", "", {})
+
+    # Nothing that was made equals nothing: it is refused, having been signed.
+    with pytest.raises(Denied, match="ENDPOINT"):
+        coinbase.build(lambda _: Kept(), lambda x: x.v3_private_post_brokerage_orders({}))
+    (only,) = kept
+    r, s = (int.from_bytes(part, "big") for part in (only.signature[:32], only.signature[32:]))
+    P256.public_key().verify(encode_dss_signature(r, s), only.data, ec.ECDSA(hashes.SHA256()))
 
 
 def captured(exchange_id: str) -> type:
@@ -181,6 +242,27 @@ def test_websockets_are_authenticated_as_ccxt_does(desk: Desk, frozen: None) -> 
         loop.close()
     assert different == []
     assert len(signed) >= 45, signed
+
+
+async def test_a_login_that_would_send_the_secret_itself_sends_nothing(desk: Desk, frozen: None) -> None:
+    okx = desk.pair("okx", SCHEMES["okx"][0], "pro").token
+    okx.ssl_context = TLS
+    sent: list[object] = []
+
+    class Connection:
+        async def send(self, message: object) -> None:
+            sent.append(message)
+
+    connection = Connection()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ccxt.async_support.Exchange, "client", lambda *_: connection)
+        for message in ({"op": "login", "args": [{"secret": okx.secret}]}, json.dumps({"secret": okx.secret})):
+            with pytest.raises(Denied, match="SECRET_SENT"):
+                await okx.client(URL).send(message)
+        with pytest.raises(Denied, match="SECRET_SENT"):
+            okx.client(f"{URL}?{json.dumps(okx.secret)}")
+        await okx.client(URL).send({"op": "ping"})
+    assert sent == [{"op": "ping"}]
 
 
 def test_an_ecdsa_signature_of_the_token_is_taken_by_the_curve(token: hsm.Token, frozen: None) -> None:

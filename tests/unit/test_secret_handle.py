@@ -12,8 +12,12 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from tallystick.runtime.keys.keystore import Secret
+from tallystick.schemas.errors import ConfigError
 from tallystick.venues import Denied
 from tallystick.venues.signing.handle import MARK, OpaqueBytes, OpaqueText, handle, require_absent
+from tallystick.venues.signing.schemes import Scheme
+from tallystick.venues.signing.token_keys import take_in
 
 
 class NoKeys:
@@ -118,3 +122,49 @@ def test_a_request_that_holds_it_is_refused_whatever_way_it_got_there(
 def test_an_ordinary_request_is_let_through() -> None:
     require_absent("https://x/?a=b", None, {"X-Signature": "ab" * 32}, b"body", {"a": [1, {"b": "c"}]})
     require_absent(urlencode({"a": base64.b64encode(b"x").decode()}))
+
+
+def test_a_form_of_the_secret_that_its_scheme_does_not_know_is_refused() -> None:
+    of_coinone = handle(NoKeys(), MARK, (("upper", "utf8"),))
+    assert of_coinone.upper().encode().transforms == ("upper", "utf8")
+    uses: list[Callable[[Any], Any]] = [
+        lambda s: s.encode(),
+        lambda s: s[:3],
+        lambda s: s.upper().upper(),
+        lambda s: s.upper().encode()[:3],
+    ]
+    for use in uses:
+        with pytest.raises(Denied, match="SECRET_USED"):
+            use(of_coinone)
+    with pytest.raises(Denied, match="SECRET_USED"):
+        handle(NoKeys(), MARK, ()).encode()
+
+
+class NoToken:
+    """Nothing reaches a token in these tests."""
+
+    def import_private(self, *_: object) -> NoReturn:
+        raise AssertionError
+
+    import_mac = import_private
+
+
+BROKEN: list[tuple[str, Scheme]] = [
+    ("0xhunter2hunter2", Scheme(kind="secp256k1", form="hex")),
+    ("hunter2!", Scheme(kind="ed25519", form="base64")),
+    ("hunter2", Scheme(kind="ed25519", form="base58")),
+    ("-----BEGIN hunter2", Scheme(kind="p256", form="ec-pem")),
+    ("hunter2!", Scheme(kind="hmac", macs=((("base64",), "sha512"),))),
+]
+
+
+@pytest.mark.parametrize(("secret", "scheme"), BROKEN)
+def test_an_error_about_a_secret_repeats_nothing_of_it_nor_does_what_hangs_on_to_it(
+    secret: str, scheme: Scheme
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        take_in(NoToken(), b"id", "label", Secret(secret), scheme)  # type: ignore[arg-type]
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "hunter2" not in str(error)
+        error = error.__cause__ or error.__context__

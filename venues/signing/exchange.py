@@ -49,15 +49,19 @@ class _Checked(Hooks):
         require_absent(url, headers or {}, body)
         return super().fetch(url, method, headers, body)  # type: ignore[misc]
 
-    def watch(self, url: Any, message_hash: Any, message: Any = None, *rest: Any, **options: Any) -> Any:
-        """The exchange's own, refused where the secret would be sent."""
-        require_absent(url, message)
-        return super().watch(url, message_hash, message, *rest, **options)  # type: ignore[misc]
+    def client(self, url: Any) -> Any:
+        """The exchange's own connection to a websocket, which refuses to send the secret, whoever sends."""
+        require_absent(url)
+        found = super().client(url)  # type: ignore[misc]
+        if not getattr(found, "sends_no_secret", False):
+            send = found.send
 
-    def watch_multiple(self, url: Any, message_hashes: Any, message: Any = None, *rest: Any, **options: Any) -> Any:
-        """The exchange's own, refused where the secret would be sent."""
-        require_absent(url, message)
-        return super().watch_multiple(url, message_hashes, message, *rest, **options)  # type: ignore[misc]
+            def checked(message: Any) -> Any:
+                require_absent(message)
+                return send(message)
+
+            found.send, found.sends_no_secret = checked, True
+        return found
 
 
 def signed_exchange(

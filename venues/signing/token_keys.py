@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import importlib
 from collections.abc import Callable
@@ -47,37 +48,43 @@ def take_in(token: Token, base: bytes, label: str, secret: Secret, scheme: Schem
 
 
 def _transformed(text: str, transforms: tuple[str, ...]) -> bytes:
-    value: str | bytes = text
-    try:
-        for step in transforms:
-            raw = value.encode("utf-8") if isinstance(value, str) else value
-            match step:
-                case "utf8":
-                    value = raw
-                case "base64":
-                    value = base64.b64decode(raw, validate=True)
-                case "tobase64":
-                    value = base64.b64encode(raw).decode("ascii")
-                case "upper":
-                    value = raw.decode("utf-8").upper()
-                case _:
-                    value = hashlib.new(step, raw).hexdigest()
-    except (binascii.Error, UnicodeError):
-        # The library's own words may hold a part of it.
-        raise ConfigError(
-            "KEY_INPUT", f"the secret is not what this exchange gives out ({'+'.join(transforms)})"
-        ) from None
+    value: str | bytes | None = None
+    with contextlib.suppress(binascii.Error, UnicodeError):
+        value = _made_of(text, transforms)
+    # Raised here, where no library's error hangs on to it: its words may hold a part of the secret.
+    if value is None:
+        raise ConfigError("KEY_INPUT", f"the secret is not what this exchange gives out ({'+'.join(transforms)})")
     if not value:
         raise ConfigError("KEY_INPUT", "the secret is empty")
     return value.encode("utf-8") if isinstance(value, str) else value
 
 
+def _made_of(text: str, transforms: tuple[str, ...]) -> str | bytes:
+    value: str | bytes = text
+    for step in transforms:
+        raw = value.encode("utf-8") if isinstance(value, str) else value
+        match step:
+            case "utf8":
+                value = raw
+            case "base64":
+                value = base64.b64decode(raw, validate=True)
+            case "tobase64":
+                value = base64.b64encode(raw).decode("ascii")
+            case "upper":
+                value = raw.decode("utf-8").upper()
+            case _:
+                value = hashlib.new(step, raw).hexdigest()
+    return value
+
+
 def private_key(secret: Secret, form: Form, kind: Kind) -> PrivateKey:
     """The private key in a secret of that form.  Raises `ConfigError`."""
-    try:
+    key: PrivateKey | None = None
+    with contextlib.suppress(ValueError, KeyError):
         key = _read(secret, form)
-    except (ValueError, KeyError):
-        raise ConfigError("KEY_INPUT", f"the secret is no {kind} key as this exchange gives it out ({form})") from None
+    # Raised here, where no parser's error hangs on to it: they quote what they parse.
+    if key is None:
+        raise ConfigError("KEY_INPUT", f"the secret is no {kind} key as this exchange gives it out ({form})")
     if _kind(key) != kind:
         raise ConfigError("KEY_KIND", f"the secret is a {_kind(key)} key, expected {kind}")
     return key
