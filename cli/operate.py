@@ -22,6 +22,7 @@ from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment import vault
 from tallystick.runtime.deployment.certificates import certify, ensure
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
@@ -58,7 +59,7 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
         try:
             await unless(stop, supervisor.start())
             folder = deployment.directory
-            for line in describe(deployment, keystore):
+            for line in describe(deployment, await asyncio.to_thread(supervisor.api_keys)):
                 report(line)
             report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
             report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
@@ -230,14 +231,15 @@ async def reinstate(deployment: Deployment, keystore: Keystore, component: str, 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
     """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
-    with Token.open(deployment.token(component), component, keystore[layout.pin_name(component)]) as token:
+    pin = vault.secret(deployment, keystore, component, layout.pin_name(component))
+    with Token.open(deployment.token(component), component, pin) as token:
         raw = token.signer(layout.KEY_VENUE).public
     pem = Ed25519PublicKey.from_public_bytes(raw).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return pem.decode("ascii")
 
 
 def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:
-    """Keep the id that the venue gave for that key; it takes effect at the component's next start."""
+    """Keep the id that the venue gave for that key; the next `up` moves it into the vault, and it takes effect."""
     if not api_key.reveal().isascii() or not api_key.reveal().isalnum():
         raise ConfigError("API_KEY", "a venue's API key id is letters and digits")
     keystore.secrets[layout.api_key_name(component)] = api_key

@@ -117,9 +117,7 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def await_listening(
-    process: subprocess.Popen[bytes], host: str, port: int, refused: Callable[[], ConfigError]
-) -> None:
+def await_listening(process: subprocess.Popen[bytes], host: str, port: int, refused: Callable[[], ConfigError]) -> None:
     """Wait until `process` takes connections.  Raises what `refused` makes where it ends instead, or takes none."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:

@@ -26,7 +26,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +43,9 @@ OWNER: Final = "server.pid"
 WATCH: Final = "starter.pid"
 ORPHAN_S: Final = 5.0
 RELOAD_TIMEOUT_S: Final = 10.0
-AUDIT: Final = "audit.log"
 _CONFIG_FD: Final = child.FIRST_FD
 _KEY_FD: Final = child.FIRST_FD + 1
+_AUDIT_FD: Final = child.FIRST_FD + 2
 # The heap is some 15 MB: a limit that keeps it small when many log in at once, and no failure where more is needed.
 VARIABLES: Final = {
     "GOGC": "50",
@@ -77,6 +77,7 @@ class VaultServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     run_dir: Path
     log_file: Path
+    audit_file: Path
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -134,7 +135,8 @@ def render_config(config: VaultServerConfig, *, port: int, key_file: str) -> str
                     "file": {
                         "file": {
                             "description": "everything that is asked and answered",
-                            "options": {"file_path": str(config.folder / AUDIT), "mode": "0600"},
+                            # By descriptor: a device keeps its path for life, and a deployment may be moved.
+                            "options": {"file_path": f"/proc/self/fd/{_AUDIT_FD}", "mode": "0600"},
                         }
                     }
                 }
@@ -191,8 +193,8 @@ class EmbeddedVault:
                     self.port = self.port or embedded.free_port(config.host)
                     embedded.check_free(config.host, self.port)
                     self._text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
-                    with self._files.filled(self._text.encode(), config.key_pem) as fds:
-                        self._launch(config, (*fds, lock.fd))
+                    with self._files.filled(self._text.encode(), config.key_pem) as fds, _opened(config) as audit:
+                        self._launch(config, (*fds, audit, lock.fd))
                     lock.name(self.pid)
                 except BaseException:
                     lock.release()
@@ -307,6 +309,18 @@ def end_orphan(folder: Path) -> int:
         return end_owner(folder / OWNER, ORPHAN_S)
 
 
+@contextlib.contextmanager
+def _opened(config: VaultServerConfig) -> Iterator[int]:
+    try:
+        fd = os.open(config.audit_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise ConfigError("VAULT_AUDIT", f"cannot write {config.audit_file}: {exc.strerror}") from exc
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class _Range(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
@@ -314,7 +328,7 @@ class _Range(ctypes.Structure):
 def _page_out(pid: int) -> None:
     """process_madvise(2) over what is mapped of the program itself.  Raises `OSError`."""
     libc = ctypes.CDLL(None, use_errno=True)
-    program = os.readlink(f"/proc/{pid}/exe")
+    program = str(Path(f"/proc/{pid}/exe").readlink())
     process = os.pidfd_open(pid)
     try:
         for line in Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines():

@@ -70,6 +70,9 @@ port = {broker}
 [authority]
 port = {authority}
 
+[vault]
+port = {vault}
+
 [venue]
 name = "paper"
 kind = "paper"
@@ -163,7 +166,7 @@ def init(
     """Make a paper-trading deployment in `directory` and return it.
 
     `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
-    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
+    `{authority}`, `{vault}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step.  Raises `ConfigError` or `Malformed`, and then
     leaves nothing behind.
     """
     check_name(deployment, "deployment")
@@ -400,8 +403,8 @@ def write_trust_root(
 
 def _render(template: str, deployment: str, strategies: Sequence[StrategyConfig]) -> str:
     """`deployment.toml`; a JSON string is a TOML basic string."""
-    broker, authority, venue = _free_ports(3)
-    text = template.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
+    places = dict(zip(("broker", "authority", "vault", "venue"), _free_ports(4), strict=True))
+    text = template.format(deployment=json.dumps(deployment), **places)
     for strategy in strategies:
         text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
         text += f"instruments = {json.dumps(strategy.instruments)}\n"

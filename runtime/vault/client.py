@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import socket
 import ssl
 import threading
 import time
@@ -27,6 +28,7 @@ import hvac.exceptions
 import msgspec
 import requests
 import urllib3
+from cryptography import x509
 from requests.adapters import HTTPAdapter
 
 from tallystick.runtime.keys.keystore import Secret
@@ -71,6 +73,7 @@ class VaultClient:
     def __init__(self, address: str, tls: ssl.SSLContext, mount: str) -> None:
         self.address = address
         self.mount = mount
+        self._tls = tls
         session = requests.Session()
         session.trust_env = False
         session.headers["Accept-Encoding"] = "identity"
@@ -183,12 +186,49 @@ class VaultClient:
         """Give it one share of the unseal key.  Raises `VaultAway`; `VaultRefused` for a wrong one."""
         return self._ask("unsealing", lambda: self._hvac.sys.submit_unseal_key(share.reveal()), SealStatus)
 
-    def staff(self, call: Callable[[hvac.Client], Any]) -> Any:
-        """Whatever else hvac can, for the set-up and for operators.  Raises `VaultAway` or `VaultRefused`."""
-        return self._call(lambda: call(self._hvac))
+    def shown(self) -> x509.Certificate:
+        """The certificate that it shows to a new connection.  Raises `VaultAway`."""
+        host, _, port = self.address.removeprefix("https://").rpartition(":")
+        try:
+            with (
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT_S) as plain,
+                self._tls.wrap_socket(plain, server_hostname=host.strip("[]")) as wrapped,
+            ):
+                der = wrapped.getpeercert(binary_form=True)
+        except OSError as exc:
+            raise VaultAway("VAULT_UNREACHABLE", f"{self.address} does not answer: {_said(exc)}") from exc
+        return x509.load_der_x509_certificate(der or b"")
+
+    def initialize(self) -> tuple[Secret, Secret]:
+        """Set up a new vault's barrier: its unseal key, one share, and the root token.  Raises `VaultAway`."""
+        made = self._ask("initialization", lambda: self._hvac.sys.initialize(1, 1), _Made)
+        return Secret(made.keys[0]), Secret(made.root_token)
+
+    def serving(self) -> bool:
+        """Whether it is unsealed and serves.  Needs no token.  Raises `VaultAway`."""
+        # Else than with 200 the answer is no object.
+        return isinstance(self._call(lambda: self._hvac.sys.read_health_status(method="GET")), dict)
+
+    def get(self, path: str) -> Mapping[str, Any]:
+        """What the API has at `path`, for the set-up and for operators.  Raises `VaultAway` or `VaultRefused`."""
+        return self._data(path, lambda: self._hvac.read(path))
+
+    def put(self, path: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write there, as `get`; the answer's data, empty where it has none."""
+        return self._data(path, lambda: self._hvac.write_data(path, data=dict(data)))
+
+    def delete(self, path: str) -> None:
+        """Delete there, as `get`."""
+        self._call(lambda: self._hvac.delete(path))
+
+    def _data(self, what: str, call: Callable[[], Any]) -> Mapping[str, Any]:
+        answer = self._call(call)
+        return (self._converted(what, answer, _Data).data or {}) if isinstance(answer, dict) else {}
 
     def _ask(self, what: str, call: Callable[[], Any], kind: type[T]) -> T:
-        answer = self._call(call)
+        return self._converted(what, self._call(call), kind)
+
+    def _converted(self, what: str, answer: Any, kind: type[T]) -> T:
         try:
             return msgspec.convert(answer, kind)
         except msgspec.ValidationError as exc:
@@ -222,6 +262,15 @@ class SealStatus(msgspec.Struct, frozen=True):
     t: int = 0
     n: int = 0
     progress: int = 0
+
+
+class _Made(msgspec.Struct, frozen=True):
+    keys: list[str]
+    root_token: str
+
+
+class _Data(msgspec.Struct, frozen=True):
+    data: dict[str, Any] | None = None
 
 
 class _Auth(msgspec.Struct, frozen=True):

@@ -24,12 +24,12 @@ _RENEW: Final = (2, 3)
 
 
 class Lease:
-    """See the module docstring.  `monotonic`: nanoseconds from any beginning."""
+    """See the module docstring.  `monotonic`: nanoseconds from any beginning; `why`: what keeps it from being renewed."""
 
     def __init__(self, monotonic: Callable[[], int]) -> None:
         self._monotonic = monotonic
         self._begins = self._ends = self._ends_here = 0
-        self._why = "the vault has given none yet"
+        self.why = "the vault has given none yet"
 
     def granted(self, asked: int, asked_here: int, seconds: int) -> None:
         """The vault gave so many seconds, asked for at `asked` (Unix ns) and `asked_here` (`monotonic`)."""
@@ -38,11 +38,11 @@ class Lease:
     def lost(self, why: str) -> None:
         """It does not hold any more, whatever time it had: revoked."""
         self._ends = self._ends_here = 0
-        self._why = why
+        self.why = why
 
     def waiting(self, why: str) -> None:
         """It could not be renewed: said once it ends."""
-        self._why = why
+        self.why = why
 
     @property
     def ends(self) -> int:
@@ -61,4 +61,4 @@ class Lease:
     def require_live(self, now: int) -> None:
         """Raise `VaultLeaseEnded` unless it holds at `now` (Unix ns)."""
         if not self.live(now):
-            raise VaultLeaseEnded("VAULT_LEASE_ENDED", f"no lease on the secrets from the vault: {self._why}")
+            raise VaultLeaseEnded("VAULT_LEASE_ENDED", f"no lease on the secrets from the vault: {self.why}")

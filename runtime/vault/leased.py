@@ -22,7 +22,7 @@ from tallystick.runtime.keys.keystore import Secret
 from tallystick.runtime.vault.client import Grant, VaultAway, VaultClient, VaultRefused, Worker
 from tallystick.runtime.vault.lease import Lease
 from tallystick.runtime.vault.logins import Login
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.errors import ConfigError
 
 # How often the lease is looked at, and the vault asked again where it was away.
 TICK_S: Final = 0.25
@@ -63,11 +63,16 @@ class Leased:
         self._said = ""
         self._ended = False
         self._renewable = False
+        self._seconds = 0
         self._secrets: Mapping[str, Secret] = {}
 
     def require_live(self, now: int) -> None:
         """Raise `VaultLeaseEnded` unless the lease holds at `now` (Unix ns)."""
         self.lease.require_live(now)
+
+    def live(self, now: int) -> bool:
+        """Whether the lease holds at `now` (Unix ns)."""
+        return self.lease.live(now)
 
     async def open(self) -> Mapping[str, Secret]:
         """Log in, and read the secrets.  Raises `ConfigError` for a secret that is not there."""
@@ -92,22 +97,20 @@ class Leased:
             live = self.lease.live(now)
             if not live and not self._ended:
                 self._ended = True
-                with contextlib.suppress(TallystickError):
-                    self.lease.require_live(now)
-                self.tell(
-                    "VAULT_LEASE_ENDED", "nothing is done that needs a secret of the vault until it gives a lease"
-                )
+                self.tell("VAULT_LEASE_ENDED", f"nothing is done that needs a secret of the vault: {self.lease.why}")
             if not self.lease.due(now):
                 attempt = 0
                 continue
+            renewing = live and self._renewable
             try:
-                if live and self._renewable:
+                if renewing:
                     await self._keep()
                 else:
                     self._changed(await self._enter())
             except VaultRefused as exc:
-                # Revoked, or spent: what it still had of its time is over.
-                self.lease.lost(f"{exc.code}: {exc.text}")
+                if renewing:
+                    # The token is revoked: what it still had of its time is over.
+                    self.lease.lost(f"{exc.code}: {exc.text}")
                 self._say(exc.code, exc.text)
                 attempt += 1
             except VaultAway as exc:
@@ -132,6 +135,7 @@ class Leased:
         def enter() -> tuple[Grant, dict[str, Secret]]:
             return self._login(self._client), self._client.read(self._path)
 
+        self._seconds = 0
         grant, secrets = await self._worker(enter)
         missing = [name for name in self._names if name not in secrets]
         if missing:
@@ -147,7 +151,9 @@ class Leased:
         self._take(await self._worker(self._client.renew), asked, asked_here)
 
     def _take(self, grant: Grant, asked: int, asked_here: int) -> None:
-        self._renewable = grant.renewable
+        # A renewal that gives less nears the token's last end: the next time we log in again, while this one holds.
+        self._renewable = grant.renewable and grant.seconds >= self._seconds
+        self._seconds = grant.seconds
         self.lease.granted(asked, asked_here, grant.seconds)
 
     def _changed(self, secrets: Mapping[str, Secret]) -> None:
