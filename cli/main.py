@@ -133,6 +133,7 @@ def run(
     from tallystick.runtime.deployment import process
     from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.vault import handed
     from tallystick.runtime.keys.keystore import Keystore, read_pin, take_over
 
     deployment = Deployment.load(directory)
@@ -143,6 +144,7 @@ def run(
         keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
         ensure(deployment, keystore, (component,), time.time_ns())
         secrets = {name: keystore[name] for name in deployment.secret_names(component)}
+        secrets |= handed(deployment, keystore, component)
     raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
 
@@ -352,6 +354,7 @@ def commands() -> typer.Typer:
     from tallystick.cli.correct import app as correct
     from tallystick.cli.explain import explain
     from tallystick.cli.replay import EXAMPLES, replay
+    from tallystick.cli.vault import app as vault
     from tallystick.infra.nats.cli import app as topology
 
     app.command(epilog=EXAMPLES)(replay)
@@ -362,6 +365,7 @@ def commands() -> typer.Typer:
     app.add_typer(audit, name="audit")
     app.add_typer(correct, name="correct")
     app.add_typer(topology, name="topology")
+    app.add_typer(vault, name="vault")
     return app
 
 

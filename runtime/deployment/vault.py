@@ -17,7 +17,7 @@ import contextlib
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,9 @@ from tallystick.schemas.errors import ConfigError, TallystickError
 UNSEAL: Final = "vault.unseal"
 # The key that is about to replace it: the vault takes one of the two.
 UNSEAL_NEXT: Final = "vault.unseal.next"
+MAX_SHARES: Final = 20
+# One of several shares would be as good as all.
+MIN_THRESHOLD: Final = 2
 POLL_S: Final = 0.5
 RETRY_S: Final = 2.0
 START_TIMEOUT_S: Final = 20.0
@@ -58,6 +61,16 @@ def prepare(keystore: Keystore) -> None:
     if name not in keystore.secrets:
         keystore.secrets[name] = Secret.random()
         keystore.save()
+
+
+@contextlib.contextmanager
+def client(deployment: Deployment, keystore: Keystore) -> Iterator[VaultClient]:
+    """A client that shows the operator's certificate and has not logged in."""
+    made = _tls_client(deployment, keystore, deployment.vault_address())
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def _tls_client(deployment: Deployment, keystore: Keystore, address: str) -> VaultClient:
@@ -86,10 +99,17 @@ def staff(deployment: Deployment, keystore: Keystore, role: str, address: str | 
         client.close()
 
 
+def handed(deployment: Deployment, keystore: Keystore, component: str) -> dict[str, Secret]:
+    """What a component that runs alone is handed for its login, by whoever has the keystore."""
+    if component not in layout.LEASED or deployment.config.vault.auth != "approle":
+        return {}
+    return {layout.SECRET_ID: DeploymentVault(deployment, keystore).secret_id(component)}
+
+
 class DeploymentVault:
     """The vault as the supervisor has it.  `tasks` are whose failure ends `up`."""
 
-    def __init__(self, deployment: Deployment, keystore: Keystore, report: Report) -> None:
+    def __init__(self, deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> None:
         self._deployment = deployment
         self._keystore = keystore
         self._report = report
@@ -390,3 +410,50 @@ def secret(deployment: Deployment, keystore: Keystore, component: str, name: str
     if name not in found:
         raise ConfigError("VAULT_SECRET_MISSING", f"the vault holds no {name} for {component}")
     return found[name]
+
+
+class Reshare:
+    """A change of the unseal key: made and shown, then confirmed.  `new`: its shares.
+
+    - Until `confirm` the old key counts, and a crash leaves it so.
+    - A key that the keystore is to hold lies there before it counts; the old one is deleted there afterwards.
+    """
+
+    def __init__(
+        self, deployment: Deployment, keystore: Keystore, shares: int, threshold: int, given: Sequence[Secret]
+    ) -> None:
+        """`given`: enough of the old shares, none where the keystore has the key.  Raises `VaultAway`, `VaultRefused`."""
+        self._deployment = deployment
+        self._keystore = keystore
+        old = tuple(given) or (keystore[UNSEAL],)
+        with staff(deployment, keystore, access.OPERATOR) as client:
+            self.new = setup.reshare(client, old, shares, threshold)
+        if len(self.new) == 1:
+            keystore.secrets[UNSEAL_NEXT] = self.new[0]
+            keystore.save()
+
+    def confirm(self) -> None:
+        """Let the new key count.  Raises `VaultAway`, `VaultRefused`."""
+        with staff(self._deployment, self._keystore, access.OPERATOR) as client:
+            setup.confirm(client, self.new)
+        self._keystore.secrets.pop(UNSEAL, None)
+        if (key := self._keystore.secrets.pop(UNSEAL_NEXT, None)) is not None:
+            self._keystore.secrets[UNSEAL] = key
+        self._keystore.save()
+
+
+def recipe(deployment: Deployment) -> list[str]:
+    """What a vault by address needs: commands of `bao` with an administrator's token, from what the embedded one gets."""
+    config = deployment.config.vault
+    names = components(deployment)
+    lines = [
+        f"bao secrets enable -path={config.mount} -version=2 kv",
+        "bao auth enable approle",
+        "bao auth enable cert",
+    ]
+    for name, hcl in access.policies(config.mount, names).items():
+        lines += [f"bao policy write {name} - <<'END'", hcl.rstrip(), "END"]
+    for path, data in setup.role_requests(config.mount, deployment.name, names, f"@{deployment.ca}", config.lease_s):
+        words = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in data.items()]
+        lines.append(f"bao write {path} {' '.join(words)}")
+    return lines

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tallystick.infra.vault import access
@@ -56,19 +56,26 @@ def _write(client: VaultClient, deployment: str, ca_pem: str, components: tuple[
         client.put(f"sys/auth/{method}", {"type": method})
     for name, hcl in access.policies(mount, components).items():
         client.put(f"sys/policies/acl/{name}", {"policy": hcl})
+    for path, data in role_requests(mount, deployment, components, ca_pem, lease_s):
+        client.put(path, data)
+
+
+def role_requests(
+    mount: str, deployment: str, components: tuple[str, ...], ca: str, lease_s: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path and data of each role."""
     staff = {"token_ttl": f"{access.STAFF_S}s", "token_max_ttl": f"{access.STAFF_S}s"}
     for role in access.roles(mount, deployment, components):
         lifetime = {"token_period": f"{lease_s}s"} if role.renewable else staff
-        client.put(
+        yield (
             f"auth/cert/certs/{role.name}",
-            {"certificate": ca_pem, "allowed_uri_sans": [role.uri], "token_policies": [role.policy], **lifetime},
+            {"certificate": ca, "allowed_uri_sans": [role.uri], "token_policies": [role.policy], **lifetime},
         )
         if role.renewable:
-            client.put(
+            yield (
                 f"auth/approle/role/{role.name}",
                 {
                     "role_id": role.name,
-                    "bind_secret_id": True,
                     "secret_id_num_uses": 1,
                     "secret_id_ttl": f"{access.SECRET_ID_S}s",
                     "token_policies": [role.policy],
