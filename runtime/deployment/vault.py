@@ -309,8 +309,8 @@ class DeploymentVault:
             role = access.role_name(client.mount, component)
             before = self._accessors.pop(component, None)
             if before is not None:
-                # Used, mostly, and then the vault knows it no more.
-                with contextlib.suppress(VaultRefused):
+                # Used, mostly: the vault knows it no more then, and answers 500.
+                with contextlib.suppress(VaultRefused, VaultAway):
                     client.destroy_secret_id(role, before)
             made = client.wrap_secret_id(role, access.WRAP_S)
             self._accessors[component] = made.accessor
