@@ -147,7 +147,7 @@ class ServiceContext(BusContext):
         """Have its secrets from the vault, where it has some there, and keep their lease until the stop."""
         if self._leased is None:
             return
-        self._leased.tell = self.notice
+        self._leased.notice = self.notice
         self.at_stop(self._leased.close)
         self._secrets |= await self._leased.open()
         self.spawn(self._leased.run())

@@ -29,15 +29,14 @@ TICK_S: Final = 0.25
 RETRY_S: Final = (0.25, 0.5, 1.0, 2.0)
 # How long a stop waits for the token's revocation; it ends by itself, too.
 GOODBYE_S: Final = 1.0
-BACK: Final = "VAULT_BACK"
 
-Tell = Callable[[str, str], object]
+Notify = Callable[[str, str], object]
 
 
 class Leased:
     """See the module docstring.  Owns `client`.
 
-    `path` is the secret in the vault, `names` what it must hold; `tell` takes the code and the text of a notice.
+    `path` is the secret in the vault, `names` what it must hold; `notice` takes the code and the text of a notice.
     """
 
     def __init__(
@@ -48,11 +47,11 @@ class Leased:
         names: tuple[str, ...],
         *,
         clock: Callable[[], int],
-        tell: Tell = lambda _, __: None,
+        notice: Notify = lambda _, __: None,
         monotonic: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.lease = Lease(monotonic)
-        self.tell = tell
+        self.notice = notice
         self._client = client
         self._login = login
         self._path = path
@@ -97,7 +96,7 @@ class Leased:
             live = self.lease.live(now)
             if not live and not self._ended:
                 self._ended = True
-                self.tell("VAULT_LEASE_ENDED", f"nothing is done that needs a secret of the vault: {self.lease.why}")
+                self.notice("VAULT_LEASE_ENDED", f"nothing is done that needs a secret of the vault: {self.lease.why}")
             if not self.lease.due(now):
                 attempt = 0
                 continue
@@ -159,15 +158,15 @@ class Leased:
     def _changed(self, secrets: Mapping[str, Secret]) -> None:
         if any(secrets[name] != self._secrets.get(name) for name in self._names):
             self._secrets = secrets
-            self.tell("VAULT_SECRETS_CHANGED", f"{self._path} holds other secrets than at our start: start us again")
+            self.notice("VAULT_SECRETS_CHANGED", f"{self._path} holds other secrets than at our start: start us again")
 
     def _say(self, code: str, text: str) -> None:
         if code != self._said:
             self._said = code
-            self.tell(code, text)
+            self.notice(code, text)
 
     def _back(self) -> None:
         self._ended = False
         if self._said:
             self._said = ""
-            self.tell(BACK, "the vault answers, and has given a lease")
+            self.notice("VAULT_BACK", "the vault answers, and has given a lease")

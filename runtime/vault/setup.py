@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tallystick.infra.vault import access
 from tallystick.runtime.keys.keystore import Secret
-from tallystick.runtime.vault.client import SealStatus, VaultAway, VaultClient, VaultRefused
+from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
 from tallystick.schemas.errors import ConfigError
 
 ACTIVE_S: Final = 20.0
@@ -121,14 +122,19 @@ def confirm(client: VaultClient, new: tuple[Secret, ...]) -> None:
     raise VaultRefused("VAULT_SHARES", "the vault takes none of its new shares")
 
 
-def await_active(client: VaultClient) -> SealStatus:
-    """Wait until an unsealed vault serves.  Raises `VaultAway`: `VAULT_AUDIT` where it cannot, as without its audit file."""
+def await_active(client: VaultClient) -> None:
+    """Wait until an unsealed vault serves, and writes down that it does.
+
+    Raises `VaultAway`: `VAULT_AUDIT` where it cannot, as without its audit file.
+    """
     deadline = time.monotonic() + ACTIVE_S
     while True:
-        status = client.sealed()
         try:
-            if not status.sealed and client.serving():
-                return status
+            if client.serving():
+                # Its state is told by one that can write nothing, too; an answer is not, not even a refusal.
+                with contextlib.suppress(VaultRefused):
+                    client.get("auth/token/lookup-self")
+                return
             text = "not serving"
         except VaultAway as exc:
             text = exc.text

@@ -113,7 +113,7 @@ CODES: Final = (
         "VAULT_SECRET_MISSING",
         ERROR,
         "The vault holds less for a component than it needs.",
-        "Write it there, with `tallystick api-key DIR COMPONENT --store` and the next `up`, or by yourself.",
+        "Write it there, with `tallystick api-key DIR COMPONENT --set` and the next `up`, or by yourself.",
     ),
     Code(
         "VAULT_LEASE",

@@ -91,7 +91,7 @@ async def test_a_theft_of_the_wrapping_token_is_told_and_the_component_enters_wi
             return tokens.pop() if tokens else vault.vault.secret_id("custody")
 
     told: list[str] = []
-    leased = vault.leased(login=logins.AppRole(vault.role("custody"), Given(None)), tell=lambda c, _: told.append(c))
+    leased = vault.leased(login=logins.AppRole(vault.role("custody"), Given(None)), notice=lambda c, _: told.append(c))
     secrets = await leased.open()
     assert secrets[PIN] == vault.secrets[PIN]
     assert told == ["VAULT_WRAPPING_USED", "VAULT_BACK"]

@@ -45,7 +45,7 @@ class Work:
 
     def __init__(self, vault: VaultWorld, address: str | None = None) -> None:
         self.told: list[str] = []
-        self.leased: Leased = vault.leased(tell=lambda code, _: self.told.append(code), address=address)
+        self.leased: Leased = vault.leased(notice=lambda code, _: self.told.append(code), address=address)
         self._tasks = Tasks()
 
     def live(self) -> bool:
@@ -81,14 +81,19 @@ CANCELS = {"order": "VAULT_LEASE_ENDED", "cancel": "Signed"}
 
 @contextlib.asynccontextmanager
 async def down(vault: VaultWorld, *, sealed: bool) -> AsyncIterator[None]:
-    """The vault is killed meanwhile; `sealed`: started again, and nobody unseals it."""
+    """The vault is killed meanwhile; `sealed`: started again, and nobody unseals it.
+
+    From this thread: it ends with the one that starts it.
+    """
     vault.server.kill()
     if sealed:
-        await asyncio.to_thread(vault.server.start)
-    yield
-    if sealed:
-        await asyncio.to_thread(vault.server.stop)
-    await asyncio.to_thread(vault.vault._start)
+        vault.server.start()
+    try:
+        yield
+    finally:
+        if sealed:
+            vault.server.stop()
+        vault.vault._start()
 
 
 @pytest.mark.parametrize(("sealed", "says"), [(False, "VAULT_UNREACHABLE"), (True, "VAULT_SEALED")])

@@ -18,7 +18,7 @@ from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins
 from tallystick.runtime.vault.client import VaultClient
-from tallystick.runtime.vault.leased import Leased, Tell
+from tallystick.runtime.vault.leased import Leased, Notify
 from tests.support.deployment import make
 
 # Short enough to wait for its end, long enough for a busy machine.
@@ -72,7 +72,7 @@ class VaultWorld:
         self,
         who: str = "custody",
         login: logins.Login | None = None,
-        tell: Tell = lambda _, __: None,
+        notice: Notify = lambda _, __: None,
         address: str | None = None,
     ) -> Leased:
         """As the process of `who` holds its secrets; by its certificate, unless `login` says otherwise."""
@@ -84,7 +84,7 @@ class VaultWorld:
             who,
             self.deployment.leased_names(who),
             clock=time.time_ns,
-            tell=tell,
+            notice=notice,
         )
 
 

@@ -17,10 +17,22 @@ from tallystick.schemas.trust import Cap, Instrument
 
 DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read_text()
 # Their own sections hold what is in these.
-TABLES = {"broker", "authority", "venue", "instruments", "limits", "caps", "market_data", "strategies", "observers"}
+TABLES = {
+    "broker",
+    "authority",
+    "vault",
+    "venue",
+    "instruments",
+    "limits",
+    "caps",
+    "market_data",
+    "strategies",
+    "observers",
+}
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file itself": config.Config,
     "`[broker]`, `[authority]`": config.Endpoint,
+    "`[vault]`": config.VaultConfig,
     "`[venue]`": config.VenueConfig,
     "`[[instruments]]`": Instrument,
     "`[[caps]]`": Cap,
