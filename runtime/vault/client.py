@@ -248,6 +248,8 @@ class VaultClient:
         except hvac.exceptions.VaultError as exc:
             raise VaultAway("VAULT_UNREACHABLE", f"{self.address} answers {type(exc).__name__}: {_said(exc)}") from exc
         except requests.exceptions.SSLError as exc:
+            if _cut(exc):
+                raise VaultAway("VAULT_UNREACHABLE", f"{self.address} broke off: {_said(exc)}") from exc
             raise VaultAway("VAULT_TLS", f"{self.address} is not the vault that it should be: {_said(exc)}") from exc
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             text = f"{self.address} does not answer: {type(exc).__name__}: {_said(exc)}"
@@ -320,6 +322,15 @@ def _grant(auth: _Auth) -> Grant:
     if auth.lease_duration <= 0:
         raise VaultRefused("VAULT_TOKEN", "the vault gave a token without an end: give its role a period or a TTL")
     return Grant(Secret(auth.client_token), auth.lease_duration, auth.renewable)
+
+
+def _cut(exc: BaseException | None) -> bool:
+    """Whether a handshake was broken off, as by a server that stops, and not refused."""
+    while exc is not None:
+        if isinstance(exc, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 def _said(exc: Exception) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,17 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from typer.testing import CliRunner
 
 from tallystick.cli import operate
 from tallystick.cli.main import commands
-from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment import vault as module
 from tallystick.runtime.deployment.vault import UNSEAL, DeploymentVault, Reshare
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins, setup
 from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import TallystickError
 from tests.support.deployment import PIN, running
 from tests.support.vault import VaultWorld, new, running_vault
@@ -105,9 +109,18 @@ def test_shares_for_people_replace_the_key_in_the_keystore_and_the_old_one_opens
     assert UNSEAL not in Keystore.open(own.deployment.keystore, PIN).secrets
 
     own.server.kill()
-    starting = threading.Thread(target=own.vault._start, daemon=True)
+    started, over = threading.Event(), threading.Event()
+
+    def start() -> None:
+        """The server ends with the thread that starts it."""
+        own.vault._start()
+        started.set()
+        over.wait()
+
+    starting = threading.Thread(target=start, daemon=True)
     own.server.start()
     with own.client("operator") as client:
+        _patiently(client.sealed)
         assert (client.sealed().t, client.sealed().n) == (2, 3)
         # The old key is not even of the form of a share: alone it is none, and with a true one it opens nothing.
         with contextlib.suppress(VaultRefused, VaultAway):
@@ -126,16 +139,11 @@ def test_shares_for_people_replace_the_key_in_the_keystore_and_the_old_one_opens
     with own.client("operator") as client:
         for share in change.new[1:]:
             client.unseal(share)
-    starting.join(30)
+    assert started.wait(30)
     assert own.vault.secrets("custody")[NAMES[0]] == own.secrets[NAMES[0]]
-
-    # The server ends with the thread that started it: from here on it is ours again.
-    own.server.stop()
-    own.server.start()
-    with own.client("operator") as client:
-        _patiently(lambda: [client.unseal(share) for share in change.new[:2]])
-        setup.await_active(client)
     Reshare(own.deployment, own.keystore, 1, 1, change.new[:2]).confirm()
+    over.set()
+    starting.join()
     again(own)
     assert own.vault.secrets("custody")[NAMES[0]] == own.secrets[NAMES[0]]
 
@@ -153,7 +161,7 @@ def test_the_commands_say_what_they_did(own: VaultWorld, tmp_path: Path) -> None
         pin.write_text(f"{PIN.reveal()}\n")
         with pin.open() as file:
             words = [f"/proc/self/fd/{file.fileno()}" if word == "PIN" else word for word in arguments]
-            fd = [] if "policies" in words else ["--pin-fd", str(_dup(file.fileno()))]
+            fd = [] if "policies" in words else ["--pin-fd", str(os.dup(file.fileno()))]
             result = CliRunner().invoke(commands(), ["vault", words[0], str(own.deployment.directory), *words[1:], *fd])
         assert result.exception is None or isinstance(result.exception, TallystickError), result.exception
         return result.output + str(result.exception or "")
@@ -198,10 +206,25 @@ async def test_up_starts_a_killed_vault_again_unseals_it_and_nobody_else_notices
 # -- Kubernetes: the token review is a stub, the vault is real -------------------------------------------
 
 
+def service_account(name: str) -> str:
+    """A projected token as the API server signs it; the vault leaves its signature to the review."""
+    now = time.time_ns() // SECOND - 60
+    claims = {
+        "aud": ["https://kubernetes.default.svc"],
+        "iss": "https://kubernetes.default.svc",
+        "iat": now,
+        "nbf": now,
+        "exp": now + 3600,
+        "sub": f"system:serviceaccount:trading:{name}",
+        "kubernetes.io": {"namespace": "trading", "serviceaccount": {"name": name, "uid": "4b7e"}},
+    }
+    return jwt.encode(claims, rsa.generate_private_key(65_537, 2048), "RS256")
+
+
 class Review(BaseHTTPRequestHandler):
     """Answers TokenReview (authentication.k8s.io/v1) as the API server would for one service account's token."""
 
-    good = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrdWJlcm5ldGVzL3NlcnZpY2VhY2NvdW50In0.c2ln"
+    good = service_account("custody")
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -239,12 +262,17 @@ async def test_a_pods_service_account_enters_by_kubernetes_and_no_other_does(
     """A vault of one's own, set up here by its root token; the cluster's API server is a stub."""
     write = setup._write
 
-    def with_kubernetes(client: VaultClient, *rest: Any) -> None:
-        write(client, *rest)
+    def with_kubernetes(client: VaultClient, deployment: str, ca_pem: str, *rest: Any) -> None:
+        write(client, deployment, ca_pem, *rest)
         client.put("sys/auth/kubernetes", {"type": "kubernetes"})
         client.put(
             "auth/kubernetes/config",
-            {"kubernetes_host": cluster, "token_reviewer_jwt": Review.good, "disable_local_ca_jwt": True},
+            {
+                "kubernetes_host": cluster,
+                "token_reviewer_jwt": Review.good,
+                "disable_local_ca_jwt": True,
+                "kubernetes_ca_cert": ca_pem,
+            },
         )
         for name, account in (("custody", "custody"), ("portfolio", "portfolio")):
             client.put(
@@ -258,27 +286,29 @@ async def test_a_pods_service_account_enters_by_kubernetes_and_no_other_does(
             )
 
     monkeypatch.setattr(setup, "_write", with_kubernetes)
-    jwt = tmp_path / "token"
+    token = tmp_path / "token"
     with running_vault(tmp_path / "desk") as vault:
-        jwt.write_text(Review.good)
-        leased = vault.leased(login=logins.Kubernetes(vault.role("custody"), jwt))
-        assert (await leased.open())[NAMES[0]] == vault.secrets[NAMES[0]]
+        token.write_text(Review.good)
+        told: list[str] = []
+        login = logins.Kubernetes(vault.role("custody"), token)
+        leased = vault.leased(login=login, notice=lambda code, text: told.append(f"{code}: {text}"))
+        async with asyncio.timeout(20):
+            assert (await leased.open())[NAMES[0]] == vault.secrets[NAMES[0]]
+        assert told == []
         leased.require_live(time.time_ns())
         await leased.close()
-        for role, text in (("portfolio", Review.good), ("custody", f"{Review.good}x")):
-            jwt.write_text(text)
+        for role, text in (
+            ("portfolio", Review.good),
+            ("custody", service_account("portfolio")),
+            ("custody", service_account("custody")),
+        ):
+            token.write_text(text)
             with vault.client("custody") as client, pytest.raises(VaultRefused):
-                logins.Kubernetes(vault.role(role), jwt)(client)
-        jwt.unlink()
+                logins.Kubernetes(vault.role(role), token)(client)
+        token.unlink()
         with vault.client("custody") as client, pytest.raises(VaultRefused) as caught:
-            logins.Kubernetes(vault.role("custody"), jwt)(client)
+            logins.Kubernetes(vault.role("custody"), token)(client)
         assert caught.value.code == "VAULT_JWT"
-
-
-def _dup(fd: int) -> int:
-    import os
-
-    return os.dup(fd)
 
 
 def _patiently(call: Any) -> None:
@@ -292,6 +322,3 @@ def _patiently(call: Any) -> None:
             time.sleep(0.05)
         else:
             return
-
-
-assert layout.LEASED == ("custody", "portfolio")
