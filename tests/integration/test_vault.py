@@ -235,6 +235,7 @@ class Review(BaseHTTPRequestHandler):
             "groups": ["system:serviceaccounts", "system:serviceaccounts:trading"],
         }
         status: dict[str, Any] = {"authenticated": known, **({"user": user} if known else {"error": "not known"})}
+        status["audiences"] = asked["spec"].get("audiences", [])
         body = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status}).encode()
         self.send_response(201)
         self.send_header("Content-Type", "application/json")
