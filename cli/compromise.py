@@ -221,7 +221,7 @@ class Answer:
         record = self._trust.venues[venue.name]
         adapter = venues.adapter(record.kind)
         client = VenueClient(adapter, record.host, venues.client_tls(self._deployment.venue_ca), self._clock)
-        custody = CustodyClient(self._deployment.run / signing.SOCKET, tasks)
+        custody = CustodyClient(self._deployment.seat("custody") / signing.SOCKET, tasks)
         names = {i.symbol: i.venue_symbol for i in self._trust.instruments if i.venue == venue.name}
         try:
             async with asyncio.timeout(CANCEL_S):

@@ -43,13 +43,15 @@ def _opened(directory: Path, pin_fd: int | None) -> tuple[Deployment, Keystore]:
 
 
 def _open(deployment: Deployment, keystore: Keystore, label: str, *, writable: bool = False) -> Token:
+    from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.config import TOKENS
     from tallystick.runtime.deployment.folder import pin_name
     from tallystick.runtime.keys.hsm import Token
 
     if label not in TOKENS:
         raise ConfigError("TOKENS", f"{label!r} is no token; there are {', '.join(TOKENS)}")
-    return Token.open(deployment.token(label), label, keystore[pin_name(label)], writable=writable)
+    pin = vault.secret(deployment, keystore, label, pin_name(label))
+    return Token.open(deployment.token(label), label, pin, writable=writable)
 
 
 def _key_id(text: str) -> bytes:

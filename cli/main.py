@@ -138,6 +138,7 @@ def admit(
 def up(directory: Dir, pin_fd: PinFd = None) -> None:
     """Run everything of a deployment: the broker and one process a component, watched."""
     from tallystick.cli import operate, preflight
+    from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.owners import end_orphans
     from tallystick.runtime.keys.keystore import open_part, read_pin
@@ -146,7 +147,13 @@ def up(directory: Dir, pin_fd: PinFd = None) -> None:
     end_orphans(deployment, _say)
     preflight.check(deployment, time.time_ns())
     # What runs for months holds no key of the operator.
-    keystore = open_part(deployment.keystore, lambda: read_pin("Master PIN: ", pin_fd), deployment.supervision_names())
+    keystore = open_part(
+        deployment.keystore,
+        lambda: read_pin("Master PIN: ", pin_fd),
+        deployment.supervision_names(),
+        lambda whole: vault.settle(deployment, whole, _say),
+        (vault.UNSEAL, vault.UNSEAL_NEXT),
+    )
     raise typer.Exit(asyncio.run(operate.supervise(deployment, keystore, _say)))
 
 
@@ -162,8 +169,9 @@ def run(
     """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
     from tallystick.runtime.deployment import apart, process
     from tallystick.runtime.deployment.certificates import ensure
-    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.folder import SECRET_ID, Deployment
     from tallystick.runtime.deployment.service_accounts import serve_apart
+    from tallystick.runtime.deployment.vault import handed
     from tallystick.runtime.keys.keystore import Keystore, open_part, read_pin, take_over
 
     deployment = Deployment.load(directory)
@@ -178,12 +186,15 @@ def run(
         def prepare(whole: Keystore) -> None:
             ensure(deployment, whole, (component,), time.time_ns())
             serve_apart(deployment, whole, (component,), ended)
+            # Lent, not kept.
+            whole.secrets |= handed(deployment, whole, component)
 
         secrets = open_part(
             deployment.keystore,
             lambda: read_pin("Master PIN: ", pin_fd),
             deployment.secret_names(component),
             prepare,
+            (SECRET_ID,),
         ).secrets
         os.close(ended)
     apart.enter(deployment, component)
@@ -336,6 +347,7 @@ def commands() -> typer.Typer:
     from tallystick.cli.explain import explain
     from tallystick.cli.keys import app as keys
     from tallystick.cli.replay import EXAMPLES, replay
+    from tallystick.cli.vault import app as vault
     from tallystick.infra.nats.cli import app as topology
 
     app.command(epilog=EXAMPLES)(replay)
@@ -348,6 +360,7 @@ def commands() -> typer.Typer:
     app.add_typer(correct, name="correct")
     app.add_typer(keys, name="keys")
     app.add_typer(topology, name="topology")
+    app.add_typer(vault, name="vault")
     return app
 
 

@@ -21,6 +21,7 @@ from tallystick.cli.status import describe
 from tallystick.cli.stopping import Stopped, signals, unless
 from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment import vault
 from tallystick.runtime.deployment.certificates import certify, ensure
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.proof import api_key_file
@@ -67,7 +68,7 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
         try:
             await unless(stop, supervisor.start())
             folder = deployment.directory
-            for line in describe(deployment, keystore):
+            for line in describe(deployment, await asyncio.to_thread(supervisor.api_keys)):
                 report(line)
             report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
             report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")
@@ -291,12 +292,13 @@ async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
     """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
-    with Token.open(deployment.token(component), component, keystore[layout.pin_name(component)]) as token:
+    pin = vault.secret(deployment, keystore, component, layout.pin_name(component))
+    with Token.open(deployment.token(component), component, pin) as token:
         return public_pem(token.signer(layout.KEY_VENUE).public)
 
 
 def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:
-    """Keep the id that the venue gave for that key; it takes effect at the component's next start."""
+    """Keep the id that the venue gave for that key; the next `up` moves it into the vault, and it takes effect."""
     if not api_key.reveal().isascii() or not api_key.reveal().isalnum():
         raise ConfigError("API_KEY", "a venue's API key id is letters and digits")
     keystore.secrets[layout.api_key_name(component)] = api_key

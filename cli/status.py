@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from tallystick.cli import breaker
 from tallystick.infra.nats.lockfile import owner
+from tallystick.infra.vault.server import OWNER
 from tallystick.runtime.deployment import board
-from tallystick.runtime.deployment.folder import BROKER, Deployment, api_key_name
+from tallystick.runtime.deployment.certificates import names as certificate_names
+from tallystick.runtime.deployment.folder import BROKER, VAULT, Deployment
 from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.keys.identity import load_certificate
-from tallystick.runtime.keys.keystore import Keystore
+from tallystick.runtime.keys.keystore import Secret
 from tallystick.runtime.keys.pki import lifetime
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -38,8 +40,8 @@ def processes(deployment: Deployment) -> list[tuple[str, int]]:
     return found
 
 
-def describe(deployment: Deployment, keystore: Keystore | None = None) -> list[str]:
-    """Venue and prices, as `deployment.toml` says; with the keystore the ids of the venue's keys, cut short."""
+def describe(deployment: Deployment, api_keys: Mapping[str, Secret] | None = None) -> list[str]:
+    """Venue and prices, as `deployment.toml` says; with `api_keys` their ids, cut short."""
     config = deployment.config
     venue, data = config.venue, config.market_data
     kind = "paper money" if venue.kind == "paper" else "REAL MONEY"
@@ -48,8 +50,8 @@ def describe(deployment: Deployment, keystore: Keystore | None = None) -> list[s
         f"venue    {venue.name}: {venue.kind} at {venue.host}, account {venue.account} ({kind})",
         f"prices   {prices.get(data.source, 'live, of the venue')}",
     ]
-    if keystore is not None and "custody" in deployment.bus().components:
-        ids = {name: keystore[api_key_name(name)].reveal()[:6] for name in ("custody", "portfolio")}
+    if api_keys:
+        ids = {name: api_key.reveal()[:6] for name, api_key in api_keys.items()}
         lines.append(
             f"keys     custody's ({ids['custody']}…) is to trade and never withdraw, portfolio's ({ids['portfolio']}…) to read: "
             "what the venue lets them do, you set there"
@@ -85,6 +87,7 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
             yield f"{word if word == 'feed' else 'reached':8} {text}"
     if user := said.get("custody", {}).get("user"):
         yield f"custody  {user}"
+    yield f"vault    {_vault(deployment)}"
     yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"
     methods = {name: name_of(record.method) for name, record in deployment.load_trust()[-1].components.items()}
     for name, pid in running:
@@ -98,10 +101,19 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
         raise refused
 
 
+def _vault(deployment: Deployment) -> str:
+    """Where it is; of the embedded one, whether it runs.  Who has secrets there says how it stands with its lease."""
+    config = deployment.config.vault
+    if config.address:
+        return f"yours, at {config.address}"
+    pid = owner(deployment.vault / OWNER)
+    return "NOT RUNNING" if pid is None else f"embedded, pid {pid}"
+
+
 def _certificates(deployment: Deployment, running: list[str], now: int) -> str:
     """When the first certificate of what runs ends, and whose was not renewed in time."""
     lives: dict[str, tuple[int, int]] = {}
-    for name in (*running, BROKER):
+    for name in (*running, BROKER, *((VAULT,) if VAULT in certificate_names(deployment) else ())):
         # One that cannot be read ends its process, which is told elsewhere.
         with contextlib.suppress(ConfigError):
             lives[name] = lifetime(load_certificate(deployment.identity(name)))

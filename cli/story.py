@@ -69,6 +69,9 @@ port = {{broker}}
 [authority]
 port = {{authority}}
 
+[vault]
+port = {{vault}}
+
 [venue]
 name = "paper"
 kind = "paper"

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.bus import TestBus, running_bus
 from tests.support.runtime import Desk
 from tests.support.tls import ServerTls, make_server_tls
+from tests.support.vault import VaultWorld, running_vault
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +53,13 @@ def process_as_it_was() -> Iterator[None]:
     yield
     os.umask(umask)
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VaultWorld]:
+    """A deployment's vault for who changes nothing that others see there."""
+    with running_vault(tmp_path_factory.mktemp("vault") / "desk") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

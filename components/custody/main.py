@@ -98,6 +98,7 @@ class Custody(Service):
             ctx.tasks,
             self._checkpoint,
             ctx.require_listed,
+            lease=ctx.leased,
         )
         ctx.at_stop(self._server.stop)
         await self._server.start(deployment.seat(NAME) / SOCKET)

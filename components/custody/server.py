@@ -3,8 +3,8 @@
 - A peer with another uid than the allowed ones is closed before it is read; no peer keeps another one waiting
   (`runtime/unix_socket.py`).
 - A frame that does not parse ends its connection; nothing after it is read.
-- Orders are asked for under the signature of execution's session, and go through `permits`; their line in the journal is written before anything is signed.
-- Cancels and queries are signed always, also where the journal cannot be written; those of one order, for ids alone that
+- Orders are asked for under the signature of execution's session, while the vault's lease on the key's secrets holds, and go through `permits`; their line in the journal is written before anything is signed.
+- Cancels and queries are signed always, also without a lease, and where the journal cannot be written; those of one order, for ids alone that
   an order of ours can have.
 - What is refused is recorded with who asked for what, and told (`refusals`).
 - Requests are answered one at a time, in order: the key is used by one thread.
@@ -19,7 +19,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 import msgspec
 import structlog
@@ -56,6 +56,14 @@ async def _no_waiting(_: Credential, __: str) -> None:
     """For who lists sessions before it asks."""
 
 
+class Lease(Protocol):
+    """How long the key's secrets may be used (`runtime/vault/leased.py:Leased`)."""
+
+    def require_live(self, now: int) -> None:
+        """Raise `Unverified` where that is over at `now` (Unix ns)."""
+        ...
+
+
 class Opened(msgspec.Struct, frozen=True):
     """What an order's request holds, each verified by itself: who asks, the decision and the intent."""
 
@@ -71,6 +79,7 @@ class SigningServer:
     - `allowed_uids`: who may connect; `public_key`: of the signing key, for `status`; `within`: who hears of failures.
     - `checkpoint` is called with the name of each point at which a crash is tested: `permit`, `journalled`,
       `order-signed`.
+    - `lease`: without it no order is signed.
     - `listing` waits for the listing of a session that is new (`BusContext.require_listed`).
     - `refusals`: keeps and tells what was refused.
     """
@@ -88,6 +97,8 @@ class SigningServer:
         within: Tasks,
         checkpoint: Callable[[str], None] = lambda _: None,
         listing: Callable[[Credential, str], Awaitable[None]] = _no_waiting,
+        *,
+        lease: Lease,
     ) -> None:
         self._permits = permits
         self._verifier = verifier
@@ -102,6 +113,7 @@ class SigningServer:
         self._syncing: asyncio.Task[None] | None = None
         self._unsynced = False
         self._listing = listing
+        self._lease = lease
         self._log = structlog.get_logger().bind(component=COMPONENT)
         self.refusals = refusals
 
@@ -194,6 +206,8 @@ class SigningServer:
         opened = opened or self._open(request)
         now = self._clock()
         self._permits.require_execution(opened.asker, now)
+        # Before the permit is used: it may serve once there is a lease again.
+        self._lease.require_live(now)
         allowed = self._permits.authorize(opened.decision, request.decision_id, opened.intent, now)
         self._checkpoint("permit")
         builder = self._builder(allowed.venue)

@@ -4,7 +4,8 @@
   and positions.  Only then is the venue asked for what came since, and followed.
 - A decision counts as a permit if its session is admitted (`admit`), in whatever standing.
 - A fill is published before its position, on one chain; see `book` for what a crash in between means.
-- It reads the account with a key that may do nothing but read, signed in its own hardware token.
+- It reads the account with a key that may do nothing but read, signed in its own hardware token, while the vault lends it
+  the secrets for that: without a lease the stream is closed.
 
 The portfolio is trusted with positions: an attacker who controls it can at most lie about fills and balances, which
 the gateway's own count of fills and the operator-signed caps bound, and which audit can compare with the venue.
@@ -20,6 +21,7 @@ from typing import Final
 from tallystick import venues
 from tallystick.components.portfolio.book import Book, Output
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
 from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -32,6 +34,8 @@ from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
 TICK_S: Final = 0.25
 OWN: Final = "portfolio"
 ANNOUNCED_TAIL: Final = 4_096
+# What people are told by its own code.
+_KNOWN: Final = ("VENUE_CREDENTIAL", "VENUE_BACKOFF", "VAULT_LEASE_ENDED")
 
 Connect = Callable[[ServiceContext, Listener], AccountStream]
 
@@ -85,8 +89,25 @@ class Portfolio(Service):
         """History is applied: state what a crash left unsaid, then follow the venue."""
         self._resumed = True
         self._publish(self.book.resume())
-        self.ctx.spawn(self._stream.run())
+        self.ctx.spawn(self._follow())
         self.ctx.spawn(self._tick())
+
+    async def _follow(self) -> None:
+        """The user stream, as long as the lease on its secrets holds, and again once it does."""
+        leased, tasks = self.ctx.leased, Tasks(within=self.ctx.tasks)
+        while True:
+            following = tasks.start(self._stream.run(), "user stream")
+            await self._until(lambda: not leased.live(self.ctx.clock()))
+            await end(following)
+            self.on_connection(False, "VAULT_LEASE_ENDED", "the account is not followed without a lease of the vault")
+            await self._until(lambda: leased.live(self.ctx.clock()))
+            self.on_connection(True, "", "")
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(TICK_S)
 
     async def _on_orders(self, received: Received) -> None:
         # Whatever its standing: a permit or an own fill is a fact, however old.
@@ -155,7 +176,7 @@ class Portfolio(Service):
             self._down = ""
         elif code != self._down:
             self._down = code
-            self.ctx.notice(code if code in ("VENUE_CREDENTIAL", "VENUE_BACKOFF") else "USER_STREAM_DOWN", text)
+            self.ctx.notice(code if code in _KNOWN else "USER_STREAM_DOWN", text)
 
 
 SERVICE = Portfolio

@@ -18,23 +18,23 @@ and the archive's checkpoints show, but makes none that a verifier accepts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from tallystick.infra import embedded
+from tallystick.infra.embedded import START_TIMEOUT_S, MemoryFiles
 from tallystick.infra.nats import child
 from tallystick.infra.nats.lockfile import Lockfile, end_owner
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -44,7 +44,6 @@ MAX_PAYLOAD: Final = 1_048_576
 # a stream delays what others write there by what lies here, not by all that it sent (10,000 messages by default).
 MAX_BUFFERED: Final = 1_024
 MAX_BUFFERED_BYTES: Final = 8_388_608
-START_TIMEOUT_S: Final = 20.0
 # The broker collects when its heap has grown by so many per cent: some 12 MB less than at Go's 100, and a cycle is cheap.
 GARBAGE: Final = "50"
 RELOAD_TIMEOUT_S: Final = 10.0
@@ -56,8 +55,6 @@ ORPHAN_S: Final = 5.0
 _CONFIG_FD: Final = child.FIRST_FD
 _KEY_FD: Final = child.FIRST_FD + 1
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
-# A server that starts with less stops soon after: better not to start, with a reason.
-MIN_FREE_BYTES: Final = 16 * 1_048_576
 # What nats-server 2.15 logs when its store takes no more: the process stays up and refuses every publish, or answers
 # none, also after space was freed.  First seen in this order: its own bound (3/4 of what was free at the start), a write
 # that the disk refused, JetStream given up.
@@ -178,7 +175,7 @@ class EmbeddedServer:
         self._store_lost = ""
         self._watch: Lockfile | None = None
         # What the process reads its configuration and its key from: empty but while it reads.
-        self._files: _MemoryFiles | None = None
+        self._files: MemoryFiles | None = None
         self._text = ""
         self.port = config.port
 
@@ -204,13 +201,13 @@ class EmbeddedServer:
             self._start(accounts)
 
     def _start(self, accounts: Mapping[str, str] | None) -> None:
-        _check_space(self._config.jetstream_dir)
+        embedded.check_space(self._config.jetstream_dir, "the broker")
         config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
         for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
         self._drop_files()
-        self._files = _MemoryFiles()
+        self._files = MemoryFiles("nats-server")
         try:
             if self._watch is None:
                 self._watch = Lockfile.take(config.jetstream_dir / WATCH)
@@ -220,7 +217,7 @@ class EmbeddedServer:
                 # If we are killed here, a server that has no name yet ends with us.
                 lock.name(0)
                 if self.port:
-                    _check_free(config.host, self.port)
+                    embedded.check_free(config.host, self.port)
                 with self._files.filled(self._text.encode(), config.key_pem) as fds:
                     self._launch(config, (*fds, lock.fd))
                 lock.name(self.pid)
@@ -276,22 +273,9 @@ class EmbeddedServer:
             program = child.unreadable(find_server(), copy)
         except OSError as exc:
             raise ConfigError("NATS_START", f"cannot copy the server to {copy}: {exc.strerror}") from exc
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                process = self._process = subprocess.Popen(
-                    [*_with_us(), str(theirs.fileno()), program, "-c", f"/proc/self/fd/{_CONFIG_FD}"],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=self._log_fd,
-                    stderr=self._log_fd,
-                    env={"PATH": os.environ.get("PATH", ""), "GOGC": GARBAGE},
-                    # Ctrl-C in the terminal must reach the supervisor alone, which stops things in order.
-                    start_new_session=True,
-                )
-            # A process that ends at once is found below, with its reason.
-            with contextlib.suppress(OSError):
-                child.hand_over(ours, fds, START_TIMEOUT_S)
+        process = self._process = embedded.launch(
+            [program, "-c", f"/proc/self/fd/{_CONFIG_FD}"], fds, self._log_fd, {"GOGC": GARBAGE}
+        )
         try:
             self._await_listening(config, process)
         finally:
@@ -327,7 +311,7 @@ class EmbeddedServer:
     def _refused(self) -> ConfigError:
         log = self._log(self._log_start).decode("utf-8", "replace")
         if "address already in use" in log:
-            return _taken(self._config.host, self.port)
+            return embedded.taken(self._config.host, self.port)
         lines = [line for line in log.splitlines() if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
         return ConfigError("NATS_START", f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
 
@@ -368,14 +352,7 @@ class EmbeddedServer:
             process = self._process
             if process is None:
                 return
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                try:
-                    process.wait(timeout)
-                except subprocess.TimeoutExpired:
-                    # What was acknowledged is on disk; recovery at the next start is the same code as after SIGTERM.
-                    process.kill()
-                    process.wait()
+            embedded.stop(process, timeout)
             self._forget(process)
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
@@ -405,58 +382,3 @@ def end_orphan(jetstream_dir: Path) -> int:
 
 def _end_orphan(jetstream_dir: Path) -> int:
     return end_owner(jetstream_dir / OWNER, ORPHAN_S)
-
-
-def _with_us() -> tuple[str, ...]:
-    """What runs a command so that it ends when this process was killed, and frees port and store for the next one."""
-    return (sys.executable, "-I", "-S", str(Path(child.__file__)), str(os.getpid()), str(int(signal.SIGTERM)))
-
-
-class _MemoryFiles:
-    """Two files in memory, the configuration and the key, that hold something only while they are `filled`."""
-
-    def __init__(self) -> None:
-        self._fds = [os.memfd_create("nats-server", os.MFD_CLOEXEC) for _ in range(2)]
-
-    @contextlib.contextmanager
-    def filled(self, *contents: bytes) -> Iterator[list[int]]:
-        """The descriptors, of files that hold `contents` until the block ends."""
-        try:
-            for fd, data in zip(self._fds, contents, strict=True):
-                os.pwrite(fd, data, 0)
-            yield self._fds
-        finally:
-            # Whoever was handed the descriptors has them still.
-            for fd in self._fds:
-                os.ftruncate(fd, 0)
-
-    def close(self) -> None:
-        """Empty them and let go of them."""
-        for fd in self._fds:
-            os.ftruncate(fd, 0)
-            os.close(fd)
-        self._fds = []
-
-
-def _check_space(folder: Path) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < MIN_FREE_BYTES:
-        raise ConfigError(
-            "DISK_FULL", f"{free:,} bytes are free at {folder}, the broker needs {MIN_FREE_BYTES:,}: free some space"
-        )
-
-
-def _taken(host: str, port: int) -> ConfigError:
-    return ConfigError(
-        "PORT_TAKEN", f"port {port} on {host} is taken by another program: stop that one or choose another port"
-    )
-
-
-def _check_free(host: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise _taken(host, port) from exc

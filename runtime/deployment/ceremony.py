@@ -74,6 +74,9 @@ port = {broker}
 [authority]
 port = {authority}
 
+[vault]
+port = {vault}
+
 [venue]
 name = "paper"
 kind = "paper"
@@ -175,7 +178,7 @@ def init(
     """Make a paper-trading deployment in `directory` and return it.
 
     `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
-    `{authority}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step; `tokens` are
+    `{authority}`, `{vault}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step; `tokens` are
     those that are not SoftHSM's own, by label.  Raises `ConfigError` or `Malformed`, and then
     leaves nothing behind.
     """
@@ -448,8 +451,8 @@ def _render(
     template: str, deployment: str, strategies: Sequence[StrategyConfig], tokens: Mapping[str, TokenAccess]
 ) -> str:
     """`deployment.toml`; a JSON string is a TOML basic string."""
-    broker, authority, venue = _free_ports(3)
-    text = template.format(deployment=json.dumps(deployment), broker=broker, authority=authority, venue=venue)
+    places = dict(zip(("broker", "authority", "vault", "venue"), _free_ports(4), strict=True))
+    text = template.format(deployment=json.dumps(deployment), **places)
     for label, token in tokens.items():
         text += f"\n[tokens.{label}]\nuri = {json.dumps(token.uri)}\n"
     for strategy in strategies:

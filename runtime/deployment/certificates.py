@@ -65,7 +65,9 @@ def hosts(config: Config, name: str = layout.BROKER) -> tuple[str, ...]:
 
 def names(deployment: Deployment) -> tuple[str, ...]:
     """Everybody who has a certificate."""
-    return (*deployment.bus().components, layout.BROKER, layout.OPERATOR)
+    found = deployment.bus().components
+    vault = () if deployment.config.vault.address or not set(layout.LEASED) & set(found) else (layout.VAULT,)
+    return (*found, layout.BROKER, *vault, layout.OPERATOR)
 
 
 def load_issuing_ca(deployment: Deployment) -> x509.Certificate:

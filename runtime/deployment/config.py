@@ -24,6 +24,7 @@ from tallystick.schemas.trust import Cap, Instrument
 
 # The tokens of a deployment, each with a PIN of its own.
 TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
+_ADDRESS: Final = re.compile(r"https://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -35,6 +36,35 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise Malformed("PORT", f"a port is 0 to 65535, got {self.port}")
+
+
+class VaultConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The vault: the embedded one on `port` (0: a free one at each start), or yours at `address`, vouched for by `ca`.
+
+    `auth` is how components log in, `mount` the KV (version 2) with their secrets and the beginning of their roles' names;
+    `lease_s` the seconds that an embedded one lends secrets for; `jwt` the service account's token for Kubernetes.
+    """
+
+    port: int = 0
+    address: str = ""
+    ca: str = ""
+    auth: Literal["approle", "certificate", "kubernetes"] = "approle"
+    mount: str = "tallystick"
+    lease_s: Annotated[int, msgspec.Meta(ge=3, le=86_400)] = 300
+    jwt: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise Malformed("PORT", f"a port is 0 to 65535, got {self.port}")
+        check_name(self.mount, "vault.mount")
+        if bool(self.address) != bool(self.ca):
+            raise Malformed("VAULT", "vault.address and vault.ca belong together: yours, and what vouches for it")
+        if self.address and not _ADDRESS.fullmatch(self.address):
+            raise Malformed("VAULT", f"vault.address must be https://HOST:PORT, got {self.address!r}")
+        if self.address and self.port:
+            raise Malformed("VAULT", "vault.port is the embedded vault's, vault.address another's: only one of them")
+        if self.auth == "kubernetes" and not self.address:
+            raise Malformed("VAULT", 'vault.auth = "kubernetes" needs a vault of the cluster: vault.address')
 
 
 class VenueConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,6 +237,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strategies: tuple[StrategyConfig, ...] = ()
     observers: tuple[ObserverConfig, ...] = ()
     tokens: dict[str, TokenConfig] = {}
+    vault: VaultConfig = VaultConfig()
     host: str = "127.0.0.1"
     session_lifetime_s: int = 0
     certificate_lifetime_s: Annotated[int, msgspec.Meta(ge=0)] = 0

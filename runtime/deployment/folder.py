@@ -46,19 +46,22 @@ KEY_IDENTITY: Final = b"identity"
 # Which of the tokens a component opens.
 _OWN_TOKENS: Final = {
     "authority": ("roles", "signing"),
-    "custody": ("custody",),
-    "portfolio": ("portfolio",),
     "audit": ("audit",),
     "execution": (HARDWARE,),
 }
 # Whose process has a user of its own where that can be (`apart`), and so a folder of its own below `run`.
 APART: Final = ("custody",)
+# Whose token's PIN and API key id at the venue lie in the vault.
+LEASED: Final = ("custody", "portfolio")
+# What such a component is handed to get it, where it logs in by a secret id: a wrapping token.
+SECRET_ID: Final = "vault.secret_id"  # noqa: S105 - its name
 # A process whose component the operator revoked ends with this.
 EXIT_REVOKED: Final = 3
-# Certificates besides those of the components: the broker's and the operator's own.
+# Certificates besides those of the components: the broker's, the vault's and the operator's own.
 BROKER: Final = "nats"
+VAULT: Final = "vault"
 OPERATOR: Final = "operator"
-SERVERS: Final = (BROKER, "authority", "paper-exchange")
+SERVERS: Final = (BROKER, VAULT, "authority", "paper-exchange")
 
 PIN_STORE_KEY: Final = "nats.store_key"
 PIN_ARCHIVE_KEY: Final = "audit.archive_key"
@@ -87,7 +90,7 @@ def passphrase_name(component: str) -> str:
 
 
 def api_key_name(component: str) -> str:
-    """The keystore's name of the venue's API key id that `custody` or `portfolio` uses."""
+    """The name, in vault and keystore, of the venue's API key id that `custody` or `portfolio` uses."""
     return f"venue.{component}.api_key"
 
 
@@ -155,6 +158,33 @@ class Deployment:
     def venue_ca(self) -> Path | None:
         """What vouches for the venue: our own CA for the paper exchange, the machine's authorities (None) for another."""
         return self.ca if self.config.venue.kind == "paper" else None
+
+    @property
+    def vault(self) -> Path:
+        """The embedded vault's storage and audit file."""
+        return self.directory / "vault"
+
+    @property
+    def vault_port(self) -> Path:
+        """The port that the embedded vault has taken, written at each start."""
+        return self.run / "vault.port"
+
+    @property
+    def vault_ca(self) -> Path:
+        """What vouches for the vault: the issuing CA for the embedded one, what `deployment.toml` names for another."""
+        named = self.config.vault.ca
+        return self.directory / named if named else self.issuing_ca
+
+    def vault_address(self) -> str:
+        """Where the vault is.  Raises `ConfigError` for an embedded one that takes any port, and was never started."""
+        if self.config.vault.address:
+            return self.config.vault.address
+        try:
+            port = self.config.vault.port or int(self.vault_port.read_text("ascii"))
+        except (OSError, ValueError) as exc:
+            raise ConfigError("VAULT_ADDRESS", f"{self.vault_port}: no port; `tallystick up` starts the vault") from exc
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        return f"https://{host}:{port}"
 
     def identity(self, component: str) -> Path:
         """The certificate and the encrypted key of a component, of the broker (`nats`) or of the operator."""
@@ -273,8 +303,6 @@ class Deployment:
         """The keystore's names of what a component gets, and nothing else."""
         names = [passphrase_name(component)]
         names += [pin_name(token) for token in _OWN_TOKENS.get(component, ())]
-        if component in ("custody", "portfolio"):
-            names.append(api_key_name(component))
         if component == "audit":
             names.append(PIN_ARCHIVE_KEY)
         return tuple(names)
@@ -290,11 +318,16 @@ class Deployment:
             pin_name("roles"),
             pin_name("signing"),
             pin_name(ISSUER),
+            passphrase_name(VAULT),
             passphrase_name(BROKER),
             passphrase_name(OPERATOR),
             PIN_STORE_KEY,
         )
         return tuple(dict.fromkeys((*handed, *own)))
+
+    def leased_names(self, component: str) -> tuple[str, ...]:
+        """The names of what a component gets from the vault, and nothing else."""
+        return (pin_name(component), api_key_name(component)) if component in LEASED else ()
 
     def load_trust(self, pinned: bytes | None = None) -> tuple[TrustRoot, ...]:
         """All versions of the trust root, verified from `pinned` (32 bytes; default: the folder's `pinned_key`).

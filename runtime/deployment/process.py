@@ -1,6 +1,6 @@
 """One component as an operating-system process: from its folder, name and secrets to a clean end.
 
-    python -P -m tallystick.runtime.deployment.process DIR COMPONENT --secrets-fd N
+    python -P -m tallystick.runtime.deployment.process DIR COMPONENT --secrets-fd N [--vault-fd M]
 
 - The trust root is verified from the pinned key, and must be current.
 - The identity is the component's client certificate, whose key is decrypted in memory; it is renewed as long as the
@@ -22,11 +22,12 @@ import gc
 import importlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 # isort: off
 from tallystick.runtime.deployment import libraries  # noqa: F401 - first: without what they would read besides
@@ -43,7 +44,7 @@ from tallystick.runtime.bus.tasks import end
 from tallystick.runtime.deployment import apart
 from tallystick.runtime.deployment.board import STATUS_S, Board
 from tallystick.runtime.deployment.certificates import load_issuing_ca
-from tallystick.runtime.deployment.folder import EXIT_REVOKED, Deployment, passphrase_name
+from tallystick.runtime.deployment.folder import EXIT_REVOKED, LEASED, SECRET_ID, Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
@@ -52,6 +53,9 @@ from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Secret, take_over
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unreachable, Unverified
 from tallystick.schemas.trust import require_current
+
+if TYPE_CHECKING:
+    from tallystick.runtime.vault.leased import Leased
 
 BOOT_BYTES: Final = 16
 # Folders whose code lies beside `components/` in the tree.
@@ -63,8 +67,13 @@ LEAVE_S: Final = 15.0
 GOODBYE_S: Final = 0.5
 
 
-def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> Setup:
-    """Everything that can be wrong before the bus is touched.  Raises `ConfigError` or `Unverified`."""
+def load_setup(
+    directory: Path, component: str, secrets: dict[str, Secret], channel: socket.socket | None = None
+) -> Setup:
+    """Everything that can be wrong before the bus is touched.  Raises `ConfigError` or `Unverified`.
+
+    `channel`: where whoever started it gives secret ids of the vault.
+    """
     deployment = Deployment.load(directory)
     spec = deployment.bus().component(component)
     log = open_log(deployment.log(component), component)
@@ -87,6 +96,34 @@ def load_setup(directory: Path, component: str, secrets: dict[str, Secret]) -> S
         clock=time.time_ns,
         entropy=os.urandom,
         log=log,
+        leased=_leased(deployment, identity, secrets, channel) if component in LEASED else None,
+    )
+
+
+def _leased(
+    deployment: Deployment, identity: Identity, secrets: dict[str, Secret], channel: socket.socket | None
+) -> Leased:
+    # Most processes have nothing to do with the vault: its client is not for them.
+    from tallystick.infra.vault.access import role_name
+    from tallystick.runtime.vault import leased, logins
+    from tallystick.runtime.vault.client import VaultClient
+
+    config = deployment.config.vault
+    role = role_name(config.mount, identity.component)
+    login: logins.Login
+    match config.auth:
+        case "approle":
+            login = logins.AppRole(role, logins.SecretIds(secrets.get(SECRET_ID), channel))
+        case "certificate":
+            login = logins.Certificate(role)
+        case "kubernetes":
+            login = logins.Kubernetes(role, deployment.directory / config.jwt)
+    return leased.Leased(
+        VaultClient(deployment.vault_address(), identity.client(deployment.vault_ca), config.mount),
+        login,
+        identity.component,
+        deployment.leased_names(identity.component),
+        clock=time.time_ns,
     )
 
 
@@ -156,6 +193,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
             await asyncio.sleep(STATUS_S)
 
     async def serve() -> None:
+        await ctx.enter_vault()
         await service.start(ctx)
         ctx.spawn(show())
         await ctx.resume()
@@ -194,14 +232,16 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
                     await client.end(session.key, setup.boot)
 
 
-def main(directory: Path, component: str, secrets: dict[str, Secret], *, alone: bool) -> int:
+def main(
+    directory: Path, component: str, secrets: dict[str, Secret], *, alone: bool, channel: socket.socket | None = None
+) -> int:
     """Run one component in this process until it is told to stop; the exit code.  `alone`: under no supervisor.
 
     Where authority or broker are not there at the start, the supervisor, which starts them, tries again (1); a person
     who named the wrong place is told so (2).
     """
     try:
-        setup = load_setup(directory, component, secrets)
+        setup = load_setup(directory, component, secrets, channel)
         setup.deployment.seat(component).mkdir(mode=0o700, exist_ok=True)
         # The component's own files have one writer.
         held = Lockfile.take(component_file(setup.deployment, component), alone=alone)
@@ -243,11 +283,13 @@ def main(directory: Path, component: str, secrets: dict[str, Secret], *, alone: 
 
 
 def from_command_line(arguments: list[str]) -> int:
-    """`DIR COMPONENT --secrets-fd N`: the supervisor's way in."""
+    """`DIR COMPONENT --secrets-fd N [--vault-fd M]`: the supervisor's way in."""
     # Nothing trades on unwatched.
     end_with_parent(signal.SIGTERM)
-    if len(arguments) != 4 or arguments[2] != "--secrets-fd" or not arguments[3].isdigit():
-        sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N\n")
+    options = dict(zip(arguments[2::2], arguments[3::2], strict=False))
+    fds = [options.get(name, "") for name in ("--secrets-fd", "--vault-fd")[: len(options)]]
+    if len(arguments) not in (4, 6) or len(arguments) != 2 + 2 * len(options) or not all(fd.isdigit() for fd in fds):
+        sys.stderr.write("usage: process DIR COMPONENT --secrets-fd N [--vault-fd M]\n")
         return 2
     try:
         # Before `harden`, since the files below /proc of a closed process are root's.
@@ -259,14 +301,15 @@ def from_command_line(arguments: list[str]) -> int:
         )
     harden()
     try:
-        secrets = take_over(int(arguments[3]))
+        secrets = take_over(int(fds[0]))
+        channel = socket.socket(fileno=int(fds[1])) if len(fds) > 1 else None
         apart.enter(Deployment.load(Path(arguments[0])), arguments[1])
         # A change of user ends what the kernel was asked for.
         end_with_parent(signal.SIGTERM)
     except (TallystickError, OSError) as exc:
         sys.stderr.write(f"tallystick: {exc}\n")
         return 2
-    return main(Path(arguments[0]), arguments[1], secrets, alone=False)
+    return main(Path(arguments[0]), arguments[1], secrets, alone=False, channel=channel)
 
 
 if __name__ == "__main__":

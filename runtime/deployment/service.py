@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,6 +25,10 @@ from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.trust import TrustRoot
 
+if TYPE_CHECKING:
+    # Most processes have nothing to do with the vault: its client is not for them.
+    from tallystick.runtime.vault.leased import Leased
+
 
 class Setup(msgspec.Struct, frozen=True):
     """What a process is made from, before it has a session."""
@@ -38,6 +42,8 @@ class Setup(msgspec.Struct, frozen=True):
     clock: Callable[[], int]
     entropy: Callable[[int], bytes]
     log: Log
+    # How it holds its secrets from the vault; None for who has none there.
+    leased: Leased | None = None
 
     def authority(self) -> AuthorityClient:
         """Where its sessions come from."""
@@ -92,6 +98,7 @@ class Setup(msgspec.Struct, frozen=True):
             deployment=self.deployment,
             secrets=self.secrets,
             identity=self.identity,
+            leased=self.leased,
         )
 
 
@@ -104,10 +111,12 @@ class ServiceContext(BusContext):
         deployment: Deployment | None = None,
         secrets: Mapping[str, Secret] | None = None,
         identity: Identity | None = None,
+        leased: Leased | None = None,
         **bus: Any,
     ) -> None:
-        """`deployment`, `identity`: None for a service that is given everything else it needs; `bus`: as `BusContext`."""
+        """`deployment`, `identity`, `leased`: None for a service that needs none; `bus`: as `BusContext`."""
         super().__init__(**bus)
+        self._leased = leased
         self._identity = identity
         self._deployment = deployment
         self._secrets = dict(secrets or {})
@@ -131,13 +140,30 @@ class ServiceContext(BusContext):
             raise ConfigError("DEPLOYMENT", f"{self.component} needs a certificate")
         return self._identity
 
+    @property
+    def leased(self) -> Leased:
+        """How long its secrets from the vault may be used.  Raises `ConfigError` for who has none there."""
+        if self._leased is None:
+            raise ConfigError("VAULT_LEASE", f"{self.component} has no secrets from the vault")
+        return self._leased
+
+    async def enter_vault(self) -> None:
+        """Have its secrets from the vault, where it has some there, and keep their lease until the stop."""
+        if self._leased is None:
+            return
+        self._leased.notice = self.notice
+        self.at_stop(self._leased.close)
+        self._secrets |= await self._leased.open()
+        self.spawn(self._leased.run())
+
     def secret(self, name: str) -> Secret:
-        """One of the secrets that this component was handed.  Raises `ConfigError` for one that it was not."""
+        """One of the secrets that this component was handed, or has from the vault.  Raises `ConfigError` for one that it was not."""
         try:
             return self._secrets[name]
         except KeyError:
             raise ConfigError(
-                "SECRETS", f"{self.component} needs the secret {name}: is it in the keystore, and handed over?"
+                "SECRETS",
+                f"{self.component} needs the secret {name}: is it in the keystore or the vault, and handed over?",
             ) from None
 
 

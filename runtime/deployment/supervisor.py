@@ -1,8 +1,8 @@
 """`tallystick up`: the embedded broker and every process of a deployment, started, watched, stopped.
 
 - Order: broker, streams and durables (with a break-glass administrator's session that lives a minute and
-  is forgotten), authority, then everything else at once; each process gets only its own secrets, through
-  a descriptor in memory.
+  is forgotten), authority, and beside them the vault; then everything else at once.  Each process gets only its own
+  secrets, through a descriptor in memory, or from the vault (`vault`).
 - A process that ends by itself is started again after a growing pause; one that fails `MAX_RESTARTS`
   times within `RESTART_WINDOW_S`, or ends with exit code 2 (cannot run as it is), stays down and is
   reported.  The broker is started again likewise.
@@ -10,7 +10,7 @@
   run, components renew their own, and the broker's is renewed here.
 - Strategies are given tokens that say which of them is which (`service_accounts`), as long as they run.
 - A component that the operator revoked keeps nobody else from starting; it is started again when it has a new key.
-- Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
+- Stop: strategies and sources first, then those who finish their work, audit, authority, the vault, the broker last.  Each
   has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
 - One supervisor a deployment: a second one is refused, and what a killed one left is ended first (`owners`).
 - A watch that fails ends `up`: what nobody watches does not trade.
@@ -37,7 +37,7 @@ from tallystick.infra.nats import topology
 from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.infra.nats.server import EmbeddedServer, ServerStopped
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment import broker, certificates
+from tallystick.runtime.deployment import broker, certificates, vault
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
@@ -125,6 +125,9 @@ class Supervisor:
         self._tasks = Tasks()
         self._lock: Lockfile | None = None
         self._accounts: ServiceAccounts | None = None
+        # There where somebody of ours has secrets in it.
+        needed = set(layout.LEASED) & set(self._managed)
+        self.vault = vault.DeploymentVault(deployment, keystore, report) if needed else None
         # What ended with an error of its own while it was stopped, or had to be killed.
         self.unclean: list[str] = []
 
@@ -138,6 +141,13 @@ class Supervisor:
     def states(self) -> list[ProcessState]:
         """The processes as they are now."""
         return [m.state for m in self._managed.values()]
+
+    def api_keys(self) -> dict[str, Secret]:
+        """The ids of the venue's keys, by component, as the vault has them.  Raises `VaultAway`, `VaultRefused`."""
+        if self.vault is None:
+            return {}
+        names = vault.components(self.deployment)
+        return {name: self.vault.secrets(name)[layout.api_key_name(name)] for name in names}
 
     @property
     def server(self) -> EmbeddedServer:
@@ -154,11 +164,13 @@ class Supervisor:
         started = time.monotonic()
         await asyncio.to_thread(end_orphans, self.deployment, self._report)
         self._lock = Lockfile.take(supervisor_file(self.deployment))
+        await asyncio.to_thread(vault.prepare, self._keystore)
         await asyncio.to_thread(
             certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
         )
         # Its token takes as long to open as the broker to start.
         accounts = self._tasks.start(asyncio.to_thread(self._service_accounts), "the issuer of tokens")
+        entering = self._tasks.start(self._start_vault(self.vault), "vault") if self.vault is not None else None
         with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
@@ -171,6 +183,8 @@ class Supervisor:
         self._tasks.start(self._issue_tokens(), "the strategies' tokens")
         await self._ready(["authority"])
         self._report("authority lists sessions")
+        if entering is not None:
+            await entering
         # The market opens when everybody is there.
         others = [name for name in self._managed if name not in ("authority", "market-data")]
         for name in others:
@@ -183,6 +197,10 @@ class Supervisor:
             await self._ready(["market-data"])
         self._tasks.start(self._watch(), "supervisor")
         self._report(f"{len(self._managed)} processes ready after {time.monotonic() - started:.1f} s")
+
+    async def _start_vault(self, made: vault.DeploymentVault) -> None:
+        await asyncio.to_thread(made.start)
+        self._tasks.start(made.watch(), "vault")
 
     def _precede(self) -> None:
         """An order waits for the broker, so the broker goes first where it may."""
@@ -254,6 +272,9 @@ class Supervisor:
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
         self._issue(name)
         fd = hand_over(self._secrets(name))
+        channel = self.vault.channel(name, self._tasks) if self.vault is not None else None
+        fds = (fd,) if channel is None else (fd, channel.fileno())
+        options = [word for pair in zip(("--secrets-fd", "--vault-fd"), map(str, fds), strict=False) for word in pair]
         errors = self.deployment.log(name).with_suffix(".err")
         try:
             with errors.open("ab") as stderr:
@@ -266,10 +287,9 @@ class Supervisor:
                         "tallystick.runtime.deployment.process",
                         str(self.deployment.directory),
                         name,
-                        "--secrets-fd",
-                        str(fd),
+                        *options,
                     ],
-                    pass_fds=(fd,),
+                    pass_fds=fds,
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
@@ -278,6 +298,8 @@ class Supervisor:
                 )
         finally:
             os.close(fd)
+            if channel is not None:
+                channel.close()
         managed.wanted = True
         managed.shown = self._shown(name)
         managed.state.pid = managed.process.pid
@@ -399,6 +421,8 @@ class Supervisor:
             names = [n for n in self._managed if any(n == g or (g.endswith("-") and n.startswith(g)) for g in group)]
             await asyncio.gather(*(self._stop(name) for name in names))
         await asyncio.gather(*(self._stop(name) for name in self._managed))
+        if self.vault is not None:
+            await self._patiently("the vault", asyncio.to_thread(self.vault.stop, STOP_TIMEOUT_S))
         if self._server is not None:
             await self._patiently("the broker", asyncio.to_thread(self._server.stop, STOP_TIMEOUT_S))
         self._let_go()
@@ -447,6 +471,8 @@ class Supervisor:
         processes = [m.process for m in self._managed.values() if m.process is not None]
         for process in processes:
             process.kill()
+        if self.vault is not None:
+            self.vault.kill()
         if self._server is not None:
             self._server.kill()
         for process in processes:

@@ -49,7 +49,7 @@ class Identity:
         self._deployment = deployment
         self._ca = ca
         self._passphrase = passphrase
-        self._servers: list[ssl.SSLContext] = []
+        self._others: list[ssl.SSLContext] = []
         self.tls = client_context(ca, path, passphrase)
         self._read()
 
@@ -66,7 +66,13 @@ class Identity:
     def server(self, *, mutual: bool = True) -> ssl.SSLContext:
         """A server's context that shows it, and asks clients for a certificate (`mutual=False`: only a venue does not)."""
         context = server_context(self._ca, self.path, self._passphrase, mutual=mutual)
-        self._servers.append(context)
+        self._others.append(context)
+        return context
+
+    def client(self, ca: Path) -> ssl.SSLContext:
+        """A client's context that shows it to a server which `ca` vouches for.  Raises `ConfigError`."""
+        context = client_context(ca, self.path, self._passphrase)
+        self._others.append(context)
         return context
 
     def due(self, now: int) -> bool:
@@ -115,7 +121,7 @@ class Identity:
         """Show what the file holds now, in every context.  Raises `ConfigError`, and then shows what it showed."""
         # What does not fit is found out here, before anything is changed.
         client_context(self._ca, self.path, self._passphrase)
-        for context in (self.tls, *self._servers):
+        for context in (self.tls, *self._others):
             _show(context, self.path, self._passphrase)
         self._read()
 

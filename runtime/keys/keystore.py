@@ -201,22 +201,26 @@ def read_pins(prompts: Sequence[str], fd: int | None = None) -> tuple[Secret, ..
 
 
 def open_part(
-    path: Path, pin: Callable[[], Secret], names: Iterable[str], work: Callable[[Keystore], object] = lambda _: None
+    path: Path,
+    pin: Callable[[], Secret],
+    names: Iterable[str],
+    work: Callable[[Keystore], object] = lambda _: None,
+    optional: Iterable[str] = (),
 ) -> Keystore:
-    """The secrets `names` of the keystore at `path` alone; it cannot be saved.
+    """The secrets `names` of the keystore at `path` alone, and of `optional` those that are there; it cannot be saved.
 
     A child asks for the PIN, opens the keystore, does `work` with it, hands these over and ends: what it read besides was
     never in our memory, where freed text lies about for as long as we live.  Called while there is one thread.  Raises
     what `pin`, `Keystore.open` and `work` raise of our own errors.
     """
-    wanted = tuple(names)
+    wanted, possible = tuple(names), tuple(optional)
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
         try:
             end_with_parent(signal.SIGTERM)
             ours.close()
-            theirs.sendall(msgspec.json.encode(_opened(path, pin, wanted, work)))
+            theirs.sendall(msgspec.json.encode(_opened(path, pin, wanted, possible, work)))
         except Exception:  # noqa: BLE001 - whatever it is
             # A defect: nobody above us would tell it.
             traceback.print_exc()
@@ -245,13 +249,18 @@ def open_part(
 
 
 def _opened(
-    path: Path, pin: Callable[[], Secret], names: tuple[str, ...], work: Callable[[Keystore], object]
+    path: Path,
+    pin: Callable[[], Secret],
+    names: tuple[str, ...],
+    optional: tuple[str, ...],
+    work: Callable[[Keystore], object],
 ) -> tuple[dict[str, str], str, str, str]:
     """Values; or code, text and class of what is wrong."""
     try:
         store = Keystore.open(path, pin())
         work(store)
-        return {name: store[name].reveal() for name in names}, "", "", ""
+        found = (*names, *(name for name in optional if name in store.secrets))
+        return {name: store[name].reveal() for name in found}, "", "", ""
     except TallystickError as exc:
         return {}, exc.code, exc.text, type(exc).__name__
     except OSError as exc:

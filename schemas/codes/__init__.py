@@ -20,6 +20,7 @@ from tallystick.schemas.codes import (
     keys,
     record,
     sessions,
+    vault,
     venue,
     wire,
 )
@@ -29,6 +30,7 @@ from tallystick.schemas.codes.code import Code
 DOMAINS: Final[dict[str, tuple[Code, ...]]] = {
     "Deployment and commands": deployment.CODES,
     "Keys and secrets": keys.CODES,
+    "Vault": vault.CODES,
     "Orders: the gateway": gateway.CODES,
     "Orders: custody and execution": custody.CODES,
     "Venue and market": venue.CODES,

@@ -343,7 +343,7 @@ def test_a_recorded_permit_is_refused_by_the_custody_it_was_made_for(tmp_path: P
 def test_a_live_deployment_is_refused_as_a_zone_before_any_pin_is_asked(tmp_path: Path) -> None:
     folder = tmp_path / "live"
     folder.mkdir(mode=0o700)
-    text = DEFAULT_TEMPLATE.format(deployment='"desk"', broker=1, authority=2, venue=3)
+    text = DEFAULT_TEMPLATE.format(deployment='"desk"', broker=1, authority=2, vault=4, venue=3)
     (folder / "deployment.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         open_zone(folder, None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import secrets
+import secrets as entropy
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -100,11 +101,13 @@ async def _at_venue(desk: Running, place: int) -> int:
     record, instrument = trust.venues["paper"], trust.instrument("paper", "XRP/ETH")
     adapter = venues.adapter(record.kind)
     client = VenueClient(adapter, record.host, venues.client_tls(deployment.venue_ca), time.time_ns)
-    with Token.open(deployment.token("custody"), "custody", desk.keystore[pin_name("custody")]) as token:
-        key = desk.keystore[api_key_name("custody")].reveal()
+    assert desk.supervisor.vault is not None
+    secrets = await asyncio.to_thread(desk.supervisor.vault.secrets, "custody")
+    with Token.open(deployment.token("custody"), "custody", secrets[pin_name("custody")]) as token:
+        key = secrets[api_key_name("custody")].reveal()
         build = adapter.request_builder(record, trust.instruments, key, token.signer(KEY_VENUE), time.time_ns)
         for _ in range(place):
-            name = f"{secrets.token_hex(16)}"
+            name = f"{entropy.token_hex(16)}"
             order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0001", name)
             status, body = await client.send(_signed(build.order(instrument, order)))
             assert status == 200, body

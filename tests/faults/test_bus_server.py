@@ -16,9 +16,10 @@ import msgspec
 import pytest
 from nats.errors import Error as NatsError
 
+from tallystick.infra.embedded import MIN_FREE_BYTES
 from tallystick.infra.nats.claims import Accounts
 from tallystick.infra.nats.provision import durable_config, provision, provision_state, stream_config
-from tallystick.infra.nats.server import MIN_FREE_BYTES, EmbeddedServer, ServerConfig, ServerStopped, render_config
+from tallystick.infra.nats.server import EmbeddedServer, ServerConfig, ServerStopped, render_config
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.seal import max_payload

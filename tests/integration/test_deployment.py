@@ -193,12 +193,12 @@ def test_no_plain_private_key_lies_in_the_folder(made: Deployment) -> None:
 def test_a_component_gets_its_own_secrets_and_no_others(made: Deployment, store: Keystore) -> None:
     assert made.secret_names("strategy-alpha") == ("pki.strategy-alpha.passphrase",)
     assert made.secret_names("execution") == ("pki.execution.passphrase", "hsm.execution.pin")
-    assert set(made.secret_names("custody")) == {
-        "pki.custody.passphrase", "hsm.custody.pin", "venue.custody.api_key",
-    }  # fmt: skip
+    assert made.secret_names("custody") == ("pki.custody.passphrase",)
+    assert made.leased_names("custody") == ("hsm.custody.pin", "venue.custody.api_key")
+    assert made.leased_names("execution") == ()
     seen: set[str] = set()
     for component in made.load_trust()[-1].components:
-        names = made.secret_names(component)
+        names = (*made.secret_names(component), *made.leased_names(component))
         assert not seen & set(names)
         seen |= set(names)
         for name in names:

@@ -33,6 +33,7 @@ from tallystick.schemas.trust import Instrument, TrustRoot, sign_document
 from tallystick.venues.binance.order import client_order_id
 from tallystick.venues.binance.request import RequestBuilder
 from tests.support import world
+from tests.support.leases import held
 
 SECOND = 1_000_000_000
 SUBJECT = "order.decision.alpha.paper.XRP-ETH"
@@ -113,6 +114,7 @@ class Desk:
             self.journal.spent,
             self.journal.signed,
         )
+        self.lease = held(monotonic=lambda: self.monotonic, now=now)
         self.server = SigningServer(
             self.permits,
             self.verifier,
@@ -123,6 +125,7 @@ class Desk:
             frozenset({UID}),
             VENUE_KEY.public,
             Tasks(),
+            lease=self.lease,
         )
         self.server._sync_soon = self.journal.sync  # type: ignore[method-assign] # without an event loop
         self.number = 0

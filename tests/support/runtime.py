@@ -27,6 +27,7 @@ from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user
 from tallystick.schemas.trust import ComponentTrust, TrustRoot, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, now_s
+from tests.support.leases import held
 from tests.support.world import key, seed
 
 
@@ -121,7 +122,11 @@ class Desk:
             reads=spec.reads,
             api=spec.api,
             # As deployed: whoever starts again goes on from what it left.
-            **{"vault": Vault(self.bus.folder / "state" / component, seed(f"snapshots {component}")), **kw},
+            **{
+                "leased": held(),
+                "vault": Vault(self.bus.folder / "state" / component, seed(f"snapshots {component}")),
+                **kw,
+            },
         )
         self.contexts.append(context)
         return context

@@ -20,6 +20,7 @@ DOCUMENT = (Path(tests.__path__[0]).parent / "docs" / "deployment-toml.md").read
 TABLES = {
     "broker",
     "authority",
+    "vault",
     "venue",
     "instruments",
     "limits",
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "The file itself": config.Config,
     "`[broker]`, `[authority]`": config.Endpoint,
     "`[tokens.LABEL]`": config.TokenConfig,
+    "`[vault]`": config.VaultConfig,
     "`[venue]`": config.VenueConfig,
     "`[[instruments]]`": Instrument,
     "`[[caps]]`": Cap,

@@ -33,7 +33,7 @@ def recording(
 
 def config(told: Story) -> Config:
     """What `tallystick init` makes of it."""
-    text = told.template.format(deployment='"demo"', broker=1, authority=2, venue=3)
+    text = told.template.format(deployment='"demo"', broker=1, authority=2, vault=3, venue=4)
     for strategy in told.strategies:
         params = "".join(f'{key} = "{value}"\n' for key, value in strategy.params.items())
         text += (

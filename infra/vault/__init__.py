@@ -1,0 +1,1 @@
+"""The vault: what it lets whom do, and the embedded OpenBao server."""

@@ -1,0 +1,3 @@
+path "tallystick/data/custody" {
+  capabilities = ["read"]
+}

@@ -1,0 +1,3 @@
+path "tallystick/data/portfolio" {
+  capabilities = ["read"]
+}

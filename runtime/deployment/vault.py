@@ -1,0 +1,477 @@
+"""The vault of a deployment: the embedded one from its first start on, and what the supervisor asks of any.
+
+- The embedded one is set up by the first `up`, in a folder beside its own that is renamed when it is whole; its unseal key
+  lies in the keystore, under the master PIN, so that `up` unseals it.  Where people hold shares instead, it waits for
+  them (`tallystick vault unseal`).
+- What the keystore holds of the components' secrets moves into the vault at each `up`: it is deleted there once it is
+  here.  So does an API key id that the operator set meanwhile.
+- A server that ends is started again and unsealed; its certificate is renewed while it runs.
+- Secret ids are made one by one, when a component asks on its own channel; the one before is destroyed.
+- The supervisor's logins live for one request: by the operator's certificate, as role `supervisor` or `operator`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from tallystick.infra.vault import access
+from tallystick.infra.vault.server import EmbeddedVault, VaultServerConfig, VaultStopped
+from tallystick.runtime.bus.tasks import Tasks
+from tallystick.runtime.deployment import certificates
+from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.durable import sync, sync_tree, write_durably
+from tallystick.runtime.keys.identity import Identity, client_context, decrypted_key, load_certificate
+from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.runtime.vault import logins, setup
+from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
+from tallystick.schemas.errors import ConfigError, TallystickError
+
+UNSEAL: Final = "vault.unseal"
+# The key that is about to replace it: the vault takes one of the two.
+UNSEAL_NEXT: Final = "vault.unseal.next"
+MAX_SHARES: Final = 20
+# One of several shares would be as good as all.
+MIN_THRESHOLD: Final = 2
+POLL_S: Final = 0.5
+RETRY_S: Final = 2.0
+START_TIMEOUT_S: Final = 20.0
+# A component that asks for secret ids again and again keeps nobody else waiting.
+SPACING_S: Final = 0.2
+MAX_SPEECH: Final = 16
+
+Report = Callable[[str], None]
+
+
+def components(deployment: Deployment) -> tuple[str, ...]:
+    """Whose secrets lie in the vault; none in a replay zone, which then has no vault."""
+    return tuple(name for name in layout.LEASED if name in deployment.bus().components)
+
+
+def prepare(keystore: Keystore) -> None:
+    """Have a passphrase for the vault's key: a deployment that was made before there was a vault has none."""
+    name = layout.passphrase_name(layout.VAULT)
+    if name not in keystore.secrets:
+        keystore.secrets[name] = Secret.random()
+        keystore.save()
+
+
+@contextlib.contextmanager
+def client(deployment: Deployment, keystore: Keystore) -> Iterator[VaultClient]:
+    """A client that shows the operator's certificate and has not logged in."""
+    made = _tls_client(deployment, keystore, deployment.vault_address())
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _tls_client(deployment: Deployment, keystore: Keystore, address: str) -> VaultClient:
+    """The operator's client."""
+    certificates.ensure(deployment, keystore, (layout.OPERATOR,), time.time_ns())
+    passphrase = keystore[layout.passphrase_name(layout.OPERATOR)]
+    tls = client_context(deployment.vault_ca, deployment.identity(layout.OPERATOR), passphrase)
+    return VaultClient(address, tls, deployment.config.vault.mount)
+
+
+@contextlib.contextmanager
+def staff(deployment: Deployment, keystore: Keystore, role: str, address: str | None = None) -> Iterator[VaultClient]:
+    """A client that is logged in as `role` (`access.SUPERVISOR`, `access.OPERATOR`) by the operator's certificate.
+
+    Its token is revoked afterwards.  Raises `VaultAway`, `VaultRefused`.
+    """
+    client = _tls_client(deployment, keystore, address or deployment.vault_address())
+    try:
+        client.login("cert", {"name": access.role_name(client.mount, role)})
+        try:
+            yield client
+        finally:
+            with contextlib.suppress(VaultAway, VaultRefused):
+                client.revoke()
+    finally:
+        client.close()
+
+
+def handed(deployment: Deployment, keystore: Keystore, component: str) -> dict[str, Secret]:
+    """What a component that runs alone is handed for its login, by whoever has the keystore."""
+    if component not in layout.LEASED or deployment.config.vault.auth != "approle":
+        return {}
+    return {layout.SECRET_ID: DeploymentVault(deployment, keystore).secret_id(component)}
+
+
+def settle(deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> None:
+    """What wants the whole keystore, once: to set the vault up, and to move into it what the keystore holds for it.
+
+    Raises `TallystickError`.
+    """
+    prepare(keystore)
+    names = components(deployment)
+    moving = any(name in keystore.secrets for component in names for name in deployment.leased_names(component))
+    embedded = not deployment.config.vault.address
+    if not names or not (moving or (embedded and not deployment.vault.exists())):
+        return
+    made = DeploymentVault(deployment, keystore, report)
+    try:
+        made.start()
+    finally:
+        made.stop(START_TIMEOUT_S)
+
+
+class DeploymentVault:
+    """The vault as the supervisor has it.  `tasks` are whose failure ends `up`."""
+
+    def __init__(self, deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> None:
+        self._deployment = deployment
+        self._keystore = keystore
+        self._report = report
+        self._server: EmbeddedVault | None = None
+        # By component: the secret id that was given out last.
+        self._accessors: dict[str, str] = {}
+        self._waiting = False
+
+    @property
+    def server(self) -> EmbeddedVault | None:
+        """The embedded server; None before `start`, and for a vault by address."""
+        return self._server
+
+    # -- start and stop -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start, set up and unseal it, and move secrets into it; of a vault by address, the last alone.
+
+        Blocks; waits for people where they hold the shares.  Raises `TallystickError`.
+        """
+        deployment = self._deployment
+        if not deployment.config.vault.address:
+            certificates.ensure(deployment, self._keystore, (layout.VAULT, layout.OPERATOR), time.time_ns())
+            self._begin()
+            self._start()
+        self._move_in()
+
+    def _begin(self) -> None:
+        """Have a whole vault in its folder, set up where there is none, or a crash left half of one."""
+        folder = self._deployment.vault
+        new = folder.with_name(".vault.new")
+        if folder.exists():
+            return
+        shutil.rmtree(new, ignore_errors=True)
+        server = self._make(new)
+        server.start()
+        try:
+            client = self._client(server.url)
+            try:
+                _answers(client)
+                secrets = {name: self._of(name) for name in components(self._deployment)}
+                lease = self._deployment.config.vault.lease_s
+                ca = self._deployment.ca.read_text("ascii")
+                key = setup.set_up(client, self._deployment.name, ca, secrets, lease)
+            finally:
+                client.close()
+        finally:
+            server.stop()
+        sync_tree(new)
+        # Crash before this: the vault is made again.  Between the two: likewise, and gets another key.
+        self._keystore.secrets[UNSEAL] = key
+        self._keystore.save()
+        new.rename(folder)
+        sync(folder.parent)
+        self._report("vault: set up; its root token is revoked, its unseal key lies in the keystore")
+
+    def _make(self, folder: Path) -> EmbeddedVault:
+        deployment = self._deployment
+        return EmbeddedVault(
+            VaultServerConfig(
+                name=deployment.name,
+                ca_file=deployment.issuing_ca,
+                cert_file=deployment.identity(layout.VAULT),
+                key_pem=self._key(),
+                folder=folder,
+                run_dir=deployment.run,
+                log_file=deployment.log("vault").with_suffix(".log"),
+                audit_file=deployment.log("vault-audit"),
+                host=deployment.config.host,
+                port=deployment.config.vault.port,
+            )
+        )
+
+    def _key(self) -> bytes:
+        passphrase = self._keystore[layout.passphrase_name(layout.VAULT)]
+        return decrypted_key(self._deployment.identity(layout.VAULT), passphrase)
+
+    def _start(self) -> None:
+        if self._server is None:
+            self._server = self._make(self._deployment.vault)
+        self._server.start()
+        write_durably(self._deployment.vault_port, f"{self._server.port}\n".encode(), 0o600)
+        client = self._client(self._server.url)
+        try:
+            _answers(client)
+            while not self._unseal(client):
+                time.sleep(POLL_S)
+            setup.await_active(client)
+        finally:
+            client.close()
+        self._server.trim()
+        self._report(f"vault on {self._server.url}, unsealed")
+
+    def _unseal(self, client: VaultClient) -> bool:
+        """Whether it is unsealed now."""
+        status = client.sealed()
+        for name in (UNSEAL, UNSEAL_NEXT):
+            if status.sealed and status.t == 1 and name in self._keystore.secrets:
+                with contextlib.suppress(VaultRefused):
+                    status = client.unseal(self._keystore[name])
+        if status.sealed and not self._waiting:
+            where = self._deployment.directory
+            self._report(f"vault: sealed, waiting for {status.t} of {status.n} shares: tallystick vault unseal {where}")
+        self._waiting = status.sealed
+        return not status.sealed
+
+    def stop(self, timeout: float) -> None:
+        """Stop the embedded server."""
+        if self._server is not None:
+            self._server.stop(timeout)
+
+    def kill(self) -> None:
+        """End the embedded server at once."""
+        if self._server is not None:
+            self._server.kill()
+
+    # -- while it runs --------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Start the embedded server again where it ended, unseal it where it is sealed, renew its certificate."""
+        server = self._server
+        if server is None:
+            return
+        identity = self._identity()
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                server.check()
+                if identity.due(time.time_ns()):
+                    await asyncio.to_thread(self._renew, server)
+                    identity = self._identity()
+            except VaultStopped as exc:
+                self._report(f"vault: {exc.text}; starting it again")
+                await self._again(server)
+            except TallystickError as exc:
+                self._report(f"vault: its certificate was not renewed, trying again: {exc}")
+                await asyncio.sleep(RETRY_S)
+
+    async def _again(self, server: EmbeddedVault) -> None:
+        await asyncio.to_thread(server.stop)
+        try:
+            certificates.ensure(self._deployment, self._keystore, (layout.VAULT,), time.time_ns())
+            await asyncio.to_thread(self._start)
+        except TallystickError as exc:
+            self._report(f"vault: {exc.text}")
+            await asyncio.to_thread(server.stop)
+            await asyncio.sleep(RETRY_S)
+
+    def _identity(self) -> Identity:
+        passphrase = self._keystore[layout.passphrase_name(layout.VAULT)]
+        return Identity(
+            self._deployment.name, self._deployment.issuing_ca, self._deployment.identity(layout.VAULT), passphrase
+        )
+
+    def _renew(self, server: EmbeddedVault) -> None:
+        certificates.certify(self._deployment, self._keystore, (layout.VAULT,), time.time_ns())
+        wanted = load_certificate(self._deployment.identity(layout.VAULT))
+
+        def shown() -> bool:
+            client = self._client(server.url)
+            try:
+                return client.shown() == wanted
+            finally:
+                client.close()
+
+        server.renew(self._key(), shown)
+
+    # -- secret ids -----------------------------------------------------------------------------
+
+    def channel(self, component: str, tasks: Tasks) -> socket.socket | None:
+        """The other end of a channel on which `component` asks for secret ids; None where its login needs none."""
+        if component not in layout.LEASED or self._deployment.config.vault.auth != "approle":
+            return None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        tasks.start(self._serve(component, ours), f"secret ids of {component}")
+        return theirs
+
+    async def _serve(self, component: str, channel: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with channel, contextlib.suppress(ConnectionError, BrokenPipeError):
+            while await loop.sock_recv(channel, MAX_SPEECH):
+                try:
+                    token = await asyncio.to_thread(self.secret_id, component)
+                    answer = logins.GIVEN + token.reveal().encode()
+                except TallystickError as exc:
+                    answer = f"-{exc.code}: {exc.text}".encode()[: logins.MAX_TOKEN]
+                await loop.sock_sendall(channel, answer)
+                await asyncio.sleep(SPACING_S)
+
+    def secret_id(self, component: str) -> Secret:
+        """The wrapping token of a new secret id; the one that was given out before is destroyed.
+
+        Raises `VaultAway`, `VaultRefused`.
+        """
+        with staff(self._deployment, self._keystore, access.SUPERVISOR) as client:
+            role = access.role_name(client.mount, component)
+            before = self._accessors.pop(component, None)
+            if before is not None:
+                # Used, mostly: the vault knows it no more then, and answers 500.
+                with contextlib.suppress(VaultRefused, VaultAway):
+                    client.destroy_secret_id(role, before)
+            made = client.wrap_secret_id(role, access.WRAP_S)
+            self._accessors[component] = made.accessor
+            return made.token
+
+    # -- secrets --------------------------------------------------------------------------------
+
+    def _of(self, component: str) -> dict[str, Secret]:
+        """What the keystore holds of a component's secrets."""
+        names = self._deployment.leased_names(component)
+        return {name: self._keystore.secrets[name] for name in names if name in self._keystore.secrets}
+
+    def _move_in(self) -> None:
+        """Have in the vault what the keystore holds of the components' secrets, and then there alone."""
+        moving = {name: found for name in components(self._deployment) if (found := self._of(name))}
+        lease = self._deployment.config.vault.lease_s
+        embedded = self._server is not None
+        if not moving and not embedded:
+            return
+        with staff(self._deployment, self._keystore, access.OPERATOR) as client:
+            for component, secrets in moving.items():
+                store(client, component, secrets)
+            if embedded:
+                setup.set_lease(client, components(self._deployment), lease)
+        # Crash before this: they are written once more.
+        for secrets in moving.values():
+            for name in secrets:
+                del self._keystore.secrets[name]
+        if moving:
+            self._keystore.save()
+            self._report(f"vault: secrets of {', '.join(moving)} moved into it from the keystore")
+
+    def secrets(self, component: str) -> Mapping[str, Secret]:
+        """What the vault holds for a component, as its operator.  Raises `VaultAway`, `VaultRefused`."""
+        with staff(self._deployment, self._keystore, access.OPERATOR) as client:
+            return client.read(component)
+
+    def _client(self, address: str) -> VaultClient:
+        return _tls_client(self._deployment, self._keystore, address)
+
+
+def store(client: VaultClient, component: str, secrets: Mapping[str, Secret]) -> None:
+    """Write secrets of a component, beside those that are there.  Raises `VaultAway`, `VaultRefused`."""
+    try:
+        there = client.read(component)
+    except VaultRefused:
+        there = {}
+    if any(there.get(name) != value for name, value in secrets.items()):
+        client.write(component, {**there, **secrets})
+
+
+def _answers(client: VaultClient) -> None:
+    """Wait until a server that was started answers.  Raises `VaultAway`."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            client.sealed()
+        except VaultAway as exc:
+            # It is ours: what it shows is not what will change.
+            if exc.code == "VAULT_TLS" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+@contextlib.contextmanager
+def opened(deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> Iterator[DeploymentVault]:
+    """The deployment's vault, also while it is down: the embedded one is started for the time being."""
+    made = DeploymentVault(deployment, keystore, report)
+    if deployment.config.vault.address or _up(deployment):
+        yield made
+        return
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop(START_TIMEOUT_S)
+
+
+def _up(deployment: Deployment) -> bool:
+    from tallystick.infra.nats.lockfile import owner
+    from tallystick.infra.vault.server import OWNER
+
+    return owner(deployment.vault / OWNER) is not None
+
+
+def secret(deployment: Deployment, keystore: Keystore, component: str, name: str) -> Secret:
+    """A secret of a component, from wherever it lies: the keystore until the first `up`, the vault then.
+
+    Raises `ConfigError`, `VaultAway`, `VaultRefused`.
+    """
+    if name in keystore.secrets:
+        return keystore[name]
+    with opened(deployment, keystore) as vault:
+        found = vault.secrets(component)
+    if name not in found:
+        raise ConfigError("VAULT_SECRET_MISSING", f"the vault holds no {name} for {component}")
+    return found[name]
+
+
+class Reshare:
+    """A change of the unseal key: made and shown, then confirmed.  `new`: its shares.
+
+    - Until `confirm` the old key counts, and a crash leaves it so.
+    - A key that the keystore is to hold lies there before it counts; the old one is deleted there afterwards.
+    """
+
+    def __init__(
+        self, deployment: Deployment, keystore: Keystore, shares: int, threshold: int, given: Sequence[Secret]
+    ) -> None:
+        """`given`: enough of the old shares, none where the keystore has the key.  Raises `VaultAway`, `VaultRefused`."""
+        self._deployment = deployment
+        self._keystore = keystore
+        old = tuple(given) or (keystore[UNSEAL],)
+        with staff(deployment, keystore, access.OPERATOR) as client:
+            self.new = setup.reshare(client, old, shares, threshold)
+        if len(self.new) == 1:
+            keystore.secrets[UNSEAL_NEXT] = self.new[0]
+            keystore.save()
+
+    def confirm(self) -> None:
+        """Let the new key count.  Raises `VaultAway`, `VaultRefused`."""
+        with staff(self._deployment, self._keystore, access.OPERATOR) as client:
+            setup.confirm(client, self.new)
+        self._keystore.secrets.pop(UNSEAL, None)
+        if (key := self._keystore.secrets.pop(UNSEAL_NEXT, None)) is not None:
+            self._keystore.secrets[UNSEAL] = key
+        self._keystore.save()
+
+
+def recipe(deployment: Deployment) -> list[str]:
+    """What a vault by address needs: commands of `bao` with an administrator's token, from what the embedded one gets."""
+    config = deployment.config.vault
+    names = components(deployment)
+    lines = [
+        f"bao secrets enable -path={config.mount} -version=2 kv",
+        "bao auth enable approle",
+        "bao auth enable cert",
+    ]
+    for name, hcl in access.policies(config.mount, names).items():
+        lines += [f"bao policy write {name} - <<'END'", hcl.rstrip(), "END"]
+    for path, data in setup.role_requests(config.mount, deployment.name, names, f"@{deployment.ca}", config.lease_s):
+        words = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in data.items()]
+        lines.append(f"bao write {path} {' '.join(words)}")
+    return lines
