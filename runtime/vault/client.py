@@ -387,13 +387,15 @@ class Worker:
 
     def __init__(self, patience: float = 2 * TIMEOUT_S) -> None:
         self._patience = patience
-        self._running: threading.Thread | None = None
+        # Whether the call before has ended; its thread may live a moment longer.
+        self._over = threading.Event()
+        self._over.set()
         self._turn = asyncio.Lock()
 
     async def __call__(self, call: Callable[[], T]) -> T:
         """What `call` returns or raises; `VaultAway` where it takes too long."""
         async with self._turn:
-            if self._running is not None and self._running.is_alive():
+            if not self._over.is_set():
                 raise VaultAway("VAULT_UNREACHABLE", "a request from before has not ended yet")
             loop = asyncio.get_running_loop()
             done: asyncio.Future[T] = loop.create_future()
@@ -412,12 +414,13 @@ class Worker:
                     result = call()
                 except BaseException as exc:  # noqa: BLE001 - raised to whoever waits
                     error = exc
+                over.set()
                 # Nobody waits any more where the loop is closed.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(settle, result, error)
 
-            self._running = threading.Thread(target=run, name="vault", daemon=True)
-            self._running.start()
+            over = self._over = threading.Event()
+            threading.Thread(target=run, name="vault", daemon=True).start()
             try:
                 return await asyncio.wait_for(done, self._patience)
             except TimeoutError:
