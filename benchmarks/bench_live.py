@@ -338,6 +338,8 @@ def memory_row(running: Running) -> Row:
     """What every process and the broker hold; the supervisor is this process."""
     supervisor = running.supervisor
     pids = {s.pid: s.name for s in supervisor.states} | {supervisor.server.pid or 0: "broker"}
+    if supervisor.vault is not None and supervisor.vault.server is not None:
+        pids[supervisor.vault.server.pid] = "vault"
     held = {name: memory(tree(pid)) for pid, name in pids.items()}
     say("MB (PSS of RSS): " + ", ".join(f"{name} {each}" for name, each in held.items()))
     return sum(held.values(), Memory(0, 0)).row(WHAT["memory"], "≤ 600 MB")

@@ -43,6 +43,8 @@ MIN_THRESHOLD: Final = 2
 POLL_S: Final = 0.5
 RETRY_S: Final = 2.0
 START_TIMEOUT_S: Final = 20.0
+# By then everybody has logged in, and most of what it read of its program is not needed again soon.
+TRIM_S: Final = 15.0
 # A component that asks for secret ids again and again keeps nobody else waiting.
 SPACING_S: Final = 0.2
 MAX_SPEECH: Final = 16
@@ -218,7 +220,6 @@ class DeploymentVault:
             setup.await_active(client)
         finally:
             client.close()
-        self._server.trim()
         self._report(f"vault on {self._server.url}, unsealed")
 
     def _unseal(self, client: VaultClient) -> bool:
@@ -252,16 +253,21 @@ class DeploymentVault:
         if server is None:
             return
         identity = self._identity()
+        trimmed, trim = 0, time.monotonic() + TRIM_S
         while True:
             await asyncio.sleep(POLL_S)
             try:
                 server.check()
+                if trimmed != server.pid and time.monotonic() > trim:
+                    trimmed = server.pid
+                    await asyncio.to_thread(server.trim)
                 if identity.due(time.time_ns()):
                     await asyncio.to_thread(self._renew, server)
                     identity = self._identity()
             except VaultStopped as exc:
                 self._report(f"vault: {exc.text}; starting it again")
                 await self._again(server)
+                trim = time.monotonic() + TRIM_S
             except TallystickError as exc:
                 self._report(f"vault: its certificate was not renewed, trying again: {exc}")
                 await asyncio.sleep(RETRY_S)

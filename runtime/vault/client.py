@@ -14,7 +14,7 @@ The network is not trusted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import concurrent.futures
 import io
 import socket
 import ssl
@@ -387,38 +387,32 @@ class Worker:
 
     def __init__(self, patience: float = 2 * TIMEOUT_S) -> None:
         self._patience = patience
-        self._running: threading.Thread | None = None
+        # Whether the call before has ended; its thread may live a moment longer.
+        self._over = threading.Event()
+        self._over.set()
         self._turn = asyncio.Lock()
 
     async def __call__(self, call: Callable[[], T]) -> T:
         """What `call` returns or raises; `VaultAway` where it takes too long."""
         async with self._turn:
-            if self._running is not None and self._running.is_alive():
+            if not self._over.is_set():
                 raise VaultAway("VAULT_UNREACHABLE", "a request from before has not ended yet")
-            loop = asyncio.get_running_loop()
-            done: asyncio.Future[T] = loop.create_future()
-
-            def settle(result: T | None, error: BaseException | None) -> None:
-                if done.done():
-                    return
-                if error is not None:
-                    done.set_exception(error)
-                else:
-                    done.set_result(result)  # type: ignore[arg-type]
+            over = self._over = threading.Event()
+            done: concurrent.futures.Future[T] = concurrent.futures.Future()
+            done.set_running_or_notify_cancel()
 
             def run() -> None:
-                result, error = None, None
                 try:
                     result = call()
                 except BaseException as exc:  # noqa: BLE001 - raised to whoever waits
-                    error = exc
-                # Nobody waits any more where the loop is closed.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(settle, result, error)
+                    over.set()
+                    done.set_exception(exc)
+                else:
+                    over.set()
+                    done.set_result(result)
 
-            self._running = threading.Thread(target=run, name="vault", daemon=True)
-            self._running.start()
+            threading.Thread(target=run, name="vault", daemon=True).start()
             try:
-                return await asyncio.wait_for(done, self._patience)
+                return await asyncio.wait_for(asyncio.wrap_future(done), self._patience)
             except TimeoutError:
                 raise VaultAway("VAULT_UNREACHABLE", f"no answer within {self._patience:.0f} s: given up") from None

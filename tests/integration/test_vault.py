@@ -174,6 +174,15 @@ def test_the_commands_say_what_they_did(own: VaultWorld, tmp_path: Path) -> None
     again(own)
 
 
+def test_its_certificate_is_renewed_while_it_runs_and_nobody_logs_in_again(own: VaultWorld) -> None:
+    with own.staff() as standing, own.client("custody") as client:
+        before = client.shown()
+        own.vault._renew(own.server)
+        assert client.shown() != before
+        assert standing.read("custody")[NAMES[0]] == own.secrets[NAMES[0]]
+        assert not client.sealed().sealed
+
+
 async def test_up_starts_a_killed_vault_again_unseals_it_and_nobody_else_notices(tmp_path: Path) -> None:
     deployment, keystore = new(tmp_path / "desk", lease_s=10)
     async with running(deployment, keystore, "custody", "breaker", "portfolio", "paper-exchange") as made:
