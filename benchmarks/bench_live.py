@@ -31,6 +31,7 @@ from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.event import Event
@@ -179,9 +180,11 @@ async def system(deployment: Deployment, keystore: Keystore, *apart: str) -> Asy
     supervisor = Supervisor(deployment, keystore, apart=frozenset(("strategy-alpha", *apart)))
     running = Running(deployment, keystore, supervisor)
     began = time.perf_counter()
+    stack = contextlib.ExitStack()
     try:
         await supervisor.start()
         took = time.perf_counter() - began
+        stack.enter_context(serving(deployment, keystore, ("strategy-alpha",)))
         await operate.arm(deployment, keystore, Decimal(1))
         # It stands for another machine: neither we nor a peer wait for a core of ours there.
         with contextlib.suppress(PermissionError):
@@ -189,6 +192,7 @@ async def system(deployment: Deployment, keystore: Keystore, *apart: str) -> Asy
         yield running, took
     finally:
         await running.close()
+        stack.close()
         await supervisor.stop()
 
 

@@ -9,15 +9,13 @@ from typing import Annotated
 
 import typer
 
+from tallystick.cli.options import Dir, PinFd
+
 app = typer.Typer(no_args_is_help=True, help="Set a position or an order right, signed by the operator's key.")
 
-_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.", show_default=False)]
 _Strategy = Annotated[str, typer.Argument(help="The strategy's name, such as momentum.")]
 _Symbol = Annotated[str, typer.Argument(help="The instrument, such as XRP/ETH.")]
 _Reason = Annotated[str, typer.Option(help="What the record will say.")]
-_PinFd = Annotated[
-    int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
-]
 
 
 def _correct(
@@ -58,13 +56,13 @@ def _correct(
     epilog='Example: tallystick correct position ./desk momentum XRP/ETH --was 500000 --is 120 --reason "false fill"'
 )
 def position(
-    directory: _Dir,
+    directory: Dir,
     strategy: _Strategy,
     symbol: _Symbol,
     was: Annotated[str, typer.Option(help="What it is taken for, in base units; below zero for short.")],
     now: Annotated[str, typer.Option("--is", help="What it is.")],
     reason: _Reason,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Set a strategy's position; whoever takes it for anything but `--was` changes nothing and says so."""
     _correct(directory, strategy, symbol, reason, pin_fd, was=was, position=now)
@@ -75,13 +73,13 @@ def position(
     epilog='Example: tallystick correct order ./desk momentum XRP/ETH INTENT --executed 0 --reason "never sent"'
 )
 def order(
-    directory: _Dir,
+    directory: Dir,
     strategy: _Strategy,
     symbol: _Symbol,
     intent: Annotated[str, typer.Argument(help="The order's intent id, 32 hex digits, as `audit trace` shows it.")],
     executed: Annotated[str, typer.Option(help="How much of it was executed, in base units.")],
     reason: _Reason,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Say that an order has ended, and with how much; nothing is cancelled at the exchange by it."""
     _correct(directory, strategy, symbol, reason, pin_fd, intent_id=intent, executed=executed)

@@ -36,6 +36,7 @@ from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
 from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import TallystickError
@@ -142,7 +143,8 @@ class Demo:
             before_market=before_market,
             apart=frozenset((f"strategy-{INTRUDER}",)),
         )
-        with signals() as stop:
+        # The intruder has what `up` gives to the strategy that he has taken over, its tokens among it.
+        with signals() as stop, serving(deployment, keystore, (f"strategy-{INTRUDER}",)):
             stop.at_once = supervisor.end_at_once
             try:
                 started = time.monotonic()

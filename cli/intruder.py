@@ -23,6 +23,7 @@ from tallystick.runtime.bus.link import ConnectionLost, CredentialSource, Link, 
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name, pin_name, role_key_id
+from tallystick.runtime.deployment.proof import proof_of
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
@@ -112,6 +113,8 @@ class Intruder:
             component=self.component,
             clock=time.time_ns,
             log=log,
+            # What the strategy shows, its owner shows as well.
+            proof=proof_of(deployment, trust.component(self.component).method, self.component, {}, time.time_ns),
         )
         self._link: Link | None = None
         self._first: OwnSession | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from tallystick.cli.options import Dir, PinFd
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 
@@ -24,12 +25,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The keys in the deployment's PKCS#11 tokens.")
 
-_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.", show_default=False)]
 _Token = Annotated[str, typer.Argument(metavar="TOKEN", help="operator, signing, roles, custody, portfolio or audit.")]
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The key's CKA_ID, as text; an id is used once.")]
-_PinFd = Annotated[
-    int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
-]
 DAY_NS: Final = 86_400 * SECOND
 GENERATED: Final = ("ed25519", "p256", "secp256k1", "rsa", "rsa-3072", "rsa-4096")
 IMPORTED: Final = ("pem", "hmac-sha256", "hmac-sha384", "hmac-sha512")
@@ -65,10 +62,10 @@ def _key_id(text: str) -> bytes:
     "list", epilog="Example: tallystick keys list ./desk        or: tallystick keys list ./desk custody --format json"
 )
 def list_keys(
-    directory: _Dir,
+    directory: Dir,
     token: Annotated[str, typer.Argument(metavar="[TOKEN]", help="One token; default: every one.")] = "",
     form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Every key: what it is, how old, how often it was used, and whether it was born inside.
 
@@ -124,11 +121,11 @@ def _leaves(key: KeyInfo) -> str:
 
 @app.command(epilog="Example: tallystick keys generate ./desk custody venue-2 --kind ed25519")
 def generate(
-    directory: _Dir,
+    directory: Dir,
     token: _Token,
     key_id: _Id,
     kind: Annotated[str, typer.Option(help=f"One of {', '.join(GENERATED)}.")] = "ed25519",
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Make a key pair in the token, that only signs and never leaves; prints the public key as PEM."""
     from tallystick.runtime.keys.key_info import dated, public_pem
@@ -155,7 +152,7 @@ def generate(
     "import", epilog="Example: tallystick keys import ./desk custody venue-2 --kind pem --secret-fd 3 3<key.pem"
 )
 def import_key(
-    directory: _Dir,
+    directory: Dir,
     token: _Token,
     key_id: _Id,
     kind: Annotated[
@@ -165,7 +162,7 @@ def import_key(
     secret_fd: Annotated[
         int | None, typer.Option("--secret-fd", help="Read the key from this descriptor; a secret also from a prompt.")
     ] = None,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Take in a key that was made elsewhere: from then on it stays.  Destroy every copy; a key born inside has none."""
     from tallystick.runtime.keys.key_info import dated
@@ -187,11 +184,11 @@ def import_key(
 
 @app.command(epilog="Example: tallystick keys attest ./desk custody venue --challenge 2026-11-26-audit >venue.json")
 def attest(
-    directory: _Dir,
+    directory: Dir,
     token: _Token,
     key_id: _Id,
     challenge: Annotated[str, typer.Option(help="A text of who asks, so that an old answer is none.")] = "",
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """What the token says of a key, under that key's signature, as JSON; `keys check` verifies it anywhere."""
     import msgspec
@@ -232,11 +229,11 @@ def check(
 
 @app.command(epilog="Example: tallystick keys destroy ./desk custody venue-1 --yes")
 def destroy(
-    directory: _Dir,
+    directory: Dir,
     token: _Token,
     key_id: _Id,
     yes: Annotated[bool, typer.Option("--yes", help="Without it nothing is destroyed.")] = False,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Destroy a key, for good.  A key that the deployment runs with is refused."""
     identity = _key_id(key_id)
@@ -253,7 +250,7 @@ def destroy(
 
 
 @app.command(epilog="Example: tallystick keys pin ./desk custody        after deployment.toml named another token")
-def pin(directory: _Dir, token: _Token, pin_fd: _PinFd = None) -> None:
+def pin(directory: Dir, token: _Token, pin_fd: PinFd = None) -> None:
     """Keep the PIN of a token that `deployment.toml` names: asked for, tried, and stored in the keystore.
 
     With --pin-fd the token's PIN is the descriptor's second line.

@@ -19,7 +19,9 @@ from typing import Annotated
 
 import typer
 
+from tallystick.cli import identities
 from tallystick.cli.failures import check_arguments, told
+from tallystick.cli.options import Dir, PinFd
 from tallystick.cli.stopping import interrupt_on_sigterm
 from tallystick.infra.nats.child import harden
 from tallystick.schemas.errors import ConfigError
@@ -31,11 +33,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="A zero-trust trading system: every event signed, every order permitted, nothing changed unnoticed.",
 )
-
-_Dir = Annotated[Path, typer.Argument(metavar="DIR", help="The deployment's folder.", show_default=False)]
-_PinFd = Annotated[
-    int | None, typer.Option("--pin-fd", help="Read the master PIN from this descriptor instead of a prompt.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -65,7 +62,7 @@ def _say(text: str) -> None:
     'or: --token "custody=pkcs11:token=desk;serial=0123?module-path=/opt/hsm/libpkcs11.so"'
 )
 def init(
-    directory: _Dir,
+    directory: Dir,
     name: Annotated[str, typer.Option(help="The deployment's id; default: the folder's name.")] = "",
     token: Annotated[
         list[str] | None,
@@ -113,12 +110,12 @@ def _token_option(text: str) -> tuple[str, str]:
 
 @app.command(epilog="Example: tallystick admit ./desk        after a change of deployment.toml, while it is down")
 def admit(
-    directory: _Dir,
+    directory: Dir,
     new_ca: Annotated[
         bool,
         typer.Option("--new-ca", help="With a new key of the issuing CA: what the old one certified counts no more."),
     ] = False,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Sign what deployment.toml and the policy folder say now: strategies, observers, instruments, limits, caps.
 
@@ -138,7 +135,7 @@ def admit(
 
 
 @app.command(epilog="Example: tallystick up ./desk        stop with Ctrl-C")
-def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
+def up(directory: Dir, pin_fd: PinFd = None) -> None:
     """Run everything of a deployment: the broker and one process a component, watched."""
     from tallystick.cli import operate, preflight
     from tallystick.runtime.deployment.folder import Deployment
@@ -155,37 +152,46 @@ def up(directory: _Dir, pin_fd: _PinFd = None) -> None:
 
 @app.command(epilog="Example: tallystick run ./desk gateway --secrets-fd 3 3<secrets")
 def run(
-    directory: _Dir,
+    directory: Dir,
     component: Annotated[str, typer.Argument(help="Its identity name, such as gateway or strategy-momentum.")],
     secrets_fd: Annotated[
         int | None, typer.Option(help="A descriptor with the component's own secrets as a JSON object.")
     ] = None,
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Run one component alone, for systemd or Kubernetes; the broker and the authority run elsewhere."""
     from tallystick.runtime.deployment import apart, process
     from tallystick.runtime.deployment.certificates import ensure
     from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import open_part, read_pin, take_over
+    from tallystick.runtime.deployment.service_accounts import serve_apart
+    from tallystick.runtime.keys.keystore import Keystore, open_part, read_pin, take_over
 
     deployment = Deployment.load(directory)
     deployment.bus().component(component)
     if secrets_fd is not None:
         secrets = take_over(secrets_fd)
     else:
-        # The component holds what is its own, and no more.
+        # The component holds what is its own, and no more; who makes its tokens is another process.
+        # The pipe's other end closes with this process.
+        ended, _ = os.pipe()
+
+        def prepare(whole: Keystore) -> None:
+            ensure(deployment, whole, (component,), time.time_ns())
+            serve_apart(deployment, whole, (component,), ended)
+
         secrets = open_part(
             deployment.keystore,
             lambda: read_pin("Master PIN: ", pin_fd),
             deployment.secret_names(component),
-            lambda whole: ensure(deployment, whole, (component,), time.time_ns()),
+            prepare,
         ).secrets
+        os.close(ended)
     apart.enter(deployment, component)
     raise typer.Exit(process.main(directory, component, secrets, alone=True))
 
 
 @app.command(epilog="Example: tallystick status ./desk")
-def status(directory: _Dir) -> None:
+def status(directory: Dir) -> None:
     """Venue, lease, trips, halted strategies, feeds, processes and their last errors."""
     from tallystick.cli.status import report
     from tallystick.runtime.deployment.folder import Deployment
@@ -196,7 +202,7 @@ def status(directory: _Dir) -> None:
 
 @app.command(epilog='Example: tallystick kill ./desk --reason "fat finger"     or: --scope strategy-momentum')
 def kill(
-    directory: _Dir,
+    directory: Dir,
     scope: Annotated[str, typer.Option(help="all, strategy-NAME or venue-NAME.")] = "all",
     reason: Annotated[str, typer.Option(help="What the record will say.")] = "killed by an operator",
 ) -> None:
@@ -211,9 +217,9 @@ def kill(
 
 @app.command(epilog="Example: tallystick rearm ./desk strategy-momentum")
 def rearm(
-    directory: _Dir,
+    directory: Dir,
     scope: Annotated[str, typer.Argument(help="The tripped scope, as `tallystick status` shows it.")],
-    pin_fd: _PinFd = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Close a tripped breaker, signed by the operator's key for this very trip."""
     from tallystick.cli import operate
@@ -228,9 +234,15 @@ def rearm(
 
 @app.command(epilog="Example: tallystick arm ./desk --hours 8")
 def arm(
-    directory: _Dir,
+    directory: Dir,
     hours: Annotated[str, typer.Option(help="How long, at most 12.")] = "8",
-    pin_fd: _PinFd = None,
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ASSET=ORDER/HOUR: less than deployment.toml lets custody sign of an asset, an order and an hour."
+        ),
+    ] = None,
+    pin_fd: PinFd = None,
 ) -> None:
     """Let execution trade for some hours, signed by the operator's key.  Without it every order is denied."""
     from tallystick.cli import operate
@@ -245,7 +257,7 @@ def arm(
     deployment = Deployment.load(directory)
     asyncio.run(operate.status(deployment))  # no PIN is asked for where nobody would take the lease
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    lease = asyncio.run(operate.arm(deployment, keystore, wanted))
+    lease = asyncio.run(operate.arm(deployment, keystore, wanted, cap or ()))
     typer.echo(f"execution is armed for {hours} h at {', '.join(lease.venues)}")
 
 
@@ -280,7 +292,7 @@ def demo(
 
 
 @app.command(epilog="Example: tallystick watch ./desk        leave with Ctrl-C")
-def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
+def watch(directory: Dir, pin_fd: PinFd = None) -> None:
     """The live view of a running deployment."""
     from tallystick.cli.watch import watch as look
     from tallystick.runtime.deployment.certificates import ensure
@@ -297,131 +309,22 @@ def watch(directory: _Dir, pin_fd: _PinFd = None) -> None:
     raise typer.Exit(look(deployment, keystore.secrets))
 
 
-@app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')
-def revoke(
-    directory: _Dir,
-    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
-    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
-    pin_fd: _PinFd = None,
-) -> None:
-    """Revoke a component, signed by the operator's key: its sessions end now, its certificate is worthless.
-
-    Nobody gets a session in its name, whoever copied what, its own process neither, until `tallystick reinstate`.
-    """
-    from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
-
-    deployment = Deployment.load(directory)
-    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    ended = asyncio.run(operate.revoke(deployment, keystore, component, reason))
-    typer.echo(
-        f"{component} is revoked, {ended} sessions ended; the way back: tallystick reinstate {directory} {component}"
-    )
-
-
-@app.command(epilog='Example: tallystick compromise ./desk strategy-momentum --reason "its host was entered"')
-def compromise(
-    directory: _Dir,
-    target: Annotated[str, typer.Argument(metavar="COMPONENT", help="Its identity name, such as execution.")],
-    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
-    pin_fd: _PinFd = None,
-) -> None:
-    """Answer a compromise at once: halt, cancel, revoke, rotate, prove that the old is dead, keep the evidence.
-
-    Each step is signed by the operator's key and published.  A step that fails keeps nobody from the next one; exit code 1
-    then.  What is tripped stays so until `tallystick rearm`.
-    """
-    from tallystick.cli.compromise import Answer, Step
-    from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
-
-    deployment = Deployment.load(directory)
-    begun = time.monotonic()
-
-    def told(step: Step) -> None:
-        outcome = "ok" if step.done else "FAILED"
-        typer.echo(f"{time.monotonic() - begun:5.2f} s  {step.step:<9} {outcome:<6} {step.text}")
-
-    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    begun = time.monotonic()
-    answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
-    done = asyncio.run(answer.run())
-    typer.echo(f"evidence: {answer.path}")
-    if answer.unsaid:
-        typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}: their signed notes stand in the evidence")
-    if not done:
-        raise typer.Exit(1)
-
-
-@app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --reason "its host was made anew"')
-def reinstate(
-    directory: _Dir,
-    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
-    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
-    pin_fd: _PinFd = None,
-) -> None:
-    """Admit a revoked component again, with a new key and certificate, signed by the operator's key.
-
-    Every certificate from before stays worthless.  Where the component runs on another machine, copy its new file of the
-    folder `pki` there.
-    """
-    from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
-
-    deployment = Deployment.load(directory)
-    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    asyncio.run(operate.reinstate(deployment, keystore, component, reason))
-    typer.echo(f"{component} is admitted again: new certificate {deployment.identity(component)}")
-
-
-@app.command(epilog="Example: tallystick certify ./desk gateway        for a component that runs on another machine")
-def certify(
-    directory: _Dir,
-    components: Annotated[list[str], typer.Argument(help="Identity names, such as gateway.")],
-    pin_fd: _PinFd = None,
-) -> None:
-    """Make a new key and certificate of a component that could not renew its own in time.
-
-    `up` does this by itself, and so does `run` with the master PIN.  Where a component runs on another machine, copy its
-    new file of the folder `pki` there.  A component that was revoked needs `tallystick reinstate`.
-    """
-    from tallystick.runtime.deployment.certificates import certify as make
-    from tallystick.runtime.deployment.certificates import names
-    from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
-
-    deployment = Deployment.load(directory)
-    for name in components:
-        if name not in names(deployment):
-            deployment.bus().component(name)
-    make(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)), components, time.time_ns())
-    for name in components:
-        typer.echo(f"new certificate {deployment.identity(name)}")
-
-
-@app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")
-def api_key(
-    directory: _Dir,
-    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
-    store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
-    pin_fd: _PinFd = None,
-) -> None:
-    """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
-    from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.keys.keystore import Keystore, read_pin
-
-    if component not in ("custody", "portfolio"):
-        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; custody and portfolio have")
-    deployment = Deployment.load(directory)
-    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    if store:
-        operate.set_api_key(keystore, component, read_pin("API key id: "))
-        typer.echo(f"kept; {component} uses it from its next start")
-        return
-    typer.echo(operate.public_key(deployment, keystore, component), nl=False)
+app.command(epilog="Example: tallystick tokens ./desk --pin-fd 3 3<pin")(identities.tokens)
+app.command(epilog='Example: tallystick revoke ./desk strategy-momentum --reason "its host was entered"')(
+    identities.revoke
+)
+app.command(epilog='Example: tallystick compromise ./desk strategy-momentum --reason "its host was entered"')(
+    identities.compromise
+)
+app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --reason "its host was made anew"')(
+    identities.reinstate
+)
+app.command(epilog="Example: tallystick certify ./desk gateway        for a component that runs on another machine")(
+    identities.certify
+)
+app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")(
+    identities.api_key
+)
 
 
 @functools.cache

@@ -9,8 +9,8 @@ import asyncio
 import functools
 import ssl
 import time
-from collections.abc import Callable
-from decimal import Decimal
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Any, Final, Self
 
@@ -23,21 +23,30 @@ from tallystick.runtime.bus.post import NotConnected, post
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.certificates import certify, ensure
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.proof import api_key_file
 from tallystick.runtime.deployment.supervisor import Supervisor, SupervisorFailed
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.key_info import public_pem
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.schemas.arming import MAX_LEASE_NS, ArmLease
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import ArmRequest, CorrectRequest, RearmRequest
-from tallystick.schemas.enrolment import RevocationRequest, SessionRefusal, StandingAnswer, StandingRequest
+from tallystick.schemas.enrolment import (
+    GrantRequest,
+    RevocationRequest,
+    SessionRefusal,
+    StandingAnswer,
+    StandingRequest,
+)
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unreachable
+from tallystick.schemas.grants import KeyGrant
+from tallystick.schemas.methods import ApiKey
 from tallystick.schemas.trust import (
-    MAX_LEASE_NS,
     MAX_REASON,
     OPERATOR_KEY_NAME,
-    ArmLease,
+    Cap,
     Correction,
     Rearm,
     Revocation,
@@ -114,14 +123,35 @@ def lease_ns(hours: Decimal) -> int:
     return int(hours * HOUR_NS)
 
 
-async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal) -> ArmLease:
-    """Let execution trade for `hours` from now (at most 12)."""
+def narrowed(caps: Sequence[Cap], wanted: Sequence[str]) -> tuple[Cap, ...]:
+    """`caps` with those that `wanted` says (`ASSET=ORDER/HOUR`, units of the asset), no higher.  Raises `ConfigError`."""
+    found = {cap.asset: cap for cap in caps}
+    for text in wanted:
+        asset, _, most = text.partition("=")
+        order, _, hourly = most.partition("/")
+        try:
+            before = found[asset]
+            cap = Cap(account=before.account, asset=asset, max_order=Decimal(order), max_hourly=Decimal(hourly))
+        except (KeyError, InvalidOperation, Malformed) as exc:
+            raise ConfigError("ARM_CAP", f"{text[:80]!r} is no ASSET=ORDER/HOUR of {', '.join(found)}") from exc
+        if cap.max_order > before.max_order or cap.max_hourly > before.max_hourly:
+            most = f"{before.max_order:f}/{before.max_hourly:f}"
+            raise ConfigError("ARM_CAP", f"{text[:80]!r} is more than the operator signed: {asset}={most}")
+        found[asset] = cap
+    return tuple(found.values())
+
+
+async def arm(deployment: Deployment, keystore: Keystore, hours: Decimal, caps: Sequence[str] = ()) -> ArmLease:
+    """Let execution trade for `hours` from now (at most 12), within `caps` (`narrowed`) or all that the trust root allows."""
     length = lease_ns(hours)
+    root = deployment.load_trust()[-1]
     now = time.time_ns()
     lease = ArmLease(
         deployment=deployment.name,
         component="execution",
+        hardware_key=root.hardware_key("execution"),
         venues=(deployment.config.venue.name,),
+        caps=narrowed(root.caps, caps),
         start=now,
         until=now + length,
     )
@@ -221,7 +251,7 @@ async def revoke(
 async def reinstate(
     deployment: Deployment, keystore: Keystore, component: str, reason: str, operator: Operator | None = None
 ) -> None:
-    """Admit a revoked component again, with a new key and certificate; the old ones stay worthless.
+    """Admit a revoked component again, with a new key, certificate and API key (if it has one); the old ones stay worthless.
 
     A crash before the certificate is there leaves it without one that counts: run again, it makes another.  `operator` as in
     `revoke`.
@@ -241,12 +271,22 @@ async def reinstate(
         since=since,
         reason=reason[:MAX_REASON],
     )
+    if isinstance(deployment.load_trust()[-1].component(component).method, ApiKey):
+        await _grant_api_key(deployment, keystore, component)
     sign = operator.sign if operator else functools.partial(_sign, deployment, keystore)
     note = await asyncio.to_thread(sign, document)
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     # What it kept in whosever hands is not taken up: it reads the whole stream.
     forget(deployment.state(component))
     await asyncio.to_thread(certify, deployment, keystore, (component,), since)
+
+
+async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: str) -> None:
+    """A new first API key; a crash before the authority knows it leaves a component that is revoked as before."""
+    first = api_key_file(deployment, component, keystore[layout.passphrase_name(component)]).begin()
+    document = KeyGrant(deployment=deployment.name, component=component, first=first, issued=time.time_ns())
+    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    await _authority(deployment, keystore, "/v1/grant", GrantRequest(note))
 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:

@@ -19,6 +19,7 @@ from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.pki import lifetime
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.methods import name_of
 
 MINUTE_NS: Final = 60 * SECOND
 
@@ -85,8 +86,9 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
     if user := said.get("custody", {}).get("user"):
         yield f"custody  {user}"
     yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"
+    methods = {name: name_of(record.method) for name, record in deployment.load_trust()[-1].components.items()}
     for name, pid in running:
-        yield f"{name:24} ready   pid {pid}"
+        yield f"{name:24} ready   pid {pid:<8} {methods.get(name, '')}".rstrip()
     for name in starting:
         yield f"{name:24} NOT READY"
     for name in names:

@@ -41,7 +41,7 @@ class RearmRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 class ArmRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="arm"):
-    """Publish the operator-signed `note` (a `trust.ArmLease`)."""
+    """Publish the operator-signed `note` (an `arming.ArmLease`)."""
 
     note: str
 

@@ -2,12 +2,14 @@
 
     POST /v1/session  {"boot": hex, "component": name, "proof": hex, "session_key": hex}
                   ->  {"credential": jwt}                  or 4xx {"code": …, "text": …}
-    (a renewal has one more field, "renewal": hex)
+    (a renewal has one more field, "renewal": hex; whoever the trust root names a method for has one, "evidence")
+    POST /v1/challenge {"boot": hex, "component": name}  ->  {"challenge": hex}    for one answer, within seconds
     POST /v1/certificate  {"boot": hex, "component": name, "proof": hex, "request": PEM}  ->  {"certificate": PEM}
     POST /v1/end      the same request for the newest session  ->  {}      the boot ends; nothing of it counts any more
     POST /v1/revoke   {"note": text}  ->  {"revoked": n}    an operator-signed `trust.Revocation`, which revokes or admits
     POST /v1/standing {"component": name}  ->  {"number": n, "revoked": bool}    what was said of it last
-    (these two under the operator's certificate alone)
+    POST /v1/grant    {"note": text}  ->  {}    an operator-signed `grants.KeyGrant`: an API key begins anew
+    (these three under the operator's certificate alone)
 
 The client certificate says who asks; `proof` is the session key's signature over
 
@@ -16,6 +18,20 @@ The client certificate says who asks; `proof` is the session key's signature ove
 so that nobody gets a credential for a key that he does not hold, and a proof seen elsewhere is useless
 under another certificate.  A boot stands in every message that it seals, so that knowing it proves nothing:
 while it has a live session, `renewal` is the same bytes signed by the key of one of those.  No seal statement and no login nonce begins like this.
+
+Besides that a component shows what the trust root names for it (`methods`), and nothing else, in "evidence":
+
+    {"kind": "service-account", "token": JWT}
+    {"kind": "hardware-token", "challenge": hex, "signature": hex}
+    {"kind": "api-key", "key": hex, "next": hex}
+
+A hardware token signs
+
+    "tallystick hardware challenge v1" 0x00 ‖ msgpack [deployment, component, boot, session_key, SHA-256(certificate), challenge]
+
+(Ed25519: 64 bytes; P-256: ECDSA with SHA-256, DER).  An API key is 32 random bytes that open one session; `next` is the
+SHA-256 of the one that replaces it, which its component has drawn and kept before it asks.  The same key with the
+same `next` is the same holder, whose answer was lost; with another `next` it is a second holder.
 
 A certificate is renewed under the one that ends: `request` (PKCS#10) names the same component and is signed by a new
 key, which never leaves the component; `proof` is the signature of the key of a live session of `boot` over
@@ -36,7 +52,47 @@ from tallystick.schemas.errors import NOT_DECODED, Malformed
 
 PREFIX: Final = b"tallystick session request v1\x00"
 CERTIFICATE_PREFIX: Final = b"tallystick certificate request v1\x00"
-MAX_REQUEST: Final = 4096
+CHALLENGE_PREFIX: Final = b"tallystick hardware challenge v1\x00"
+MAX_REQUEST: Final = 8192
+# A token of a Kubernetes cluster has some 1,200 bytes.
+MAX_TOKEN: Final = 4096
+CHALLENGE_BYTES: Final = 32
+API_KEY_BYTES: Final = 32
+# A signature in hex: ECDSA's in DER has 72 bytes at most.
+MAX_SIGNATURE: Final = 144
+
+
+class TokenEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="service-account"):
+    """A service account's token."""
+
+    token: str
+
+
+class HardwareEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hardware-token"):
+    """The signature of a hardware token's key under a challenge."""
+
+    challenge: str
+    signature: str
+
+
+class ApiKeyEvidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="api-key"):
+    """An API key, and the hash of the next one."""
+
+    key: str
+    next: str
+
+
+Evidence = TokenEvidence | HardwareEvidence | ApiKeyEvidence
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a session is asked for: by whom, for which key, under the certificate (SHA-256 of its DER) that is shown."""
+
+    deployment: str
+    component: str
+    boot: bytes
+    session_key: bytes
+    certificate: bytes
 
 
 class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +103,20 @@ class SessionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proof: str
     session_key: str
     renewal: str = ""
+    evidence: Evidence | None = None
+
+
+class ChallengeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for a challenge; see the module docstring."""
+
+    boot: str
+    component: str
+
+
+class ChallengeAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The challenge, hex."""
+
+    challenge: str
 
 
 class SessionAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +152,12 @@ def proof_bytes(deployment: str, component: str, boot: bytes, session_key: bytes
     return PREFIX + msgspec.msgpack.encode([deployment, component, boot, session_key, certificate])
 
 
+def challenge_bytes(asked: Asked, challenge: bytes) -> bytes:
+    """What a hardware token signs under `challenge`."""
+    said = [asked.deployment, asked.component, asked.boot, asked.session_key, asked.certificate, challenge]
+    return CHALLENGE_PREFIX + msgspec.msgpack.encode(said)
+
+
 def certificate_proof_bytes(deployment: str, component: str, boot: bytes, request: str, certificate: bytes) -> bytes:
     """What the key of a live session signs; `request` is PEM, `certificate` the SHA-256 of the present one's DER."""
     digest = hashlib.sha256(request.encode()).digest()
@@ -105,6 +181,12 @@ class RevocationRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     note: str
 
 
+class GrantRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/grant`."""
+
+    note: str
+
+
 class StandingRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of `POST /v1/standing`."""
 
@@ -118,7 +200,7 @@ class StandingAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revoked: bool
 
 
-R = TypeVar("R", SessionRequest, CertificateRequest, RevocationRequest, StandingRequest)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 def _decode(body: bytes, kind: type[R]) -> R:
@@ -143,6 +225,16 @@ def decode_certificate_request(body: bytes) -> CertificateRequest:
 def decode_revocation(body: bytes) -> RevocationRequest:
     """The revocation in `body`.  Raises `Malformed`."""
     return _decode(body, RevocationRequest)
+
+
+def decode_challenge(body: bytes) -> ChallengeRequest:
+    """The request for a challenge in `body`.  Raises `Malformed`."""
+    return _decode(body, ChallengeRequest)
+
+
+def decode_grant(body: bytes) -> GrantRequest:
+    """The grant in `body`.  Raises `Malformed`."""
+    return _decode(body, GrantRequest)
 
 
 def decode_standing(body: bytes) -> StandingRequest:

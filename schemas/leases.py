@@ -1,16 +1,19 @@
 """The operators' leases that let execution trade: the pure book that gateway and custody share.
 
 - A lease counts by its signature alone: whoever brings it, listed or not, cannot make one.
-- Those that are over are dropped; of the others the newest `MAX_LEASES` are kept, also one that begins in a moment:
-  clocks differ.
+- Of several that hold, the one that begins last counts: the operator's latest word, in whatever order they are brought.
+  So one that is played back widens no caps.
+- Those that are over are dropped; of the others the `MAX_LEASES` that begin last are kept, also one that begins in a
+  moment: clocks differ.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from tallystick.schemas.arming import ArmLease, read_arm_lease
 from tallystick.schemas.bounds import MAX_LEASES
-from tallystick.schemas.trust import ArmLease, TrustRoot, read_arm_lease
+from tallystick.schemas.trust import TrustRoot
 
 EXECUTION: Final = "execution"
 
@@ -20,6 +23,7 @@ class LeaseBook:
 
     def __init__(self, trust: TrustRoot) -> None:
         self._trust = trust
+        # The one that begins last stands last.
         self._leases: list[ArmLease] = []
 
     def learn(self, component: str, note: str, now: int) -> None:
@@ -33,12 +37,14 @@ class LeaseBook:
         if lease.until <= now:  # read from history: it was good once and arms nothing now
             return
         kept = [known for known in self._leases if known.until > now and known != lease]
-        self._leases = [*kept[-MAX_LEASES + 1 :], lease]
+        self._leases = sorted((*kept, lease), key=lambda its: (its.start, its.until))[-MAX_LEASES:]
 
     def newest(self, venue: str) -> ArmLease | None:
         """The newest lease that names `venue`, whether it holds now or not."""
         return next((lease for lease in reversed(self._leases) if venue in lease.venues), None)
 
-    def holds(self, venue: str, now: int) -> bool:
-        """Whether a lease lets execution trade at `venue` now."""
-        return any(venue in lease.venues and lease.start <= now < lease.until for lease in self._leases)
+    def holding(self, venue: str, now: int) -> ArmLease | None:
+        """The lease that lets execution trade at `venue` now; None: nobody armed it."""
+        return next(
+            (its for its in reversed(self._leases) if venue in its.venues and its.start <= now < its.until), None
+        )

@@ -23,7 +23,8 @@ class CredentialIssued(Event, frozen=True, array_like=True, kw_only=True, tag="c
 
     `[…, boot, session_key, credential_hash, issued_at, expires_at, method, certificate]`;
     `session_key` is the raw Ed25519 public key, times are Unix nanoseconds, `certificate` the
-    SHA-256 of the client certificate that proved the identity.
+    SHA-256 of the client certificate that proved the identity.  `method` is `spiffe-mtls`, and where the trust root
+    demands more, `+` and its kind (`methods`); for a token that opens one session a blank and the SHA-256 (hex) of its id.
     """
 
     boot: Boot
@@ -129,7 +130,7 @@ class BreakerRearmed(Event, frozen=True, array_like=True, kw_only=True, tag="bre
 
 
 class Arm(Event, frozen=True, array_like=True, kw_only=True, tag="control.arm/1"):
-    """An operator-signed lease that lets execution trade: `[…, note]` (see `trust.ArmLease`)."""
+    """An operator-signed lease that lets execution trade: `[…, note]` (see `arming.ArmLease`)."""
 
     note: str
 

@@ -26,16 +26,15 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from tallystick.schemas.amounts import EXACT
-from tallystick.schemas.errors import NOT_DECODED, LeaseOver, Malformed, Unverified
+from tallystick.schemas.errors import NOT_DECODED, Malformed, Unverified
 from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.limits import LimitBook, LimitRow
+from tallystick.schemas.methods import CERTIFICATE, HardwareToken, Method
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.note import open_note, sign_note
 from tallystick.schemas.subjects import KINDS, Subject, check_name, matches
 
 HOUR_NS: Final = 3_600_000_000_000
-# An arming lease lasts a working day at the most (design: 12 hours).
-MAX_LEASE_NS: Final = 12 * HOUR_NS
 MAX_REASON: Final = 400
 ROOT_KEY_NAME: Final = "operator-root"
 OPERATOR_KEY_NAME: Final = "operator"
@@ -112,13 +111,22 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     strategies: tuple[str, ...]
 
 
-class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One component: its role key and account (NATS nkeys, `A…`), what it publishes, its token lifetime (s)."""
+class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One component: its role key and account (NATS nkeys, `A…`), what it publishes, its token lifetime (s).
+
+    `method`: how it proves itself besides mutual TLS; where none is written, by its certificate alone.
+    """
 
     role_key: str
     account: str
     publishes: tuple[str, ...]
     lifetime: int
+    method: Method = CERTIFICATE
+
+    def __post_init__(self) -> None:
+        # The encoder leaves out what is this very object: so a certificate that is written is not canonical.
+        if self.method == CERTIFICATE:
+            msgspec.structs.force_setattr(self, "method", CERTIFICATE)
 
 
 class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,6 +181,11 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise Unverified("COMPONENT_UNKNOWN", f"{name[:64]!r} is not in trust root {self.number}")
         return record
 
+    def hardware_key(self, name: str) -> str:
+        """The key (hex) of the hardware token that component `name` has to show; empty for one that has none."""
+        record = self.components.get(name)
+        return record.method.key if record is not None and isinstance(record.method, HardwareToken) else ""
+
     def require_scope(self, name: str, subject: str) -> None:
         """Raise `Unverified` unless component `name` may publish `subject`."""
         if not _in_scope(self.component(name).publishes, subject):
@@ -193,21 +206,6 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def operator_keys(self) -> dict[str, bytes]:
         """The keys that may sign leases and re-arming, as `open_note` wants them."""
         return {OPERATOR_KEY_NAME: bytes.fromhex(self.operator)}
-
-
-class ArmLease(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operator's leave to trade: `component` may act at `venues` from `start` until `until` (Unix ns)."""
-
-    kind: Literal["tallystick-arm/1"] = "tallystick-arm/1"
-    deployment: str
-    component: str
-    venues: tuple[str, ...]
-    start: int
-    until: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start < self.until <= self.start + MAX_LEASE_NS:
-            raise Malformed("ARM_LEASE", f"from {self.start} until {self.until}: at most 12 hours")
 
 
 class Rearm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -417,34 +415,6 @@ def require_current(root: TrustRoot, now: int) -> None:
             f"version {root.number} is valid from {root.issued} to {root.expires}, it is {now} (Unix ns): "
             "set the clock, or let the operator sign the next version with `tallystick admit`",
         )
-
-
-def read_arm_lease(note: str, root: TrustRoot, component: str) -> ArmLease:
-    """The lease in `note` if an operator of `root` signed it for `component`, whenever it holds.
-
-    Raises `Malformed` or `Unverified`.
-    """
-    text, _ = open_note(note, root.operator_keys)
-    lease = decode_document(text, ArmLease)
-    if lease.deployment != root.deployment or lease.component != component:
-        raise Unverified("ARM_LEASE_SCOPE", f"lease for {lease.component} of {lease.deployment}")
-    return lease
-
-
-def open_arm_lease(note: str, root: TrustRoot, component: str, now: int) -> ArmLease:
-    """The lease in `note`, as `read_arm_lease`, if it holds at `now`.
-
-    Raises `LeaseOver` where all but the time is right, `Unverified` where it has not begun.
-    """
-    lease = read_arm_lease(note, root, component)
-    if now < lease.start:
-        raise Unverified(
-            "LEASE_EARLY",
-            f"lease begins in {(lease.start - now) / 1e9:.3f} s by this clock, at {lease.start}, now {now}",
-        )
-    if now >= lease.until:
-        raise LeaseOver("LEASE_EXPIRED", f"lease holds from {lease.start} until {lease.until}, now {now}")
-    return lease
 
 
 def open_rearm(note: str, root: TrustRoot) -> Rearm:

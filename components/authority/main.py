@@ -3,6 +3,7 @@
 - Order of a hand-out: revocations of what it replaces, `CredentialIssued`, its PubAck, then the answer.
   Crash before the PubAck: nobody has the credential; after it: a listed session that nobody uses, gone
   when it expires.
+- A session is given for what the trust root demands of its component, each time (`proofs`).
 - Its own sessions are minted here too and listed like everybody's.
 - A component that the operator revoked gets no session, whatever certificate it shows, until he admits it again
   (`revocations`).
@@ -24,6 +25,8 @@ from tallystick.components.authority.broker import BrokerAdmin
 from tallystick.components.authority.certifier import Certifier, Shown
 from tallystick.components.authority.door import Door
 from tallystick.components.authority.issuer import Issued, Issuer
+from tallystick.components.authority.own import OwnSessions
+from tallystick.components.authority.proofs import MTLS, Proofs
 from tallystick.components.authority.quota import Quotas
 from tallystick.components.authority.reception import Reception
 from tallystick.components.authority.renewals import ANNOUNCE_S, Renewals
@@ -39,20 +42,24 @@ from tallystick.runtime.deployment.folder import (
     pin_name,
     role_key_id,
 )
+from tallystick.runtime.deployment.methods import require_signed_methods
 from tallystick.runtime.deployment.service import OwnSource, ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.enrolment import (
+    Asked,
+    ChallengeAnswer,
     SessionAnswer,
     StandingAnswer,
+    decode_grant,
     decode_request,
     decode_revocation,
     decode_standing,
 )
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
-from tallystick.schemas.nats_jwt import BOOT_BYTES, SessionKey
+from tallystick.schemas.nats_jwt import BOOT_BYTES
 from tallystick.schemas.security import (
     QUOTA_EXCEEDED,
     BootEnded,
@@ -87,31 +94,13 @@ KEEPALIVE_S: Final = 5.0
 LIST_SUBJECT: Final = subject("cred", component="authority")
 
 
-class _OwnSessions:
-    """The authority's credential source for itself: minted here, published like any other; its certificates, too."""
-
-    def __init__(self, authority: Authority, identity: Identity) -> None:
-        self._authority = authority
-        self._identity = identity
-        # What is kept already and shown once there is a session for it.
-        self._next: Identity | None = None
-
-    async def obtain(self, key: SessionKey, boot: bytes) -> str:
-        self._next = self._next or await self._authority.own_certificate(self._identity)
-        shown = self._next or self._identity
-        credential = await self._authority.own_session(boot, key.public, shown.fingerprint)
-        if self._next is not None:
-            self._next = None
-            self._identity.reload()
-        return credential
-
-
 class Authority(OwnSource):
     """See the module docstring.  Owns the issuer, the tokens and the HTTPS server."""
 
     def __init__(self) -> None:
         self._ctx: ServiceContext | None = None
         self._waiting: list[tuple[Issued, bytes]] = []
+        self._proofs: Proofs
         self._number = 0
         self._lock = asyncio.Lock()
         self._history: list[Received] = []
@@ -123,6 +112,7 @@ class Authority(OwnSource):
     def credential_source(self, setup: Setup) -> CredentialSource:
         """Open the tokens and be the own source."""
         deployment: Deployment = setup.deployment
+        require_signed_methods(deployment, setup.trust)
         self._setup = setup
         self._token = Token.open(deployment.token("roles"), "roles", setup.secrets[pin_name("roles")])
         self._signing = TokenProcess(deployment.token("signing"), "signing", setup.secrets[pin_name("signing")])
@@ -151,11 +141,13 @@ class Authority(OwnSource):
             lifetime_s=self._issuer.lifetime_s,
         )
         self._quotas = Quotas({name: c.quota for name, c in bus.components.items() if c.quota is not None})
-        return _OwnSessions(self, setup.identity)
+        return OwnSessions(self, setup.identity)
 
     async def start(self, ctx: ServiceContext) -> None:
         """Read the newest list; everything else waits for `ready`."""
         self._ctx = ctx
+        folder = ctx.deployment.state("authority")
+        self._proofs = Proofs(self._setup.trust, folder, entropy=self._setup.entropy, spawn=ctx.tasks.start)
         ctx.subscribe("cred.>", self._on_cred, start=HISTORY)
         ctx.subscribe("control.breaker.>", self._on_breaker, start=HISTORY)
 
@@ -166,7 +158,7 @@ class Authority(OwnSource):
         replaced = self._issuer.supersede("authority", ctx.boot)
         waiting, self._waiting = self._waiting, []
         for issued, certificate in waiting:
-            await self._announce(issued, certificate)
+            await self._announce(issued, certificate, MTLS)
         await self._revoked(replaced, "replaced by a new boot")
         ctx.spawn(self._list())
         ctx.spawn(self._refresh())
@@ -178,14 +170,14 @@ class Authority(OwnSource):
 
     # -- hand-out -------------------------------------------------------------------------------
 
-    async def hand_out(self, component: str, boot: bytes, session_key: bytes, shown: Shown) -> str:
-        """Issue, publish, and only then return the credential; `shown` is the certificate that asked."""
+    async def hand_out(self, component: str, boot: bytes, session_key: bytes, shown: Shown, method: str) -> str:
+        """Issue, publish, and only then return the credential; `shown` is the certificate that asked, `method` how."""
         async with self._lock:
             # Whoever waited here may have been revoked meanwhile.
             self._require_allowed(component, shown.issued)
             issued = self._issuer.issue(component, boot, session_key, self._setup.clock(), shown.ends)
             await self._revoked(issued.replaced, "replaced by a new boot")
-            await self._announce(issued, shown.digest)
+            await self._announce(issued, shown.digest, method)
             return issued.credential
 
     def _require_allowed(self, component: str, issued: int) -> None:
@@ -218,12 +210,12 @@ class Authority(OwnSource):
             self._waiting.append((issued, certificate))
         else:
             try:
-                await asyncio.wait_for(self._announce(issued, certificate), ANNOUNCE_S)
+                await asyncio.wait_for(self._announce(issued, certificate, MTLS), ANNOUNCE_S)
             except TimeoutError as exc:
                 raise Unverified("AUTHORITY_OWN", f"no acknowledgement of the own session in {ANNOUNCE_S} s") from exc
         return issued.credential
 
-    def _announce(self, issued: Issued, certificate: bytes) -> asyncio.Future[int]:
+    def _announce(self, issued: Issued, certificate: bytes, method: str) -> asyncio.Future[int]:
         ctx, session = self._context(), issued.session
         self._certificates[session.credential_hash] = (certificate, session.expires_at)
         return ctx.publish(
@@ -235,7 +227,7 @@ class Authority(OwnSource):
                 credential_hash=session.credential_hash,
                 issued_at=issued.issued_at,
                 expires_at=session.expires_at,
-                method="spiffe-mtls",
+                method=method,
                 certificate=certificate,
             ),
         )
@@ -311,6 +303,7 @@ class Authority(OwnSource):
                         )
                         issues.setdefault(event.boot, []).append(session)
                         self._certificates[event.credential_hash] = (event.certificate, event.expires_at)
+                        self._proofs.take_up(session.component, event.method, event.issued_at)
                         self._issuer.restore((session,), (), now)
                     case ComponentRevocation():
                         self._revocations.take_up(event.note)
@@ -397,7 +390,7 @@ class Authority(OwnSource):
         try:
             await self._broker.open_account(component)
         except Unverified as exc:
-            self._context().notice("BROKER_REVOCATION", f"{component} may come back and the broker was not told: {exc}")
+            self._context().notice("BROKER_REVOCATION", f"{component} may come back, the broker was not told: {exc}")
 
     async def _on_breaker(self, received: Received) -> None:
         if self._runner is None:
@@ -434,10 +427,10 @@ class Authority(OwnSource):
 
     async def _serve(self, ctx: ServiceContext) -> None:
         deployment: Deployment = self._setup.deployment
-        config = deployment.config
         tls = self._setup.identity.server()
         reception = Reception(ctx, deployment.name)
         reception.post("/v1/session", self._on_session)
+        reception.post("/v1/challenge", self._on_challenge)
         self._renewals = Renewals(
             ctx, self._certifier, self._issuer, self._lock, deployment=deployment.name, allowed=self._require_allowed
         )
@@ -445,20 +438,30 @@ class Authority(OwnSource):
         reception.post("/v1/end", self._on_end)
         reception.post("/v1/revoke", self._on_revoke, operator=True)
         reception.post("/v1/standing", self._on_standing, operator=True)
+        reception.post("/v1/grant", self._on_grant, operator=True)
         self._runner = web.AppRunner(reception.app, access_log=None, keepalive_timeout=KEEPALIVE_S)
         await self._runner.setup()
         ctx.at_stop(self._runner.cleanup)
         if (server := self._runner.server) is None:
             raise TypeError("a runner that was set up has a server")
         door = Door(server, tls, deployment.name, ctx.tasks)
-        door.open(config.host, config.authority.port)
+        door.open(deployment.config.host, deployment.config.authority.port)
         ctx.at_stop(door.close)
 
     async def _on_session(self, component: str, der: bytes, body: bytes) -> SessionAnswer:
         shown = Shown.of(der)
         self._revocations.require_allowed(component, shown.issued)
-        boot, key = self._issuer.check(decode_request(body), component, shown.digest)
-        return SessionAnswer(credential=await self.hand_out(component, boot, key, shown))
+        request = decode_request(body)
+        boot, key = self._issuer.check(request, component, shown.digest)
+        asked = Asked(self._setup.trust.deployment, component, boot, key, shown.digest)
+        method = await self._proofs.require(asked, request.evidence, self._setup.clock())
+        return SessionAnswer(credential=await self.hand_out(component, boot, key, shown, method))
+
+    async def _on_challenge(self, component: str, der: bytes, body: bytes) -> ChallengeAnswer:
+        return self._proofs.challenge(component, pki.fingerprint(der), body, self._setup.clock())
+
+    async def _on_grant(self, _component: str, _der: bytes, body: bytes) -> dict[str, str]:
+        return {"component": self._proofs.grant(decode_grant(body).note)}
 
     async def _on_end(self, component: str, der: bytes, body: bytes) -> dict[str, int]:
         ctx = self._context()

@@ -14,7 +14,7 @@ from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys import pki
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.enrolment import MAX_REQUEST
-from tallystick.schemas.errors import TallystickError, Unverified
+from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 
 # What the certificate's component (and the certificate, DER) asks with a body; gives what is answered, as JSON.
 Answer = Callable[[str, bytes, bytes], Awaitable[object]]
@@ -40,7 +40,7 @@ class Reception:
                     raise Unverified(
                         "IDENTITY", f"{component} may not ask {path}: only the operator's certificate does"
                     )
-                said = await answer(component, der, await request.read())
+                said = await answer(component, der, await _body(request))
             except TallystickError as exc:
                 return self._refuse(request, exc)
             return web.Response(body=msgspec.json.encode(said))
@@ -73,3 +73,10 @@ class Reception:
             self._refused[exc.code] = second
             self._ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
         return web.Response(status=403, body=msgspec.json.encode({"code": exc.code, "text": exc.text}))
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as exc:
+        raise Malformed("REQUEST_SIZE", f"more than {MAX_REQUEST} bytes") from exc

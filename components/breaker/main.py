@@ -26,13 +26,14 @@ from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
+from tallystick.schemas.arming import open_arm_lease
 from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, IncidentRequest, Kill, RearmRequest, Request
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
 from tallystick.schemas.incidents import open_incident
 from tallystick.schemas.orders import Corrected
 from tallystick.schemas.security import Arm, IncidentStep, Trip
 from tallystick.schemas.subjects import SECURITY, subject
-from tallystick.schemas.trust import open_arm_lease, open_correction, open_rearm
+from tallystick.schemas.trust import open_correction, open_rearm
 
 BEAT_S: Final = 0.25
 ARM_S: Final = 10.0

@@ -2,6 +2,8 @@
 
 - An order counts in both its assets: its quantity in the base, and in the quote its worth at the worse of its own
   price and the record's `market_price`, bought or sold (`Instrument.counts`).  An asset without a cap is not moved.
+- Two caps hold at once, each by itself: the trust root's, and those of the lease that arms execution now, which may be
+  narrower.  What was spent in the past hour counts under a new lease, too.
 - Nothing is given back: an order that was counted and did not fill stays counted for its hour.
 - The hour is measured by a clock that nobody can put forward or back; what was counted before a restart is as old as
   the journal's times say, and never older than they say.
@@ -17,6 +19,7 @@ from typing import Final
 import msgspec
 
 from tallystick.schemas.amounts import EXACT
+from tallystick.schemas.arming import ArmLease
 from tallystick.schemas.trust import HOUR_NS, TrustRoot
 from tallystick.venues import Denied
 
@@ -46,8 +49,8 @@ class Caps:
         for one in spent:
             self._count(begun - min(max(now - one.time, 0), HOUR_NS), one)
 
-    def require(self, account: str, counted: Iterable[tuple[str, Decimal]]) -> None:
-        """Raise `Denied` unless an order that counts for `counted` stays within every cap."""
+    def require(self, account: str, counted: Iterable[tuple[str, Decimal]], lease: ArmLease) -> None:
+        """Raise `Denied` unless an order that counts for `counted` stays within every cap, the lease's as well."""
         self._forget()
         for asset, amount in counted:
             cap = self._trust.cap(account, asset)
@@ -58,6 +61,15 @@ class Caps:
             hourly = EXACT.add(self._totals.get((account, asset), _NOTHING), amount)
             if hourly > cap.max_hourly:
                 raise Denied("CAP_EXCEEDED", f"hour={hourly:f} {asset}, limit={cap.max_hourly:f} {asset} per hour")
+            leased = lease.cap(account, asset)
+            if leased is None:
+                raise Denied("LEASE_CAP", f"the lease that holds now lets {account} move no {asset}")
+            if amount > leased.max_order or hourly > leased.max_hourly:
+                raise Denied(
+                    "LEASE_CAP",
+                    f"order={amount:f} {asset}, hour={hourly:f} {asset}, limit={leased.max_order:f} an order and "
+                    f"{leased.max_hourly:f} an hour under the lease that holds now",
+                )
 
     def spend(self, spent: Spent) -> None:
         """Count an order that may be signed."""

@@ -9,12 +9,13 @@ An order is signed only if, in this order,
 4. it was decided by the very document of limits, caps, instruments and house rules that custody has; the permit's
    audience is this boot, it has not expired and lives no longer than `MAX_PERMIT_NS`;
 5. the breaker's heartbeat is at most 1 s old, not ahead of the clock, and neither `all`, the strategy nor the venue is tripped;
-6. an operator-signed lease arms execution for the venue now;
+6. an operator-signed lease arms execution, with its own hardware key, for the venue now;
 7. the permit names our account, and the hash of the operator-signed instrument record of its subject;
    the order is for that record's symbol, in plain canonical decimals, in whole steps and ticks;
 8. the intent that it answers is there too: sealed by the strategy of the subject, whose session is listed as well,
    fresh when the gateway decided, and asking for exactly this order (`venues.two_keys`);
-9. both its assets stay within the operator-signed caps, per order and over the past hour (`caps`);
+9. both its assets stay within the operator-signed caps, the trust root's and the lease's, per order and over the past
+   hour (`caps`);
 10. neither the decision nor its client order id, which names the intent, was used before.
 
 A permit counts as used from the moment that the rules hold, before anything is signed.  What was used is
@@ -171,7 +172,8 @@ class Permits:
             lifetime = (permit.expires_at - verified.statement.time) / 1e9
             raise Denied("PERMIT_LIFETIME", f"{lifetime:.3f} s, limit {MAX_PERMIT_NS / 1e9:.0f} s")
         self._breakers.require_closed(subject.strategy, subject.venue, now, MAX_HEARTBEAT_AGE_NS)
-        if not self._leases.holds(subject.venue, now):
+        lease = self._leases.holding(subject.venue, now)
+        if lease is None:
             raise Denied("NOT_ARMED", f"no operator's lease arms {EXECUTION} at {subject.venue} now")
         venue = self.trust.venues.get(subject.venue)
         if venue is None or permit.account != venue.account:
@@ -185,7 +187,7 @@ class Permits:
         # Fresh when it was decided on; the decision is fresh now.
         require_live(intent, verified.statement.time)
         self.sessions.require_listed(intent.credential, now)
-        self._caps.require(venue.account, counted)
+        self._caps.require(venue.account, counted, lease)
         self._use(decision_id, permit.order.client_order_id, permit.expires_at + REMEMBER_NS, now)
         self._caps.spend(Spent(now, venue.account, counted))
         return Authorized(subject.venue, venue.account, subject.strategy, record, permit.order, decision_id, counted)

@@ -344,7 +344,7 @@ class Gateway:
             limits=limits,
             caps=tuple(caps),
             lease=(lease.start, lease.until) if lease is not None else None,
-            armed=self._leases.holds(subject.venue, now),
+            armed=self._leases.holding(subject.venue, now) is not None,
             custody=self._custody(now),
             heartbeat_age=self._breakers.age(now),
             tripped=self._breakers.tripped_for(subject.strategy, subject.venue),

@@ -82,11 +82,15 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bytes: int
 
 
+MethodName = Literal["certificate", "service-account", "hardware-token", "api-key"]
+
+
 class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One component as the file states it; `lifetime_s` is that of its credentials (R11).
 
     `whole`: it reads every stream without a filter, whatever stands there, and may ask how far each goes.
     `linger_ms`: it reads along, off an order's way: what was stored within so long is fetched together.
+    `method`: how it proves itself besides mutual TLS (R12, `schemas.methods`).
     """
 
     does: str
@@ -100,6 +104,7 @@ class ComponentSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     whole: bool = False
     linger_ms: int = 0
     quota: Quota | None = None
+    method: MethodName = "certificate"
 
 
 class Feedback(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,6 +144,7 @@ class Component(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = False
     linger_ms: int = 0
     quota: Quota | None = None
+    method: MethodName = "certificate"
 
     @property
     def inbox(self) -> str:
@@ -258,6 +264,7 @@ class Topology(msgspec.Struct, frozen=True, kw_only=True):
             whole=spec.whole,
             linger_ms=spec.linger_ms,
             quota=spec.quota,
+            method=spec.method,
         )
 
 

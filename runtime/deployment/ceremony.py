@@ -33,6 +33,8 @@ from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.config import StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.methods import Made, method_of
+from tallystick.runtime.deployment.proof import api_key_file
 from tallystick.runtime.deployment.terms import terms
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import Token, create_token
@@ -266,6 +268,7 @@ class _Ceremony:
         api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in traders}
         self.progress("token audit: the checkpoint key")
         self._make_token("audit", [layout.KEY_CHECKPOINT])
+        made = self._make_proofs()
         self.progress("token operator: the operator root and the certificate authority")
         person = self._make_token("operator", [layout.KEY_OPERATOR_ROOT, layout.KEY_PERSON])[layout.KEY_PERSON]
         self._copy_policy()
@@ -288,13 +291,13 @@ class _Ceremony:
                     for name in names
                 },
             )
-            write_trust_root(paths, self.bus, keys, root, person, self.now)
+            write_trust_root(paths, self.bus, keys, root, person, self.now, made)
             validity = Validity(issued_s=self.now // SECOND, expires_s=0)
             self._write(paths.operator_token, operator_token(root, keys, self.config.deployment, validity).encode())
         with self._open("roles", writable=False) as token:
             authority = certificates.issuing_authority(paths, token)
             for name in certificates.names(paths):
-                passphrase = self.secrets[layout.passphrase_name(name)] = Secret.random()
+                passphrase = self._passphrase(name)
                 certificates.write_identity(paths, passphrase, authority, name, self.now)
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
         if "paper-exchange" in self.bus.components:
@@ -304,6 +307,27 @@ class _Ceremony:
         self.secrets[layout.PIN_STORE_KEY] = Secret(entropy.token_hex(32))
         self.secrets[layout.PIN_ARCHIVE_KEY] = Secret(entropy.token_hex(32))
         Keystore.create(paths.keystore, master_pin, self.secrets)
+
+    def _passphrase(self, name: str) -> Secret:
+        return self.secrets.setdefault(layout.passphrase_name(name), Secret.random())
+
+    def _make_proofs(self) -> Made:
+        """What components prove themselves by besides their certificates."""
+        wanted = {name: component.method for name, component in self.bus.components.items()}
+        keys: dict[bytes, bytes] = {}
+        if "hardware-token" in wanted.values():  # in a replay zone nobody shows either
+            self.progress("tokens issuer and execution: what strategies and execution prove themselves by")
+            keys |= self._make_token(layout.ISSUER, [layout.KEY_ISSUER])
+            keys |= self._make_token(layout.HARDWARE, [layout.KEY_IDENTITY])
+        return Made(
+            issuer=keys.get(layout.KEY_ISSUER, b""),
+            execution=keys.get(layout.KEY_IDENTITY, b""),
+            api_keys={
+                name: api_key_file(self.paths, name, self._passphrase(name)).begin()
+                for name, method in wanted.items()
+                if method == "api-key"
+            },
+        )
 
     def _make_token(self, label: str, key_ids: Sequence[bytes]) -> dict[bytes, bytes]:
         """Ed25519 keys in a new token, or in the one that the configuration names; their raw public keys by id."""
@@ -386,11 +410,12 @@ def write_trust_root(
     root: HsmSigner,
     person: bytes,
     now: int,
+    made: Made,
     number: int = 1,
 ) -> None:
     """Version `number` of the trust root from what the files say, signed by the operator root; with the first the key to pin.
 
-    `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
+    `made` is what components prove themselves by; `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
     """
     said = terms(paths)
     document = TrustRoot(
@@ -407,6 +432,7 @@ def write_trust_root(
                 account=encode_key("A", keys.components[name].account),
                 publishes=component.publishes,
                 lifetime=component.lifetime_s,
+                method=method_of(paths, component, made),
             )
             for name, component in bus.components.items()
         },

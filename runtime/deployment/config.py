@@ -23,7 +23,7 @@ from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument
 
 # The tokens of a deployment, each with a PIN of its own.
-TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit")
+TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -158,6 +158,40 @@ class TokenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _variables("env of a token", self.env)
 
 
+class StrategyTokens(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose tokens strategies show, where that is not `tallystick up` itself: a Kubernetes cluster, an OpenID provider.
+
+    `{strategy}` in `subject` and `token_file` is the strategy's name.  Its keys: the file `jwks`, which the operator signs
+    as it is at `tallystick admit`, or `url`, for which the certificate authority in the file `ca` vouches.
+    """
+
+    issuer: str
+    audience: str
+    subject: str
+    token_file: str
+    jwks: str = ""
+    url: str = ""
+    ca: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.jwks) == bool(self.url) or bool(self.url) != bool(self.ca):
+            raise Malformed("IDENTITY_CONFIG", "identity.strategies has jwks (a file), or url and ca (a file)")
+
+
+class ExecutionKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The public key of execution's hardware token, where that is not the one that `tallystick init` made."""
+
+    key: str
+    algorithm: Literal["ed25519", "p256"] = "ed25519"
+
+
+class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How components prove themselves besides their certificates, where it is not as `tallystick init` made it."""
+
+    strategies: StrategyTokens | None = None
+    execution: ExecutionKey | None = None
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`deployment.toml`; the lifetimes, where above 0, only shorten.  `limits` is read as `schemas.limits` says."""
 
@@ -169,6 +203,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limits: dict[str, Any]
     caps: tuple[Cap, ...]
     market_data: MarketDataConfig
+    identity: IdentityConfig = IdentityConfig()
     strategies: tuple[StrategyConfig, ...] = ()
     observers: tuple[ObserverConfig, ...] = ()
     tokens: dict[str, TokenConfig] = {}

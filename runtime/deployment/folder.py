@@ -37,6 +37,11 @@ ISSUING_CA: Final = b"issuing-ca/"
 # … tokens custody and portfolio (an API key each at the venue), and audit
 KEY_VENUE: Final = b"venue"
 KEY_CHECKPOINT: Final = b"checkpoint"
+# … token issuer, whose key signs the tokens of strategies, and execution's own, by which it proves itself
+ISSUER: Final = "issuer"
+KEY_ISSUER: Final = b"issuer"
+HARDWARE: Final = "execution"
+KEY_IDENTITY: Final = b"identity"
 
 # Which of the tokens a component opens.
 _OWN_TOKENS: Final = {
@@ -44,6 +49,7 @@ _OWN_TOKENS: Final = {
     "custody": ("custody",),
     "portfolio": ("portfolio",),
     "audit": ("audit",),
+    "execution": (HARDWARE,),
 }
 # Whose process has a user of its own where that can be (`apart`), and so a folder of its own below `run`.
 APART: Final = ("custody",)
@@ -178,6 +184,8 @@ class Deployment:
             "signing": (KEY_OPERATOR, KEY_CORE_ACCOUNT, KEY_ACTIVATION, KEY_ADMIN, KEY_SYSTEM_ACCOUNT),
             "roles": (KEY_SYSTEM_ROLE,),
             "audit": (KEY_CHECKPOINT,),
+            ISSUER: (KEY_ISSUER,),
+            HARDWARE: (KEY_IDENTITY,),
         }.get(label, (KEY_VENUE,))
         of_component = {"signing": account_key_id, "roles": role_key_id}.get(label)
         return (
@@ -281,6 +289,7 @@ class Deployment:
         own = (
             pin_name("roles"),
             pin_name("signing"),
+            pin_name(ISSUER),
             passphrase_name(BROKER),
             passphrase_name(OPERATOR),
             PIN_STORE_KEY,

@@ -19,6 +19,7 @@ from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.snapshots import Vault, snapshot_key
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.deployment.proof import proof_of
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.errors import ConfigError
@@ -48,6 +49,9 @@ class Setup(msgspec.Struct, frozen=True):
             component=self.spec.name,
             clock=self.clock,
             log=self.log,
+            proof=proof_of(
+                self.deployment, self.trust.component(self.spec.name).method, self.spec.name, self.secrets, self.clock
+            ),
         )
 
     def link(self, source: CredentialSource, metrics: Metrics) -> Link:

@@ -8,6 +8,7 @@
   reported.  The broker is started again likewise.
 - Whoever is started has a certificate with half of its life before it, so that no power-off is too long; while they
   run, components renew their own, and the broker's is renewed here.
+- Strategies are given tokens that say which of them is which (`service_accounts`), as long as they run.
 - A component that the operator revoked keeps nobody else from starting; it is started again when it has a new key.
 - Stop: strategies and sources first, then those who finish their work, audit, authority, the broker last.  Each
   has `STOP_TIMEOUT_S` and is killed then; whoever takes longer than `PATIENCE_S` is named.
@@ -42,6 +43,7 @@ from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
 from tallystick.runtime.deployment.scheduling import precede
+from tallystick.runtime.deployment.service_accounts import LOOK_S, ServiceAccounts
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
@@ -122,6 +124,7 @@ class Supervisor:
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
         self._lock: Lockfile | None = None
+        self._accounts: ServiceAccounts | None = None
         # What ended with an error of its own while it was stopped, or had to be killed.
         self.unclean: list[str] = []
 
@@ -154,6 +157,8 @@ class Supervisor:
         await asyncio.to_thread(
             certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
         )
+        # Its token takes as long to open as the broker to start.
+        accounts = self._tasks.start(asyncio.to_thread(self._service_accounts), "the issuer of tokens")
         with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
@@ -162,6 +167,8 @@ class Supervisor:
             self._precede()
             await self._provision(signing)
         self._launch("authority")
+        self._accounts = await accounts
+        self._tasks.start(self._issue_tokens(), "the strategies' tokens")
         await self._ready(["authority"])
         self._report("authority lists sessions")
         # The market opens when everybody is there.
@@ -189,6 +196,33 @@ class Supervisor:
 
     def _signing_token(self) -> TokenProcess:
         return TokenProcess(self.deployment.token("signing"), "signing", self._keystore[layout.pin_name("signing")])
+
+    def _service_accounts(self) -> ServiceAccounts:
+        return ServiceAccounts(self.deployment, self._keystore, self._managed, time.time_ns)
+
+    def _issue(self, name: str) -> None:
+        try:
+            if self._accounts is not None:
+                self._accounts.issue(name)
+        except TallystickError as exc:
+            # It waits for one, and is started again where none comes.
+            self._report(f"{name} gets no token yet: {exc}")
+
+    async def _issue_tokens(self) -> None:
+        """Keep a token ready for each strategy that runs here."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            running = [name for name, m in self._managed.items() if m.process is not None and m.process.poll() is None]
+            try:
+                if self._accounts is None:
+                    self._accounts = await asyncio.to_thread(self._service_accounts)
+                self._accounts.refresh(running)
+            except TallystickError as exc:
+                self._report(f"strategies get no tokens, trying again: {exc}")
+                if self._accounts is not None:
+                    self._accounts.close()
+                    self._accounts = None
+                await asyncio.sleep(BROKER_RETRY_S)
 
     async def _provision(self, signing: TokenProcess) -> None:
         made = await broker.provision_all(self.deployment, self._keystore, self.bus, signing, self.server.url)
@@ -218,6 +252,7 @@ class Supervisor:
         managed = self._managed[name]
         (self.deployment.seat(name) / f"{name}.ready").unlink(missing_ok=True)
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
+        self._issue(name)
         fd = hand_over(self._secrets(name))
         errors = self.deployment.log(name).with_suffix(".err")
         try:
@@ -369,6 +404,9 @@ class Supervisor:
         self._let_go()
 
     def _let_go(self) -> None:
+        if self._accounts is not None:
+            self._accounts.close()
+            self._accounts = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -6,6 +6,7 @@ the trust root when they start: run it while the deployment is down.
 
 - Order of writing: keystore, the broker's keys, the issuing CA, certificates, the trust root last.  Crash before the
   last step: nothing is in force, and the next run takes up what is there; after it: all of it is.
+- How components prove themselves (`methods`) is signed anew, and their keys stay; a deployment from before that gets them.
 - Keys are made once: a component that was admitted before keeps its keys.  The issuing CA's certificate is signed anew
   each time, and is of a new key where the operator asks for it: nobody then takes what the old one certified.
 """
@@ -13,23 +14,28 @@ the trust root when they start: run it while the deployment is down.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.methods import Made
 from tallystick.runtime.deployment.owners import require_down
+from tallystick.runtime.deployment.proof import api_key_file
 from tallystick.runtime.durable import write_durably
 from tallystick.runtime.keys import pki
-from tallystick.runtime.keys.hsm import Token
+from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError
+from tallystick.schemas.methods import ApiKey
 from tallystick.schemas.trust import TrustRoot
 
 _SIGNING: Final = "signing"
@@ -67,6 +73,7 @@ def admit(
         for name in added:
             keystore.secrets.setdefault(layout.passphrase_name(name), Secret.random())
         keystore.save()
+    proofs = _proofs(deployment, keystore, root, bus)
     number, public = _issuing_key(deployment, keystore, new=new_ca)
     with _open(deployment, keystore, _OPERATOR) as token:
         all_keys = msgspec.structs.replace(keys, components=made)
@@ -82,6 +89,7 @@ def admit(
             token.signer(layout.KEY_OPERATOR_ROOT),
             bytes.fromhex(root.operator),
             now,
+            proofs,
             number=root.number + 1,
         )
     _check(deployment, root)
@@ -104,6 +112,35 @@ def _keys(deployment: Deployment, keystore: Keystore, label: str, wanted: dict[s
             except ConfigError:
                 found[name] = token.generate_ed25519(key_id, key_id.decode())
     return found
+
+
+def _proofs(deployment: Deployment, keystore: Keystore, root: TrustRoot, bus: topology.Bus) -> Made:
+    """What components prove themselves by besides their certificates: as before, made where there is none yet."""
+    wanted = {name: component.method for name, component in bus.components.items()}
+    first: dict[str, str] = {}
+    for name in (name for name, method in wanted.items() if method == "api-key"):
+        known = root.components.get(name)
+        if known is not None and isinstance(known.method, ApiKey):
+            first[name] = known.method.first
+        else:
+            first[name] = api_key_file(deployment, name, keystore[layout.passphrase_name(name)]).begin()
+    issues, signs = "service-account" in wanted.values(), "hardware-token" in wanted.values()
+    return Made(
+        issuer=_token_key(deployment, keystore, layout.ISSUER, layout.KEY_ISSUER) if issues else b"",
+        execution=_token_key(deployment, keystore, layout.HARDWARE, layout.KEY_IDENTITY) if signs else b"",
+        api_keys=first,
+    )
+
+
+def _token_key(deployment: Deployment, keystore: Keystore, label: str, key_id: bytes) -> bytes:
+    """The raw public key of a token's one key; a deployment from before the token was there gets it."""
+    place = deployment.token(label)
+    if isinstance(place, Path) and not place.exists():
+        names = (layout.pin_name(label), f"{layout.pin_name(label)}.so")
+        pin, officer = (keystore.secrets.setdefault(name, Secret.random()) for name in names)
+        keystore.save()
+        create_token(place, label, officer, pin)
+    return _keys(deployment, keystore, label, {label: key_id})[label]
 
 
 def _issuing_key(deployment: Deployment, keystore: Keystore, *, new: bool) -> tuple[int, ec.EllipticCurvePublicKey]:

@@ -48,6 +48,12 @@ CODES: Final = (
         "The permit was over before the order was signed or sent.",
         "Nothing, if seldom; else look at what holds up execution or custody, and at the clocks.",
     ),
+    Code(
+        "LEASE_CAP",
+        REFUSAL,
+        "An order beyond the caps of the lease that arms execution now, or in an asset that the lease does not name.",
+        "Arm again with the caps that are wanted, at most those of the trust root.",
+    ),
     Code("PERMIT_LIFETIME", REFUSAL, "A permit that lives longer than any may.", _CUSTODY),
     Code(
         "PERMIT_USED",

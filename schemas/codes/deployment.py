@@ -168,6 +168,12 @@ CODES: Final = (
         "ARGUMENT_ENCODING", ERROR, "An argument is not UTF-8.", "Give it as text; rename a file or folder that is not."
     ),
     Code("NOT_UP", ERROR, "Nothing of the deployment is running.", "Start it with `tallystick up DIR`."),
+    Code(
+        "ARM_CAP",
+        ERROR,
+        "A cap of a lease that is no `ASSET=ORDER/HOUR`, or is more than the operator signed in the trust root.",
+        "`--cap ETH=2/20`; more needs `[[caps]]` in `deployment.toml` and `tallystick admit DIR`.",
+    ),
     Code("ARM_HOURS", ERROR, "A lease of no time, or of more than 12 hours.", "`--hours 8`."),
     Code(
         "OPTION",

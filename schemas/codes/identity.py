@@ -87,6 +87,30 @@ CODES: Final = (
         "Arm this deployment with `tallystick arm DIR --hours 8`.",
     ),
     Code(
+        "LEASE_HARDWARE_KEY",
+        ERROR | DEAD,
+        "A lease for another hardware token than the trust root names for execution.",
+        "Arm again with `tallystick arm DIR --hours 8`; if the token was not changed, find out who signs leases.",
+    ),
+    Code(
+        "LEASE_CAPS",
+        ERROR | DEAD,
+        "A lease that gives more than the operator's caps in the trust root, or names an asset twice.",
+        "Arm again within the caps of `deployment.toml`, as they were signed with `tallystick admit DIR`.",
+    ),
+    Code(
+        "METHOD_DOCUMENT",
+        ERROR | DEAD,
+        "The trust root names a method by which a component cannot prove itself.",
+        "Correct `[identity]` in `deployment.toml` and sign it with `tallystick admit DIR`.",
+    ),
+    Code(
+        "IDENTITY_CONFIG",
+        ERROR,
+        "What `[identity]` in `deployment.toml` names cannot be read, or is no key, key set or certificate authority.",
+        "Correct the key or the file that the line names.",
+    ),
+    Code(
         "REARM_SCOPE",
         ERROR | DEAD,
         "A re-arming note for another deployment, or for another breaker than its subject names.",

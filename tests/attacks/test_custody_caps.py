@@ -127,3 +127,41 @@ def test_a_restart_gives_no_hour_back(tmp_path: Path, step: int) -> None:
     again.advance(3600)
     again.renew()
     signed(ask(again, "1"))
+
+
+def lease_caps(**wanted: tuple[str, str]) -> tuple[Cap, ...]:
+    return tuple(
+        Cap(account="main", asset=asset, max_order=Decimal(most), max_hourly=Decimal(hourly))
+        for asset, (most, hourly) in wanted.items()
+    )
+
+
+def test_a_lease_narrows_the_operators_caps_and_never_widens_them(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, caps())
+    quantity = f"{Decimal(1) / MARKET_PRICE:f}"
+    signed(ask(desk, quantity))
+    desk.arm(caps=lease_caps(ETH=("1", "4"), XRP=("100000", "1000000")), start=desk.now)
+    assert "LEASE_CAP: order=1.0" in refusal(ask(desk, f"{Decimal(1) / MARKET_PRICE + 1:f}"))
+    # What was spent before it counts in its hour.
+    for _ in range(3):
+        signed(ask(desk, quantity))
+    assert "LEASE_CAP: order=1.00 ETH, hour=5.00 ETH, limit=1 an order and 4 an hour" in refusal(ask(desk, quantity))
+    # An asset that it does not name is not moved.
+    desk.arm(caps=lease_caps(ETH=("5", "10")), start=desk.now + 1)
+    desk.advance(0.001)
+    assert "LEASE_CAP: the lease that holds now lets main move no XRP" in refusal(ask(desk, "100"))
+
+
+def test_a_wider_lease_that_the_breaker_plays_back_gives_nothing_back(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, caps())
+    narrow = lease_caps(ETH=("0.1", "10"), XRP=("100000", "1000000"))
+    desk.arm(caps=narrow, start=desk.now)
+    quantity = f"{Decimal(1) / MARKET_PRICE:f}"
+    assert "LEASE_CAP" in refusal(ask(desk, quantity))
+    # The one of before was signed as well, and has not ended.
+    desk.arm()
+    assert "LEASE_CAP" in refusal(ask(desk, quantity))
+    # The operator's next word counts.
+    desk.arm(start=desk.now + 1)
+    desk.advance(0.001)
+    signed(ask(desk, quantity))

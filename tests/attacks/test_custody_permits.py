@@ -279,6 +279,14 @@ class TestArming:
         with pytest.raises(Unverified, match="ARM_LEASE_SCOPE"):
             desk.arm(**changes)
 
+    def test_a_lease_for_another_hardware_token_than_the_operator_signed_arms_nothing(self, tmp_path: Path) -> None:
+        """Execution's host was replaced, or somebody else's token would do."""
+        desk = self.unarmed(tmp_path)
+        for key in (world.key("another token").public.hex(), ""):
+            with pytest.raises(Unverified, match="LEASE_HARDWARE_KEY"):
+                desk.arm(hardware_key=key)
+        assert code(desk.ask(desk.request())) == "NOT_ARMED"
+
     def test_a_lease_that_the_breaker_signed_itself_is_refused(self, tmp_path: Path) -> None:
         desk = self.unarmed(tmp_path)
         with pytest.raises(Unverified, match="NOTE"):

@@ -32,7 +32,7 @@ from tallystick.schemas.security import (
     SessionList,
     Trip,
 )
-from tallystick.schemas.trust import ArmLease, open_successor, sign_document
+from tallystick.schemas.trust import open_successor, sign_document
 from tests.support import world
 from tests.support.bus import TestBus, running_bus
 from tests.support.gateway import CONFIG, POLICY
@@ -66,13 +66,7 @@ class Floor:
         audit.subscribe(("guard.gateway", "dead.gateway"), self._note)
         audit.open()
         await audit.caught_up()
-        lease = ArmLease(
-            deployment="test",
-            component="execution",
-            venues=("paper",),
-            start=time.time_ns() - 10**9,
-            until=time.time_ns() + 10**12,
-        )
+        lease = world.lease(self.desk.trust, time.time_ns() - 10**9, time.time_ns() + 10**12)
         breaker = self.listed["breaker"]
         note = sign_document(lease, ("operator", world.key("operator")))
         await breaker.publish("control.arm.execution", breaker.new(Arm, note=note))

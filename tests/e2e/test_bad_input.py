@@ -20,6 +20,7 @@ from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.methods import Made
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore
 from tests.support.command import Done, tallystick
@@ -228,7 +229,8 @@ def test_an_expired_trust_root_is_refused(desk: Path) -> None:
     with Token.open(deployment.token("operator"), "operator", pin) as token:
         signer = token.signer(layout.KEY_OPERATOR_ROOT)
         person = bytes.fromhex(root.operator)
-        write_trust_root(deployment, deployment.bus(), keys, signer, person, long_ago, number=2)
+        made = Made(issuer=signer.public, execution=signer.public, api_keys={"market-data": "00" * 32})
+        write_trust_root(deployment, deployment.bus(), keys, signer, person, long_ago, made, number=2)
     refused(up(desk), "TRUST_ROOT_EXPIRED", "version 2", "tallystick admit")
 
 

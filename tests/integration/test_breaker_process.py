@@ -29,7 +29,7 @@ from tallystick.schemas.security import (
     BreakerRearmed,
     BreakerTripped,
 )
-from tallystick.schemas.trust import OPERATOR_KEY_NAME, ArmLease, Rearm, sign_document
+from tallystick.schemas.trust import OPERATOR_KEY_NAME, Rearm, sign_document
 from tests.support import world
 from tests.support.crowd import crowd
 from tests.support.log import Lines
@@ -209,13 +209,7 @@ async def test_a_fill_without_a_permit_trips_everything(floor: Floor) -> None:
 
 async def test_arming_passes_the_operators_note_on_and_refuses_any_other(floor: Floor) -> None:
     now = time.time_ns()
-    lease = ArmLease(
-        deployment=floor.desk.trust.deployment,
-        component="execution",
-        venues=("paper",),
-        start=now - SECOND,
-        until=now + 60 * SECOND,
-    )
+    lease = world.lease(floor.desk.trust, now - SECOND, now + 60 * SECOND)
     for key, document, code in (
         ("stranger", lease, "NOTE_UNSIGNED"),
         (

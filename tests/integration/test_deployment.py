@@ -31,6 +31,7 @@ from tallystick.runtime.deployment import ceremony, certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.config import TOKENS, StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.methods import own_account
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import client_context, decrypted_key, load_certificate
@@ -108,6 +109,11 @@ def test_every_key_lives_in_its_token_and_is_the_one_named_in_the_trust_root(mad
         assert token.signer(layout.KEY_PERSON).public.hex() == root.operator
     with Token.open(made.token("audit"), "audit", store[layout.pin_name("audit")]) as token:
         token.signer(layout.KEY_CHECKPOINT)
+    with Token.open(made.token("execution"), "execution", store[layout.pin_name("execution")]) as token:
+        assert token.signer(layout.KEY_IDENTITY).public.hex() == root.hardware_key("execution")
+    with Token.open(made.token("issuer"), "issuer", store[layout.pin_name("issuer")]) as token:
+        public = token.signer(layout.KEY_ISSUER).public
+    assert root.component("strategy-alpha").method == own_account("lab", "strategy-alpha", public)
 
 
 def test_a_token_opens_with_no_other_tokens_pin(made: Deployment, store: Keystore) -> None:
@@ -186,7 +192,7 @@ def test_no_plain_private_key_lies_in_the_folder(made: Deployment) -> None:
 
 def test_a_component_gets_its_own_secrets_and_no_others(made: Deployment, store: Keystore) -> None:
     assert made.secret_names("strategy-alpha") == ("pki.strategy-alpha.passphrase",)
-    assert made.secret_names("execution") == ("pki.execution.passphrase",)
+    assert made.secret_names("execution") == ("pki.execution.passphrase", "hsm.execution.pin")
     assert set(made.secret_names("custody")) == {
         "pki.custody.passphrase", "hsm.custody.pin", "venue.custody.api_key",
     }  # fmt: skip
@@ -198,7 +204,7 @@ def test_a_component_gets_its_own_secrets_and_no_others(made: Deployment, store:
         for name in names:
             assert len(store[name].reveal()) >= 43
     # What no component gets: the operator's token, the security officers' PINs, the broker's store.
-    assert {"hsm.operator.pin", "hsm.roles.pin.so", "nats.store_key"} <= set(store.secrets) - seen
+    assert {"hsm.operator.pin", "hsm.roles.pin.so", "nats.store_key", "hsm.issuer.pin"} <= set(store.secrets) - seen
 
 
 def test_a_folder_that_holds_anything_is_refused_and_left_alone(tmp_path: Path) -> None:

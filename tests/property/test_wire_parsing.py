@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tallystick.schemas import enrolment, ids, nats_jwt, signing
+from tallystick.schemas.arming import open_arm_lease
 from tallystick.schemas.credential import open_credential
 from tallystick.schemas.errors import Malformed, TallystickError, Unverified
 from tallystick.schemas.note import open_note, sign_note
 from tallystick.schemas.registry import EVENTS, decode_events, encode_events
 from tallystick.schemas.seal import PREFIX, Verifier, decode_statement, encode_statement
 from tallystick.schemas.subjects import matches, parse_subject, subject, token_symbol
-from tallystick.schemas.trust import open_arm_lease, open_rearm, open_trust_roots, sign_document
+from tallystick.schemas.trust import open_rearm, open_trust_roots, sign_document
 from tests.support.forge import encoded, field, flush_of_five, forge, samples, sealed, session_key
 from tests.support.world import NOW, credential, key, trust_root
 

@@ -29,7 +29,7 @@ from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, Se
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
-from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
+from tallystick.schemas.trust import Instrument, TrustRoot, sign_document
 from tallystick.venues.binance.order import client_order_id
 from tallystick.venues.binance.request import RequestBuilder
 from tests.support import world
@@ -190,13 +190,7 @@ class Desk:
         self.tell("breaker", "control.breaker.all", self.event(BreakerHeartbeat, number=self.number, tripped=trips))
 
     def arm(self, signer: SessionKey | None = None, live: bool = True, **changes: Any) -> None:
-        lease = ArmLease(
-            deployment=self.trust.deployment,
-            component="execution",
-            venues=("paper",),
-            start=self.now - SECOND,
-            until=self.now + 3600 * SECOND,
-        )
+        lease = world.lease(self.trust, self.now - SECOND, self.now + 3600 * SECOND)
         lease = msgspec.structs.replace(lease, **changes)
         note = sign_document(lease, ("operator", signer or world.key("operator")))
         self.tell("breaker", "control.arm.execution", self.event(Arm, note=note), live=live)

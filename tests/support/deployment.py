@@ -20,6 +20,7 @@ from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
+from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
@@ -95,12 +96,15 @@ async def running(deployment: Deployment, keystore: Keystore, *processes: str, *
     apart = frozenset(bus.components) - {"authority", *processes}
     supervisor = Supervisor(deployment, keystore, apart=apart, **kw)
     made = Running(deployment, keystore, supervisor)
-    try:
-        await supervisor.start()
-        yield made
-    finally:
-        await made.close()
-        await supervisor.stop()
+    with contextlib.ExitStack() as stack:
+        try:
+            await supervisor.start()
+            # Strategies that the test plays get their tokens, as those do that the supervisor starts.
+            stack.enter_context(serving(deployment, keystore, apart))
+            yield made
+        finally:
+            await made.close()
+            await supervisor.stop()
 
 
 __all__: Sequence[str] = ("PIN", "STRATEGIES", "Running", "make", "running")

@@ -25,7 +25,7 @@ from tallystick.schemas.seal import Statement, Verified
 from tallystick.schemas.security import Arm, BreakerHeartbeat, ListedSession, SessionList, Trip
 from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.subjects import Subject, parse_subject
-from tallystick.schemas.trust import ArmLease, Instrument, TrustRoot, sign_document
+from tallystick.schemas.trust import Instrument, TrustRoot, sign_document
 from tests.support import world
 
 POLICY = Path(infra.__file__).parent / "policies"
@@ -245,9 +245,7 @@ class World:
         self, venues: tuple[str, ...] = ("paper",), start: int = NOW - SECOND, until: int = NOW + 3600 * SECOND
     ) -> None:
         """An operator's lease for execution."""
-        lease = ArmLease(
-            deployment=self.trust.deployment, component="execution", venues=venues, start=start, until=until
-        )
+        lease = world.lease(self.trust, start, until, venues=venues)
         note = sign_document(lease, ("operator", world.key("operator")))
         self.apply("breaker", "control.arm.execution", Arm(**self.base(), note=note))
 

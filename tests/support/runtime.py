@@ -39,6 +39,7 @@ def live_trust(bus: TestBus) -> TrustRoot:
             account=encode_key("A", key(f"account {name}").public),
             publishes=component.publishes,
             lifetime=component.lifetime_s,
+            method=world.method(name),
         )
         for name, component in bus.bus.components.items()
     }

@@ -29,7 +29,7 @@ from tallystick.schemas.orders import Decision, Intent, OrderEvent, Permit
 from tallystick.schemas.registry import encode_events
 from tallystick.schemas.seal import message_leaf
 from tallystick.schemas.security import Arm, BreakerHeartbeat, DeadLetter, ListedSession, Notice, SessionList, Trip
-from tallystick.schemas.trust import ArmLease, sign_document
+from tallystick.schemas.trust import sign_document
 from tests.support import world
 from tests.support.bus import TestBus
 from tests.support.runtime import Desk, sign_terms
@@ -204,9 +204,7 @@ class Floor:
         self.running[context.boot] = component
         self.people["custody"] = context
         now = time.time_ns()
-        lease = ArmLease(
-            deployment="test", component="execution", venues=("paper",), start=now - SECOND, until=now + 3600 * SECOND
-        )
+        lease = world.lease(self.desk.trust, now - SECOND, now + 3600 * SECOND)
         note = sign_document(lease, ("operator", world.key("operator")))
         breaker = self.people["breaker"]
         await breaker.publish("control.arm.execution", breaker.new(Arm, note=note))

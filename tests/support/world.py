@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from decimal import Decimal
+from typing import Any
 
+import msgspec
+
+from tallystick.schemas.arming import ArmLease
 from tallystick.schemas.credential import Credential, open_credential
 from tallystick.schemas.limits import LimitRow, Limits
+from tallystick.schemas.methods import CERTIFICATE, HardwareToken, Method
 from tallystick.schemas.nats_jwt import SessionKey, encode_jwt, encode_key, user_claims
 from tallystick.schemas.trust import Cap, ComponentTrust, Instrument, Listing, TrustRoot, Venue
 
@@ -81,6 +86,27 @@ def limit_rows(limits: Limits = LIMITS) -> tuple[LimitRow, ...]:
     )
 
 
+def method(component: str) -> Method:
+    """How a component proves itself: execution has a token, everybody else a certificate."""
+    if component == "execution":
+        return HardwareToken(algorithm="ed25519", key=key("hardware").public.hex())
+    return CERTIFICATE
+
+
+def lease(trust: TrustRoot, start: int, until: int, **changes: Any) -> ArmLease:
+    """An operator's lease for execution at the paper exchange, with all that the trust root allows."""
+    made = ArmLease(
+        deployment=trust.deployment,
+        component="execution",
+        hardware_key=trust.hardware_key("execution"),
+        venues=("paper",),
+        caps=trust.caps,
+        start=start,
+        until=until,
+    )
+    return msgspec.structs.replace(made, **changes)
+
+
 def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int = 900) -> TrustRoot:
     """A trust root over the software keys."""
     return TrustRoot(
@@ -97,6 +123,7 @@ def trust_root(*, deployment: str = DEPLOYMENT, number: int = 1, lifetime: int =
                 account=encode_key("A", key(f"account {name}").public),
                 publishes=publishes,
                 lifetime=lifetime,
+                method=method(name),
             )
             for name, publishes in PUBLISHES.items()
         },

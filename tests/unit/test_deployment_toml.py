@@ -25,6 +25,7 @@ TABLES = {
     "limits",
     "caps",
     "market_data",
+    "identity",
     "strategies",
     "observers",
     "tokens",
@@ -38,6 +39,8 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "`[[caps]]`": Cap,
     "`[limits]`": Limits,
     "`[market_data]`": config.MarketDataConfig,
+    "`[identity.strategies]`": config.StrategyTokens,
+    "`[identity.execution]`": config.ExecutionKey,
     "`[[strategies]]`": config.StrategyConfig,
     "`[[observers]]`": config.ObserverConfig,
 }
@@ -72,5 +75,5 @@ def test_every_key_stands_in_the_reference_with_its_default(section: str) -> Non
 def test_every_table_has_its_section() -> None:
     tables = {f.encode_name for f in msgspec.structs.fields(config.Config)} & TABLES
     assert tables == TABLES
-    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)(?:\.LABEL)?\]+`", title)}
+    named = {name for title in SECTIONS for name in re.findall(r"`\[+(\w+)[.\w]*\]+`", title)}
     assert named == TABLES

@@ -17,7 +17,7 @@ from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import CancelIntent, Decision, Fill, OrderEvent
 from tallystick.schemas.registry import decode_events, encode_events
 from tallystick.schemas.security import Arm, BootEnded, BreakerTripped
-from tallystick.schemas.trust import ArmLease, sign_document
+from tallystick.schemas.trust import sign_document
 from tests.support import world
 from tests.support.gateway import (
     CUSTODY_BOOT,
@@ -277,7 +277,7 @@ def test_lease_for_another_venue_arms_nothing_here() -> None:
 
 def test_lease_that_no_operator_signed_is_refused() -> None:
     w = World(ready=False)
-    lease = ArmLease(deployment="test", component="execution", venues=("paper",), start=NOW - 1, until=NOW + SECOND)
+    lease = world.lease(w.trust, NOW - 1, NOW + SECOND)
     note = sign_document(lease, ("operator", world.key("breaker")))
     with pytest.raises(Unverified):
         w.apply("breaker", "control.arm.execution", Arm(**w.base(), note=note))

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
 
-from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.cli.operate import narrowed
+from tallystick.schemas.arming import open_arm_lease
+from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unverified
 from tallystick.schemas.leases import LeaseBook
+from tallystick.schemas.methods import CERTIFICATE, ApiKey, HardwareToken, Jwk, ServiceAccount
+from tallystick.schemas.note import sign_note
 from tallystick.schemas.trust import (
     HOUR_NS,
-    ArmLease,
     Rearm,
     TrustRoot,
-    open_arm_lease,
     open_rearm,
     open_trust_roots,
     require_current,
     sign_document,
 )
-from tests.support.world import NOW, key, trust_root
+from tests.support.world import NOW, key, lease, trust_root
 
 ROOT = trust_root()
 OPERATOR = ("operator", key("operator"))
-LEASE = ArmLease(deployment="test", component="execution", venues=("paper",), start=NOW, until=NOW + 12 * HOUR_NS)
+JWK = Jwk(kty="OKP", crv="Ed25519", kid="one", x="AAAA")
+LEASE = lease(ROOT, NOW, NOW + 12 * HOUR_NS)
 
 
 def changed(**fields: Any) -> TrustRoot:
@@ -118,9 +122,94 @@ def test_a_lease_that_begins_in_a_moment_holds_when_that_has_come() -> None:
     book = LeaseBook(ROOT)
     venue = LEASE.venues[0]
     book.learn("execution", sign_document(LEASE, OPERATOR), LEASE.start - 1)
-    assert not book.holds(venue, LEASE.start - 1)
-    assert book.holds(venue, LEASE.start)
-    assert not book.holds(venue, LEASE.until)
+    assert book.holding(venue, LEASE.start - 1) is None
+    assert book.holding(venue, LEASE.start) == LEASE
+    assert book.holding(venue, LEASE.until) is None
+
+
+def test_a_wider_lease_that_is_played_back_takes_nothing_from_the_operators_latest_word() -> None:
+    cap = ROOT.caps[0]
+    narrow = msgspec.structs.replace(LEASE, caps=(cap,), start=LEASE.start + 1)
+    book = LeaseBook(ROOT)
+    for note in (sign_document(narrow, OPERATOR), sign_document(LEASE, OPERATOR)):
+        book.learn("execution", note, LEASE.start)
+    assert book.holding("paper", LEASE.start) == LEASE
+    assert book.holding("paper", LEASE.start + 1) == narrow
+
+
+def test_a_lease_for_another_token_than_the_trust_roots_arms_nothing() -> None:
+    for other in (key("thief").public.hex(), ""):
+        note = sign_document(msgspec.structs.replace(LEASE, hardware_key=other), OPERATOR)
+        assert refusal(note) == "LEASE_HARDWARE_KEY"
+        with pytest.raises(Unverified, match="LEASE_HARDWARE_KEY"):
+            LeaseBook(ROOT).learn("execution", note, NOW)
+    # Nor where the operator has named another token since.
+    record = ROOT.component("execution")
+    other_key = HardwareToken(algorithm="ed25519", key=key("next token").public.hex())
+    components = ROOT.components | {"execution": msgspec.structs.replace(record, method=other_key)}
+    after = msgspec.structs.replace(ROOT, components=components)
+    assert refusal(sign_document(LEASE, OPERATOR), root=after) == "LEASE_HARDWARE_KEY"
+
+
+@pytest.mark.parametrize("name", ["max_order", "max_hourly"])
+def test_a_lease_gives_no_more_than_the_trust_root(name: str) -> None:
+    wide = tuple(msgspec.structs.replace(cap, **{name: getattr(cap, name) + 1}) for cap in ROOT.caps[:1])
+    assert refusal(sign_document(msgspec.structs.replace(LEASE, caps=wide), OPERATOR)) == "LEASE_CAPS"
+    unknown = msgspec.structs.replace(ROOT.caps[0], asset="DOGE")
+    assert refusal(sign_document(msgspec.structs.replace(LEASE, caps=(unknown,)), OPERATOR)) == "LEASE_CAPS"
+    twice = msgspec.structs.replace(LEASE, caps=(ROOT.caps[0], ROOT.caps[0]))
+    assert refusal(sign_document(twice, OPERATOR)) == "LEASE_CAPS"
+
+
+def test_a_lease_of_a_kind_of_credential_that_is_not_known_is_refused() -> None:
+    text = sign_document(LEASE, OPERATOR).partition("\n\n")[0] + "\n"
+    assert '"token-key"' in text
+    assert refusal(sign_note(text.replace('"token-key"', '"webauthn"'), OPERATOR)) == "DOCUMENT"
+    assert refusal(sign_note(text.replace("tallystick-arm/2", "tallystick-arm/1"), OPERATOR)) == "DOCUMENT"
+
+
+# -- how a component proves itself ----------------------------------------------------------------
+
+
+def test_a_method_is_written_in_one_way_and_an_unknown_one_is_refused() -> None:
+    note = sign_document(ROOT, ("operator-root", key("operator-root")))
+    (read,) = open_trust_roots((note,), key("operator-root").public)
+    assert read.component("gateway").method is CERTIFICATE
+    assert read.hardware_key("execution") == key("hardware").public.hex()
+    assert read.hardware_key("gateway") == read.hardware_key("stranger") == ""
+    text = note.partition("\n\n")[0] + "\n"
+    for method in ('"certificate"', '"password"'):
+        changed = text.replace(
+            '"lifetime": 900,\n', f'"lifetime": 900,\n      "method": {{\n        "kind": {method}\n      }},\n', 1
+        )
+        assert changed != text
+        with pytest.raises(Malformed, match="DOCUMENT"):
+            open_trust_roots(
+                (sign_note(changed, ("operator-root", key("operator-root"))),), key("operator-root").public
+            )
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: HardwareToken(algorithm="ed25519", key="AB" * 32),
+        lambda: HardwareToken(algorithm="ed25519", key="ab" * 31),
+        lambda: HardwareToken(algorithm="p256", key="02" + "ab" * 64),
+        lambda: ApiKey(first="ab"),
+        lambda: account(keys=()),
+        lambda: account(url="https://issuer/keys", ca="PEM"),
+        lambda: account(keys=(), url="http://issuer/keys", ca="PEM"),
+        lambda: account(keys=(), url="https://issuer/keys"),
+        lambda: account(keys=(JWK, JWK)),
+    ],
+)
+def test_a_method_that_proves_nothing_is_no_method(made: Callable[[], object]) -> None:
+    with pytest.raises(Malformed, match="METHOD_DOCUMENT"):
+        made()
+
+
+def account(**changes: Any) -> ServiceAccount:
+    return ServiceAccount(**{"issuer": "i", "audience": "a", "subject": "s", "single": True, "keys": (JWK,), **changes})
 
 
 def test_a_lease_of_another_deployment_or_signer_arms_nothing() -> None:
@@ -133,7 +222,7 @@ def test_a_lease_of_another_deployment_or_signer_arms_nothing() -> None:
 @pytest.mark.parametrize("hours", [0, -1, 13])
 def test_a_lease_lasts_twelve_hours_at_the_most(hours: int) -> None:
     with pytest.raises(Malformed, match="ARM_LEASE"):
-        ArmLease(deployment="test", component="execution", venues=(), start=NOW, until=NOW + hours * HOUR_NS)
+        lease(ROOT, NOW, NOW + hours * HOUR_NS)
 
 
 def test_one_signed_document_does_not_pass_for_another() -> None:
@@ -147,3 +236,23 @@ def test_one_signed_document_does_not_pass_for_another() -> None:
 def test_a_rearming_of_another_deployment_closes_nothing() -> None:
     with pytest.raises(Unverified, match="REARM_SCOPE"):
         open_rearm(sign_document(Rearm(deployment="other", scope="all", since=NOW), OPERATOR), ROOT)
+
+
+def test_a_lease_is_made_narrower_and_never_wider_than_the_operators_caps() -> None:
+    made = {cap.asset: cap for cap in narrowed(ROOT.caps, ("ETH=0.5/10",))}
+    assert (made["ETH"].max_order, made["ETH"].max_hourly) == (Decimal("0.5"), Decimal(10))
+    assert made["XRP"] in ROOT.caps
+    for text in (
+        "ETH=6/10",
+        "ETH=1/501",
+        "DOGE=1/1",
+        "ETH",
+        "ETH=1",
+        "ETH=x/1",
+        "ETH=-1/1",
+        "ETH=NaN/1",
+        "=1/1",
+        "ETH=0/0",
+    ):
+        with pytest.raises(ConfigError, match="ARM_CAP"):
+            narrowed(ROOT.caps, (text,))

@@ -1,0 +1,153 @@
+"""Commands about who is who: revoke and reinstate, certificates, tokens, API keys, and the answer to a compromise."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated
+
+import typer
+
+from tallystick.cli.options import Dir, PinFd
+from tallystick.schemas.errors import ConfigError
+
+
+def tokens(directory: Dir, pin_fd: PinFd = None) -> None:
+    """Give strategies their tokens until stopped, where they are run one by one and no `up` does it."""
+    import contextlib
+    import threading
+
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.service_accounts import ServiceAccounts
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    with ServiceAccounts(deployment, keystore, deployment.bus().components, time.time_ns) as accounts:
+        if not accounts.names:
+            raise ConfigError("NO_TOKENS", "no strategy of this deployment shows tokens of its own issuer")
+        typer.echo(f"tokens for {', '.join(accounts.names)}")
+        with contextlib.suppress(KeyboardInterrupt):
+            accounts.keep(threading.Event())
+
+
+def revoke(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: PinFd = None,
+) -> None:
+    """Revoke a component, signed by the operator's key: its sessions end now, its certificate is worthless.
+
+    Nobody gets a session in its name, whoever copied what, its own process neither, until `tallystick reinstate`.
+    """
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    ended = asyncio.run(operate.revoke(deployment, keystore, component, reason))
+    typer.echo(
+        f"{component} is revoked, {ended} sessions ended; the way back: tallystick reinstate {directory} {component}"
+    )
+
+
+def compromise(
+    directory: Dir,
+    target: Annotated[str, typer.Argument(metavar="COMPONENT", help="Its identity name, such as execution.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: PinFd = None,
+) -> None:
+    """Answer a compromise at once: halt, cancel, revoke, rotate, prove that the old is dead, keep the evidence.
+
+    Each step is signed by the operator's key and published.  A step that fails keeps nobody from the next one; exit code 1
+    then.  What is tripped stays so until `tallystick rearm`.
+    """
+    from tallystick.cli.compromise import Answer, Step
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    begun = time.monotonic()
+
+    def told(step: Step) -> None:
+        outcome = "ok" if step.done else "FAILED"
+        typer.echo(f"{time.monotonic() - begun:5.2f} s  {step.step:<9} {outcome:<6} {step.text}")
+
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    begun = time.monotonic()
+    answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
+    done = asyncio.run(answer.run())
+    typer.echo(f"evidence: {answer.path}")
+    if answer.unsaid:
+        typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}: their signed notes stand in the evidence")
+    if not done:
+        raise typer.Exit(1)
+
+
+def reinstate(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="Its identity name, such as strategy-momentum.")],
+    reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
+    pin_fd: PinFd = None,
+) -> None:
+    """Admit a revoked component again, with a new key and certificate, signed by the operator's key.
+
+    Every certificate from before stays worthless.  Where the component runs on another machine, copy its new file of the
+    folder `pki` there.
+    """
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    asyncio.run(operate.reinstate(deployment, keystore, component, reason))
+    typer.echo(f"{component} is admitted again: new certificate {deployment.identity(component)}")
+
+
+def certify(
+    directory: Dir,
+    components: Annotated[list[str], typer.Argument(help="Identity names, such as gateway.")],
+    pin_fd: PinFd = None,
+) -> None:
+    """Make a new key and certificate of a component that could not renew its own in time.
+
+    `up` does this by itself, and so does `run` with the master PIN.  Where a component runs on another machine, copy its
+    new file of the folder `pki` there.  A component that was revoked needs `tallystick reinstate`.
+    """
+    from tallystick.runtime.deployment.certificates import certify as make
+    from tallystick.runtime.deployment.certificates import names
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    deployment = Deployment.load(directory)
+    for name in components:
+        if name not in names(deployment):
+            deployment.bus().component(name)
+    make(deployment, Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd)), components, time.time_ns())
+    for name in components:
+        typer.echo(f"new certificate {deployment.identity(name)}")
+
+
+def api_key(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
+    store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
+    pin_fd: PinFd = None,
+) -> None:
+    """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
+    from tallystick.cli import operate
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    if component not in ("custody", "portfolio"):
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; custody and portfolio have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    if store:
+        operate.set_api_key(keystore, component, read_pin("API key id: "))
+        typer.echo(f"kept; {component} uses it from its next start")
+        return
+    typer.echo(operate.public_key(deployment, keystore, component), nl=False)
