@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 
 import ccxt
+import ccxt.async_support
+import ccxt.pro
 import pytest
 
 from tallystick.runtime.keys import hsm
@@ -14,12 +18,15 @@ from tallystick.schemas.errors import ConfigError
 from tallystick.venues.signing.exchange import signed_exchange
 from tallystick.venues.signing.handle import MARK
 from tallystick.venues.signing.schemes import REFUSED, SCHEMES, Mac, Scheme, all_schemes, require_signable
-from tests.support.exchanges import Desk, Result, asked, compare, endpoints, frozen
+from tests.support.exchange_logins import login, logins
+from tests.support.exchanges import PACKAGES, Desk, Result, asked, compare, endpoints, frozen
 
 __all__ = ["frozen"]
 PIN = Secret("exchange-test-pin-29c1")
 # ccxt's own RSA takes 40 ms a request.
 RSA_CASES = 20
+# ccxt logs in by HMAC there, whatever the key (docs/exchanges.md); nothing is sent.
+NO_LOGIN = {("bybit", "rsa"), ("coinbase", "ed25519")}
 # What a run must see, so that a change which signs less does not pass for one that signs right.
 AT_LEAST = 10_000
 
@@ -79,6 +86,55 @@ async def test_the_token_signs_as_ccxt_does_in_its_other_two_apis(desk: Desk, fr
         different += result.different
     assert different == []
     assert signed >= 500
+
+
+@pytest.fixture
+def parsed_once() -> Iterator[None]:
+    """The keys of ccxt in software are parsed once, and not for each signature, which takes it 40 ms."""
+    module = sys.modules["ccxt.base.exchange"]
+    load = module.load_pem_private_key
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_pem_private_key", cache(lambda data, *_: load(data, None)))
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize(("api", "least"), [("sync", 15_000), ("async", 15_000), ("pro", 12_000)])
+async def test_the_token_signs_every_endpoint_of_every_api_as_ccxt_does(
+    desk: Desk, frozen: None, parsed_once: None, api: str, least: int
+) -> None:
+    signed, different = 0, []
+    for exchange_id, scheme in all_schemes():
+        if not hasattr(PACKAGES[api], exchange_id):
+            continue
+        pair, result = desk.pair(exchange_id, scheme, api), Result(different=[])
+        for endpoint in endpoints(pair.software):
+            software = asked(pair.software, endpoint)
+            compare(
+                pair, result, f"{exchange_id} {endpoint.path}", software, lambda p=pair, e=endpoint: asked(p.token, e)
+            )
+        signed += result.signed
+        different += result.different
+    assert different == []
+    assert signed >= least, signed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_whatever_logs_in_to_a_websocket_does_so_as_ccxt_does(desk: Desk, frozen: None) -> None:
+    signed: Counter[str] = Counter()
+    for exchange_id, scheme in all_schemes():
+        if exchange_id not in ccxt.pro.exchanges or (exchange_id, scheme.kind) in NO_LOGIN:
+            continue
+        pair = desk.pair(exchange_id, scheme, "pro")
+        for name in logins(pair.software):
+            before = pair.keys.used.total()
+            software, token = await login(pair.software, name), await login(pair.token, name)
+            assert token == software, (exchange_id, scheme.kind, name)
+            signed[exchange_id] += pair.keys.used.total() > before
+    assert signed.total() >= 250, signed
+    assert len([name for name, count in signed.items() if count]) >= 55
 
 
 def test_another_key_or_another_step_is_noticed(desk: Desk, frozen: None) -> None:
