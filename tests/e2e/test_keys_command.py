@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from tallystick.runtime.deployment.config import TOKENS
 from tallystick.runtime.deployment.folder import Deployment, pin_name
 from tallystick.runtime.keys import hsm
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -69,7 +70,7 @@ def test_init_makes_its_keys_in_the_token_that_the_uri_names(desk: Path, keys: K
     rows = [json.loads(line) for line in done.out.splitlines()]
     venue = next(row for row in rows if (row["token"], row["id"]) == ("custody", "venue"))
     assert (venue["kind"], venue["days"], venue["born"], venue["leaves"]) == ("ed25519", 0, "inside", "never")
-    assert {row["token"] for row in rows} == {"operator", "signing", "roles", "custody", "portfolio", "audit"}
+    assert {row["token"] for row in rows} == set(TOKENS)
     assert TOKEN_PIN.reveal() not in done.out + done.err + (desk / "deployment.toml").read_text()
 
 
