@@ -39,7 +39,8 @@ def deployment(tmp_path: Path) -> Any:
     for name, start in (("gateway", NOW), ("custody", NOW - HOUR), ("nats", NOW)):
         made = authority.issue(name, Secret("passphrase"), start, dt.timedelta(hours=8))
         (tmp_path / f"{name}.pem").write_bytes(made)
-    return cast("Any", SimpleNamespace(identity=lambda name: tmp_path / f"{name}.pem"))
+    bus = SimpleNamespace(components={"gateway": None, "custody": None})
+    return cast("Any", SimpleNamespace(identity=lambda name: tmp_path / f"{name}.pem", bus=lambda: bus))
 
 
 def test_the_first_end_is_shown_with_whose_it_is(deployment: Any) -> None:
