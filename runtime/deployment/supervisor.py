@@ -121,6 +121,8 @@ class Supervisor:
         self._managed = {name: _Managed(name) for name in self._names()}
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
+        # What starts while others do, and is waited for.
+        self._beside = Tasks()
         self._lock: Lockfile | None = None
         # There where somebody of ours has secrets in it.
         needed = set(layout.LEASED) & set(self._managed)
@@ -165,7 +167,8 @@ class Supervisor:
         await asyncio.to_thread(
             certificates.ensure, self.deployment, self._keystore, certificates.names(self.deployment), time.time_ns()
         )
-        entering = self._tasks.start(self._start_vault(self.vault), "vault") if self.vault is not None else None
+        if self.vault is not None:
+            self._beside.start(self._start_vault(self.vault), "vault")
         with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
@@ -176,8 +179,8 @@ class Supervisor:
         self._launch("authority")
         await self._ready(["authority"])
         self._report("authority lists sessions")
-        if entering is not None:
-            await entering
+        await self._beside.settled()
+        self._beside.check()
         # The market opens when everybody is there.
         others = [name for name in self._managed if name not in ("authority", "market-data")]
         for name in others:
@@ -381,6 +384,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop everything in order; what does not stop in time is killed.  Idempotent."""
+        await self._beside.end()
         await self._tasks.end()
         for group in _STOP_ORDER:
             names = [n for n in self._managed if any(n == g or (g.endswith("-") and n.startswith(g)) for g in group)]
