@@ -1,1 +1,1 @@
-"""What every process is made of, in three houses: `keys`, `bus` and `deployment`; each imports only those before it."""
+"""What every process is made of, in four houses: `keys`, `bus`, `vault` and `deployment`; each imports only those before it."""

@@ -21,7 +21,7 @@ from typing import Final
 from tallystick import venues
 from tallystick.components.portfolio.book import Book, Output
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.bus.tasks import Tasks, end
+from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
 from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.service import Service, ServiceContext
@@ -95,13 +95,18 @@ class Portfolio(Service):
     async def _follow(self) -> None:
         """The user stream, as long as the lease on its secrets holds, and again once it does."""
         leased, tasks = self.ctx.leased, Tasks(within=self.ctx.tasks)
-        while True:
-            following = tasks.start(self._stream.run(), "user stream")
-            await self._until(lambda: not leased.live(self.ctx.clock()))
-            await end(following)
-            self.on_connection(False, "VAULT_LEASE_ENDED", "the account is not followed without a lease of the vault")
-            await self._until(lambda: leased.live(self.ctx.clock()))
-            self.on_connection(True, "", "")
+        try:
+            while True:
+                tasks.start(self._stream.run(), "user stream")
+                await self._until(lambda: not leased.live(self.ctx.clock()))
+                await tasks.end()
+                self.on_connection(
+                    False, "VAULT_LEASE_ENDED", "the account is not followed without a lease of the vault"
+                )
+                await self._until(lambda: leased.live(self.ctx.clock()))
+                self.on_connection(True, "", "")
+        finally:
+            await tasks.end()
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while True:

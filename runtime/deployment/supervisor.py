@@ -123,6 +123,8 @@ class Supervisor:
         self._managed = {name: _Managed(name) for name in self._names()}
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
+        # What starts while others do, and is waited for.
+        self._beside = Tasks()
         self._lock: Lockfile | None = None
         self._accounts: ServiceAccounts | None = None
         # There where somebody of ours has secrets in it.
@@ -170,7 +172,8 @@ class Supervisor:
         )
         # Its token takes as long to open as the broker to start.
         accounts = self._tasks.start(asyncio.to_thread(self._service_accounts), "the issuer of tokens")
-        entering = self._tasks.start(self._start_vault(self.vault), "vault") if self.vault is not None else None
+        if self.vault is not None:
+            self._beside.start(self._start_vault(self.vault), "vault")
         with self._signing_token() as signing:
             self._server = await asyncio.to_thread(broker.make, self.deployment, self._keystore, self.bus, signing)
             await asyncio.to_thread(self._server.start)
@@ -183,8 +186,8 @@ class Supervisor:
         self._tasks.start(self._issue_tokens(), "the strategies' tokens")
         await self._ready(["authority"])
         self._report("authority lists sessions")
-        if entering is not None:
-            await entering
+        await self._beside.settled()
+        self._beside.check()
         # The market opens when everybody is there.
         others = [name for name in self._managed if name not in ("authority", "market-data")]
         for name in others:
@@ -416,6 +419,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop everything in order; what does not stop in time is killed.  Idempotent."""
+        await self._beside.end()
         await self._tasks.end()
         for group in _STOP_ORDER:
             names = [n for n in self._managed if any(n == g or (g.endswith("-") and n.startswith(g)) for g in group)]

@@ -26,6 +26,7 @@ from tallystick.venues import Listener
 from tallystick.venues.binance.follow import UserStream
 from tests.support import paper
 from tests.support.bus import TestBus, running_bus
+from tests.support.leases import held
 from tests.support.paper import Raw, raw, sign, venue
 from tests.support.runtime import Desk
 from tests.support.tls import ServerTls
@@ -66,8 +67,8 @@ class Scene:
             reconcile_s=self.reconcile_s,
         )
 
-    async def start(self) -> None:
-        context = await self.desk.context("portfolio")
+    async def start(self, **given: Any) -> None:
+        context = await self.desk.context("portfolio", **given)
         self.portfolio = Portfolio("paper", self.connect)
         await self.portfolio.start(context)
         await context.resume()
@@ -255,3 +256,19 @@ async def test_the_account_is_read_with_a_key_that_never_leaves_the_token(
             await scene.start()
             await scene.until(lambda: len(scene.of(Balance)) == 2)
             assert not scene.of(Notice)
+
+
+async def test_without_a_lease_of_the_vault_the_account_is_not_followed_and_with_one_nothing_was_missed(
+    scene: Scene,
+) -> None:
+    lease = held()
+    await scene.start(leased=lease)
+    await scene.until(lambda: len(scene.of(Balance)) == 2)
+    await scene.permit("c1")
+    lease.lost("test")
+    await scene.until(lambda: [e for e in scene.of(Notice) if e.code == "VAULT_LEASE_ENDED"])
+    await scene.order("c1")
+    await asyncio.sleep(1.0)
+    assert scene.of(Fill) == []
+    lease.granted(time.time_ns(), time.monotonic_ns(), 3_600)
+    await scene.until(lambda: scene.of(Fill, "fill.alpha.paper.XRP-ETH"))
