@@ -40,7 +40,8 @@ def deployment(tmp_path: Path) -> Any:
         made = authority.issue(name, Secret("passphrase"), start, dt.timedelta(hours=8))
         (tmp_path / f"{name}.pem").write_bytes(made)
     bus = SimpleNamespace(components={"gateway": None, "custody": None})
-    return cast("Any", SimpleNamespace(identity=lambda name: tmp_path / f"{name}.pem", bus=lambda: bus))
+    config = SimpleNamespace(vault=SimpleNamespace(address="https://a.vault.elsewhere:8200"))
+    return cast("Any", SimpleNamespace(identity=lambda name: tmp_path / f"{name}.pem", bus=lambda: bus, config=config))
 
 
 def test_the_first_end_is_shown_with_whose_it_is(deployment: Any) -> None:
