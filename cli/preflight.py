@@ -73,7 +73,7 @@ def _check_venue(deployment: Deployment) -> None:
 
 def _check_ports(deployment: Deployment) -> None:
     config = deployment.config
-    ports = [("broker", config.broker.port), ("authority", config.authority.port)]
+    ports = [("broker", config.broker.port), ("authority", config.authority.port), ("vault", config.vault.port)]
     if config.venue.kind == "paper" and "paper-exchange" in deployment.bus().components:
         ports.append(("venue", config.venue.port()))
     for name, port in ports:

@@ -50,7 +50,7 @@ def describe(deployment: Deployment, api_keys: Mapping[str, Secret] | None = Non
         f"venue    {venue.name}: {venue.kind} at {venue.host}, account {venue.account} ({kind})",
         f"prices   {prices.get(data.source, 'live, of the venue')}",
     ]
-    if api_keys:
+    if api_keys is not None and {"custody", "portfolio"} <= set(api_keys):
         ids = {name: api_key.reveal()[:6] for name, api_key in api_keys.items()}
         lines.append(
             f"keys     custody's ({ids['custody']}…) is to trade and never withdraw, portfolio's ({ids['portfolio']}…) to read: "
