@@ -121,8 +121,13 @@ async def test_an_order_that_is_filled_beyond_its_permit_trips_the_breaker_at_on
             assert trip.reason.startswith("FILL_WITHOUT_PERMIT: trade ")
             # It is known as a second fill, and waited for nothing.
             assert thief.tripped_at - sent < 2_000_000_000
-            said = [n.text for n in thief.notices if n.code == "FILL_WITHOUT_PERMIT"]
-            assert any(text.endswith("the permit for 100 is used up") for text in said), said
+
+            def told() -> bool:
+                said = [n.text for n in thief.notices if n.code == "FILL_WITHOUT_PERMIT"]
+                return any(text.endswith("the permit for 100 is used up") for text in said)
+
+            # Notices go another way than the alert.
+            await until(told, lambda: f"the notice; {thief.notices[-3:]}")
             # Nothing is permitted any more.
             decision, _ = await thief.asked()
             assert "BREAKER_TRIPPED" in [denial.code for denial in decision.denials]

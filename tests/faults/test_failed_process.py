@@ -15,9 +15,10 @@ from tallystick.runtime.deployment import process
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 process.LEAVE_S = 0.5
+FOLDER = tempfile.mkdtemp()
 log = types.SimpleNamespace(exception=lambda *_, **__: None)
 process.load_setup = lambda *_: types.SimpleNamespace(
-    spec=None, log=log, deployment=types.SimpleNamespace(log=lambda name: name, run=Path(tempfile.mkdtemp()))
+    spec=None, log=log, deployment=types.SimpleNamespace(log=lambda name: name, seat=lambda _: Path(FOLDER), run=Path(FOLDER))
 )
 process.load_service = lambda _: None
 

@@ -36,6 +36,7 @@ from tests.support import world
 from tests.support.leases import held
 
 SECOND = 1_000_000_000
+LEASE_S = 3_600
 SUBJECT = "order.decision.alpha.paper.XRP-ETH"
 BOOT = world.seed("boot custody")[:16]
 API_KEY = "apikey0123456789"
@@ -144,6 +145,7 @@ class Desk:
     def renew(self) -> None:
         """Everybody has a fresh credential, listed; the breaker is heard and execution armed."""
         self.session = {"issued_at": self.now, "jti": str(self.now)}
+        self.lease.granted(self.now, self.monotonic, LEASE_S)
         self.list_sessions()
         self.heartbeat()
         self.arm()
