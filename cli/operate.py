@@ -68,7 +68,7 @@ async def supervise(deployment: Deployment, keystore: Keystore, report: Callable
         try:
             await unless(stop, supervisor.start())
             folder = deployment.directory
-            for line in describe(deployment, await asyncio.to_thread(supervisor.api_keys)):
+            for line in describe(deployment):
                 report(line)
             report(f"logs: {folder}/log; watch: tallystick watch {folder}; stop: Ctrl-C")
             report(f"every order is denied until you arm it, in another terminal: tallystick arm {folder} --hours 8")

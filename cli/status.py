@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from tallystick.cli import breaker
@@ -17,7 +17,6 @@ from tallystick.runtime.deployment.certificates import names as certificate_name
 from tallystick.runtime.deployment.folder import BROKER, VAULT, Deployment
 from tallystick.runtime.deployment.owners import component_file
 from tallystick.runtime.keys.identity import load_certificate
-from tallystick.runtime.keys.keystore import Secret
 from tallystick.runtime.keys.pki import lifetime
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -40,8 +39,8 @@ def processes(deployment: Deployment) -> list[tuple[str, int]]:
     return found
 
 
-def describe(deployment: Deployment, api_keys: Mapping[str, Secret] | None = None) -> list[str]:
-    """Venue and prices, as `deployment.toml` says; with `api_keys` their ids, cut short."""
+def describe(deployment: Deployment) -> list[str]:
+    """Venue and prices, as `deployment.toml` says, and what the keys at the venue are for."""
     config = deployment.config
     venue, data = config.venue, config.market_data
     kind = "paper money" if venue.kind == "paper" else "REAL MONEY"
@@ -50,11 +49,9 @@ def describe(deployment: Deployment, api_keys: Mapping[str, Secret] | None = Non
         f"venue    {venue.name}: {venue.kind} at {venue.host}, account {venue.account} ({kind})",
         f"prices   {prices.get(data.source, 'live, of the venue')}",
     ]
-    if api_keys is not None and {"custody", "portfolio"} <= set(api_keys):
-        ids = {name: api_key.reveal()[:6] for name, api_key in api_keys.items()}
+    if venue.kind != "paper":
         lines.append(
-            f"keys     custody's ({ids['custody']}…) is to trade and never withdraw, portfolio's ({ids['portfolio']}…) to read: "
-            "what the venue lets them do, you set there"
+            "keys     custody's is to trade and never withdraw, portfolio's to read: what the venue lets them do, you set there"
         )
     return lines
 

@@ -22,7 +22,6 @@ Where that is too much, run the processes apart with `tallystick run`, each with
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -48,7 +47,7 @@ from tallystick.runtime.deployment.service_accounts import LOOK_S, ServiceAccoun
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
-from tallystick.schemas.errors import ConfigError, TallystickError, Unverified
+from tallystick.schemas.errors import ConfigError, TallystickError
 
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
@@ -144,16 +143,6 @@ class Supervisor:
     def states(self) -> list[ProcessState]:
         """The processes as they are now."""
         return [m.state for m in self._managed.values()]
-
-    def api_keys(self) -> dict[str, Secret]:
-        """The ids of the venue's keys, by component, as far as the vault tells them: to be shown, no more."""
-        found: dict[str, Secret] = {}
-        for name in vault.components(self.deployment):
-            if self.vault is None:
-                break
-            with contextlib.suppress(Unverified):
-                found[name] = self.vault.secrets(name)[layout.api_key_name(name)]
-        return found
 
     @property
     def server(self) -> EmbeddedServer:

@@ -22,6 +22,7 @@ import pytest
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment, api_key_name, pin_name
+from tallystick.runtime.deployment.vault import UNSEAL
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tests.support.deployment import STRATEGIES
 from tests.support.scanner import Scanner, below, forms
@@ -36,9 +37,11 @@ pytestmark = pytest.mark.timeout(2 * READY_S)
 def may_hold(deployment: Deployment, process: str) -> set[str]:
     """The names of the secrets that a process may hold.
 
-    - A component: what it is handed (`Deployment.secret_names`).
-    - `up`: what starting a component or the broker again, and renewing certificates, takes.  Not the operator's.
-    - `token signing`: the PIN of the token that it serves the authority with.
+    - A component: what it is handed (`Deployment.secret_names`), and what the vault lends it (`leased_names`).
+    - `up`: what starting a component, the broker or the vault again, and renewing certificates, takes.  Not the operator's,
+      and nothing that the vault lends.
+    - `token LABEL`: the PIN of that token, which it serves `up` or the authority with.
+    - The vault: what it lends, and its unseal key.
     - The broker: the key of its store.
     - Execution: the name of custody's API key, which stands in the header of every request that it sends.
     - The paper exchange: the names of the keys that it knows, being the exchange.
@@ -46,16 +49,18 @@ def may_hold(deployment: Deployment, process: str) -> set[str]:
     venue = {api_key_name("custody"), api_key_name("portfolio")}
     match process:
         case "up":
-            return set(deployment.supervision_names())
+            return {*deployment.supervision_names(), UNSEAL}
+        case "vault":
+            return {UNSEAL, *(name for component in layout.LEASED for name in deployment.leased_names(component))}
         case "broker":
             return {layout.PIN_STORE_KEY}
-        case "token signing":
-            return {pin_name("signing")}
+        case "token signing" | "token issuer":
+            return {pin_name(process.removeprefix("token "))}
         case "execution":
             return {*deployment.secret_names(process), api_key_name("custody")}
         case "paper-exchange":
             return {*deployment.secret_names(process), *venue}
-    return set(deployment.secret_names(process))
+    return {*deployment.secret_names(process), *deployment.leased_names(process)}
 
 
 # Secrets that may lie in files below the deployment's folder: the paper exchange knows its keys by name.
@@ -131,6 +136,8 @@ def _named(deployment: Deployment, up: int, console: int) -> dict[int, str]:
             names[pid] = f"token {command[-4].decode()}"
         elif command[0].endswith(b"nats-server"):
             names[pid] = "broker"
+        elif command[0].endswith(b"/bao"):
+            names[pid] = "vault"
         names.setdefault(pid, f"pid {pid}: {b' '.join(command[:6])!r}")
     return names
 
@@ -152,7 +159,8 @@ def test_no_process_holds_a_secret_that_is_not_its_own(desk: Desk) -> None:
         ("custody", pin_name("custody")),
         ("custody", api_key_name("custody")),
         ("portfolio", pin_name("portfolio")),
-        ("up", pin_name("custody")),
+        ("up", pin_name("signing")),
+        ("vault", pin_name("custody")),
         ("broker", layout.PIN_STORE_KEY),
         ("execution", api_key_name("custody")),
     ):
