@@ -108,6 +108,7 @@ def test_a_clock_that_is_put_forward_gives_no_hour_back(tmp_path: Path, step: in
     assert "hour=" in refusal(ask(desk, "1"))
     # An hour of real time does, whatever the clock says.
     desk.monotonic += HOUR
+    desk.lend()
     signed(ask(desk, "1"))
 
 

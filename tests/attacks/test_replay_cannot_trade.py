@@ -258,6 +258,7 @@ def test_a_zones_permit_is_refused_by_live_custody(zone: Zone, sealed_in_zone: P
     custody = CustodyDesk(tmp_path)
     custody.now = time.time_ns()
     custody.renew()
+    custody.lend()
     decision = sealed_in_zone.verified.events[0]
     payload = sealed_in_zone.verified.payload
     credential, session = custody.credential("execution")

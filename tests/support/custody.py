@@ -145,10 +145,13 @@ class Desk:
     def renew(self) -> None:
         """Everybody has a fresh credential, listed; the breaker is heard and execution armed."""
         self.session = {"issued_at": self.now, "jti": str(self.now)}
-        self.lease.granted(self.now, self.monotonic, LEASE_S)
         self.list_sessions()
         self.heartbeat()
         self.arm()
+
+    def lend(self) -> None:
+        """The vault gives its lease on custody's secrets again."""
+        self.lease.granted(self.now, self.monotonic, LEASE_S)
 
     def credential(self, component: str = "gateway", **kw: Any) -> tuple[Credential, SessionKey]:
         return world.credential(component, self.trust, **{**self.session, **kw})
