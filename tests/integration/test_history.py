@@ -2,6 +2,7 @@
 
 Its orders are made in bulk, as many of them in a message as may be, and have all ended.  `ORDERS` of them at first, then
 `TIMES` as many; a start from a snapshot takes as long after the second as after the first, a start without one does not.
+What components remember for a time is remembered for a second here: made in bulk, all of the history is of the last minute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tallystick.components.execution import orders as execution_orders
 from tallystick.components.execution.main import Execution
 from tallystick.components.gateway.main import GatewayProcess
 from tallystick.components.portfolio.main import Portfolio
@@ -23,6 +25,7 @@ from tallystick.components.strategy.main import StrategyProcess
 from tallystick.runtime.deployment.config import StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.orders import Decision, Fill, Intent, OrderEvent, Permit, Position, VenueOrder
 from tallystick.venues import AccountStream
 from tests.support.bus import TestBus, running_bus
@@ -206,7 +209,10 @@ async def past(desk: Desk, tmp_path: Path) -> Past:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-async def test_a_start_takes_as_long_after_ten_times_as_many_orders(past: Past) -> None:
+async def test_a_start_takes_as_long_after_ten_times_as_many_orders(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution_orders, "KEEP_NS", SECOND)
     resumed: dict[str, list[float]] = {name: [] for name in NAMES}
     whole: dict[str, list[float]] = {name: [] for name in NAMES}
     for total in (ORDERS, ORDERS * TIMES):
