@@ -225,11 +225,18 @@ class EmbeddedVault:
             copy.unlink(missing_ok=True)
 
     def _refused(self) -> ConfigError:
-        with self._config.log_file.open("rb") as file:
-            file.seek(self._log_start)
-            said = file.read(65_536).decode("utf-8", "replace").strip().splitlines()
+        return ConfigError("VAULT_START", f"the vault refused to start: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What it logged of errors since its start."""
+        try:
+            with self._config.log_file.open("rb") as file:
+                file.seek(self._log_start)
+                said = file.read(65_536).decode("utf-8", "replace").strip().splitlines()
+        except OSError as exc:
+            return f"{self._config.log_file}: {exc.strerror}"
         lines = [line for line in said if '"@level":"error"' in line or not line.startswith("{")]
-        return ConfigError("VAULT_START", f"the vault refused to start: {' | '.join((lines or said)[-3:])[:600]}")
+        return f"{' | '.join((lines or said)[-3:])[:600]}; see {self._config.log_file}"
 
     def renew(self, key_pem: bytes, shown: Callable[[], bool]) -> None:
         """Have it read the certificate that `cert_file` holds now, whose key is `key_pem`, for new connections.
@@ -266,9 +273,7 @@ class EmbeddedVault:
         """Raise `VaultStopped` if the process ended; cheap enough to ask several times a second."""
         if self._process is None or self._process.poll() is not None:
             code = None if self._process is None else self._process.returncode
-            raise VaultStopped(
-                "VAULT_DIED", f"the vault is not running (exit code {code}): see {self._config.log_file}"
-            )
+            raise VaultStopped("VAULT_DIED", f"the vault is not running (exit code {code}): {self._last_words()}")
 
     def stop(self, timeout: float = 15.0) -> None:
         """End it: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""

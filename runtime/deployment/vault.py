@@ -169,7 +169,7 @@ class DeploymentVault:
         try:
             client = self._client(server.url)
             try:
-                _answers(client)
+                _answers(client, server)
                 secrets = {name: self._of(name) for name in components(self._deployment)}
                 lease = self._deployment.config.vault.lease_s
                 ca = self._deployment.ca.read_text("ascii")
@@ -214,7 +214,7 @@ class DeploymentVault:
         write_durably(self._deployment.vault_port, f"{self._server.port}\n".encode(), 0o600)
         client = self._client(self._server.url)
         try:
-            _answers(client)
+            _answers(client, self._server)
             while not self._unseal(client):
                 time.sleep(POLL_S)
             setup.await_active(client)
@@ -386,13 +386,14 @@ def store(client: VaultClient, component: str, secrets: Mapping[str, Secret]) ->
         client.write(component, {**there, **secrets})
 
 
-def _answers(client: VaultClient) -> None:
-    """Wait until a server that was started answers.  Raises `VaultAway`."""
+def _answers(client: VaultClient, server: EmbeddedVault) -> None:
+    """Wait until `server`, which was started, answers.  Raises `VaultAway`, and `VaultStopped` where it ended."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             client.sealed()
         except VaultAway as exc:
+            server.check()
             # It is ours: what it shows is not what will change.
             if exc.code == "VAULT_TLS" or time.monotonic() > deadline:
                 raise

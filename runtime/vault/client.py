@@ -144,7 +144,7 @@ class VaultClient:
             ).data.creation_path
             if found != f"auth/approle/role/{role}/secret-id":
                 raise VaultRefused(
-                    "VAULT_WRAPPING_FOREIGN", f"a wrapping of {found[:_SAID]}, not of {role}'s secret id"
+                    "VAULT_WRAPPING_FOREIGN", f"a wrapping of {found[:_SAID]!a}, not of {role}'s secret id"
                 )
             self.use(wrapping)
             return Secret(self._ask("wrapping", self._hvac.sys.unwrap, _Unwrapped).data.secret_id)
@@ -254,6 +254,10 @@ class VaultClient:
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             text = f"{self.address} does not answer: {type(exc).__name__}: {_said(exc)}"
             raise VaultAway("VAULT_UNREACHABLE", text) from exc
+        except Exception as exc:
+            # The library takes answers for what a vault says; another's, or a hostile one's, break it in ways of their own.
+            # What it holds stays out of the text: it may be a secret.
+            raise VaultAway("VAULT_ANSWER", f"{self.address}: no answer of a vault: {type(exc).__name__}") from None
 
 
 class SealStatus(msgspec.Struct, frozen=True):
@@ -334,7 +338,8 @@ def _cut(exc: BaseException | None) -> bool:
 
 
 def _said(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:_SAID]
+    """What the vault, or the library, says: one line that every log, notice and terminal takes."""
+    return ascii(" ".join(str(exc)[: 4 * _SAID].split()))[1:-1][:_SAID]
 
 
 class _Bounded(HTTPAdapter):

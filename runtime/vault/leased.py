@@ -112,7 +112,8 @@ class Leased:
                     self.lease.lost(f"{exc.code}: {exc.text}")
                 self._say(exc.code, exc.text)
                 attempt += 1
-            except VaultAway as exc:
+            except (VaultAway, ConfigError) as exc:
+                # Secrets that were deleted meanwhile may be written again.
                 self.lease.waiting(f"{exc.code}: {exc.text}")
                 self._say(exc.code, exc.text)
                 attempt += 1

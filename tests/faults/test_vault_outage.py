@@ -136,6 +136,23 @@ async def test_a_revoked_token_ends_the_lease_at_the_next_renewal_and_a_new_logi
         assert work.live()
 
 
+async def test_secrets_that_somebody_deleted_end_the_orders_and_not_the_cancels_until_they_are_written_again(
+    vault: VaultWorld, tmp_path: Path
+) -> None:
+    with vault.staff() as operator:
+        kept = operator.read("custody")
+        async with Work(vault) as work:
+            operator.write("custody", {"note": Secret("nothing of it")})
+            await asyncio.to_thread(work.leased._client._call, work.leased._client._hvac.auth.token.revoke_self)
+            await until(lambda: "VAULT_SECRET_MISSING" in work.told, lambda: str(work.told), timeout=PATIENCE)
+            await until(lambda: not work.live(), timeout=PATIENCE)
+            assert signed(tmp_path / "deleted", work) == CANCELS
+            operator.write("custody", kept)
+            await until(work.live, timeout=PATIENCE)
+            assert signed(tmp_path / "written", work) == ALL
+            assert work.told[-1] == "VAULT_BACK"
+
+
 async def test_stopping_revokes_the_token_at_the_vault(vault: VaultWorld) -> None:
     work = Work(vault)
     async with work:
