@@ -2,6 +2,7 @@
 
 - Each step is done, then said: an operator-signed `Incident` that the breaker publishes.  What is done does not wait for what
   can be said: where the bus is gone the steps go on, and the evidence keeps their notes.
+- To halt and to cancel takes no key and no file; the operator's token, wherever it is, is waited for after that.
 - A step that fails is recorded as failed and keeps nobody from the next one: containment first, tidiness later.
 - *halted*: a strategy's own breaker; for everybody else `all`.  *cancelled*: nothing is open at the venue any more, by the
   venue's own word, asked for by this command through custody and not through execution; for a strategy by execution's word.
@@ -26,7 +27,6 @@ from typing import Final
 
 import msgspec
 import structlog
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from tallystick import venues
 from tallystick.cli import breaker
@@ -39,8 +39,7 @@ from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.durable import write_durably
-from tallystick.runtime.keys import pki
-from tallystick.runtime.keys.identity import Identity, load_certificate
+from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.schemas import signing
 from tallystick.schemas.bounds import SECOND
@@ -120,34 +119,55 @@ class Answer:
             reason=reason,
             trust_root=self._trust.number,
             processes=dict(processes(deployment)),
-            certificate=pki.fingerprint(load_certificate(deployment.identity(target)).public_bytes(Encoding.DER)).hex(),
         )
         self._notes: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
         self._operator: Operator | None = None
+        self._no_operator: TallystickError | None = None
+        self._old: Identity | None = None
+        self._no_old = ""
+        # Why the evidence could not be written last; empty where it is.
+        self.unkept = ""
 
     async def run(self) -> bool:
-        """Every step; whether all of them succeeded.  Raises `ConfigError` only where nothing could be begun."""
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
+        """Every step; whether all of them succeeded and the evidence is written."""
         scope = _scope(self._target)
-        # First of all, and without any key.
         await self._do("halted", lambda: self._halt(scope))
+        opening = asyncio.create_task(asyncio.to_thread(self._open), name="operator")
         publishing = asyncio.create_task(self._publish(), name="publishing")
         try:
-            with await asyncio.to_thread(Operator, self._deployment, self._keystore) as self._operator:
-                await self._say(1)
-                await self._do("cancelled", lambda: self._cancel(scope))
-                old = await asyncio.to_thread(self._old_identity)
-                await self._do("revoked", self._revoke)
-                await self._do("rotated", self._rotate)
-                await self._do("proven", lambda: self._prove(old))
-                await self._do("closed", self._close)
+            await self._do("cancelled", lambda: self._cancel(scope))
+            self._operator = await opening
+            for number in range(1, len(self._evidence.steps) + 1):
+                await self._say(number)
+            await self._do("revoked", self._revoke)
+            await self._do("rotated", self._rotate)
+            await self._do("proven", self._prove)
+            await self._do("closed", self._close)
             # Where the bus is gone, nobody waits for it.
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._notes.join(), PUBLISH_S)
         finally:
+            operator = await opening
+            if operator is not None:
+                await asyncio.to_thread(operator.close)
             await end(publishing)
         await asyncio.to_thread(self._keep)
-        return all(step.done for step in self._evidence.steps)
+        return not self.unkept and all(step.done for step in self._evidence.steps)
+
+    def _open(self) -> Operator | None:
+        """What the later steps need: what a thief may have copied, and the operator's token."""
+        try:
+            passphrase = self._keystore[layout.passphrase_name(self._target)]
+            path = self._deployment.identity(self._target)
+            self._old = Identity(self._deployment.name, self._deployment.issuing_ca, path, passphrase)
+            self._evidence.certificate = self._old.fingerprint.hex()
+        except TallystickError as exc:
+            self._no_old = exc.text
+        try:
+            return Operator(self._deployment, self._keystore)
+        except TallystickError as exc:
+            self._no_operator = exc
+            return None
 
     @property
     def unsaid(self) -> tuple[StepName, ...]:
@@ -158,7 +178,7 @@ class Answer:
         begun = self._clock()
         try:
             text, done = await work(), True
-        except (TallystickError, OSError, TimeoutError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the next step is not to wait for it
             text, done = f"{type(exc).__name__}: {exc}", False
         number = len(self._evidence.steps) + 1
         made = Step(number=number, step=step, begun=begun, ended=self._clock(), done=done, text=text[:MAX_TEXT])
@@ -200,7 +220,13 @@ class Answer:
 
     def _keep(self) -> None:
         text = msgspec.json.format(msgspec.json.encode(self._evidence), indent=2)
-        write_durably(self.path, text, 0o600)
+        try:
+            self.path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_durably(self.path, text, 0o600)
+            self.unkept = ""
+        except OSError as exc:
+            # On a full disk the steps are worth more than their record.
+            self.unkept = f"{self.path}: {exc.strerror}"
 
     # --- the steps
 
@@ -260,29 +286,35 @@ class Answer:
                     raise ConfigError(
                         "COMPROMISE_OPEN", "execution does not run: what is open at the venue is not known"
                     )
-                counts = dict(
-                    part.split("=", 1) for part in board.read(self._deployment, "execution").get("open", "").split()
-                )
-                if counts.get(strategy, "0") == "0":
+                said = board.read(self._deployment, "execution").get("open", "").split()
+                if not any(part.startswith(f"{strategy}=") for part in said):
                     return f"execution says that nothing of {strategy} is open"
                 await asyncio.sleep(POLL_S)
 
-    def _old_identity(self) -> Identity:
-        """What a thief may have copied."""
-        passphrase = self._keystore[layout.passphrase_name(self._target)]
-        path = self._deployment.identity(self._target)
-        return Identity(self._deployment.name, self._deployment.issuing_ca, path, passphrase)
+    def _require_operator(self) -> Operator:
+        if self._operator is None:
+            refused = self._no_operator
+            raise ConfigError(
+                refused.code if refused else "HSM_PROCESS",
+                f"the operator's token is not here: {refused.text if refused else 'not opened'}; bring it, and run this again",
+            )
+        return self._operator
 
     async def _revoke(self) -> str:
-        ended = await revoke(self._deployment, self._keystore, self._target, self._reason, self._operator)
+        operator = self._require_operator()
+        ended = await revoke(self._deployment, self._keystore, self._target, self._reason, operator)
         return f"{ended} sessions ended at the broker and at every verifier; no certificate of it counts"
 
     async def _rotate(self) -> str:
-        await reinstate(self._deployment, self._keystore, self._target, self._reason, self._operator)
+        operator = self._require_operator()
+        await reinstate(self._deployment, self._keystore, self._target, self._reason, operator)
         return f"a new key and certificate in {self._deployment.identity(self._target)}; it starts again with them"
 
-    async def _prove(self, old: Identity) -> str:
+    async def _prove(self) -> str:
         """Ask for a session as a thief would who has the old certificate and its key."""
+        old = self._old
+        if old is None:
+            raise ConfigError("COMPROMISE_UNPROVEN", f"there is no old certificate to ask with: {self._no_old}")
         config = self._deployment.config
         client = AuthorityClient(
             f"https://{config.host}:{config.authority.port}",

@@ -79,7 +79,10 @@ def compromise(
     begun = time.monotonic()
     answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
     done = asyncio.run(answer.run())
-    typer.echo(f"evidence: {answer.path}")
+    if answer.unkept:
+        typer.echo(f"the evidence could not be written; keep what stands above: {answer.unkept}")
+    else:
+        typer.echo(f"evidence: {answer.path}")
     if answer.unsaid:
         typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}: their signed notes stand in the evidence")
     if not done:
@@ -150,4 +153,4 @@ def api_key(
         operate.set_api_key(keystore, component, read_pin("API key id: "))
         typer.echo(f"kept; {component} uses it from its next start")
         return
-    typer.echo(operate.public_key(deployment, keystore, component), nl=False)
+    typer.echo(operate.public_key(deployment, keystore, component, lambda text: typer.echo(text, err=True)), nl=False)

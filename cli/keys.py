@@ -50,7 +50,7 @@ def _open(deployment: Deployment, keystore: Keystore, label: str, *, writable: b
 
     if label not in TOKENS:
         raise ConfigError("TOKENS", f"{label!r} is no token; there are {', '.join(TOKENS)}")
-    pin = vault.secret(deployment, keystore, label, pin_name(label))
+    pin = vault.secret(deployment, keystore, label, pin_name(label), lambda text: typer.echo(text, err=True))
     return Token.open(deployment.token(label), label, pin, writable=writable)
 
 

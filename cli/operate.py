@@ -105,11 +105,15 @@ class Operator:
         """The document as a note."""
         return sign_document(document, (OPERATOR_KEY_NAME, self._signer))
 
+    def close(self) -> None:
+        """Close the token."""
+        self._token.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._token.close()
+        self.close()
 
 
 def _sign(deployment: Deployment, keystore: Keystore, document: msgspec.Struct) -> str:
@@ -272,9 +276,9 @@ async def reinstate(
         since=since,
         reason=reason[:MAX_REASON],
     )
-    if isinstance(deployment.load_trust()[-1].component(component).method, ApiKey):
-        await _grant_api_key(deployment, keystore, component)
     sign = operator.sign if operator else functools.partial(_sign, deployment, keystore)
+    if isinstance(deployment.load_trust()[-1].component(component).method, ApiKey):
+        await _grant_api_key(deployment, keystore, component, sign)
     note = await asyncio.to_thread(sign, document)
     await _authority(deployment, keystore, "/v1/revoke", RevocationRequest(note))
     # What it kept in whosever hands is not taken up: it reads the whole stream.
@@ -282,17 +286,24 @@ async def reinstate(
     await asyncio.to_thread(certify, deployment, keystore, (component,), since)
 
 
-async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: str) -> None:
+async def _grant_api_key(
+    deployment: Deployment, keystore: Keystore, component: str, sign: Callable[[msgspec.Struct], str]
+) -> None:
     """A new first API key; a crash before the authority knows it leaves a component that is revoked as before."""
     first = api_key_file(deployment, component, keystore[layout.passphrase_name(component)]).begin()
     document = KeyGrant(deployment=deployment.name, component=component, first=first, issued=time.time_ns())
-    note = await asyncio.to_thread(_sign, deployment, keystore, document)
+    note = await asyncio.to_thread(sign, document)
     await _authority(deployment, keystore, "/v1/grant", GrantRequest(note))
 
 
-def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
-    """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
-    pin = vault.secret(deployment, keystore, component, layout.pin_name(component))
+def public_key(
+    deployment: Deployment, keystore: Keystore, component: str, report: Callable[[str], None] = lambda _: None
+) -> str:
+    """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI).
+
+    `report` is told what it waits for.
+    """
+    pin = vault.secret(deployment, keystore, component, layout.pin_name(component), report)
     with Token.open(deployment.token(component), component, pin) as token:
         return public_pem(token.signer(layout.KEY_VENUE).public)
 

@@ -15,7 +15,7 @@ from tallystick.infra.vault.server import OWNER
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.certificates import names as certificate_names
 from tallystick.runtime.deployment.folder import BROKER, VAULT, Deployment
-from tallystick.runtime.deployment.owners import component_file
+from tallystick.runtime.deployment.owners import component_file, ready_pid
 from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.pki import lifetime
 from tallystick.schemas.bounds import SECOND
@@ -29,11 +29,12 @@ def processes(deployment: Deployment) -> list[tuple[str, int]]:
     """(component, pid) of what is ready."""
     found = []
     for name in sorted(deployment.bus().components):
-        path = deployment.seat(name) / f"{name}.ready"
+        pid = ready_pid(deployment, name)
+        if not pid:
+            continue
         try:
-            pid = int(path.read_text())
             os.kill(pid, 0)
-        except (OSError, ValueError):
+        except OSError:
             continue
         found.append((name, pid))
     return found

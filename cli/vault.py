@@ -50,8 +50,11 @@ def reshare(
 
     The shares are printed once, before the new key counts.
     """
+    from tallystick.infra.nats.lockfile import owner
     from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.owners import supervisor_file
+    from tallystick.runtime.deployment.reshare import Reshare
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     if not 1 <= threshold <= shares <= vault.MAX_SHARES or (shares > 1 and threshold < vault.MIN_THRESHOLD):
@@ -66,7 +69,7 @@ def reshare(
             needed = client.sealed().t
         fds: list[int | None] = list(share_fd) if share_fd else [None] * needed
         given = [read_pin("Share of the present key: ", fd) for fd in fds]
-    change = vault.Reshare(deployment, keystore, shares, threshold, given)
+    change = Reshare(deployment, keystore, shares, threshold, given)
     for number, share in enumerate(change.new if shares > 1 else (), 1):
         typer.echo(f"share {number} of {shares}: {share.reveal()}")
     change.confirm()
@@ -74,6 +77,8 @@ def reshare(
         "the new key counts"
         + (": it lies in the keystore" if shares == 1 else ", and these shares are shown nowhere else")
     )
+    if shares == 1 and owner(supervisor_file(deployment)) is not None:
+        typer.echo("`tallystick up` knows the old one: start it again, or it cannot unseal the vault after a failure")
 
 
 @app.command(epilog="Example: tallystick vault policies ./desk")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 
@@ -31,6 +32,19 @@ def write_durably(path: Path, data: bytes, mode: int) -> None:
         raise
     # If we crash here, the new file is visible but may not survive a power failure: the caller has not been told yet.
     sync(path.parent)
+
+
+def read_regular(path: Path, most: int, at: int = 0) -> bytes:
+    """At most `most` bytes, from byte `at` on, of a regular file that somebody else may have put there.
+
+    Raises `OSError`; also for a link, a pipe or a device, which would have us wait, or read something else.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        file.seek(at)
+        return file.read(most)
 
 
 def open_append(path: Path, mode: int) -> int:

@@ -4,6 +4,8 @@
   descriptor is gone, killed ones included, and tells whether it stands.  A file that lies there unlocked means nothing.
 - The id is written while the lock is held, and is that of a process that holds it: as long as the lock stands, that
   process lives, and its number is nobody else's.
+- A file says nothing of other users' processes: whoever owns the file could have named any of them, and none but its own is
+  ended.
 - An owner that says `alone` belongs to whoever started it, and is never ended from here.
 - The descriptor may be handed to a child, which then is the owner: its starter writes the child's id, and lets go.
 """
@@ -11,9 +13,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
+import stat
 import struct
 import time
 from pathlib import Path
@@ -24,6 +28,8 @@ from tallystick.schemas.errors import ConfigError
 POLL_S: Final = 0.05
 # A text of our own is far shorter.
 _MAX: Final = 64
+# Linux has no larger ones (PID_MAX_LIMIT).
+PIDS: Final = 1 << 22
 _ALONE: Final = " alone"
 _FLOCK: Final = "hhqqi"
 
@@ -94,10 +100,17 @@ def owner(path: Path) -> int | None:
 
 def _owner(path: Path) -> tuple[int, bool] | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:  # a link
+            return None
+        raise
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            # Whoever owns the folder put it there, and could as well have put nothing.
+            return None
         kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_RDLCK)))
         return None if kind == fcntl.F_UNLCK else _read(fd)
     finally:
@@ -125,14 +138,24 @@ def end_owner(path: Path, patience: float) -> int:
 
 
 def _kill(path: Path, pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         process = os.pidfd_open(pid)
         try:
+            if _user(pid) != path.lstat().st_uid:
+                raise Held(path, pid)
             # It may have ended meanwhile, and its number be another one's: the descriptor is of who holds the lock.
             if owner(path) == pid:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
         finally:
             os.close(process)
+
+
+def _user(pid: int) -> int:
+    """Whose process it is.  Raises `FileNotFoundError` where it has ended."""
+    for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
+        if line.startswith("Uid:"):
+            return int(line.split()[1])
+    raise FileNotFoundError(pid)
 
 
 def _flock(kind: int) -> bytes:
@@ -142,4 +165,5 @@ def _flock(kind: int) -> bytes:
 
 def _read(fd: int) -> tuple[int, bool]:
     number, space, _ = os.pread(fd, _MAX, 0).decode("ascii", "replace").strip().partition(" ")
-    return int(number) if number.isascii() and number.isdigit() else 0, bool(space)
+    named = int(number) if number.isascii() and number.isdigit() else 0
+    return named if named < PIDS else 0, bool(space)

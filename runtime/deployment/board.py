@@ -1,7 +1,8 @@
 """What a process says of itself to whoever looks (`tallystick status`), in a small file.
 
-`<component>.status` in its `Deployment.seat` is JSON, an object of text: what the component's `Service.status` says, and `error`, the newest error that it logged, which
-outlives a restart.  It is for people and decides nothing: whoever can write the folder can say anything there.
+`<component>.status` in its `Deployment.seat` is JSON, an object of text: what the component's `Service.status` says, and
+`error`, the newest error that it logged, which outlives a restart.  It is for people and decides nothing: whoever can write
+the folder can say anything there.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import msgspec
 
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import last_error
-from tallystick.runtime.durable import write_durably
+from tallystick.runtime.durable import read_regular, write_durably
 from tallystick.schemas.errors import NOT_DECODED
 
 # How often a component says it anew.
 STATUS_S: Final = 1.0
+MAX_BYTES: Final = 65_536
 
 
 class Board:
@@ -43,7 +45,7 @@ class Board:
 def read(deployment: Deployment, component: str) -> dict[str, str]:
     """What a component said last, as it is or was: look whether it runs."""
     try:
-        return msgspec.json.decode(_path(deployment, component).read_bytes(), type=dict[str, str])
+        return msgspec.json.decode(read_regular(_path(deployment, component), MAX_BYTES), type=dict[str, str])
     except (OSError, *NOT_DECODED):
         return {}
 

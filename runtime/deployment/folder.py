@@ -296,7 +296,8 @@ class Deployment:
     def variables(self, component: str) -> tuple[str, ...]:
         """The names of the environment variables that the deployment gives to a component besides what all get."""
         own = next((made.env for made in self.user_code if made.component == component), ())
-        tokens = [self.config.tokens[t].env for t in _OWN_TOKENS.get(component, ()) if t in self.config.tokens]
+        labels = _OWN_TOKENS.get(component, ()) + ((component,) if component in LEASED else ())
+        tokens = [self.config.tokens[t].env for t in labels if t in self.config.tokens]
         return (*own, *(name for names in tokens for name in names))
 
     def secret_names(self, component: str) -> tuple[str, ...]:

@@ -17,10 +17,12 @@ from typing import Any, Final, TextIO, cast
 import structlog
 
 from tallystick.runtime.bus.log import Log
-from tallystick.runtime.durable import append, open_append
+from tallystick.runtime.durable import append, open_append, read_regular
 from tallystick.schemas.errors import ConfigError
 
 REDACTED: Final = "[redacted]"
+# Bytes of an error's text that are looked at.
+_LAST: Final = 4_096
 # Names under which something secret may be passed; public keys and hashes have other names.
 _SECRET_NAMES: Final = frozenset(
     (
@@ -62,6 +64,16 @@ def _remember(_: Any, __: str, event: structlog.types.EventDict) -> structlog.ty
         said = " ".join(str(event[name]) for name in ("event", "code", "text") if name in event)
         _errors.append(f"{event.get('timestamp', '')[:19]}Z {said[:300]}")
     return event
+
+
+def last_lines(path: Path, since: int) -> list[str]:
+    """The last lines of a file that a component writes, which may be of any size and anything: none from before byte `since`."""
+    try:
+        at = max(since, path.lstat().st_size - _LAST)
+        said = read_regular(path, _LAST, at)
+    except OSError:
+        return []
+    return said.decode("utf-8", "replace").strip().splitlines()
 
 
 def open_log(path: Path, component: str) -> Log:

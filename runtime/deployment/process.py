@@ -46,7 +46,7 @@ from tallystick.runtime.deployment.board import STATUS_S, Board
 from tallystick.runtime.deployment.certificates import load_issuing_ca
 from tallystick.runtime.deployment.folder import EXIT_REVOKED, LEASED, SECRET_ID, Deployment, passphrase_name
 from tallystick.runtime.deployment.logs import open_log
-from tallystick.runtime.deployment.owners import component_file
+from tallystick.runtime.deployment.owners import component_file, ready_file
 from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
 from tallystick.runtime.keys.identity import Identity
@@ -171,7 +171,7 @@ async def run(setup: Setup, service: Service, stop: asyncio.Event, leaving: Leav
     client = setup.authority()
     source = service.credential_source(setup) if isinstance(service, OwnSource) else client
     link = setup.link(source, metrics)
-    ready = deployment.seat(spec.name) / f"{spec.name}.ready"
+    ready = ready_file(deployment, spec.name)
     ready.unlink(missing_ok=True)
     stopping: asyncio.Task[object] = asyncio.create_task(stop.wait(), name="stop")
     starting = asyncio.create_task(link.start(), name="login")
@@ -303,6 +303,8 @@ def from_command_line(arguments: list[str]) -> int:
     try:
         secrets = take_over(int(fds[0]))
         channel = socket.socket(fileno=int(fds[1])) if len(fds) > 1 else None
+        if channel is not None:
+            channel.set_inheritable(False)
         apart.enter(Deployment.load(Path(arguments[0])), arguments[1])
         # A change of user ends what the kernel was asked for.
         end_with_parent(signal.SIGTERM)

@@ -40,11 +40,12 @@ from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import ProcessSigner, TokenProcess
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import ConfigError, TallystickError
+from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.methods import ServiceAccount
 
 LIFE_S: Final = 300
 LOOK_S: Final = 0.2
+_READY: Final = b"ready"
 
 
 class _InToken(Algorithm):
@@ -88,7 +89,7 @@ def mint(method: ServiceAccount, certificate: bytes, signer: ProcessSigner, now:
 
 
 class ServiceAccounts:
-    """The issuer, with its token open; a context manager.  One thread at a time uses it."""
+    """The issuer, with its token open; a context manager.  Threads take turns."""
 
     def __init__(
         self, deployment: Deployment, keystore: Keystore, names: Iterable[str], clock: Callable[[], int]
@@ -105,6 +106,7 @@ class ServiceAccounts:
             for name, record in deployment.load_trust()[-1].components.items()
             if name in wanted and isinstance(record.method, ServiceAccount) and record.method.single
         }
+        self._turn = threading.RLock()
         self._made: dict[str, tuple[bytes, int]] = {}
         self._token: TokenProcess | None = None
         if self._methods:
@@ -122,9 +124,15 @@ class ServiceAccounts:
 
         Raises `ConfigError`.
         """
+        with self._turn:
+            self._issue(name)
+
+    def _issue(self, name: str) -> None:
         method = self._methods.get(name)
         if method is None:
             return
+        if self._token is None:
+            raise ConfigError("TOKEN_FILE", f"no token for {name}: the issuer's token is closed")
         certificate = self._certificate(name)
         now = self._clock()
         token = mint(method, certificate, self._signer, now)
@@ -138,11 +146,13 @@ class ServiceAccounts:
     def refresh(self, names: Iterable[str]) -> None:
         """Issue again where that is due.  Raises `ConfigError`."""
         for name in names:
-            if name in self._methods:
+            if name not in self._methods:
+                continue
+            with self._turn:
                 state, due = self._made.get(name, (b"", 0))
                 gone = not token_file(self._deployment, name).exists()
                 if gone or self._clock() >= due or self._state(name) != state:
-                    self.issue(name)
+                    self._issue(name)
 
     def _certificate(self, name: str) -> bytes:
         certificate = load_certificate(self._deployment.identity(name))
@@ -164,11 +174,12 @@ class ServiceAccounts:
 
     def close(self) -> None:
         """Close the token, and take away what nobody will show any more."""
-        for name in self._methods:
-            token_file(self._deployment, name).unlink(missing_ok=True)
-        if self._token is not None:
-            self._token.close()
-            self._token = None
+        with self._turn:
+            for name in self._methods:
+                token_file(self._deployment, name).unlink(missing_ok=True)
+            if self._token is not None:
+                self._token.close()
+                self._token = None
 
     def __enter__(self) -> Self:
         return self
@@ -194,31 +205,44 @@ def serve_apart(deployment: Deployment, keystore: Keystore, names: Iterable[str]
     """Start a process that keeps tokens ready for `names` until the other end of the pipe `ended` is closed.
 
     For who starts one component, whose process must not have the issuer's PIN.  Called while there is one thread, by a process
-    that ends soon.  Raises `ConfigError` where there is nothing to sign with.
+    that ends soon; the first tokens are there when it returns.  Raises `ConfigError` where there is nothing to sign with.
     """
-    with ServiceAccounts(deployment, keystore, names, time.time_ns) as accounts:
-        if not accounts.names:
-            return
-        # Ready before the component looks for the first one.
-        accounts.refresh(accounts.names)
+    heard, told = os.pipe()
     if os.fork():
+        os.close(told)
+        with os.fdopen(heard, "rb") as file:
+            said = file.read()
+        if said != _READY:
+            raise ConfigError("TOKEN_FILE", said.decode() or "the process that makes tokens has ended")
         return
+    code = 1
     try:
-        # What was inherited keeps others waiting for an end.
-        for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-            if fd > 2 and fd != ended:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-        over = threading.Event()
-
-        def wait() -> None:
-            os.read(ended, 1)
-            over.set()
-
-        threading.Thread(target=wait, daemon=True).start()
-        with ServiceAccounts(deployment, keystore, names, time.time_ns) as accounts:
-            accounts.keep(over)
-    except TallystickError as exc:
-        sys.stderr.write(f"tallystick: {exc}\n")
+        _serve(deployment, keystore, names, ended, told)
+        code = 0
+    except Exception as exc:  # noqa: BLE001 - a process of its own, whose end says it
+        with contextlib.suppress(OSError):
+            os.write(told, str(exc).encode())
+        sys.stderr.write(f"tallystick: {', '.join(names)}: no more tokens: {exc}\n")
     finally:
-        os._exit(0)
+        os._exit(code)
+
+
+def _serve(deployment: Deployment, keystore: Keystore, names: Iterable[str], ended: int, told: int) -> None:
+    # What was inherited keeps others waiting for an end.
+    for fd in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if fd > 2 and fd not in (ended, told):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    over = threading.Event()
+
+    def wait() -> None:
+        os.read(ended, 1)
+        over.set()
+
+    with ServiceAccounts(deployment, keystore, names, time.time_ns) as accounts:
+        accounts.refresh(accounts.names)
+        os.write(told, _READY)
+        os.close(told)
+        if accounts.names:
+            threading.Thread(target=wait, daemon=True).start()
+            accounts.keep(over)

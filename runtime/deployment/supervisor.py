@@ -40,11 +40,13 @@ from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import broker, certificates, vault
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.logs import open_log
-from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
+from tallystick.runtime.deployment.logs import last_lines, open_log
+from tallystick.runtime.deployment.owners import end_orphans, ready_pid, supervisor_file, unready
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.deployment.service_accounts import LOOK_S, ServiceAccounts
+from tallystick.runtime.durable import read_regular
 from tallystick.runtime.environment import environment
+from tallystick.runtime.keys.identity import MAX_FILE
 from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError, TallystickError
@@ -179,12 +181,17 @@ class Supervisor:
         self._tasks.start(self._issue_tokens(), "the strategies' tokens")
         await self._ready(["authority"])
         self._report("authority lists sessions")
-        await self._beside.settled()
-        self._beside.check()
         # The market opens when everybody is there.
         others = [name for name in self._managed if name not in ("authority", "market-data")]
+        # Who needs the vault comes when it is there.
         for name in others:
-            self._launch(name)
+            if name not in layout.LEASED:
+                self._launch(name)
+        await self._beside.settled()
+        self._beside.check()
+        for name in others:
+            if name in layout.LEASED:
+                self._launch(name)
         await self._ready(others)
         if self._before_market is not None:
             await self._before_market()
@@ -230,7 +237,7 @@ class Supervisor:
             try:
                 if self._accounts is None:
                     self._accounts = await asyncio.to_thread(self._service_accounts)
-                self._accounts.refresh(running)
+                await asyncio.to_thread(self._accounts.refresh, running)
             except TallystickError as exc:
                 self._report(f"strategies get no tokens, trying again: {exc}")
                 if self._accounts is not None:
@@ -264,7 +271,7 @@ class Supervisor:
 
     def _launch(self, name: str) -> None:
         managed = self._managed[name]
-        (self.deployment.seat(name) / f"{name}.ready").unlink(missing_ok=True)
+        unready(self.deployment, name)
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
         self._issue(name)
         fd = hand_over(self._secrets(name))
@@ -325,16 +332,10 @@ class Supervisor:
             await asyncio.sleep(0.02)
 
     def _is_ready(self, name: str) -> bool:
-        managed = self._managed[name]
-        try:
-            return int((self.deployment.seat(name) / f"{name}.ready").read_text()) == managed.state.pid
-        except (FileNotFoundError, ValueError):
-            return False
+        return ready_pid(self.deployment, name) == self._managed[name].state.pid
 
     def _why(self, name: str) -> str:
-        errors = self.deployment.log(name).with_suffix(".err")
-        said = errors.read_bytes()[self._managed[name].said_from :] if errors.exists() else b""
-        lines = said.decode("utf-8", "replace").strip().splitlines()
+        lines = last_lines(self.deployment.log(name).with_suffix(".err"), self._managed[name].said_from)
         last = lines[-1].removeprefix("tallystick: ").removeprefix(f"{name}: ") if lines else ""
         return last[:500] or f"see {self.deployment.log(name)}"
 
@@ -369,8 +370,9 @@ class Supervisor:
             await asyncio.sleep(BROKER_RETRY_S)
 
     def _shown(self, name: str) -> bytes:
+        """What tells its certificate's file from another one."""
         try:
-            return self.deployment.identity(name).read_bytes()
+            return read_regular(self.deployment.identity(name), MAX_FILE)
         except OSError:
             return b""
 
@@ -475,7 +477,7 @@ class Supervisor:
         for process in processes:
             process.wait()
         for name in self._managed:
-            (self.deployment.seat(name) / f"{name}.ready").unlink(missing_ok=True)
+            unready(self.deployment, name)
         self._let_go()
 
     def kill(self, name: str) -> None:

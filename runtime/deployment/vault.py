@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -137,6 +138,8 @@ class DeploymentVault:
         # By component: the secret id that was given out last.
         self._accessors: dict[str, str] = {}
         self._waiting = False
+        # It is stopped: a thread that starts it now, or waits for shares, gives up.
+        self._over = threading.Event()
 
     @property
     def server(self) -> EmbeddedVault | None:
@@ -151,6 +154,7 @@ class DeploymentVault:
         Blocks; waits for people where they hold the shares.  Raises `TallystickError`.
         """
         deployment = self._deployment
+        self._over.clear()
         if not deployment.config.vault.address:
             certificates.ensure(deployment, self._keystore, (layout.VAULT, layout.OPERATOR), time.time_ns())
             self._begin()
@@ -210,13 +214,16 @@ class DeploymentVault:
     def _start(self) -> None:
         if self._server is None:
             self._server = self._make(self._deployment.vault)
+        self._go_on()
         self._server.start()
+        self._go_on()
         write_durably(self._deployment.vault_port, f"{self._server.port}\n".encode(), 0o600)
         client = self._client(self._server.url)
         try:
             _answers(client, self._server)
             while not self._unseal(client):
-                time.sleep(POLL_S)
+                self._over.wait(POLL_S)
+                self._go_on()
             setup.await_active(client)
         finally:
             client.close()
@@ -231,17 +238,33 @@ class DeploymentVault:
                     status = client.unseal(self._keystore[name])
         if status.sealed and not self._waiting:
             where = self._deployment.directory
-            self._report(f"vault: sealed, waiting for {status.t} of {status.n} shares: tallystick vault unseal {where}")
+            if status.t == 1 and UNSEAL in self._keystore.secrets:
+                self._report(
+                    "vault: sealed, and the keystore's key that we know does not open it: after `vault reshare`, "
+                    f"start this again; else tallystick vault unseal {where}"
+                )
+            else:
+                shares = f"{status.t} of {status.n} shares"
+                self._report(f"vault: sealed, waiting for {shares}: tallystick vault unseal {where}")
         self._waiting = status.sealed
         return not status.sealed
 
+    def _go_on(self) -> None:
+        """Raise `VaultStopped` where it was stopped meanwhile, and nothing may run any more."""
+        if self._over.is_set():
+            if self._server is not None:
+                self._server.kill()
+            raise VaultStopped("VAULT_DIED", "the vault was stopped while it started")
+
     def stop(self, timeout: float) -> None:
-        """Stop the embedded server."""
+        """Stop the embedded server, also one that a thread is about to start."""
+        self._over.set()
         if self._server is not None:
             self._server.stop(timeout)
 
     def kill(self) -> None:
         """End the embedded server at once."""
+        self._over.set()
         if self._server is not None:
             self._server.kill()
 
@@ -403,7 +426,7 @@ def _answers(client: VaultClient, server: EmbeddedVault) -> None:
 
 
 @contextlib.contextmanager
-def opened(deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> Iterator[DeploymentVault]:
+def opened(deployment: Deployment, keystore: Keystore, report: Report) -> Iterator[DeploymentVault]:
     """The deployment's vault, also while it is down: the embedded one is started for the time being."""
     made = DeploymentVault(deployment, keystore, report)
     if deployment.config.vault.address or _up(deployment):
@@ -423,48 +446,18 @@ def _up(deployment: Deployment) -> bool:
     return owner(deployment.vault / OWNER) is not None
 
 
-def secret(deployment: Deployment, keystore: Keystore, component: str, name: str) -> Secret:
+def secret(deployment: Deployment, keystore: Keystore, component: str, name: str, report: Report) -> Secret:
     """A secret of a component, from wherever it lies: the keystore until the first `up`, the vault then.
 
-    Raises `ConfigError`, `VaultAway`, `VaultRefused`.
+    `report` is told what it waits for.  Raises `ConfigError`, `VaultAway`, `VaultRefused`.
     """
     if name in keystore.secrets:
         return keystore[name]
-    with opened(deployment, keystore) as vault:
+    with opened(deployment, keystore, report) as vault:
         found = vault.secrets(component)
     if name not in found:
         raise ConfigError("VAULT_SECRET_MISSING", f"the vault holds no {name} for {component}")
     return found[name]
-
-
-class Reshare:
-    """A change of the unseal key: made and shown, then confirmed.  `new`: its shares.
-
-    - Until `confirm` the old key counts, and a crash leaves it so.
-    - A key that the keystore is to hold lies there before it counts; the old one is deleted there afterwards.
-    """
-
-    def __init__(
-        self, deployment: Deployment, keystore: Keystore, shares: int, threshold: int, given: Sequence[Secret]
-    ) -> None:
-        """`given`: enough of the old shares, none where the keystore has the key.  Raises `VaultAway`, `VaultRefused`."""
-        self._deployment = deployment
-        self._keystore = keystore
-        old = tuple(given) or (keystore[UNSEAL],)
-        with staff(deployment, keystore, access.OPERATOR) as client:
-            self.new = setup.reshare(client, old, shares, threshold)
-        if len(self.new) == 1:
-            keystore.secrets[UNSEAL_NEXT] = self.new[0]
-            keystore.save()
-
-    def confirm(self) -> None:
-        """Let the new key count.  Raises `VaultAway`, `VaultRefused`."""
-        with staff(self._deployment, self._keystore, access.OPERATOR) as client:
-            setup.confirm(client, self.new)
-        self._keystore.secrets.pop(UNSEAL, None)
-        if (key := self._keystore.secrets.pop(UNSEAL_NEXT, None)) is not None:
-            self._keystore.secrets[UNSEAL] = key
-        self._keystore.save()
 
 
 def recipe(deployment: Deployment) -> list[str]:

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tallystick.runtime.durable import write_durably
+from tallystick.runtime.durable import read_regular, write_durably
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.schemas.bounds import SECOND
@@ -35,6 +35,8 @@ from tallystick.schemas.errors import ConfigError, Malformed, Unverified
 # Of a certificate's life: it is renewed at a moment between these.
 RENEW_FROM: Final = 0.57
 RENEW_UNTIL: Final = 0.67
+# Bytes; a certificate and its key have some two thousand.
+MAX_FILE: Final = 65_536
 
 
 class Identity:
@@ -138,7 +140,7 @@ class Renewal:
 def load_certificate(path: Path) -> x509.Certificate:
     """The first certificate in a PEM file.  Raises `ConfigError`."""
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(read_regular(path, MAX_FILE))
     except OSError as exc:
         raise ConfigError("CERTIFICATE", f"cannot read {path}: {exc.strerror}; `tallystick init` makes it") from exc
     except ValueError as exc:

@@ -65,7 +65,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 @pytest.fixture
 async def holder(door: Door) -> Holder:
     """The owner of a key that nobody used, whatever the test before did to the one that was."""
-    await operate._grant_api_key(door.deployment, door.keystore, MARKET)
+    with operate.Operator(door.deployment, door.keystore) as operator:
+        await operate._grant_api_key(door.deployment, door.keystore, MARKET, operator.sign)
     return Holder(door)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tallystick.runtime.bus.heartbeats import QUIET_S
-from tests.support.command import READY_S, Desk
+from tests.support.command import READY_S, Desk, until
 from tests.support.deployment import make
 
 pytestmark = pytest.mark.timeout(2 * READY_S)
@@ -64,6 +64,18 @@ def test_run_ends_while_the_broker_is_silent_and_says_what_it_could_not_publish(
         assert run.ended_by(signal.SIGINT) == 1
     assert re.search(r"tallystick: console: UNPUBLISHED: \d+ events .*GUARD \d+", run.said), run.said
     assert '"code": "UNPUBLISHED"' in desk.deployment.log("console").read_text()
+
+
+def test_a_strategy_that_runs_alone_is_given_tokens_as_long_as_it_runs(desk: Desk) -> None:
+    run = desk.start("run", "strategy-alpha", pin=True)
+    token = desk.deployment.run / "strategy-alpha.token"
+    run.until((desk.deployment.run / "strategy-alpha.ready").exists, "the strategy is ready")
+    # It took one away to log in: the next one follows.
+    run.until(token.exists, "the next token")
+    token.unlink()
+    run.until(token.exists, "another one")
+    assert run.ended_by(signal.SIGINT) == 0, run.said
+    until(lambda: not token.exists(), "the token is taken away")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 from tallystick.cli import operate
 from tallystick.cli.main import commands
 from tallystick.runtime.deployment import vault as module
-from tallystick.runtime.deployment.vault import UNSEAL, DeploymentVault, Reshare
+from tallystick.runtime.deployment.reshare import Reshare
+from tallystick.runtime.deployment.vault import UNSEAL, UNSEAL_NEXT, DeploymentVault
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins, setup
 from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
@@ -104,9 +105,13 @@ def test_shares_for_people_replace_the_key_in_the_keystore_and_the_old_one_opens
     Reshare(own.deployment, own.keystore, 3, 2, ())
     # Crash before `confirm`: the old key counts.
     again(own)
+    Reshare(own.deployment, own.keystore, 1, 1, ())
+    again(own)
+    # What that left in the keystore is nobody's key.
+    assert UNSEAL_NEXT in own.keystore.secrets
     change = Reshare(own.deployment, own.keystore, 3, 2, ())
     change.confirm()
-    assert UNSEAL not in Keystore.open(own.deployment.keystore, PIN).secrets
+    assert not {UNSEAL, UNSEAL_NEXT} & set(Keystore.open(own.deployment.keystore, PIN).secrets)
 
     own.server.kill()
     started, over = threading.Event(), threading.Event()
