@@ -239,8 +239,8 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
     ),
     "revocations": (
         "the operator's word on components: revoked, or admitted again; said again from time to time",
-        """SELECT ts, split_part(subject, '.', 2) AS component, CAST(said ->> '$.number' AS BIGINT) AS number,
-            CAST(said ->> '$.revoked' AS BOOLEAN) AS revoked, moment(said, '$.since') AS since,
+        """SELECT ts, split_part(subject, '.', 2) AS component, TRY_CAST(said ->> '$.number' AS BIGINT) AS number,
+            TRY_CAST(said ->> '$.revoked' AS BOOLEAN) AS revoked, moment(said, '$.since') AS since,
             said ->> '$.reason' AS reason, note, event_id, log_index, received, stream_seq, pos FROM (
             SELECT *, TRY_CAST(split_part(note, chr(10) || chr(10), 1) AS JSON) AS said FROM (
             SELECT ts, subject, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
@@ -267,9 +267,10 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
             FROM log WHERE stream = 'SECURITY' AND type = 'control.root/1' AND status = 'ok'""",
     ),
     "incidents": (
-        "the steps of the answers to compromises, as the operator signed them",
+        "the steps of the answers to compromises, as the breaker published them; `note` holds the operator's signature",
         """SELECT ts, said ->> '$.incident' AS incident, said ->> '$.target' AS target,
-            CAST(said ->> '$.number' AS BIGINT) AS number, said ->> '$.step' AS step, CAST(said ->> '$.done' AS BOOLEAN) AS done,
+            TRY_CAST(said ->> '$.number' AS BIGINT) AS number, said ->> '$.step' AS step,
+            TRY_CAST(said ->> '$.done' AS BOOLEAN) AS done,
             said ->> '$.text' AS text, said ->> '$.evidence' AS evidence,
             note, event_id, log_index, received, stream_seq, pos FROM (
             SELECT *, TRY_CAST(split_part(note, chr(10) || chr(10), 1) AS JSON) AS said FROM (

@@ -1,17 +1,17 @@
 """The operators' leases that let execution trade: the pure book that gateway and custody share.
 
 - A lease counts by its signature alone: whoever brings it, listed or not, cannot make one.
-- Of several that hold, the one that begins last counts: the operator's latest word, in whatever order they are brought.
-  So one that is played back widens no caps.
-- Those that are over are dropped; of the others the `MAX_LEASES` that begin last are kept, also one that begins in a
-  moment: clocks differ.
+- Of several that have begun, the one that begins last counts, also when it is over: the operator's latest word, in whatever
+  order they are brought.  So one that is played back widens no caps, and a narrow hour does not end in a wide one.
+- One is remembered as long as any that began before it can last.  Of more than `MAX_LEASES` those that begin last are kept,
+  also one that begins in a moment: clocks differ.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from tallystick.schemas.arming import ArmLease, read_arm_lease
+from tallystick.schemas.arming import MAX_LEASE_NS, ArmLease, read_arm_lease
 from tallystick.schemas.bounds import MAX_LEASES
 from tallystick.schemas.trust import TrustRoot
 
@@ -34,10 +34,8 @@ class LeaseBook:
         if component != EXECUTION:
             return
         lease = read_arm_lease(note, self._trust, EXECUTION)
-        if lease.until <= now:  # read from history: it was good once and arms nothing now
-            return
-        kept = [known for known in self._leases if known.until > now and known != lease]
-        self._leases = sorted((*kept, lease), key=lambda its: (its.start, its.until))[-MAX_LEASES:]
+        kept = [known for known in (*self._leases, lease) if known.start + MAX_LEASE_NS > now]
+        self._leases = sorted(set(kept), key=lambda its: (its.start, its.until))[-MAX_LEASES:]
 
     def newest(self, venue: str) -> ArmLease | None:
         """The newest lease that names `venue`, whether it holds now or not."""
@@ -45,6 +43,5 @@ class LeaseBook:
 
     def holding(self, venue: str, now: int) -> ArmLease | None:
         """The lease that lets execution trade at `venue` now; None: nobody armed it."""
-        return next(
-            (its for its in reversed(self._leases) if venue in its.venues and its.start <= now < its.until), None
-        )
+        last = next((its for its in reversed(self._leases) if venue in its.venues and its.start <= now), None)
+        return last if last is not None and now < last.until else None

@@ -466,6 +466,7 @@ def recipe(deployment: Deployment) -> list[str]:
     names = components(deployment)
     lines = [
         f"bao secrets enable -path={config.mount} -version=2 kv",
+        f"bao write {config.mount}/config max_versions=1",
         "bao auth enable approle",
         "bao auth enable cert",
     ]

@@ -3,14 +3,17 @@
 - The token makes an RSA key pair that lives as long as the session and only unwraps.  Under its public key goes a random
   AES key (RSA-OAEP with SHA-1, which every token has; RFC 8017), under that the key itself (RFC 5649: AES key wrap with
   padding; private keys as PKCS#8, RFC 5208).  The token unwraps both.
-- Where a token does not unwrap that kind of key (SoftHSM 2.6: Ed25519), it is created from its value instead, and `Imported`
+- Where a token says that it does not unwrap that kind of key (SoftHSM 2.6: Ed25519), it is created from its value instead, and `Imported`
   says so: the value then passes through the module, which for a token across a network means its maker's connection.
+  What fails otherwise fails: whoever disturbs a connection gets no value through it.
+- All of a key comes in, or nothing of it.
 - What comes in is sensitive, never extractable from then on, only signs, and cannot be modified.  It did exist outside:
   `CKA_LOCAL` is false, and whoever asks for a key that was born inside does not get it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets as entropy
 from typing import Any, Final, Literal
 
@@ -41,12 +44,25 @@ PROTECTED: Final[dict[Attribute, object]] = {
 }
 
 
+# A module's word that it cannot, as against one whose device or session fails.  SoftHSM's for Ed25519 is the first.
+_CANNOT: Final = (
+    pkcs11.exceptions.FunctionFailed,
+    pkcs11.exceptions.MechanismInvalid,
+    pkcs11.exceptions.MechanismParamInvalid,
+    pkcs11.exceptions.FunctionNotSupported,
+    pkcs11.exceptions.AttributeTypeInvalid,
+    pkcs11.exceptions.AttributeValueInvalid,
+    pkcs11.exceptions.TemplateIncomplete,
+    pkcs11.exceptions.TemplateInconsistent,
+)
+
+
 def import_secret(session: pkcs11.Session, key_id: bytes, label: str, value: bytes) -> Imported:
     """A secret for HMAC.  For functions that `module.ask` runs."""
     template = {**PROTECTED, Attribute.VERIFY: False}
     try:
         _unwrap(session, ObjectClass.SECRET_KEY, KeyType.GENERIC_SECRET, key_id, label, value, template)
-    except pkcs11.PKCS11Error:
+    except _CANNOT:
         session.create_object(
             {
                 Attribute.CLASS: ObjectClass.SECRET_KEY,
@@ -75,20 +91,26 @@ def import_private(session: pkcs11.Session, key_id: bytes, label: str, key: Priv
     without = dict.fromkeys((Attribute.ENCRYPT, Attribute.WRAP, Attribute.VERIFY), DEFAULT)
     try:
         _unwrap(session, ObjectClass.PRIVATE_KEY, kind, key_id, label, value, PROTECTED | without)
-    except pkcs11.PKCS11Error:
+    except _CANNOT:
         session.create_object(
             {Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.SIGN: True, **common, **PROTECTED, **_value(key)}
         )
         how = "created"
-    session.create_object(
-        {
-            Attribute.CLASS: ObjectClass.PUBLIC_KEY,
-            Attribute.VERIFY: True,
-            Attribute.MODIFIABLE: False,
-            **common,
-            **public,
-        }
-    )
+    try:
+        session.create_object(
+            {
+                Attribute.CLASS: ObjectClass.PUBLIC_KEY,
+                Attribute.VERIFY: True,
+                Attribute.MODIFIABLE: False,
+                **common,
+                **public,
+            }
+        )
+    except pkcs11.PKCS11Error:
+        # Crash here, and half a key stays: it is refused by name, and `keys destroy` takes it away.
+        for half in session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY, Attribute.ID: key_id}):
+            half.destroy()
+        raise
     return how
 
 
@@ -107,22 +129,24 @@ def _unwrap(
         store=False,
         capabilities=MechanismFlag.WRAP | MechanismFlag.UNWRAP | MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
     )
-    outside = rsa.RSAPublicNumbers(
-        int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big"), int.from_bytes(public[Attribute.MODULUS], "big")
-    ).public_key()
-    kek = entropy.token_bytes(_KEK_BYTES)
-    oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303 - no collision matters here
-    wrapping = private.unwrap_key(
-        ObjectClass.SECRET_KEY,
-        KeyType.AES,
-        outside.encrypt(kek, oaep),
-        mechanism=Mechanism.RSA_PKCS_OAEP,
-        mechanism_param=(Mechanism.SHA_1, pkcs11.MGF.SHA1, None),
-        store=False,
-        capabilities=MechanismFlag.UNWRAP,
-        template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
-    )
+    used = [public, private]
     try:
+        outside = rsa.RSAPublicNumbers(
+            int.from_bytes(public[Attribute.PUBLIC_EXPONENT], "big"), int.from_bytes(public[Attribute.MODULUS], "big")
+        ).public_key()
+        kek = entropy.token_bytes(_KEK_BYTES)
+        oaep = padding.OAEP(padding.MGF1(hashes.SHA1()), hashes.SHA1(), None)  # noqa: S303 - no collision matters here
+        wrapping = private.unwrap_key(
+            ObjectClass.SECRET_KEY,
+            KeyType.AES,
+            outside.encrypt(kek, oaep),
+            mechanism=Mechanism.RSA_PKCS_OAEP,
+            mechanism_param=(Mechanism.SHA_1, pkcs11.MGF.SHA1, None),
+            store=False,
+            capabilities=MechanismFlag.UNWRAP,
+            template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+        )
+        used.append(wrapping)
         wrapping.unwrap_key(
             object_class,
             kind,
@@ -135,8 +159,10 @@ def _unwrap(
             template=template,
         )
     finally:
-        for used in (wrapping, private, public):
-            used.destroy()
+        for key in reversed(used):
+            # They end with the session at the latest.
+            with contextlib.suppress(pkcs11.PKCS11Error):
+                key.destroy()
 
 
 def _public(key: PrivateKey) -> tuple[KeyType, dict[Attribute, object]]:

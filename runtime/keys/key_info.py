@@ -16,7 +16,7 @@ import re
 from typing import Final, Literal
 
 import msgspec
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 
@@ -24,6 +24,8 @@ from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import NOT_DECODED, Malformed, Unverified
 
+# Kind -> the name of its curve.
+_CURVES: Final = {"p256": "secp256r1", "secp256k1": "secp256k1"}
 ATTESTATION: Final = b"tallystick key attestation v1\x00"
 Kind = Literal["ed25519", "p256", "secp256k1", "rsa", "hmac", "other"]
 _BORN: Final = re.compile(r"(.*) (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)")
@@ -123,7 +125,7 @@ def verify_attestation(text: bytes, challenge: str, public: bytes | None = None)
         raise Unverified("ATTESTATION", f"of the key {said.key.public[:64]}, expected {public.hex()[:64]}")
     try:
         _verify(said)
-    except (BadSignature, InvalidSignature, ValueError) as exc:
+    except (BadSignature, InvalidSignature, UnsupportedAlgorithm, ValueError) as exc:
         raise Unverified("ATTESTATION", f"the signature of key {said.key.name!r} is wrong") from exc
     return said
 
@@ -136,9 +138,9 @@ def _verify(said: Attestation) -> None:
     if said.key.kind not in ("p256", "secp256k1", "rsa"):
         raise Unverified("ATTESTATION", f"of a {said.key.kind} key: only who has the secret can check it")
     key = serialization.load_der_public_key(raw)
-    if isinstance(key, ec.EllipticCurvePublicKey):
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == _CURVES.get(said.key.kind):
         key.verify(signature, said.statement, ec.ECDSA(hashes.SHA256()))
-    elif isinstance(key, rsa.RSAPublicKey):
+    elif isinstance(key, rsa.RSAPublicKey) and said.key.kind == "rsa":
         key.verify(signature, said.statement, padding.PKCS1v15(), hashes.SHA256())
     else:
         raise Unverified("ATTESTATION", f"says {said.key.kind}, and the public key is another's")

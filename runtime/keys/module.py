@@ -70,7 +70,8 @@ def softhsm() -> str:
     """Where SoftHSM's module lies.  Raises `ConfigError` where it does not."""
     for path in SOFTHSM_PATHS:
         if Path(path).is_file():
-            return path
+            # One name for a module: loaded by two, it would be initialised twice.
+            return str(Path(path).resolve())
     raise ConfigError(
         "HSM_MODULE",
         "no PKCS#11 module: SoftHSM (libsofthsm2.so) is not installed; `apt-get install softhsm2` installs it, "
@@ -82,17 +83,20 @@ def module_path(place: Place) -> str:
     """The module of a token.  Raises `ConfigError` where there is none, or one that others can write to."""
     if isinstance(place, Path):
         return softhsm()
-    path = place.module_path
     try:
+        # What is looked at is what is loaded: no link is followed afterwards.
+        path = place.module_path.resolve(strict=True)
         found = path.stat()
-    except OSError as exc:
-        raise ConfigError("HSM_MODULE", f"{path}: {exc.strerror}; correct module-path in the token's URI") from exc
+    except (OSError, RuntimeError) as exc:
+        why = getattr(exc, "strerror", None) or "a link that leads to itself"
+        raise ConfigError("HSM_MODULE", f"{place.module_path}: {why}; correct module-path in the token's URI") from exc
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError("HSM_MODULE", f"{path} is no file; correct module-path in the token's URI")
-    for part in (path, *path.resolve().parents):
+    for part in (path, *path.parents):
         looked = part.stat()
         # A sticky folder lets nobody replace what is another's.
-        open_to_others = looked.st_mode & _OTHERS and not looked.st_mode & stat.S_ISVTX
+        sticky = stat.S_ISDIR(looked.st_mode) and looked.st_mode & stat.S_ISVTX
+        open_to_others = looked.st_mode & _OTHERS and not sticky
         if looked.st_uid not in (0, os.geteuid()) or open_to_others:
             raise ConfigError(
                 "HSM_MODULE",

@@ -43,6 +43,11 @@ class _Call(Generic[T]):
     def wait(self, seconds: float) -> bool:
         return self._done.acquire(timeout=seconds)
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has not been answered; for a call that nobody waits for any more."""
+        return self._done.locked()
+
     def result(self) -> T:
         # Taken out: the error's traceback holds this frame, and nothing should wait for the collector.
         error, self._error = self._error, None
@@ -63,7 +68,8 @@ class Owner:
         # Guarantees: one thread is started.  A child of a fork has none of its parent's.
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._hangs = False
+        # The call that was given up on last: while the thread has not answered it, it answers nobody.
+        self._late: _Call[Any] | None = None
 
     def ask(self, what: str, function: Callable[[], T]) -> T:
         """`function()`, run in the thread; `what` names it in errors.  Raises what it raises, and `ConfigError`."""
@@ -72,25 +78,24 @@ class Owner:
             return function()
         if thread is None or not thread.is_alive():
             self._start()
-        if self._hangs:
+        late = self._late
+        if late is not None and late.waits:
             raise ConfigError("HSM_HANGS", f"{what}: the module does not answer an earlier call; is the HSM reachable?")
         call = _Call(function)
         self._calls.put(call)
         if not call.wait(self._answer_s):
-            self._hangs = True
+            self._late = call
             raise ConfigError("HSM_HANGS", f"{what}: no answer within {self._answer_s:.0f} s; is the HSM reachable?")
         return call.result()
 
     def _start(self) -> None:
         with self._starting:
             if self._thread is None or not self._thread.is_alive():
-                self._calls, self._hangs = queue.SimpleQueue(), False
+                self._calls, self._late = queue.SimpleQueue(), None
                 self._thread = threading.Thread(target=self._run, args=(self._calls,), name="pkcs11", daemon=True)
                 self._thread.start()
 
-    def _run(self, calls: queue.SimpleQueue[_Call[Any]]) -> None:
+    @staticmethod
+    def _run(calls: queue.SimpleQueue[_Call[Any]]) -> None:
         while True:
-            call = calls.get()
-            call.run()
-            # It answered, be it too late: whoever asks next gets an answer again.
-            self._hangs = False
+            calls.get().run()

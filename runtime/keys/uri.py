@@ -101,6 +101,8 @@ def _attributes(part: str, separator: str, allowed: re.Pattern[str]) -> dict[str
             found[name] = unquote_to_bytes(value).decode("utf-8")
         except UnicodeDecodeError:
             raise _refused(f"{name} is not UTF-8") from None
+        if not found[name].isprintable():
+            raise _refused(f"{name} holds a control character")
     return found
 
 

@@ -53,6 +53,8 @@ def set_up(
 def _write(client: VaultClient, deployment: str, ca_pem: str, components: tuple[str, ...], lease_s: int) -> None:
     mount = client.mount
     client.put(f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
+    # What was replaced is not to be read any more.
+    client.put(f"{mount}/config", {"max_versions": 1})
     for method in ("approle", "cert"):
         client.put(f"sys/auth/{method}", {"type": method})
     for name, hcl in access.policies(mount, components).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import threading
@@ -151,6 +152,18 @@ async def test_secrets_that_somebody_deleted_end_the_orders_and_not_the_cancels_
             await until(work.live, timeout=PATIENCE)
             assert signed(tmp_path / "written", work) == ALL
             assert work.told[-1] == "VAULT_BACK"
+        # What was replaced is not to be read any more: neither by whoever may read what is there now.
+        kv = operator._hvac.secrets.kv.v2
+        for version in (1, 2):
+            read = functools.partial(
+                kv.read_secret_version,
+                path="custody",
+                version=version,
+                mount_point=operator.mount,
+                raise_on_deleted_version=True,
+            )
+            with pytest.raises(client_module.VaultRefused):
+                operator._call(read)
 
 
 async def test_stopping_revokes_the_token_at_the_vault(vault: VaultWorld) -> None:

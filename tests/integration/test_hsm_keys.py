@@ -8,12 +8,16 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pkcs11
 import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pkcs11 import Attribute
 
 from tallystick.runtime.keys import hsm, inventory
 from tallystick.runtime.keys.key_info import born, dated, verify_attestation
@@ -191,6 +195,64 @@ def test_no_word_of_an_attestation_can_change(token: hsm.Token) -> None:
             verify_attestation(msgspec.json.encode(changed), "c")
     with pytest.raises(Malformed, match="ATTESTATION"):
         verify_attestation(b"{}", "c")
+
+
+def test_an_attestation_of_a_key_that_is_not_what_it_says_is_refused(token: hsm.Token) -> None:
+    said = inventory.attest(token, _kinds(token)[1], "c", NOW)
+    for curve, kind in ((ec.SECP384R1(), "rsa"), (ec.SECP384R1(), "p256"), (ec.SECP256R1(), "secp256k1")):
+        private = ec.generate_private_key(curve)
+        public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        forged = msgspec.structs.replace(said, key=msgspec.structs.replace(said.key, kind=kind, public=public.hex()))
+        signature = private.sign(forged.statement, ec.ECDSA(hashes.SHA256()))
+        forged = msgspec.structs.replace(forged, signature=signature.hex())
+        with pytest.raises(Unverified, match="ATTESTATION"):
+            verify_attestation(msgspec.json.encode(forged), "c")
+    # A curve that nobody knows (OID 1.2.3).
+    unknown = bytes.fromhex("3019300b06072a8648ce3d020106022a03030a00") + bytes(7)
+    forged = msgspec.structs.replace(said, key=msgspec.structs.replace(said.key, kind="p256", public=unknown.hex()))
+    with pytest.raises(Unverified, match="ATTESTATION"):
+        verify_attestation(msgspec.json.encode(forged), "c")
+
+
+class Failing:
+    """A session of a token whose `method` fails at its `nth` call."""
+
+    def __init__(self, session: Any, method: str, nth: int, error: Exception) -> None:
+        self._session, self._method, self._left, self._error = session, method, nth, error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method:
+            self._left -= 1
+            if self._left == 0:
+                raise self._error
+        return getattr(self._session, name)
+
+
+@pytest.mark.parametrize("error", [pkcs11.exceptions.DeviceError(), pkcs11.exceptions.GeneralError()])
+def test_a_connection_that_is_disturbed_gets_no_secret_in_plaintext(
+    token: hsm.Token, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    key_id = _id()
+    broken = Failing(token._session, "generate_keypair", 1, error)
+    monkeypatch.setattr(token, "_session", broken)
+    with pytest.raises(ConfigError, match="HSM_FAILED"):
+        token.import_mac(key_id, "mac", secrets.token_bytes(64))
+    monkeypatch.undo()
+    assert token.ask("looking", lambda: token.objects({Attribute.ID: key_id})) == []
+
+
+def test_a_key_that_came_in_half_is_taken_away_and_comes_in_whole_the_next_time(
+    token: hsm.Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_id, private = _id(), ec.generate_private_key(ec.SECP256R1())
+    monkeypatch.setattr(
+        token, "_session", Failing(token._session, "create_object", 1, pkcs11.exceptions.DeviceMemory())
+    )
+    with pytest.raises(ConfigError, match="HSM_"):
+        token.import_private(key_id, "half", private)
+    monkeypatch.undo()
+    assert token.ask("looking", lambda: token.objects({Attribute.ID: key_id})) == []
+    assert token.import_private(key_id, "whole", private) == "unwrapped"
 
 
 def test_a_secret_attests_with_a_mac_that_only_its_owner_can_check(token: hsm.Token) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from tallystick.runtime.keys import hsm, inventory
 from tallystick.runtime.keys.keystore import Secret
-from tallystick.runtime.keys.module import softhsm
+from tallystick.runtime.keys.module import module_path, softhsm
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.runtime.keys.uri import TokenUri, parse_token_uri
 from tallystick.schemas.errors import ConfigError
@@ -125,6 +125,32 @@ def test_a_module_in_a_folder_that_others_can_change_is_not_loaded(tmp_path: Pat
     folder.chmod(0o777)
     with pytest.raises(ConfigError, match=r"HSM_MODULE: .*changed by others"):
         hsm.Token.open(parse_token_uri(f"pkcs11:token=desk?module-path={folder / 'libpkcs11.so'}"), "custody", PIN)
+
+
+def test_a_sticky_module_that_all_may_write_is_not_loaded(tmp_path: Path) -> None:
+    planted = tmp_path / "libplanted.so"
+    shutil.copy(softhsm(), planted)
+    planted.chmod(0o1777)
+    with pytest.raises(ConfigError, match=r"HSM_MODULE: .*changed by others"):
+        module_path(parse_token_uri(f"pkcs11:token=desk?module-path={planted}"))
+
+
+def test_a_link_that_others_can_turn_leads_to_what_was_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    link = folder / "libpkcs11.so"
+    link.symlink_to(softhsm())
+    uri = parse_token_uri(f"pkcs11:token=desk?module-path={link}")
+    loaded = module_path(uri)
+    # Turned between the look and the load: what is loaded is named without it.
+    link.unlink()
+    link.symlink_to(tmp_path / "libplanted.so")
+    assert loaded == softhsm()
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match="HSM_MODULE"):
+        module_path(uri)
 
 
 @pytest.mark.parametrize(("name", "said"), [("none.so", "No such file"), (".", "is no file")])

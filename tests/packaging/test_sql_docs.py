@@ -18,6 +18,7 @@ from tallystick.record.opened import Opened
 from tallystick.record.sandbox import check_query, connect
 from tallystick.record.views import VIEWS
 from tallystick.schemas.registry import EVENTS
+from tallystick.schemas.security import ComponentRevocation, IncidentStep
 from tests.packaging.checkout import ROOT
 from tests.support.archive import Story, Vault
 
@@ -52,6 +53,26 @@ def test_every_example_runs(vault: Vault) -> None:
     for query in queries:
         check_query(connection, query)
         connection.execute(exact(connection, query)).fetchall()
+
+
+def test_a_note_that_nobody_signed_breaks_no_view(tmp_path: Path) -> None:
+    """A component in other hands publishes what it likes; what else the view holds is read all the same."""
+    story = Story()
+    said = '{"incident":"i","number":"x","revoked":"maybe","done":"maybe","since":"then","step":"halted"}'
+    for sender, subject, kind in (
+        ("custody", "control.config.custody", IncidentStep),
+        ("authority", "cred.execution", ComponentRevocation),
+    ):
+        for note in (f"{said}\n\n", "no JSON\n\n", "", "[]\n\n", f"{said[:-1]}\n\n"):
+            story.streams.session(sender).say((subject, [story.streams.new(kind, note=note)]))
+    vault = Vault(tmp_path)
+    vault.project(story.streams.stored)
+    connection = connect(Opened(vault.path, vault.manifest.live.values()))
+    # A revocation that nobody signed ends what is believed of the authority's session.
+    for view, count in (("incidents", 5), ("revocations", 1)):
+        rows = connection.execute(f"SELECT number, note FROM {view}").fetchall()  # noqa: S608 - names of views
+        assert len(rows) == count
+        assert {number for number, _ in rows} == {None}
 
 
 def test_every_column_is_explained_and_no_explanation_is_left_over() -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tallystick.runtime.keys.owner import Owner
+from tallystick.runtime.keys.owner import Owner, _Call
 from tallystick.schemas.errors import ConfigError
 from tests.support.waiting import until
 
@@ -68,3 +68,22 @@ async def test_a_module_that_hangs_keeps_nobody_waiting_and_is_used_again_when_i
             return False
 
     await until(answers)
+
+
+def test_an_answer_that_comes_as_it_is_given_up_on_leaves_the_token_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Owner(answer_s=0.01)
+    answered = threading.Event()
+    wait = _Call.wait
+
+    def too_late(call: _Call[object], seconds: float) -> bool:
+        """The thread has answered, and is at its next call, before who asked says that it has not."""
+        answered.wait(30)
+        while call.waits:
+            pass
+        return False
+
+    monkeypatch.setattr(_Call, "wait", too_late)
+    with pytest.raises(ConfigError, match="HSM_HANGS"):
+        owner.ask("signing", answered.set)
+    monkeypatch.setattr(_Call, "wait", wait)
+    assert Owner.ask(owner, "signing", lambda: "signature") == "signature"

@@ -41,6 +41,8 @@ def test_a_uri_names_a_token_and_its_module() -> None:
         ("pkcs11:token=a%zz?module-path=/m.so", "RFC 7512"),
         ("pkcs11:token=a b?module-path=/m.so", "RFC 7512"),
         ("pkcs11:token=%ff?module-path=/m.so", "not UTF-8"),
+        ("pkcs11:token=a?module-path=/m%00.so", "control character"),
+        ("pkcs11:token=a%0a?module-path=/m.so", "control character"),
         ("pkcs11:token=a;?module-path=/m.so", "NAME=VALUE"),
         ("pkcs11:token=a?module-path=/m.so&module-name=x", "'module-name'"),
         ("pkcs11:token=" + "a" * 2000 + "?module-path=/m.so", "1024"),

@@ -44,7 +44,16 @@ def take_in(token: Token, base: bytes, label: str, secret: Secret, scheme: Schem
     if scheme.kind != "hmac":
         return (token.import_private(base, label, private_key(secret, scheme.form, scheme.kind)),)
     made = [(_mac_id(base, mac), mac_block(_transformed(secret.reveal(), mac[0]), mac[1])) for mac in scheme.macs]
-    return tuple(token.import_mac(key_id, label, value) for key_id, value in made)
+    came: list[str] = []
+    try:
+        for key_id, value in made:
+            came.append(token.import_mac(key_id, label, value))
+    except ConfigError:
+        # Half a credential signs nothing, and would stand in the way of the whole.
+        for key_id, _ in made[: len(came)]:
+            token.destroy(key_id)
+        raise
+    return tuple(came)
 
 
 def _transformed(text: str, transforms: tuple[str, ...]) -> bytes:
