@@ -69,6 +69,16 @@ class SignedRequest(msgspec.Struct, frozen=True):
         return f"SignedRequest({self.method}, signed_at={self.signed_at})"
 
 
+class Login(msgspec.Struct, frozen=True):
+    """What stands in the headers of requests besides their signature; `passphrase` is "" where the venue has none."""
+
+    api_key: str
+    passphrase: str = ""
+
+    def __repr__(self) -> str:
+        return "Login()"
+
+
 class Requests(Protocol):
     """Builds the signed requests of one account.  Everything raises `Denied` where it would say anything else."""
 
