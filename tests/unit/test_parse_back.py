@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tallystick.schemas.errors import Unverified
 from tallystick.venues import Denied, SignedRequest
-from tallystick.venues.capture import Captured, Request
+from tallystick.venues.capture import Asked, Captured, Request
 from tallystick.venues.kraken.request import DEADLINE_MS
 from tests.support.parse_back import HOST, NOW_MS, P256, PLACES, Desk, desk
 
@@ -271,3 +272,35 @@ def test_requests_are_signed_for_as_short_as_the_venue_allows() -> None:
     assert int(deadline[1]) * 1_000 == NOW_MS % 60_000 + DEADLINE_MS
     token = dict(made["coinbase"].headers)["Authorization"].removeprefix("Bearer ").split(".")[1]
     assert f'"exp":{NOW_MS // 1_000 + 120}' in base64.urlsafe_b64decode(token + "==").decode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"alg": "none"},
+        {"alg": "HS256"},
+        {"kid": "organizations/1/apiKeys/3"},
+        {"typ": "jwt"},
+        {"crit": ["b64"]},
+        {"jku": "https://attacker.example"},
+        {"nonce": ""},
+        {"nonce": 1},
+        {"nonce": "f" * 33},
+        {"nonce": None},
+    ],
+    ids=str,
+)
+def test_a_token_of_another_kind_or_key_is_not_signed(change: dict[str, Any]) -> None:
+    coinbase = desk("coinbase")
+    opts = {"kid": coinbase.place.login.api_key, "alg": "ES256", "typ": "JWT", "nonce": "ab"}
+    operation = coinbase.builder.operation(coinbase.builder.placing(coinbase.order(), NOW_MS), NOW_MS)
+    token = dict(coinbase.builder.order(coinbase.record, coinbase.order()).headers)["Authorization"]
+    claims = token.removeprefix("Bearer ").split(".")[1]
+
+    def asked(header: dict[str, Any]) -> Asked:
+        text = json.dumps(header, separators=(",", ":")).encode()
+        return Asked(base64.urlsafe_b64encode(text).rstrip(b"=") + b"." + claims.encode(), {})
+
+    operation.check(asked(opts))
+    with pytest.raises(Denied, match="FIELD_MISMATCH"):
+        operation.check(asked(opts | change))
