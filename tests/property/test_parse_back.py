@@ -163,7 +163,11 @@ def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str) -
     _, data = honest(place)
     order, now_ms = place.order(), world.NOW // 1_000_000
     operation = place.builder.operation(place.builder.placing(order, now_ms), now_ms)
-    text, rewrap = data, lambda edited: Asked(edited, {})
+    text = data
+
+    def rewrap(edited: bytes) -> Asked:
+        return Asked(edited, {})
+
     if name == "kraken":
         # The digest's text is what is edited; the digest follows, as ccxt would have it.
         path = b"/0/private/AddOrder"

@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tallystick.schemas.orders import Intent, VenueOrder
 from tallystick.schemas.trust import Instrument
-from tallystick.venues import Login, binance_usdm, bybit, coinbase, kraken, okx
+from tallystick.venues import Login, parse_back
 from tallystick.venues.capture import Captured, Request
 from tallystick.venues.order import Words
+from tallystick.venues.signing.handle import SigningKeys
 from tests.support import world
 
 NOW_MS = world.NOW // 1_000_000
@@ -68,11 +69,24 @@ def _pem(key: Any, form: PrivateFormat = PrivateFormat.PKCS8) -> str:
     return key.private_bytes(Encoding.PEM, form, NoEncryption()).decode()  # type: ignore[no-any-return]
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A venue: ccxt's id, its package, its name of the pair and the unified one."""
+def secret_of(name: str) -> str:
+    """The secret of a venue's login as the venue would write it."""
+    match name:
+        case "binance-usdm":
+            return _pem(ED25519)
+        case "bybit-rsa":
+            return _pem(rsa_key())
+        case "coinbase":
+            return _pem(P256, PrivateFormat.TraditionalOpenSSL)
+        case _:
+            return SECRET
 
+
+class Place(msgspec.Struct, frozen=True):
+    """A venue: its kind, ccxt's id, its name of the pair and the unified one."""
+
+    kind: str
     exchange: str
-    package: Any
     venue_symbol: str
     symbol: str = "BTC/USDT"
     extra: Mapping[str, str] = {}
@@ -80,12 +94,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 PLACES = {
-    "bybit": Place("bybit", bybit, "BTCUSDT"),
-    "bybit-rsa": Place("bybit", bybit, "BTCUSDT", extra={"kind": "rsa"}),
-    "okx": Place("okx", okx, "BTC-USDT"),
-    "binance-usdm": Place("binanceusdm", binance_usdm, "BTCUSDT", "BTC/USDT:USDT"),
-    "kraken": Place("kraken", kraken, "XBTUSDT"),
-    "coinbase": Place("coinbase", coinbase, "BTC-USDT", login=Login("organizations/1/apiKeys/2")),
+    "bybit": Place("bybit-spot", "bybit", "BTCUSDT"),
+    "bybit-rsa": Place("bybit-spot", "bybit", "BTCUSDT", extra={"kind": "rsa"}),
+    "okx": Place("okx-spot", "okx", "BTC-USDT"),
+    "binance-usdm": Place("binance-usdm", "binanceusdm", "BTCUSDT", "BTC/USDT:USDT"),
+    "kraken": Place("kraken-spot", "kraken", "XBTUSDT"),
+    "coinbase": Place("coinbase-spot", "coinbase", "BTC-USDT", login=Login("organizations/1/apiKeys/2")),
 }
 
 
@@ -108,11 +122,14 @@ class Desk:
             market_price=Decimal(200_000),
         )
         self.now = world.NOW
-        self.builder: Any = place.package.request_builder(
-            HOST, (self.record,), place.login, self.keys, lambda: self.now, **place.extra
-        )
+        self.builder: Any = self.build((self.record,), self.keys)
         self.words: Words = self.builder.WORDS
         self.own = self.words.name(INTENT)
+
+    def build(self, records: tuple[Instrument, ...], keys: SigningKeys) -> Any:
+        """A request builder of this venue."""
+        make: Any = parse_back(self.place.kind).request_builder
+        return make(HOST, records, self.place.login, keys, lambda: self.now, **self.place.extra)
 
     @property
     def exchange(self) -> Any:
@@ -147,11 +164,6 @@ def desk(name: str) -> Desk:
 @functools.cache
 def _plain(name: str) -> Any:
     made = desk(name)
-    secret = {
-        "binance-usdm": _pem(ED25519),
-        "bybit-rsa": _pem(rsa_key()) if name == "bybit-rsa" else "",
-        "coinbase": _pem(P256, PrivateFormat.TraditionalOpenSSL),
-    }.get(name, SECRET)
 
     class Software(getattr(ccxt, made.place.exchange)):  # type: ignore[misc]
         def fetch(self, url: str, method: str = "GET", headers: Any = None, body: Any = None) -> Any:
@@ -165,7 +177,7 @@ def _plain(name: str) -> Any:
 
     login = made.place.login
     exchange = Software(
-        {"apiKey": login.api_key, "password": login.passphrase, "secret": secret, "enableRateLimit": False}
+        {"apiKey": login.api_key, "password": login.passphrase, "secret": secret_of(name), "enableRateLimit": False}
     )
     exchange.urls["api"] = made.exchange.urls["api"]
     # As one who knows his account would set it.

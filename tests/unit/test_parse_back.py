@@ -249,7 +249,7 @@ def test_a_symbol_that_could_carry_another_field_is_refused(place: Desk) -> None
             **{**{f: getattr(place.record, f) for f in place.record.__struct_fields__}, "venue_symbol": bad}
         )
         with pytest.raises(Unverified, match="INSTRUMENT"):
-            place.place.package.request_builder(HOST, (record,), place.place.login, place.keys, lambda: 0)
+            place.build((record,), place.keys)
 
 
 def test_our_ids_name_each_intent_and_no_two_the_same(place: Desk) -> None:
