@@ -1,16 +1,18 @@
 """Bybit's requests (API v5, category spot, unified account), built by ccxt and read back.
 
 - Signed is the text of time, API key, `recv_window`, and the body (POST) or the query (GET).  Method, host and path are not
-  in it: with a signature, the same fields can be sent to another path.  Its fields name symbol, side and quantity, so a
-  path that takes them all and does more than place an order is not known; withdrawals want a coin and an address.
+  in it, so the same fields can be sent to another path: a cancel's to `cancel-all`, an order's to `amend`, where they change
+  nothing.  A path that does more with them is not known: withdrawals want a coin and an address, leverage a leverage.
 - Bybit refuses what is older than `RECV_WINDOW_MS` or a second ahead of its clock.
 - Spot orders borrow nothing: `isLeverage` does not stand in them, and is 0 then.
-- An order is named by `orderLinkId`, which stays taken.  Bybit tells of closed orders by it for as long as they are among the last 500.
+- An order is named by `orderLinkId`.  Bybit refuses one that it knows; for how long it knows that of a closed order, its documents
+  do not say.  It tells of closed orders by it for as long as they are among the last 500.
 - ccxt names itself in the header `Referer`, a broker's commission.  No signature covers it, and it is left out of what leaves.
 
 Source: https://bybit-exchange.github.io/docs/v5/guide, "Authentication"; /v5/order/create-order, cancel-order, cancel-all, open-order.
 
-Trust: whoever holds a signed request can send it as it is, within its window.
+Trust: whoever holds a signed request can send it as it is, within its window; a market order again, if Bybit has
+forgotten its id by then.
 """
 
 from __future__ import annotations

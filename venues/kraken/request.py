@@ -4,6 +4,7 @@
 - A nonce is taken once, and none below it, where the key's nonce window is 0: so a request can be sent once.  One that was never
   sent stays good until a later one was: an order carries a `deadline` besides, `DEADLINE_MS` after its time; Kraken takes none
   nearer than two seconds, and one second is for the way there.  Cancels and questions have none.
+- A clock that is put back by more than a second has nothing signed until it has caught up: Kraken would refuse the lower nonces.
 - `leverage` does not stand in an order: nothing is borrowed.  `cl_ord_id` is the intent's id in hex, a "short UUID".
 - Kraken knows GTC and IOC; FOK is refused here.
 - What became of an order is told by `query` once it is closed, and by `open_orders` while it is open: Kraken has no single
@@ -12,7 +13,8 @@
 
 Source: https://docs.kraken.com/api/docs/guides/spot-rest-auth and /api/docs/rest-api/add-order ("deadline", "cl_ord_id").
 
-Trust: whoever holds a signed order can send it as it is, once, before its deadline.
+Trust: whoever holds a signed order can send it as it is, once, before its deadline; where the key has a nonce window, as
+often as that lets through.  `cl_ord_id` is unique among open orders alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@
 
 Source: https://www.okx.com/docs-v5/en/#overview-rest-authentication, #order-book-trading-trade-post-place-order.
 
-Trust: whoever holds a signed request can send it as it is within `WINDOW_S`, once: a second one finds its `clOrdId` taken.
+Trust: whoever holds a signed request can send it as it is within `WINDOW_S`, and again once the first order is closed: OKX
+refuses a `clOrdId` that is taken, and does not say that one stays so.  A fill beyond its permit trips the breaker.
 """
 
 from __future__ import annotations
