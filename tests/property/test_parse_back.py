@@ -9,20 +9,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tallystick.schemas.orders import Intent
-from tallystick.venues import Denied
-from tallystick.venues.capture import Asked
+from tallystick.venues import Denied, SignedRequest
+from tallystick.venues.capture import Asked, Operation
 from tests.support import world
-from tests.support.parse_back import INTENT, PLACES, Desk, desk
+from tests.support.parse_back import HOST, INTENT, PLACES, Desk, desk
 
 # The endpoint that places an order, as ccxt calls it.
 PLACING = {
@@ -67,27 +69,31 @@ MORE = [
 ]
 
 
-def honest(place: Desk) -> tuple[dict[str, Any], bytes]:
-    """The fields that ccxt sends for the order, and the text that it has signed for it."""
-    asked: list[bytes] = []
-    signing = place.builder._capture._sign
+def honest(place: Desk, ask: Callable[[Any], SignedRequest]) -> tuple[Operation, bytes, SignedRequest]:
+    """The operation of what `ask` asks of the builder, the text that ccxt has signed for it, and the request."""
+    capture, seen = place.builder._capture, []
+    guard = place.exchange.secret.keys
+    signing = guard._sign
 
     def sign(data: bytes, key: Callable[[bytes], bytes]) -> Any:
-        asked.append(data)
+        seen.append((capture._operation, data))
         return signing(data, key)
 
-    place.builder._capture._sign = sign
-    guard = place.exchange.secret.keys
-    guard._sign, kept = sign, guard._sign
+    guard._sign = sign
     place.exchange.options["lastNonce"] = 0
     try:
-        body = place.builder.order(place.record, place.order()).body
+        request = ask(place.builder)
     finally:
-        place.builder._capture._sign, guard._sign = signing, kept
-    fields = json.loads(body) if body.startswith("{") else dict(parse_qsl(body))
-    for name in ("timestamp", "recvWindow", "signature", "nonce"):
-        fields.pop(name, None)
-    return fields, asked[0]
+        guard._sign = signing
+    ((operation, data),) = seen
+    return operation, data, request
+
+
+def order_fields(place: Desk) -> dict[str, Any]:
+    """The fields that ccxt sends for the order."""
+    body = honest(place, lambda builder: builder.order(place.record, place.order()))[2].body
+    fields: dict[str, Any] = json.loads(body) if body.startswith("{") else dict(parse_qsl(body))
+    return {n: v for n, v in fields.items() if n not in {"timestamp", "recvWindow", "signature", "nonce"}}
 
 
 def changed(fields: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -128,7 +134,7 @@ def _in_json(fields: dict[str, Any]) -> str:
 @pytest.mark.parametrize("name", PLACES)
 def test_one_field_that_says_anything_else_is_signed_by_nobody(name: str) -> None:
     place = desk(name)
-    fields, _ = honest(place)
+    fields = order_fields(place)
     written = _in_a_form if name in {"kraken", "binance-usdm"} else _in_json
     place_order, create = getattr(place.exchange, PLACING[name]), place.exchange.create_order
 
@@ -157,12 +163,27 @@ def test_one_field_that_says_anything_else_is_signed_by_nobody(name: str) -> Non
         place.exchange.create_order = create
 
 
-@pytest.mark.parametrize("name", PLACES)
-def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str) -> None:
+# What is signed under a permit, and what is signed always.
+ASKED: dict[str, Callable[[Desk], Callable[[Any], SignedRequest]]] = {
+    "order": lambda place: lambda builder: builder.order(place.record, place.order()),
+    "cancel": lambda place: lambda builder: builder.cancel(place.record, place.own),
+    "cancel_all": lambda place: lambda builder: builder.cancel_all(place.record),
+    "query": lambda place: lambda builder: builder.query(place.record, place.own),
+    "open_orders": lambda place: lambda builder: builder.open_orders(place.record),
+}
+OFFERED = [
+    (name, asked)
+    for name in PLACES
+    for asked in ASKED
+    if not (name in {"okx", "kraken"} and asked == "cancel_all")
+    and not (name == "coinbase" and asked in {"cancel", "cancel_all", "query"})
+]
+
+
+@pytest.mark.parametrize(("name", "asked"), OFFERED)
+def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str, asked: str) -> None:
     place = desk(name)
-    _, data = honest(place)
-    order, now_ms = place.order(), world.NOW // 1_000_000
-    operation = place.builder.operation(place.builder.placing(order, now_ms), now_ms)
+    operation, data, request = honest(place, ASKED[asked](place))
     text = data
 
     def rewrap(edited: bytes) -> Asked:
@@ -170,7 +191,7 @@ def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str) -
 
     if name == "kraken":
         # The digest's text is what is edited; the digest follows, as ccxt would have it.
-        path = b"/0/private/AddOrder"
+        path = request.url.removeprefix(f"https://{HOST}").encode()
         text = place.builder._capture._hashed[data[len(path) :]]
 
         def rewrap(edited: bytes) -> Asked:
@@ -187,7 +208,7 @@ def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str) -
 
     operation.check(rewrap(text))
 
-    @settings(max_examples=400, deadline=None, database=None)
+    @settings(max_examples=150, deadline=None, database=None)
     @given(
         at=st.integers(0, len(text) - 1),
         cut=st.integers(0, 3),
@@ -207,9 +228,7 @@ def test_one_letter_more_less_or_other_in_what_is_signed_is_refused(name: str) -
 @pytest.mark.parametrize("name", ["bybit", "okx", "binance-usdm"])
 def test_a_field_that_stands_twice_is_refused(name: str) -> None:
     place = desk(name)
-    _, data = honest(place)
-    now_ms = world.NOW // 1_000_000
-    operation = place.builder.operation(place.builder.placing(place.order(), now_ms), now_ms)
+    operation, data, _ = honest(place, ASKED["order"](place))
     text = data.decode()
     for twice in (text.replace("{", '{"side":"sell",'), text.replace("}", ',"side":"Buy"}'), f"{text}&side=BUY"):
         if twice != text:
@@ -239,3 +258,43 @@ def test_every_order_in_whole_steps_and_ticks_is_signed_as_it_is(name: str) -> N
 
     place.exchange.options["lastNonce"] = 0
     sign()
+
+
+@pytest.mark.parametrize("name", [name for name in PLACES if name != "coinbase"])
+def test_what_is_signed_without_a_permit_says_no_order(name: str) -> None:
+    place = desk(name)
+    fields = order_fields(place)
+    amounts = {key for key, value in fields.items() if value in {place.order().quantity, place.order().price}}
+    assert len(amounts) == 2
+    for asked in ("cancel", "cancel_all", "query", "open_orders"):
+        if (name, asked) in OFFERED:
+            operation, data, _ = honest(place, ASKED[asked](place))
+            text = data if name != "kraken" else next(iter(place.builder._capture._hashed.values()))
+            for word in (*amounts, "side", "type", "ordType"):
+                assert not re.search(rf'[?&"{{]{word}["=]', text.decode()), (asked, word)
+            order = honest(place, ASKED["order"](place))
+            with pytest.raises(Denied, match="FIELD_MISMATCH"):
+                operation.check(Asked(order[1], place.builder._capture._hashed))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_honest_order_of_ccxt_is_none_for_another_permit(name: str) -> None:
+    place = desk(name)
+    fields, permitted = order_fields(place), place.order()
+    place_order, create = getattr(place.exchange, PLACING[name]), place.exchange.create_order
+    others: list[dict[str, str]] = [
+        {"side": place.order("sell").side},
+        {"time_in_force": "IOC"},
+        {"quantity": "0.00251"},
+        {"price": "64321.6"},
+        {"client_order_id": place.words.name(bytes(16))},
+    ]
+    place.exchange.create_order = lambda *_: place_order(dict(fields))
+    used = place.keys.used
+    try:
+        for other in others:
+            with pytest.raises(Denied, match="ENDPOINT" if name == "coinbase" else "FIELD_MISMATCH"):
+                place.builder.order(place.record, msgspec.structs.replace(permitted, **other))
+    finally:
+        place.exchange.create_order = create
+    assert place.keys.used == used + (len(others) if name == "coinbase" else 0)
