@@ -3,6 +3,7 @@
 - Signed is the text of time, method, path with query, and body.  Host and headers are not in it.
 - OKX refuses what is older than `WINDOW_S` by its clock.  `expTime` ends an order's request sooner, but is a header that no signature
   covers: it bounds what an honest carrier delays, and not what a thief of the request does with it.
+- The passphrase stands in a header of every request, so execution, which sends it, sees it: by itself it signs nothing.
 - Nothing is borrowed: `tdMode` is `cash`.  Quantities are in the base (`tgtCcy`), of market orders as well.
 - Client order ids are of at most 32 letters and digits: ours is `ts` and the intent's id in base32hex, 28 characters.
 - OKX has no request that cancels all of one spot instrument: `open_orders` names them, and each is cancelled by its name.
