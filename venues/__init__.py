@@ -326,6 +326,9 @@ class ParseBack(Protocol):
         """Builds the account's requests, to `host` alone; `keys` in the token, `clock` Unix nanoseconds."""
 
 
+_UNREAD: Final = "its answers and its account's stream are not read"
+
+
 class Kind(msgspec.Struct, frozen=True):
     """An API whose requests are read back, in the package `package` of `venues`.
 
@@ -337,7 +340,7 @@ class Kind(msgspec.Struct, frozen=True):
     package: str
     exchange: str
     what: str
-    missing: str = "its answers and its account's stream are not read"
+    missing: str = _UNREAD
     tried: str = ""
 
 
@@ -345,8 +348,8 @@ KINDS: Final = {
     "binance-spot": Kind("binance", "binance", "spot (Ed25519)", missing="", tried="paper exchange"),
     "binance-usdm": Kind("binance_usdm", "binanceusdm", "USDT perpetuals (Ed25519)"),
     "bybit-spot": Kind("bybit", "bybit", "spot (HMAC, RSA)"),
-    "okx-spot": Kind("okx", "okx", "spot (HMAC)"),
-    "kraken-spot": Kind("kraken", "kraken", "spot (HMAC)"),
+    "okx-spot": Kind("okx", "okx", "spot (HMAC)", missing=f"{_UNREAD}; a request is good for 30 s"),
+    "kraken-spot": Kind("kraken", "kraken", "spot (HMAC)", missing=f"{_UNREAD}; a request is good for 3 s"),
     "coinbase-spot": Kind(
         "coinbase", "coinbase", "spot (ECDSA P-256)", missing="its signature does not cover what an order says"
     ),
