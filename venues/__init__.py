@@ -19,8 +19,9 @@ process is a reason to check again, not to write it again.
 
 To add a venue (docs/add-a-venue.md)
 
-1. A folder beside `binance`, whose `__init__` exports what `Adapter` names; its numbers and words in its `codes`.
-2. Its kind in `adapter` below, in `schemas.trust.Venue` and in `runtime.deployment.folder.VenueConfig`.
+1. A folder beside `binance`, whose `__init__` exports what `Adapter` names; its numbers and words in its `codes`.  The first half,
+   `ParseBack`, stands for itself already: it signs what is asked for, and nothing else.
+2. Its kind in `KINDS` and `adapter` below, in `schemas.trust.Venue` and in `runtime.deployment.folder.VenueConfig`.
 3. Tests as in `tests/unit/test_binance_*.py`.
 
 A venue is not trusted with our books: an attacker who controls it can at most lie about our orders and fills, which
@@ -33,7 +34,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -42,6 +43,10 @@ from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import Intent, Side, VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
+
+if TYPE_CHECKING:
+    # It takes `Denied` from here.
+    from tallystick.venues.signing.handle import SigningKeys
 
 # A captured request is soon worthless …
 VALID_NS: Final = 1_000_000_000
@@ -67,6 +72,16 @@ class SignedRequest(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"SignedRequest({self.method}, signed_at={self.signed_at})"
+
+
+class Login(msgspec.Struct, frozen=True):
+    """What stands in the headers of requests besides their signature; `passphrase` is "" where the venue has none."""
+
+    api_key: str
+    passphrase: str = ""
+
+    def __repr__(self) -> str:
+        return "Login()"
 
 
 class Requests(Protocol):
@@ -285,8 +300,70 @@ class Adapter(Protocol):
         """
 
 
-# ccxt's id of an exchange -> what an adapter here trades there, and with which signatures.
-TRADED: Final = {"binance": "spot (Ed25519)"}
+class ParseBack(Protocol):
+    """What gateway and custody need of a venue: its orders, and requests that are read back before they are signed.
+
+    The first step of an `Adapter`; alone it trades nothing, since nobody reads the venue's answers.
+    """
+
+    def venue_order(self, record: Instrument, intent: Intent) -> VenueOrder:
+        """See `Adapter`."""
+
+    def amounts(self, record: Instrument, order: VenueOrder) -> tuple[Decimal, Decimal | None]:
+        """See `Adapter`."""
+
+    def require_own(self, client_order_id: str) -> None:
+        """See `Adapter`."""
+
+    def request_builder(
+        self,
+        host: str,
+        records: tuple[Instrument, ...],
+        login: Login,
+        keys: SigningKeys,
+        clock: Callable[[], int],
+    ) -> Requests:
+        """Builds the account's requests, to `host` alone; `keys` in the token, `clock` Unix nanoseconds."""
+
+
+_UNREAD: Final = "its answers and its account's stream are not read"
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """An API whose requests are read back, in the package `package` of `venues`.
+
+    - `exchange`: ccxt's id; `what`: what is traded, and by which signatures.
+    - `missing`: why it trades nothing yet; "" for one that has a whole `Adapter`.
+    - `tried`: against what the order's whole way was run, from intent to fill; "" for nothing.
+    """
+
+    package: str
+    exchange: str
+    what: str
+    missing: str = _UNREAD
+    tried: str = ""
+
+
+KINDS: Final = {
+    "binance-spot": Kind("binance", "binance", "spot (Ed25519)", missing="", tried="paper exchange"),
+    "binance-usdm": Kind("binance_usdm", "binanceusdm", "USDT perpetuals (Ed25519)"),
+    "bybit-spot": Kind("bybit", "bybit", "spot (HMAC, RSA)"),
+    "okx-spot": Kind("okx", "okx", "spot (HMAC)", missing=f"{_UNREAD}; a request is good for 30 s"),
+    "kraken-spot": Kind("kraken", "kraken", "spot (HMAC)", missing=f"{_UNREAD}; a request is good for 3 s"),
+    "coinbase-spot": Kind(
+        "coinbase", "coinbase", "spot (ECDSA P-256)", missing="its signature does not cover what an order says"
+    ),
+}
+
+
+def _traded(kind: Kind) -> str:
+    if kind.missing:
+        return f"no; parse-back: {kind.what}; {kind.missing}"
+    return f"yes; parse-back: {kind.what}; whole way tried against: {kind.tried} only"
+
+
+# ccxt's id of an exchange -> whether and what may be traded there, in words; "no" for every other.
+TRADED: Final = {kind.exchange: _traded(kind) for kind in KINDS.values()}
 
 
 def adapter(kind: str) -> Adapter:
@@ -296,7 +373,36 @@ def adapter(kind: str) -> Adapter:
         from tallystick.venues import binance
 
         return binance
-    raise ConfigError("VENUE_KIND", f"no adapter for {kind[:48]!r}; there is one for binance-spot")
+    known = KINDS.get(kind)
+    why = f", whose requests are read back, but {known.missing}" if known is not None else ""
+    raise ConfigError("VENUE_KIND", f"no adapter for {kind[:48]!r}{why}; there is one for binance-spot")
+
+
+def parse_back(kind: str) -> ParseBack:
+    """The parse-back of a kind that has no whole `Adapter` yet.  Raises `ConfigError` where there is none."""
+    match kind:
+        case "binance-usdm":
+            from tallystick.venues import binance_usdm
+
+            return binance_usdm
+        case "bybit-spot":
+            from tallystick.venues import bybit
+
+            return bybit
+        case "okx-spot":
+            from tallystick.venues import okx
+
+            return okx
+        case "kraken-spot":
+            from tallystick.venues import kraken
+
+            return kraken
+        case "coinbase-spot":
+            from tallystick.venues import coinbase
+
+            return coinbase
+        case _:
+            raise ConfigError("VENUE_KIND", f"no request of {kind[:48]!r} is read back")
 
 
 def client_tls(ca: Path | None) -> ssl.SSLContext:

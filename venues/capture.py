@@ -44,8 +44,8 @@ from tallystick.venues.signing.schemes import Scheme
 _WAYS: Final = {"hmac": ("hmac",), "rsa": ("rsa",), "eddsa": ("ed25519",), "ecdsa": ("p256", "secp256k1")}
 # What nobody here has a reason to call.
 _NEVER: Final = ("totp", "eth_sign_message", "starknet_sign", "eth_get_address_from_private_key")
-# A symbol may hold letters of any script, which stand percent-encoded.
-_FIELD: Final = re.compile(r"([A-Za-z_]+)=((?:[A-Za-z0-9._-]|%[89A-F][0-9A-F])+)")
+# A symbol may hold letters of any script, and a time has colons, which stand percent-encoded: one way to write each.
+_FIELD: Final = re.compile(r"([A-Za-z_]+)=((?:[A-Za-z0-9._-]|%3A|%[89A-F][0-9A-F])+)")
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -352,13 +352,18 @@ def _no_float(text: str) -> Never:
 
 
 def parse_json(text: str) -> dict[str, Any]:
-    """The fields of a JSON object: none twice, and no number that a float would have to hold.  Raises `Denied`."""
+    """The fields of a JSON object, written as ccxt writes it.  Raises `Denied`.
+
+    None twice, no number that a float would have to hold, nothing escaped that need not be, no space: two readers read the same.
+    """
     try:
         found = json.loads(text, object_pairs_hook=_once, parse_float=_no_float, parse_constant=_no_float)
     except (ValueError, RecursionError) as exc:
         raise Denied("FIELD_MISMATCH", f"not JSON in the request: {text[:64]!r}") from exc
     if not isinstance(found, dict):
         raise Denied("FIELD_MISMATCH", f"no fields in the request: {text[:64]!r}")
+    if json.dumps(found, separators=(",", ":"), ensure_ascii=False) != text:
+        raise Denied("FIELD_MISMATCH", f"JSON that is written otherwise than need be: {text[:64]!r}")
     return found
 
 

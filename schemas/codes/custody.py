@@ -158,6 +158,12 @@ CODES: Final = (
         _LIBRARY,
     ),
     Code(
+        "NOT_OFFERED",
+        REFUSAL | ORDER,
+        "The venue has no request that does this and nothing else; nothing was signed in its place.",
+        "The text says what to ask for instead.",
+    ),
+    Code(
         "EXCHANGE_LIBRARY",
         REFUSAL,
         "The exchange library could not build the request.",

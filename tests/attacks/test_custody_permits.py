@@ -17,7 +17,7 @@ from tallystick.schemas.errors import Malformed, Unverified
 from tallystick.schemas.leases import LeaseBook
 from tallystick.schemas.orders import Denial, Intent
 from tallystick.schemas.security import BootEnded, BreakerHeartbeat, BreakerTripped, SessionRevoked
-from tallystick.venues.binance.order import client_order_id
+from tallystick.venues.order import client_order_id
 from tests.support import world
 from tests.support.custody import BOOT, INTENT, SECOND, SUBJECT, Desk, order, trust_root
 

@@ -30,8 +30,8 @@ from tallystick.schemas.sessions import SessionView
 from tallystick.schemas.standing import LISTED, Standing
 from tallystick.schemas.subjects import parse_subject
 from tallystick.schemas.trust import Instrument, TrustRoot, sign_document
-from tallystick.venues.binance.order import client_order_id
 from tallystick.venues.binance.request import RequestBuilder
+from tallystick.venues.order import client_order_id
 from tests.support import world
 from tests.support.leases import held
 

@@ -12,7 +12,8 @@ from tallystick.schemas.ids import EventIds
 from tallystick.schemas.orders import Intent, VenueOrder
 from tallystick.schemas.trust import Venue
 from tallystick.venues import Denied, adapter
-from tallystick.venues.binance.order import amounts, client_order_id, plain, venue_order
+from tallystick.venues.binance.order import amounts, venue_order
+from tallystick.venues.order import client_order_id, plain
 from tests.support.custody import trust_root
 from tests.support.world import NOW
 

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
 from tallystick.venues import Denied, SignedRequest, capture
-from tallystick.venues.binance.order import plain as written
 from tallystick.venues.binance.request import RequestBuilder
+from tallystick.venues.order import plain as written
 from tests.support import world
 from tests.support.custody import API_KEY, VENUE_KEY, order, shared_builder, shared_now, trust_root
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import json
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +15,6 @@ from typing import Any
 import ccxt
 import jwt
 import pytest
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from tallystick.venues import Denied
@@ -35,38 +32,11 @@ from tallystick.venues.capture import (
 )
 from tallystick.venues.signing.schemes import require_signable
 from tests.support import world
+from tests.support.parse_back import NOW_MS, P256, SECRET, Keys
 
-NOW_MS = world.NOW // 1_000_000
-SECRET = base64.b64encode(world.seed("venue")).decode()
-P256 = ec.derive_private_key(int.from_bytes(world.seed("venue"), "big") >> 1, ec.SECP256R1())
 ORDER = {"instId": "BTC-USDT", "side": "buy", "ordType": "limit", "sz": "2", "px": "3", "clOrdId": "ts01"}
 KRAKEN = {"pair": "XBTUSD", "type": "buy", "ordertype": "limit", "volume": "2", "price": "3", "cl_ord_id": "ts01"}
 COINBASE = {"client_order_id": "ts01", "product_id": "BTC-USD", "side": "BUY"}
-
-
-class Keys:
-    """The venue's key in software; counts its uses."""
-
-    def __init__(self) -> None:
-        self.used = 0
-
-    def mac(self, transforms: tuple[str, ...], algorithm: str, data: bytes) -> bytes:
-        self.used += 1
-        key = base64.b64decode(SECRET) if transforms == ("base64",) else SECRET.encode()
-        return hmac.digest(key, data, algorithm)
-
-    def ed25519(self, data: bytes) -> bytes:
-        raise AssertionError(data)
-
-    def rsa(self, data: bytes, algorithm: str) -> bytes:
-        raise AssertionError(data, algorithm)
-
-    def ecdsa(self, digest: bytes, of: bytes = b"") -> tuple[int, int]:
-        self.used += 1
-        made = P256.sign(digest, ec.ECDSA(utils.Prehashed(hashes.SHA256()), deterministic_signing=True))
-        return utils.decode_dss_signature(made)
-
-    point = b""
 
 
 class Okx:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import quote
 
-from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.errors import Unverified
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import VenueOrder
@@ -34,22 +33,25 @@ from tallystick.venues.binance.codes import (
     RESPONSE_TYPE,
     SYMBOL,
 )
-from tallystick.venues.binance.order import check_client_order_id, plain, require_market
+from tallystick.venues.binance.order import WORDS
+from tallystick.venues.builder import market, signed_request
 from tallystick.venues.capture import Asked, Capture, Ed25519Keys, Request, Signed, parse_form, require_same
 from tallystick.venues.signing.schemes import require_signable
 
 FORM: Final = "application/x-www-form-urlencoded"
 
 
-class _Operation:
-    """One request of Binance's: `expected` fields, to the endpoint of `name`.
+class SignedForm:
+    """One request of Binance's: `expected` fields, to `endpoint`, a method and a path.
 
     What is signed is the query, or the form, before `&signature=` (https://developers.binance.com/docs/binance-spot-api-docs,
     "Request security").
     """
 
-    def __init__(self, name: str, host: str, api_key: str, expected: dict[str, str], now_ms: int) -> None:
-        self._name = name
+    def __init__(
+        self, endpoint: tuple[str, str], host: str, api_key: str, expected: dict[str, str], now_ms: int
+    ) -> None:
+        self._endpoint = endpoint
         self._host = host
         self._api_key = api_key
         self.expected = expected | {"timestamp": str(now_ms), "recvWindow": str(RECV_WINDOW_MS)}
@@ -60,7 +62,7 @@ class _Operation:
 
     def request(self, signed: Signed) -> Request:
         """See `capture.Operation`."""
-        method, path = ENDPOINTS[self._name]
+        method, path = self._endpoint
         signature = quote(base64.b64encode(signed.signature).decode("ascii"), safe="")
         full, endpoint = f"{signed.text()}&signature={signature}", f"https://{self._host}{path}"
         if method == "POST":
@@ -105,7 +107,7 @@ class RequestBuilder:
         exchange = self._capture.exchange
         api = f"https://{venue.host}{API}"
         exchange.urls["api"] = {"public": api, "private": api}
-        exchange.set_markets([_market(record) for record in records])
+        exchange.set_markets([market(record, orderTypes=list(ORDER_TYPES)) for record in records])
 
     def order(self, record: Instrument, order: VenueOrder) -> SignedRequest:
         """The request that places exactly `order`.  Raises `Denied` where ccxt would change any of it."""
@@ -114,7 +116,7 @@ class RequestBuilder:
             "side": order.side,
             "type": order.type,
             "quantity": order.quantity,
-            "newClientOrderId": check_client_order_id(order.client_order_id),
+            "newClientOrderId": WORDS.check_client_order_id(order.client_order_id),
             "newOrderRespType": RESPONSE_TYPE,
         }
         price: str | None = None
@@ -123,7 +125,7 @@ class RequestBuilder:
             price = expected["price"] = order.price
             params["timeInForce"] = expected["timeInForce"] = order.time_in_force
         else:
-            require_market(order)
+            WORDS.require_market(order)
         kind = (record.symbol, order.side, order.type, order.time_in_force)
         shape = self._shapes.get(kind)
         if shape is not None:
@@ -140,7 +142,7 @@ class RequestBuilder:
 
     def cancel(self, record: Instrument, client_order_id: str) -> SignedRequest:
         """The request that cancels one order of ours."""
-        name = check_client_order_id(client_order_id)
+        name = WORDS.check_client_order_id(client_order_id)
         return self._build(
             "cancel",
             {"symbol": record.venue_symbol, "origClientOrderId": name},
@@ -155,7 +157,7 @@ class RequestBuilder:
 
     def query(self, record: Instrument, client_order_id: str) -> SignedRequest:
         """The request that asks what became of one order of ours."""
-        name = check_client_order_id(client_order_id)
+        name = WORDS.check_client_order_id(client_order_id)
         return self._build(
             "query",
             {"symbol": record.venue_symbol, "origClientOrderId": name},
@@ -168,47 +170,17 @@ class RequestBuilder:
             "open_orders", {"symbol": record.venue_symbol}, lambda exchange: exchange.fetch_open_orders(record.symbol)
         )
 
-    def _making(self, name: str, expected: dict[str, str]) -> Callable[[int], _Operation]:
-        return lambda now_ms: _Operation(name, self._venue.host, self._api_key, expected, now_ms)
+    def _making(self, name: str, expected: dict[str, str]) -> Callable[[int], SignedForm]:
+        return lambda now_ms: SignedForm(ENDPOINTS[name], self._venue.host, self._api_key, expected, now_ms)
 
     def _fill(self, shape: tuple[str, ...], expected: dict[str, str]) -> SignedRequest:
         """The request for an order of a kind that ccxt built before."""
 
-        def query(operation: _Operation) -> bytes:
+        def query(operation: SignedForm) -> bytes:
             fields = operation.expected
             return "&".join(f"{name}={quote(fields[name], safe='')}" for name in shape).encode("ascii")
 
-        return _signed(*self._capture.fill(self._making("order", expected), query))
+        return signed_request(*self._capture.fill(self._making("order", expected), query))
 
     def _build(self, name: str, expected: dict[str, str], call: Callable[[Any], object]) -> SignedRequest:
-        return _signed(*self._capture.build(self._making(name, expected), call))
-
-
-def _signed(request: Request, at_ms: int) -> SignedRequest:
-    headers = tuple(sorted(request.headers.items()))
-    return SignedRequest(request.method, request.url, headers, request.body, at_ms * NS_PER_MS)
-
-
-def _market(record: Instrument) -> dict[str, Any]:
-    """The instrument record as ccxt's market structure.
-
-    https://docs.ccxt.com/#/?id=market-structure; precisions are text, so that no float comes between.
-    """
-    return {
-        "id": record.venue_symbol,
-        "symbol": record.symbol,
-        "base": record.base,
-        "quote": record.quote,
-        "baseId": record.base,
-        "quoteId": record.quote,
-        "type": "spot",
-        "spot": True,
-        "margin": False,
-        "swap": False,
-        "future": False,
-        "option": False,
-        "contract": False,
-        "active": True,
-        "precision": {"amount": plain(record.step), "price": plain(record.tick)},
-        "info": {"orderTypes": list(ORDER_TYPES)},
-    }
+        return signed_request(*self._capture.build(self._making(name, expected), call))
