@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from tallystick.infra.vault import access
@@ -36,9 +36,10 @@ def set_up(
         if not client.get("sys/audit"):
             raise ConfigError("VAULT_AUDIT", "the vault has no audit device: it is not set up")
         _write(client, deployment, ca_pem, tuple(secrets), lease_s)
+        # The KV store upgrades itself for a moment after it was mounted.  What was replaced is not to be read any more.
+        _patiently(lambda: client.put(f"{client.mount}/config", {"max_versions": 1}))
         for component, values in secrets.items():
-            # The KV store upgrades itself for a moment after it was mounted.
-            _write_patiently(client, component, values)
+            client.write(component, values)
     finally:
         client.revoke()
     client.use(root)
@@ -53,8 +54,6 @@ def set_up(
 def _write(client: VaultClient, deployment: str, ca_pem: str, components: tuple[str, ...], lease_s: int) -> None:
     mount = client.mount
     client.put(f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
-    # What was replaced is not to be read any more.
-    client.put(f"{mount}/config", {"max_versions": 1})
     for method in ("approle", "cert"):
         client.put(f"sys/auth/{method}", {"type": method})
     for name, hcl in access.policies(mount, components).items():
@@ -148,12 +147,14 @@ def await_active(client: VaultClient) -> None:
         time.sleep(_POLL_S)
 
 
-def _write_patiently(client: VaultClient, path: str, values: Mapping[str, Secret]) -> None:
+def _patiently(write: Callable[[], object]) -> None:
     deadline = time.monotonic() + ACTIVE_S
     while True:
         try:
-            return client.write(path, values)
+            write()
         except (VaultAway, VaultRefused):
             if time.monotonic() > deadline:
                 raise
             time.sleep(_POLL_S)
+        else:
+            return

@@ -32,7 +32,7 @@ async def pull(client: Connection, subject: str, **asked: Any) -> tuple[list[Msg
     messages: list[Msg] = []
     with contextlib.suppress(NatsTimeout):
         while True:
-            message = await answers.next_msg(timeout=0.5)
+            message = await answers.next_msg(timeout=5)
             if message.headers and "Status" in message.headers:
                 return messages, message.headers
             messages.append(message)

@@ -286,6 +286,7 @@ async def test_a_component_that_starts_while_the_vault_is_away_waits_for_it(vaul
 # -- the server ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_vault_that_cannot_write_its_audit_file_serves_nobody(tmp_path: Path) -> None:
     """On a full disk (`/dev/full`) it stays as good as sealed, whoever unseals it."""
     with running_vault(tmp_path / "desk") as vault:
@@ -297,7 +298,7 @@ def test_a_vault_that_cannot_write_its_audit_file_serves_nobody(tmp_path: Path) 
         monkey.setattr("tallystick.runtime.vault.setup.ACTIVE_S", 2.0)
         try:
             with pytest.raises(VaultAway) as caught:
-                vault.vault._start()
+                vault.vault.start()
             assert caught.value.code == "VAULT_AUDIT"
             with vault.client("custody") as client, pytest.raises(VaultAway):
                 client.login("cert", {"name": vault.role("custody")})
@@ -307,14 +308,15 @@ def test_a_vault_that_cannot_write_its_audit_file_serves_nobody(tmp_path: Path) 
         audit.unlink()
         audit.mkdir()
         with pytest.raises(ConfigError) as refused:
-            vault.vault._start()
+            vault.vault.start()
         assert refused.value.code == "VAULT_AUDIT"
         audit.rmdir()
-        vault.vault._start()
+        vault.vault.start()
         with vault.staff() as client:
             assert client.read("custody")
 
 
+@pytest.mark.slow
 def test_a_crash_anywhere_in_the_set_up_leaves_nothing_half_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
