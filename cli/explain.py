@@ -14,6 +14,7 @@ from typing import Annotated, Final
 import typer
 
 import tallystick
+from tallystick.cli.documents import with_part
 from tallystick.schemas.codes import CODES, DOMAINS, find
 from tallystick.schemas.codes.code import DENIAL, SAID, Code
 from tallystick.schemas.errors import ConfigError
@@ -83,16 +84,7 @@ def _product() -> dict[str, str]:
 
 def rendered(document: Path) -> str:
     """The document with its generated part made anew.  Raises `ConfigError` where there is no place for it."""
-    try:
-        text = document.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError("DOCS", f"{document} cannot be read: {exc}") from exc
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError("DOCS", f"{document} has no generated part, between {BEGIN!r} and {END!r}")
-    part = {DENIALS: _denials, SQL: _views}.get(document.name, _troubleshooting)()
-    return f"{before}{BEGIN}\n\n{part}\n\n{END}{after}"
+    return with_part(document, BEGIN, END, {DENIALS: _denials, SQL: _views}.get(document.name, _troubleshooting)())
 
 
 def _views() -> str:

@@ -1,6 +1,6 @@
 """`tallystick keys`: the keys in a deployment's PKCS#11 tokens.
 
-The functions open one token at a time, with its PIN from the keystore, and print no secret: what is imported comes from a
+The functions open one token at a time, with its PIN from the keystore, or (custody, portfolio) from the vault, and print no secret: what is imported comes from a
 prompt or a descriptor.
 """
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The keys in the deployment's PKCS#11 tokens.")
 
-_Token = Annotated[str, typer.Argument(metavar="TOKEN", help="operator, signing, roles, custody, portfolio or audit.")]
+_Token = Annotated[
+    str,
+    typer.Argument(metavar="TOKEN", help="operator, signing, roles, issuer, custody, portfolio, execution or audit."),
+]
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The key's CKA_ID, as text; an id is used once.")]
 DAY_NS: Final = 86_400 * SECOND
 GENERATED: Final = ("ed25519", "p256", "secp256k1", "rsa", "rsa-3072", "rsa-4096")
@@ -151,7 +154,8 @@ def generate(
 
 
 @app.command(
-    "import", epilog="Example: tallystick keys import ./desk custody venue-2 --kind pem --secret-fd 3 3<key.pem"
+    "import",
+    epilog="Example: tallystick keys import ./desk custody venue-2 --kind pem --secret-fd 3 3<key.pem     or: --exchange kraken",
 )
 def import_key(
     directory: Dir,
@@ -159,8 +163,14 @@ def import_key(
     key_id: _Id,
     kind: Annotated[
         str,
-        typer.Option(help="pem: a private key, PKCS#8 or the like; hmac-sha256, -sha384, -sha512: a secret as text."),
-    ] = "pem",
+        typer.Option(
+            help="pem (default): a private key, PKCS#8 or the like; hmac-sha256, -sha384, -sha512: a secret as text. "
+            "With --exchange: ed25519, rsa, p256, secp256k1 or hmac, where the exchange takes several."
+        ),
+    ] = "",
+    exchange: Annotated[
+        str, typer.Option(help="The secret is as this exchange (ccxt's id) gives it out: `tallystick exchanges`.")
+    ] = "",
     secret_fd: Annotated[
         int | None, typer.Option("--secret-fd", help="Read the key from this descriptor; a secret also from a prompt.")
     ] = None,
@@ -169,15 +179,26 @@ def import_key(
     """Take in a key that was made elsewhere: from then on it stays.  Destroy every copy; a key born inside has none."""
     from tallystick.runtime.keys.key_info import dated
     from tallystick.runtime.keys.material import from_pem, mac_material, read_secret
+    from tallystick.venues.signing.schemes import require_signable
+    from tallystick.venues.signing.token_keys import key_ids, take_in
 
-    if kind not in IMPORTED:
+    kind = kind or ("" if exchange else IMPORTED[0])
+    scheme = require_signable(exchange, kind) if exchange else None
+    if scheme is None and kind not in IMPORTED:
         raise ConfigError("KEY_KIND", f"{kind!r} is none of {', '.join(IMPORTED)}")
     identity = _key_id(key_id)
     deployment, keystore = _opened(directory, pin_fd)
     secret = read_secret("Secret: ", secret_fd)
     label = dated(key_id, time.time_ns())
     with _open(deployment, keystore, token, writable=True) as opened:
-        if kind == "pem":
+        if scheme is not None:
+            how = "; ".join(
+                f"{made.decode('ascii')}: {came}"
+                for made, came in zip(
+                    key_ids(identity, scheme), take_in(opened, identity, label, secret, scheme), strict=True
+                )
+            )
+        elif kind == "pem":
             how = opened.import_private(identity, label, from_pem(secret))
         else:
             how = opened.import_mac(identity, label, mac_material(secret, kind.removeprefix("hmac-")))

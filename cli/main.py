@@ -68,8 +68,8 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="LABEL=URI",
-            help="A PKCS#11 token for operator, signing, roles, custody, portfolio or audit, by its URI (RFC 7512); "
-            "may be given several times. Without: SoftHSM, in the folder.",
+            help="A PKCS#11 token for operator, signing, roles, issuer, custody, portfolio, execution or audit, by its "
+            "URI (RFC 7512); may be given several times. Without: SoftHSM, in the folder.",
         ),
     ] = None,
     pin_fd: Annotated[

@@ -103,8 +103,8 @@ class Portfolio(Service):
                 self.on_connection(
                     False, "VAULT_LEASE_ENDED", "the account is not followed without a lease of the vault"
                 )
+                # Whether it is followed again, the stream says itself.
                 await self._until(lambda: leased.live(self.ctx.clock()))
-                self.on_connection(True, "", "")
         finally:
             await tasks.end()
 

@@ -127,6 +127,22 @@ def test_imports_are_read_from_a_descriptor_and_shown_as_what_came_from_outside(
     assert found["in-mac"] == ("hmac", "outside", "never")
 
 
+def test_a_secret_comes_in_as_the_exchange_gives_it_out(keys: Keys) -> None:
+    secret = b64encode(os.urandom(64)).decode()
+    done = keys("import", "custody", "kraken", "--exchange", "kraken", secret=secret)
+    assert done.code == 0, done.err
+    assert "kraken/base64/sha512: unwrapped" in done.out
+    rows = [json.loads(line) for line in keys("list", "custody", "--format", "json").out.splitlines()]
+    assert [row["kind"] for row in rows if row["id"] == "kraken/base64/sha512"] == ["hmac"]
+    for exchange, kind, text, code in (
+        ("kraken", "", "hunter2 is no base64", "KEY_INPUT"),
+        ("kraken", "rsa", secret, "EXCHANGE_UNSIGNABLE"),
+        ("luno", "", "hunter2", "EXCHANGE_UNSIGNABLE"),
+    ):
+        refused = keys("import", "custody", "bad", "--exchange", exchange, "--kind", kind, secret=text)
+        assert (refused.code, code in refused.err, "hunter2" in refused.err) == (2, True, False), refused.err
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "code"),
     [

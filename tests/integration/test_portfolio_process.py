@@ -272,3 +272,4 @@ async def test_without_a_lease_of_the_vault_the_account_is_not_followed_and_with
     assert scene.of(Fill) == []
     lease.granted(time.time_ns(), time.monotonic_ns(), 3_600)
     await scene.until(lambda: scene.of(Fill, "fill.alpha.paper.XRP-ETH"))
+    assert scene.portfolio._down == ""

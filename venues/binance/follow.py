@@ -132,6 +132,8 @@ class UserStream:
 
     async def run(self) -> None:
         """Follow the account; ends only by cancellation, or with what the listener or the signer raises."""
+        # It may have been cancelled while it was up.
+        self._up = False
         while True:
             try:
                 async with aiohttp.ClientSession(
