@@ -15,6 +15,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import nats
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -29,7 +30,7 @@ from tallystick.infra.nats.claims import Accounts, Validity
 from tallystick.infra.nats.server import EmbeddedServer, ServerConfig
 from tallystick.runtime.deployment import ceremony, certificates
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.config import TOKENS, StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import TOKENS, StrategyConfig, TokenConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.methods import own_account
 from tallystick.runtime.keys import pki
@@ -114,6 +115,15 @@ def test_every_key_lives_in_its_token_and_is_the_one_named_in_the_trust_root(mad
     with Token.open(made.token("issuer"), "issuer", store[layout.pin_name("issuer")]) as token:
         public = token.signer(layout.KEY_ISSUER).public
     assert root.component("strategy-alpha").method == own_account("lab", "strategy-alpha", public)
+
+
+@pytest.mark.parametrize("component", ["custody", "portfolio", "audit", "execution", "authority"])
+def test_a_component_is_given_the_variables_of_its_own_token_and_of_no_other(made: Deployment, component: str) -> None:
+    labels = {"authority": ("signing", "roles")}.get(component, (component,))
+    tokens = {t: TokenConfig(uri=f"pkcs11:token={t}?module-path=/m.so", env=(f"OF_{t.upper()}",)) for t in TOKENS}
+    config = msgspec.structs.replace(made.config, tokens=tokens)
+    changed = Deployment(made.directory, config)
+    assert set(changed.variables(component)) == {f"OF_{label.upper()}" for label in labels}
 
 
 def test_a_token_opens_with_no_other_tokens_pin(made: Deployment, store: Keystore) -> None:

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tallystick.cli import operate
 from tallystick.cli.main import commands
+from tallystick.infra.vault.server import VaultStopped
 from tallystick.runtime.deployment import vault as module
 from tallystick.runtime.deployment.reshare import Reshare
 from tallystick.runtime.deployment.vault import UNSEAL, UNSEAL_NEXT, DeploymentVault
@@ -49,6 +50,17 @@ def again(world: VaultWorld) -> None:
     world.keystore = Keystore.open(world.deployment.keystore, PIN)
     world.vault = DeploymentVault(world.deployment, world.keystore, world.said.append)
     world.vault.start()
+
+
+def test_a_vault_that_is_stopped_while_it_starts_does_not_run(own: VaultWorld) -> None:
+    """A second Ctrl-C comes while a thread is on its way to start it."""
+    own.vault.stop(15.0)
+    with pytest.raises(VaultStopped):
+        own.vault._start()
+    with pytest.raises(VaultStopped):
+        own.server.check()
+    own.vault.start()
+    own.server.check()
 
 
 def test_the_first_start_moves_the_secrets_out_of_the_keystore_and_an_api_key_that_is_set_later_follows(
