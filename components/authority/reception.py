@@ -27,13 +27,14 @@ class Reception:
         self._ctx = ctx
         self._deployment = deployment
         self._pace = Pace(ASKS_BURST, ASKS_PER_SECOND)
-        self._refused: dict[str, int] = {}
+        self._refused: dict[tuple[str, str], int] = {}
         self.app = web.Application(client_max_size=MAX_REQUEST)
 
     def post(self, path: str, answer: Answer, *, operator: bool = False) -> None:
         """Have requests to `path` answered by `answer`; `operator`: those of the operator's certificate alone."""
 
         async def on_request(request: web.Request) -> web.Response:
+            component = ""
             try:
                 component, der = await self._enter(request)
                 if operator and component != OPERATOR:
@@ -42,7 +43,7 @@ class Reception:
                     )
                 said = await answer(component, der, await _body(request))
             except TallystickError as exc:
-                return self._refuse(request, exc)
+                return self._refuse(request, component, exc)
             return web.Response(body=msgspec.json.encode(said))
 
         self.app.router.add_post(path, on_request)
@@ -62,15 +63,15 @@ class Reception:
             raise Unverified("CERTIFICATE_ENDED", f"the certificate of {component} has ended")
         return component, der
 
-    def _refuse(self, request: web.Request, exc: TallystickError) -> web.Response:
-        """The answer to a request that is refused, and one notice a second of each kind.
+    def _refuse(self, request: web.Request, component: str, exc: TallystickError) -> web.Response:
+        """The answer to a request that is refused, and one notice a second of each kind and component.
 
-        Refusals that come in floods do not push out what else was said.
+        Refusals that come in floods do not push out what else was said, least of all of others.
         """
         self._ctx.metrics.add("sessions_refused")
         second = self._ctx.clock() // SECOND
-        if self._refused.get(exc.code) != second:
-            self._refused[exc.code] = second
+        if self._refused.get((component, exc.code)) != second:
+            self._refused[component, exc.code] = second
             self._ctx.notice(f"SESSION_REFUSED_{exc.code}"[:64], f"{request.remote}: {exc.text}"[:500])
         return web.Response(status=403, body=msgspec.json.encode({"code": exc.code, "text": exc.text}))
 

@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from tallystick.infra.nats.lockfile import Lockfile, owner
 from tallystick.infra.vault import access
-from tallystick.infra.vault.server import EmbeddedVault, VaultServerConfig, VaultStopped
+from tallystick.infra.vault.server import OWNER, EmbeddedVault, VaultServerConfig, VaultStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.owners import supervisor_file
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.identity import Identity, client_context, decrypted_key, load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -120,11 +122,18 @@ def settle(deployment: Deployment, keystore: Keystore, report: Report = lambda _
     embedded = not deployment.config.vault.address
     if not names or not (moving or (embedded and not deployment.vault.exists())):
         return
-    made = DeploymentVault(deployment, keystore, report)
-    try:
-        made.start()
-    finally:
-        made.stop(START_TIMEOUT_S)
+    with _alone(deployment):
+        made = DeploymentVault(deployment, keystore, report)
+        try:
+            made.start()
+        finally:
+            made.stop(START_TIMEOUT_S)
+
+
+def _alone(deployment: Deployment) -> Lockfile:
+    """Nobody else starts the deployment, or its vault, meanwhile.  Raises `Held`."""
+    deployment.run.mkdir(mode=0o700, exist_ok=True)
+    return Lockfile.take(supervisor_file(deployment))
 
 
 class DeploymentVault:
@@ -432,17 +441,15 @@ def opened(deployment: Deployment, keystore: Keystore, report: Report) -> Iterat
     if deployment.config.vault.address or _up(deployment):
         yield made
         return
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop(START_TIMEOUT_S)
+    with _alone(deployment):
+        try:
+            made.start()
+            yield made
+        finally:
+            made.stop(START_TIMEOUT_S)
 
 
 def _up(deployment: Deployment) -> bool:
-    from tallystick.infra.nats.lockfile import owner
-    from tallystick.infra.vault.server import OWNER
-
     return owner(deployment.vault / OWNER) is not None
 
 

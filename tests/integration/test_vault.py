@@ -20,15 +20,17 @@ from typer.testing import CliRunner
 
 from tallystick.cli import operate
 from tallystick.cli.main import commands
+from tallystick.infra.nats.lockfile import Held, Lockfile
 from tallystick.infra.vault.server import VaultStopped
 from tallystick.runtime.deployment import vault as module
+from tallystick.runtime.deployment.owners import require_down, supervisor_file
 from tallystick.runtime.deployment.reshare import Reshare
 from tallystick.runtime.deployment.vault import UNSEAL, UNSEAL_NEXT, DeploymentVault
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins, setup
 from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
 from tallystick.schemas.bounds import SECOND
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.errors import ConfigError, TallystickError
 from tests.support.deployment import PIN, running
 from tests.support.vault import VaultWorld, new, running_vault
 from tests.support.waiting import until
@@ -61,6 +63,20 @@ def test_a_vault_that_is_stopped_while_it_starts_does_not_run(own: VaultWorld) -
         own.server.check()
     own.vault.start()
     own.server.check()
+
+
+def test_nobody_starts_the_vault_while_somebody_else_does(own: VaultWorld) -> None:
+    own.vault.stop(15.0)
+    with (
+        Lockfile.take(supervisor_file(own.deployment)),
+        pytest.raises(Held),
+        module.opened(own.deployment, own.keystore, own.said.append),
+    ):
+        pass
+    with module.opened(own.deployment, own.keystore, own.said.append) as opened, pytest.raises(ConfigError):
+        assert opened.secrets("custody")
+        require_down(own.deployment)
+    own.vault.start()
 
 
 def test_the_first_start_moves_the_secrets_out_of_the_keystore_and_an_api_key_that_is_set_later_follows(
