@@ -295,13 +295,16 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
                 value = urllib.parse.unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8")
             except UnicodeDecodeError as exc:
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.") from exc
-            # A public key in PEM has lines (RFC 7468); nothing else has.
-            text = value.replace("\n", "") if name == PUBLIC_KEY else value
-            if not text.isprintable() or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
+            if not _is_text(name, value) or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
             found[name] = value
     check_names(found, allowed)
     return found
+
+
+def _is_text(name: str, value: str) -> bool:
+    """Whether a parameter is printable; a public key in PEM has lines (RFC 7468), nothing else has."""
+    return (value.replace("\n", "") if name == PUBLIC_KEY else value).isprintable()
 
 
 def check_names(parameters: Mapping[str, str], allowed: frozenset[str]) -> None:
@@ -310,7 +313,7 @@ def check_names(parameters: Mapping[str, str], allowed: frozenset[str]) -> None:
     if read != sent:
         raise Refused(-1104, f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{sent}'.")
     for name, value in parameters.items():
-        if not value.isprintable():
+        if not _is_text(name, value):
             raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
 
 
