@@ -82,7 +82,7 @@ class _Row(msgspec.Struct, frozen=True, rename="camel"):
 
 class _Rows(msgspec.Struct, frozen=True):
     total: int
-    list: list[_Row] | None = None
+    listed: list[_Row] | None = msgspec.field(default=None, name="list")
     rows: list[_Row] | None = None
 
 
@@ -213,12 +213,10 @@ class BinanceKeys:
         if failed is not None:
             return failed
         said = decode(_rows, body, "the API keys of a sub-account")
-        rows = said.rows if said.list is None else said.list
-        if rows is None:
-            raise Malformed("VENUE_ANSWER", "the API keys of a sub-account, without a list")
+        rows = said.rows if said.listed is None else said.listed
+        if rows is None or (said.listed is not None and said.rows is not None) or said.total < len(rows):
+            raise Malformed("VENUE_ANSWER", f"{said.total} API keys of a sub-account, and not one list of them")
         require_page(len(rows), PAGE)
-        if (said.list is None) == (said.rows is None) or said.total < len(rows):
-            raise Malformed("VENUE_ANSWER", f"{len(rows)} of {said.total} API keys, in one list of two")
         number = int(page or 1)
         keys = tuple(ListedKey(row.apikey, row.api_name) for row in rows)
         return Listed(keys, str(number + 1) if rows and number * PAGE < said.total else "")
