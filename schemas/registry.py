@@ -42,7 +42,7 @@ EVENTS: Final[dict[str, tuple[type[Event], ...]]] = {
     ),
     "control.breaker": (security.BreakerHeartbeat, security.BreakerTripped, security.BreakerRearmed),
     "control.arm": (security.Arm,),
-    "control.config": (security.ConfigChanged, security.RootInForce, security.IncidentStep),
+    "control.config": (security.ConfigChanged, security.RootInForce, security.IncidentStep, security.KeyRotation),
     "alert": (security.Alert,),
     "audit.checkpoint": (security.Checkpoint, security.StreamTotal),
     "audit.cosignature": (security.Cosignature,),

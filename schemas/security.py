@@ -149,6 +149,28 @@ class IncidentStep(Event, frozen=True, array_like=True, kw_only=True, tag="contr
     note: str
 
 
+class KeyRotation(Event, frozen=True, array_like=True, kw_only=True, tag="control.rotation/1"):
+    """A step of the rotation of `holder`'s API key at `venue`: `[…, rotation, venue, holder, step, old, new, public_key, text]`.
+
+    `old` and `new` are the SHA-256 of the keys' ids (`new` is empty until the venue made one), `public_key` the new one's in
+    PEM, empty where the venue makes a secret; `step` is `rotation.Step`, `text` says why.
+    """
+
+    rotation: str
+    venue: str
+    holder: str
+    step: str
+    old: Hash
+    new: bytes
+    public_key: str
+    text: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new:
+            check_length(self.new, 32, "new")
+
+
 class RootInForce(Event, frozen=True, array_like=True, kw_only=True, tag="control.root/1"):
     """A component states the trust root that it decides by: `[…, note]`, the signed note itself."""
 

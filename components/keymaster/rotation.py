@@ -15,7 +15,8 @@
   Only then is its half in the token destroyed: without it nobody could prove anything.
 - A definite refusal is tried `MAX_TRIES` times, since a new key is not known everywhere at once; then the rotation goes
   back.  So it does when it has not reached the switch `PATIENCE_NS` after it began.
-- Going back after a switch, custody returns to the old key only where the venue accepts it: otherwise it stays.
+- Going back after a switch, custody returns to the old key only where the venue accepts it.  Where it takes the new one
+  alone, the rotation goes on; where it takes neither, it waits and says so.
 
 `advance` does one act; whoever calls it waits as long as it says.  What it says in `Rotation.text` goes into the record.
 
@@ -26,7 +27,6 @@ own that stands in the list; he withdraws nothing.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
@@ -35,6 +35,7 @@ import msgspec
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import NOT_DECODED, Malformed, TallystickError
 from tallystick.venues import SKEW_NS, VALID_NS
+from tallystick.venues.keys import fingerprint
 
 # After this no request that was sent before can be accepted: the venue's clock may be behind ours.
 SETTLE_NS: Final = VALID_NS + 2 * SKEW_NS
@@ -85,7 +86,7 @@ class KeyRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     api_key: str = ""
 
     def __repr__(self) -> str:
-        return f"KeyRef({self.key_id!r}, {hashlib.sha256(self.api_key.encode()).hexdigest()[:16]})"
+        return f"KeyRef({self.key_id!r}, {fingerprint(self.api_key).hex()[:16]})"
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,6 +189,20 @@ def begin(
         since=now,
         secret_of_venue=secret_of_venue,
     )
+
+
+def said(state: Rotation) -> dict[str, object]:
+    """The fields of `security.KeyRotation` for a state: keys by the SHA-256 of their ids."""
+    return {
+        "rotation": state.rotation,
+        "venue": state.venue,
+        "holder": state.component,
+        "step": state.step,
+        "old": fingerprint(state.old.api_key),
+        "new": fingerprint(state.new.api_key) if state.new.api_key else b"",
+        "public_key": state.new.public_key,
+        "text": state.text,
+    }
 
 
 async def advance(state: Rotation, custody: Custody, venue: Venue, now: int, keep: Keep) -> tuple[Rotation, int]:
@@ -329,6 +344,9 @@ class _Machine:
         state = self.state
         if state.switched:
             if not await self._venue.accepts(state.old):
+                if await self._venue.accepts(state.new):
+                    self.to("switching", text="the venue refuses the old key and accepts the new one: going on")
+                    return
                 raise Refused("NO_KEY", "the venue refuses the old key as well: there is none to go back to")
             await self._custody.switch(state.old)
         self.to("withdrawn", text=state.text)
