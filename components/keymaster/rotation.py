@@ -279,7 +279,7 @@ class _Machine:
                 await self._venue.delete(self.state.old.api_key)
                 self.to("revoked")
             case "revoked":
-                await self._prove_old_dead()
+                return await self._prove_old_dead()
             case "dead":
                 await self._custody.forget(self.state.old.key_id)
                 self.to("forgotten")
@@ -288,7 +288,7 @@ class _Machine:
             case "withdrawn":
                 return await self._delete_new()
             case "deleted":
-                await self._prove_new_dead()
+                return await self._prove_new_dead()
             case "gone":
                 await self._custody.forget(self.state.new.key_id)
                 self.to("rolled_back", text=self.state.text)
@@ -326,11 +326,11 @@ class _Machine:
         self.to("revoking")
         return 0
 
-    async def _prove_old_dead(self) -> None:
+    async def _prove_old_dead(self) -> int:
         state = self.state
         if not await self._venue.is_dead(state.old):
             self.to("revoking", text="the venue accepted the old key after it had been deleted: again")
-            return
+            return RETRY_NS
         # Nothing else of this rotation may be left behind.
         extra = [key for key in await self._venue.find(state.label) if key != state.new.api_key]
         strays = sorted({*state.strays, *extra})
@@ -339,6 +339,7 @@ class _Machine:
             if not await self._venue.is_dead(msgspec.structs.replace(state.new, api_key=api_key)):
                 raise Unclear("KEY_ALIVE", "a key of this rotation that is not used is still alive")
         self.to("dead")
+        return 0
 
     async def _switch_back(self) -> None:
         state = self.state
@@ -366,13 +367,11 @@ class _Machine:
         self.to("deleted", text=state.text)
         return 0
 
-    async def _prove_new_dead(self) -> None:
+    async def _prove_new_dead(self) -> int:
         state = self.state
-        for api_key in state.strays:
-            if not await self._venue.is_dead(msgspec.structs.replace(state.new, api_key=api_key)):
-                self.to("withdrawn", since=state.since, text=state.text)
-                return
-        if await self._venue.find(state.label):
+        strays = (msgspec.structs.replace(state.new, api_key=api_key) for api_key in state.strays)
+        if await self._venue.find(state.label) or not all([await self._venue.is_dead(key) for key in strays]):
             self.to("withdrawn", since=state.since, text=state.text)
-            return
+            return RETRY_NS
         self.to("gone", text=state.text)
+        return 0

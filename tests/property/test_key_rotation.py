@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,10 +54,21 @@ def rotate(world: World, rounds: int = ROUNDS) -> Rotation:
         try:
             state, wait = run(advance(state, world, world, world.now, world.keep))
         except Crashed:
-            state, wait = world.kept(), RETRY_NS
+            # Whoever comes next comes at once: what was on its way still is.
+            state, wait = world.kept(), 0
         world.check()
         if state.step in ENDS:
             break
+        world.pass_time(max(wait, 1))
+    return state
+
+
+def go(world: World, state: Rotation, step: str = "") -> Rotation:
+    """Go on until `step`, or to an end."""
+    for _ in range(ROUNDS):
+        if state.step == step or state.step in ENDS:
+            break
+        state, wait = run(advance(state, world, world, world.now, world.keep))
         world.pass_time(max(wait, 1))
     return state
 
@@ -145,13 +157,9 @@ def test_a_venue_that_answers_nothing_leaves_the_old_key_in_use_and_is_given_up_
 def test_the_new_key_that_the_venue_loses_after_the_switch_gives_way_to_the_old_one() -> None:
     world = World()
     state = start(world)
-    while state.step != "switched":
-        state, wait = run(advance(state, world, world, world.now, world.keep))
-        world.pass_time(max(wait, 1))
+    state = go(world, state, "switched")
     world.lose(state.new.api_key)
-    while state.step not in ENDS:
-        state, wait = run(advance(state, world, world, world.now, world.keep))
-        world.pass_time(max(wait, 1))
+    state = go(world, state)
     assert state.step == "rolled_back"
     assert "KEY_REFUSED" in state.text
     require_clean(world, state)
@@ -160,9 +168,7 @@ def test_the_new_key_that_the_venue_loses_after_the_switch_gives_way_to_the_old_
 def test_with_neither_key_accepted_nothing_is_destroyed_and_it_is_said() -> None:
     world = World()
     state = start(world)
-    while state.step != "switched":
-        state, wait = run(advance(state, world, world, world.now, world.keep))
-        world.pass_time(max(wait, 1))
+    state = go(world, state, "switched")
     world.lose(state.new.api_key)
     world.lose("OLD")
     for _ in range(50):
@@ -173,18 +179,59 @@ def test_with_neither_key_accepted_nothing_is_destroyed_and_it_is_said() -> None
     assert world.token == {"api-old", state.new.key_id}
 
 
+def test_a_venue_that_refuses_to_delete_the_old_key_is_asked_until_it_does() -> None:
+    world = World()
+    state = start(world)
+    state = go(world, state, "revoking")
+    world.befall(["refused", "fine"] * 2 * MAX_TRIES)
+    state = go(world, state)
+    assert state.step == "forgotten"
+    require_clean(world, state)
+
+
+@pytest.mark.parametrize("unfit", [False, True])
+def test_a_key_that_the_venue_still_takes_after_its_deletion_is_not_destroyed_before_it_is_dead(unfit: bool) -> None:
+    world = World(lingers_ns=20 * RETRY_NS)
+    world.unfit = unfit
+    state = go(world, start(world))
+    assert state.step == ("rolled_back" if unfit else "forgotten")
+    require_clean(world, state)
+
+
+def test_a_creation_that_is_still_on_its_way_when_the_rotation_is_given_up_leaves_no_key() -> None:
+    world = World()
+    state = go(world, start(world), "new_key")
+    world.befall(["fine", "fine", "dead_late"])  # the list, the disk, the creation
+    with pytest.raises(Crashed):
+        run(advance(state, world, world, world.now, world.keep))
+    state = msgspec.structs.replace(world.kept(), begun=world.now - PATIENCE_NS - 1)
+    assert (state.step, world.made) == ("creating", 0)
+    state = go(world, state)
+    assert (state.step, world.made) == ("rolled_back", 1)
+    require_clean(world, state)
+
+
+def test_an_order_that_the_new_key_signed_is_let_through_on_the_way_back() -> None:
+    world = World()
+    state = go(world, start(world), "switching")
+    world.befall(["lost_after"])
+    state, _ = run(advance(state, world, world, world.now, world.keep))
+    assert world.signs_with == state.new
+    world.befall(["refused", "fine"] * MAX_TRIES)
+    while state.step == "switching":
+        state, wait = run(advance(state, world, world, world.now, world.keep))
+        world.pass_time(max(wait, 1))
+    state = go(world, state)
+    assert state.step == "rolled_back"
+    require_clean(world, state)
+
+
 def test_the_old_key_that_somebody_else_deletes_meanwhile_does_not_stop_the_new_one() -> None:
     world = World(faults=["fine"] * 12 + ["refused"] * 40)
     state = start(world)
-    while state.step != "switched":
-        state, wait = run(advance(state, world, world, world.now, world.keep))
-        world.pass_time(max(wait, 1))
+    state = go(world, state, "switched")
     world.lose("OLD")
-    for _ in range(200):
-        if state.step in ENDS:
-            break
-        state, wait = run(advance(state, world, world, world.now, world.keep))
-        world.pass_time(max(wait, 1))
+    state = go(world, state)
     assert state.step == "forgotten"
     require_clean(world, state)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from tallystick.components.keymaster.rotation import KeyRef, Refused, Rotation, Unclear, decode, encode
 from tallystick.venues import SKEW_NS, VALID_NS
 
-FAULTS = ("fine", "lost_before", "lost_after", "late", "refused", "dead_before", "dead_after")
+FAULTS = ("fine", "lost_before", "lost_after", "late", "refused", "dead_before", "dead_after", "dead_late")
 
 
 OLD = KeyRef(key_id="api-old", public_key="old", api_key="OLD")
@@ -36,6 +36,7 @@ class World:
     disk: list[bytes] = field(default_factory=list)
     unfit: bool = False
     lost: set[str] = field(default_factory=set)  # what the venue itself lost
+    lingers_ns: int = 0  # how long a deleted key is still accepted
     made: int = 0
     calls: list[str] = field(default_factory=list)
 
@@ -45,6 +46,7 @@ class World:
         self._faults = iter(self.faults)
         self._late: list[tuple[int, Callable[[], object]]] = []
         self._signed: dict[str, int] = {}
+        self._lingering: dict[str, int] = {}  # API key -> until when
 
     # What must be so at every moment.
 
@@ -78,9 +80,12 @@ class World:
             raise Refused("TEST", name)
         if fault == "lost_before" or (fault in {"late", "lost_after"} and not write):
             raise Unclear("TEST", name)
-        if fault == "late":
-            # Within its validity by the venue's clock, which may be behind.
-            self._late.append((self.now + VALID_NS + SKEW_NS, do))
+        if fault in {"late", "dead_late"}:
+            if write:
+                # Within its validity by the venue's clock, which may be behind.
+                self._late.append((self.now + VALID_NS + SKEW_NS, do))
+            if fault == "dead_late":
+                raise Crashed
             raise Unclear("TEST", name)
         result = do()
         self.check()
@@ -104,6 +109,10 @@ class World:
         """What the next process reads."""
         return decode(self.disk[-1])
 
+    def befall(self, faults: Iterable[str]) -> None:
+        """These come next."""
+        self._faults = iter(faults)
+
     def lose(self, api_key: str) -> None:
         """The venue loses a key of ours, or somebody else deletes it."""
         self.keys.pop(api_key, None)
@@ -119,11 +128,15 @@ class World:
         def do() -> None:
             self.signs_with = key
 
+        revoked = any(decode(line).step == "revoking" for line in self.disk)
+        assert not revoked or key.key_id != OLD.key_id, "back to a key that may be deleted already"
         # The token is here: what custody did not answer it has done or not, but does not do later.
         self._call("switch", do, refusable=True)
 
     async def forget(self, key_id: str) -> None:
         assert self.signs_with.key_id != key_id, "the key that signs is destroyed"
+        alive = [k for k, held in self.usable.items() if held == key_id and self._alive(k)]
+        assert not alive, "a key is destroyed that the venue still takes: nobody can prove any more that it is dead"
         self._call("forget", lambda: self.token.discard(key_id))
 
     # The venue.
@@ -166,14 +179,18 @@ class World:
         def do() -> None:
             last = self._signed.get(api_key)
             assert last is None or api_key not in self.keys or self.now - last >= VALID_NS, "an order was on its way"
-            self.keys.pop(api_key, None)
+            if self.keys.pop(api_key, None) is not None:
+                self._lingering[api_key] = self.now + self.lingers_ns
 
         assert api_key != self.signs_with.api_key, "the key that signs is deleted"
-        self._call("delete", do)
+        self._call("delete", do, refusable=True)
 
     async def is_dead(self, key: KeyRef) -> bool:
         self._call("is_dead", lambda: None, write=False)
-        return key.api_key not in self.keys
+        return not self._alive(key.api_key)
+
+    def _alive(self, api_key: str) -> bool:
+        return api_key in self.keys or self._lingering.get(api_key, 0) > self.now
 
     def _accepts(self, key: KeyRef) -> bool:
         return key.api_key in self.keys and self.usable.get(key.api_key) == key.key_id and key.key_id in self.token
