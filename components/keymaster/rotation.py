@@ -79,7 +79,7 @@ class Refused(TallystickError):
 
 
 class KeyRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One key: `key_id` in the token, `public_key` (PEM; "" where the venue made a secret), `api_key` at the venue."""
+    """One key: `key_id` in the token, `public_key` (PEM), `api_key` at the venue."""
 
     key_id: str
     public_key: str = ""
@@ -93,10 +93,9 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """All that a rotation is; times in Unix ns.
 
     - `label`: what the new key is called at the venue.
-    - `secret_of_venue`: the venue makes the key's secret and says it once; a key whose answer was lost is of no use.
     - `begun`, `since`: when the rotation and its step began; `tries`: how often the step was refused.
     - `settles`: until when a creation that was asked for may still happen.
-    - `strays`: keys of the label that are deleted on the way, to be proven dead.
+    - `strays`: keys of the label that are deleted on the way back, to be proven dead.
     - `text`: why it is where it is, for people.
     """
 
@@ -109,7 +108,6 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     begun: int
     since: int
     step: Step = "started"
-    secret_of_venue: bool = False
     switched: bool = False
     tries: int = 0
     settles: int = 0
@@ -134,7 +132,7 @@ class Custody(Protocol):
     """Custody and its token.  Each call may be made again and then changes nothing; raises `Unclear` or `Refused`."""
 
     async def born(self, key_id: str) -> str:
-        """Make the key pair `key_id` inside the token, or find it there; its public key in PEM, "" for a secret to come."""
+        """Make the key pair `key_id` inside the token, or find it there; its public key in PEM."""
 
     async def switch(self, key: KeyRef) -> None:
         """Sign with `key` from now on; durable when it returns.  Every other key stays in the token, unused."""
@@ -147,7 +145,7 @@ class Venue(Protocol):
     """The venue's side of one account.  Raises `Unclear` or `Refused`; what is `Refused` was not done."""
 
     async def create(self, label: str, key: KeyRef) -> str:
-        """Make a key of this label; its id.  A secret that the venue made is in the token before this returns."""
+        """Make a key of this label for the public key; its id."""
 
     async def find(self, label: str) -> tuple[str, ...]:
         """The ids of all keys of this label: the whole list was read."""
@@ -174,9 +172,7 @@ class Venue(Protocol):
 Keep = Callable[[Rotation], None]
 
 
-def begin(
-    rotation: str, venue: str, component: str, old: KeyRef, now: int, *, secret_of_venue: bool = False
-) -> Rotation:
+def begin(rotation: str, venue: str, component: str, old: KeyRef, now: int) -> Rotation:
     """A rotation of `old`; `rotation` are 16 hex digits that no other has."""
     return Rotation(
         rotation=rotation,
@@ -187,7 +183,6 @@ def begin(
         new=KeyRef(key_id=f"api-{rotation}"),
         begun=now,
         since=now,
-        secret_of_venue=secret_of_venue,
     )
 
 
@@ -300,18 +295,12 @@ class _Machine:
         state = self.state
         left = state.settles - self._now
         found = await self._venue.find(state.label)
-        if found and not state.secret_of_venue:
+        if found:
             self.to("created", new=msgspec.structs.replace(state.new, api_key=found[0]))
             return 0
         if left > 0:
             # An earlier request may still be accepted: a second one now could make a second key.
             return left
-        if found:
-            # Its secret went with the answer.
-            self.to("creating", settles=0, strays=tuple(sorted({*state.strays, *found})), tries=state.tries)
-            for api_key in found:
-                await self._venue.delete(api_key)
-            return RETRY_NS
         self.to("creating", settles=self._now + SETTLE_NS, tries=state.tries, since=state.since)
         api_key = await self._venue.create(state.label, state.new)
         self.to("created", new=msgspec.structs.replace(state.new, api_key=api_key))
@@ -331,13 +320,6 @@ class _Machine:
         if not await self._venue.is_dead(state.old):
             self.to("revoking", text="the venue accepted the old key after it had been deleted: again")
             return RETRY_NS
-        # Nothing else of this rotation may be left behind.
-        extra = [key for key in await self._venue.find(state.label) if key != state.new.api_key]
-        strays = sorted({*state.strays, *extra})
-        for api_key in strays:
-            await self._venue.delete(api_key)
-            if not await self._venue.is_dead(msgspec.structs.replace(state.new, api_key=api_key)):
-                raise Unclear("KEY_ALIVE", "a key of this rotation that is not used is still alive")
         self.to("dead")
         return 0
 
@@ -370,7 +352,7 @@ class _Machine:
     async def _prove_new_dead(self) -> int:
         state = self.state
         strays = (msgspec.structs.replace(state.new, api_key=api_key) for api_key in state.strays)
-        if await self._venue.find(state.label) or not all([await self._venue.is_dead(key) for key in strays]):
+        if not all([await self._venue.is_dead(key) for key in strays]):
             self.to("withdrawn", since=state.since, text=state.text)
             return RETRY_NS
         self.to("gone", text=state.text)

@@ -42,7 +42,7 @@ def run(coroutine: Coroutine[Any, Any, tuple[Rotation, int]]) -> tuple[Rotation,
 
 
 def start(world: World) -> Rotation:
-    state = begin("0123456789abcdef", "paper", "custody", OLD, world.now, secret_of_venue=world.secret_of_venue)
+    state = begin("0123456789abcdef", "paper", "custody", OLD, world.now)
     world.disk.append(encode(state))
     return state
 
@@ -97,27 +97,24 @@ def test_a_rotation_that_nothing_disturbs_ends_with_the_new_key_alone() -> None:
     assert state.step == "forgotten"
     require_clean(world, state)
     assert world.calls == [
-        "born", "find", "create", "bind", "require_fit", "switch", "accepts", "delete", "is_dead", "find", "forget",
+        "born", "find", "create", "bind", "require_fit", "switch", "accepts", "delete", "is_dead", "forget",
     ]  # fmt: skip
 
 
 @settings(max_examples=500, deadline=None)
-@given(WAYS, st.booleans())
-def test_whatever_fails_and_wherever_it_dies_one_key_is_in_use_and_the_other_proven_dead(
-    faults: list[str], secret_of_venue: bool
-) -> None:
-    world = World(faults=faults, secret_of_venue=secret_of_venue)
+@given(WAYS)
+def test_whatever_fails_and_wherever_it_dies_one_key_is_in_use_and_the_other_proven_dead(faults: list[str]) -> None:
+    world = World(faults=faults)
     state = rotate(world)
     assert state.step in ENDS, (state.step, state.text)
     require_clean(world, state)
 
 
-@pytest.mark.parametrize("secret_of_venue", [False, True])
 @pytest.mark.parametrize("fault", FAULTS[1:])
-def test_one_fault_at_each_point_of_the_way(fault: str, secret_of_venue: bool) -> None:
+def test_one_fault_at_each_point_of_the_way(fault: str) -> None:
     points = 0
     for at in range(40):
-        world = World(faults=["fine"] * at + [fault], secret_of_venue=secret_of_venue)
+        world = World(faults=["fine"] * at + [fault])
         state = rotate(world)
         assert state.step == "forgotten", (at, state.step, state.text)
         require_clean(world, state)

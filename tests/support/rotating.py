@@ -26,7 +26,6 @@ class World:
     """Venue, custody, token and disk; `faults` are what befalls the next calls, one each, and then nothing does."""
 
     faults: Iterable[str] = ()
-    secret_of_venue: bool = False
     now: int = 1_000_000_000_000
     keys: dict[str, str] = field(default_factory=dict)  # API key -> label
     bound: set[str] = field(default_factory=set)
@@ -122,7 +121,7 @@ class World:
 
     async def born(self, key_id: str) -> str:
         self._call("born", lambda: self.token.add(key_id), refusable=True)
-        return "" if self.secret_of_venue else f"public of {key_id}"
+        return f"public of {key_id}"
 
     async def switch(self, key: KeyRef) -> None:
         def do() -> None:
@@ -143,20 +142,14 @@ class World:
 
     async def create(self, label: str, key: KeyRef) -> str:
         def do() -> str:
-            if not self.secret_of_venue:
-                assert label not in self.keys.values(), "two keys of one label were asked for"
+            assert label not in self.keys.values(), "two keys of one label were asked for"
             self.made += 1
             api_key = f"NEW{self.made}"
             self.keys[api_key] = label
-            if not self.secret_of_venue:
-                self.usable[api_key] = key.key_id
+            self.usable[api_key] = key.key_id
             return api_key
 
-        api_key = str(self._call("create", do, refusable=True))
-        if self.secret_of_venue:
-            # Only who hears the answer has the secret.
-            self.usable[api_key] = key.key_id
-        return api_key
+        return str(self._call("create", do, refusable=True))
 
     async def find(self, label: str) -> tuple[str, ...]:
         found: list[str] = []
