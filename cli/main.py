@@ -72,6 +72,12 @@ def init(
             "may be given several times. Without: SoftHSM, in the folder.",
         ),
     ] = None,
+    rotation: Annotated[
+        bool,
+        typer.Option(
+            "--rotation", help="With a keymaster, which changes the API keys at the venue every 24 hours and on demand."
+        ),
+    ] = False,
     pin_fd: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +97,15 @@ def init(
     if pin_fd is None and read_pin("Master PIN again: ") != pin:
         raise ConfigError("PIN_INPUT", "the two PINs differ; nothing was made")
     tokens = {label: TokenAccess(uri, its) for (label, uri), its in zip(uris.items(), pins, strict=True)}
-    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say, tokens=tokens)
+    made = ceremony(
+        directory,
+        name or directory.absolute().name,
+        pin,
+        time.time_ns,
+        progress=_say,
+        tokens=tokens,
+        rotation=rotation,
+    )
     typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
     typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
     typer.echo(f"Next: tallystick up {directory}")

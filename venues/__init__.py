@@ -33,7 +33,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -42,6 +42,9 @@ from tallystick.schemas.event import check_decimal, check_positive
 from tallystick.schemas.nats_jwt import Signer
 from tallystick.schemas.orders import Intent, Side, VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
+
+if TYPE_CHECKING:
+    from tallystick.venues.keys import Failed, KeyAdmin, KeyRights, VenueName
 
 # A captured request is soon worthless …
 VALID_NS: Final = 1_000_000_000
@@ -217,6 +220,7 @@ class Adapter(Protocol):
     - `PING`: a path that answers without a key.
     - `WEIGHT_MINUTE`: the request weight that an address may use in a minute; `USED_WEIGHT`: the header of an answer
       that says how much of it is used.
+    - `KEYS`: by which name `venues.keys` knows its rules for API keys.
     - `FEED`: the venue in ccxt.pro, whose public trades are the market data.
     """
 
@@ -265,6 +269,21 @@ class Adapter(Protocol):
 
     def busy_until(self, status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:
         """Until when (Unix ns) the answer asks for no more requests; 0 if it does not."""
+
+    @property
+    def KEYS(self) -> VenueName: ...  # noqa: D102, N802
+
+    def rights_request(self, host: str, api_key: str, signer: Signer, clock: Callable[[], int]) -> SignedRequest:
+        """Asks what the key itself may do."""
+
+    def rights_probe(self, host: str, api_key: str, query: str) -> SignedRequest:
+        """The same with a query that was signed elsewhere.  Raises `Malformed` for what is no such query."""
+
+    def rights_answer(self, status: int, body: bytes) -> KeyRights | Failed:
+        """What the answer to that says.  Raises `Malformed`."""
+
+    def key_admin(self, host: str, account: str, api_key: str, signer: Signer, clock: Callable[[], int]) -> KeyAdmin:
+        """Makes and deletes the API keys of the sub-account `account`; `api_key` and `signer` are its master's."""
 
     def user_stream(
         self,

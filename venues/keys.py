@@ -257,6 +257,12 @@ class KeyAdmin(Protocol):
     def delete(self, api_key: str) -> SignedRequest:
         """Delete a key."""
 
+    def addresses(self, api_key: str) -> SignedRequest | None:
+        """Ask to which addresses a key is bound; None where the key's own rights say it."""
+
+    def addressed(self, rights: KeyRights, status: int, body: bytes) -> KeyRights | Failed:
+        """`rights` with what the answer to `addresses` says.  Raises `Malformed`."""
+
     def created(self, status: int, body: bytes) -> NewKey | Failed:
         """What the answer to `create` means."""
 

@@ -21,14 +21,16 @@ from tallystick.components.custody.server import COMPONENT as NAME
 from tallystick.components.custody.server import SigningServer
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import apart
-from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
 from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.runtime.keys.signers import HsmSigner
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.security import ConfigChanged, Notice
 from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
+from tallystick.venues import Requests
+from tallystick.venues.key_holder import KeyHolder
 
 REPORT_S: Final = 1.0
 # Arming leases last for hours and stand between breaker heartbeats.
@@ -59,16 +61,20 @@ class Custody(Service):
         record = ctx.trust.venues.get(venue)
         if record is None:
             raise ConfigError("VENUE", f"{venue} is not in trust root {ctx.trust.number}")
-        signer = open_own_token(ctx).signer(KEY_VENUE)
-        # Half a second of imports, away from the loop that keeps the session alive.
-        builder = await asyncio.to_thread(
-            venues.adapter(record.kind).request_builder,
-            record,
-            tuple(i for i in ctx.trust.instruments if i.venue == venue),
-            ctx.secret(api_key_name(NAME)).reveal(),
-            signer,
-            ctx.clock,
-        )
+        adapter = venues.adapter(record.kind)
+        instruments = tuple(i for i in ctx.trust.instruments if i.venue == venue)
+
+        async def make(api_key: str, signer: HsmSigner) -> Requests:
+            # Half a second of imports, away from the loop that keeps the session alive.
+            return await asyncio.to_thread(adapter.request_builder, record, instruments, api_key, signer, ctx.clock)
+
+        async def use(api_key: str, signer: HsmSigner) -> None:
+            self._server.use(venue, await make(api_key, signer), signer.public)
+            self._state_key(signer.public)
+
+        holder = KeyHolder(ctx, open_own_token(ctx), adapter, record.host, use)
+        signer = holder.signer()
+        builder = await make(holder.api_key, signer)
         self._journal = Journal(deployment.state(NAME), ctx.clock)
         ctx.at_stop(self._journal.close)
         self._refusals = Refusals(deployment.state(NAME), ctx.clock)
@@ -104,7 +110,9 @@ class Custody(Service):
         await self._server.start(deployment.seat(NAME) / SOCKET)
         ctx.subscribe("control.breaker.>", self._on_breaker)
         ctx.subscribe("control.arm.>", self._on_arm, start=CONTROL_TAIL)
-        ctx.spawn(self._report(signer.public))
+        holder.start()
+        self._state_key(signer.public)
+        ctx.spawn(self._report())
 
     async def _on_breaker(self, received: Received) -> None:
         standing = await self._ctx.admit(received)
@@ -113,8 +121,8 @@ class Custody(Service):
     def _on_arm(self, received: Received) -> None:
         self._permits.on_arm(received.verified, self._ctx.clock())
 
-    async def _report(self, public: bytes) -> None:
-        ctx, guard = self._ctx, subject("guard", component=NAME)
+    def _state_key(self, public: bytes) -> None:
+        ctx = self._ctx
         digest = hashlib.sha256(public).digest()
         text = (
             f"public key {public.hex()}, journal line {self._journal.number}, {self._journal.torn} torn, "
@@ -124,6 +132,9 @@ class Custody(Service):
             subject("control.config", component=NAME),
             ctx.new(ConfigChanged, name="venue-key", digest=digest, text=text),
         )
+
+    async def _report(self) -> None:
+        ctx, guard = self._ctx, subject("guard", component=NAME)
         reported = self._journal.number
         while True:
             await asyncio.sleep(REPORT_S)

@@ -186,20 +186,6 @@ def begin(rotation: str, venue: str, component: str, old: KeyRef, now: int) -> R
     )
 
 
-def said(state: Rotation) -> dict[str, object]:
-    """The fields of `security.KeyRotation` for a state: keys by the SHA-256 of their ids."""
-    return {
-        "rotation": state.rotation,
-        "venue": state.venue,
-        "holder": state.component,
-        "step": state.step,
-        "old": fingerprint(state.old.api_key),
-        "new": fingerprint(state.new.api_key) if state.new.api_key else b"",
-        "public_key": state.new.public_key,
-        "text": state.text,
-    }
-
-
 async def advance(state: Rotation, custody: Custody, venue: Venue, now: int, keep: Keep) -> tuple[Rotation, int]:
     """Do the next act; the state that is kept then, and how many ns to wait before the next.
 

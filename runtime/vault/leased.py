@@ -87,6 +87,15 @@ class Leased:
                 self._back()
                 return self._secrets
 
+    async def reread(self) -> Mapping[str, Secret]:
+        """The secrets as they are in the vault now, under the lease that there is.  Raises `VaultAway`, `VaultRefused`."""
+        self._secrets = await self._worker(lambda: self._client.read(self._path))
+        return self._secrets
+
+    async def replace(self, path: str, secrets: Mapping[str, Secret]) -> None:
+        """Replace values of another's secret, for the keymaster.  Raises `VaultAway`, `VaultRefused`."""
+        await self._worker(lambda: self._client.patch(path, secrets))
+
     async def run(self) -> None:
         """Keep the lease, for as long as the component runs."""
         attempt = 0

@@ -16,6 +16,7 @@ Adding an address to a key adds to its list: `restrict` alone takes no foreign o
 from __future__ import annotations
 
 import base64
+import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -39,6 +40,7 @@ from tallystick.venues.keys import (
     NewKey,
     Right,
     Role,
+    VenueName,
     check_addresses,
     check_label,
     require_page,
@@ -46,8 +48,9 @@ from tallystick.venues.keys import (
 
 RIGHTS: Final = "/sapi/v1/account/apiRestrictions"
 NEW_KEY: Final = "/sapi/v2/sub-account/subAccountApi"
-KEYS: Final = "/sapi/v1/sub-account/subAccountApi"
-ADDRESSES: Final = f"{KEYS}/ipRestriction"
+KEYS: Final[VenueName] = "binance"
+_KEYS: Final = "/sapi/v1/sub-account/subAccountApi"
+ADDRESSES: Final = f"{_KEYS}/ipRestriction"
 RESTRICT: Final = "/sapi/v2/sub-account/subAccountApi/ipRestriction"
 PAGE: Final = 100
 
@@ -66,6 +69,7 @@ _RIGHTS: Final[dict[str, tuple[Right, str]]] = {
     "enableFixReadOnly": ("other", "Enable FIX API Reading"),
 }
 _NOT_RIGHTS: Final = frozenset(("ipRestrict", "createTime", "tradingAuthorityExpirationTime"))
+_PROBE: Final = re.compile(r"timestamp=([0-9]{13})&recvWindow=[0-9]{1,5}&signature=[A-Za-z0-9%]{1,600}")
 _object = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -120,6 +124,15 @@ class _Requests:
 def rights_request(host: str, api_key: str, signer: Signer, clock: Callable[[], int]) -> SignedRequest:
     """Asks what this very key may do: the harmless request that shows whether it is accepted at all."""
     return _Requests(host, api_key, signer, clock).make("GET", RIGHTS, {})
+
+
+def rights_probe(host: str, api_key: str, query: str) -> SignedRequest:
+    """`rights_request` with a `query` that was signed elsewhere.  Raises `Malformed` for what is no such query."""
+    signed = _PROBE.fullmatch(query)
+    if signed is None:
+        raise Malformed("KEY_PROBE", f"{len(query)} characters that are no signed question about a key's rights")
+    headers = (("X-MBX-APIKEY", api_key),)
+    return SignedRequest("GET", f"https://{host}{RIGHTS}?{query}", headers, "", int(signed[1]) * NS_PER_MS)
 
 
 def rights_answer(status: int, body: bytes) -> KeyRights | Failed:
@@ -178,7 +191,7 @@ class BinanceKeys:
 
     def list_keys(self, page: str = "") -> SignedRequest:
         """`GET /sapi/v1/sub-account/subAccountApi`."""
-        return self._requests.make("GET", KEYS, {"email": self._email, "page": page or "1", "size": str(PAGE)})
+        return self._requests.make("GET", _KEYS, {"email": self._email, "page": page or "1", "size": str(PAGE)})
 
     def addresses(self, api_key: str) -> SignedRequest:
         """`GET /sapi/v1/sub-account/subAccountApi/ipRestriction`."""
@@ -191,7 +204,7 @@ class BinanceKeys:
 
     def delete(self, api_key: str) -> SignedRequest:
         """`DELETE /sapi/v1/sub-account/subAccountApi`."""
-        return self._requests.make("DELETE", KEYS, self._which(api_key))
+        return self._requests.make("DELETE", _KEYS, self._which(api_key))
 
     def _which(self, api_key: str) -> dict[str, str]:
         return {"email": self._email, "subAccountApiKey": api_key}
@@ -220,6 +233,10 @@ class BinanceKeys:
         number = int(page or 1)
         keys = tuple(ListedKey(row.apikey, row.api_name) for row in rows)
         return Listed(keys, str(number + 1) if rows and number * PAGE < said.total else "")
+
+    def addressed(self, rights: KeyRights, status: int, body: bytes) -> KeyRights | Failed:
+        """See `with_addresses`."""
+        return with_addresses(rights, status, body)
 
     def done(self, status: int, body: bytes) -> Done | Failed:
         """See `KeyAdmin`."""

@@ -202,6 +202,14 @@ class BybitKeys:
             raise ConfigError("KEY_EMPTY", "no API key was named: nothing is deleted")
         return self._requests.make("POST", DELETE, "", {"apikey": api_key})
 
+    def addresses(self, _: str) -> SignedRequest | None:
+        """A key's own rights say it."""
+        return None
+
+    def addressed(self, rights: KeyRights, _: int, __: bytes) -> KeyRights | Failed:
+        """Never asked."""
+        return rights
+
     def created(self, status: int, body: bytes) -> NewKey | Failed:
         """See `KeyAdmin`.  What cannot be read may have been done: `NoAnswer`, and the list says what was."""
         result = _result(status, body)
