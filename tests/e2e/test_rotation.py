@@ -1,39 +1,207 @@
-"""API keys are changed on a running deployment, against the paper exchange."""
+"""API keys are changed on a running deployment that trades at the paper exchange, whatever fails and whoever dies."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from tallystick.cli.rotate import rotate
+from tallystick.cli import breaker
+from tallystick.cli.rotate import order, rotate
+from tallystick.components.paper_exchange import sub_keys
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.keystore import Keystore
-from tests.support.deployment import Running, make, running
+from tallystick.schemas.control import RotateRequest
+from tallystick.schemas.errors import ConfigError, LeaseOver, Unverified
+from tallystick.schemas.rotation_orders import ORDER_NS, RotationOrder, open_rotation_order
+from tallystick.schemas.security import KeyAsked
+from tallystick.schemas.trust import OPERATOR_KEY_NAME, sign_document
+from tallystick.venues.keys import KeyRights, Rejected, fingerprint
+from tests.support.rotating_desk import Desk, Thief, make, rotating_desk
 from tests.support.waiting import until
+from tests.support.world import key
 
 on_its_loop = pytest.mark.asyncio(loop_scope="module")
-PARTS = ("breaker", "gateway", "custody", "execution", "portfolio", "paper-exchange", "keymaster")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore]:
-    return make(tmp_path_factory.mktemp("r") / "desk", rotation=True)
+    return make(tmp_path_factory.mktemp("r") / "desk")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def desk(made: tuple[Deployment, Keystore]) -> AsyncIterator[Running]:
-    async with running(*made, *PARTS, report=print) as up:
+async def desk(made: tuple[Deployment, Keystore]) -> AsyncIterator[Desk]:
+    async with rotating_desk(*made) as up:
         yield up
 
 
+async def require_one_key(desk: Desk, component: str) -> None:
+    """The key that the vault names is the only one of the component, in its token and at the venue."""
+    key_id, api_key = await desk.in_use(component)
+    assert await desk.in_token(component) == {key_id}
+    wanted = {"custody": {"read", "trade"}, "portfolio": {"read"}}[component]
+    assert [held.api_key for held in desk.at_venue() if held.permissions == wanted] == [api_key]
+
+
+def require_no_order_lost(desk: Desk) -> None:
+    """Nothing was refused or voided, by the venue or by us, but for want of money, and nobody saw a credential fail."""
+    lost = [event for event in desk.orders if event.state in {"void", "rejected", "unknown"}]
+    assert not [event for event in lost if event.code != "-2010"]
+    assert not [told for told in desk.told if told.code in {"VENUE_CREDENTIAL", "USER_STREAM_DOWN", "ORDER_REFUSED"}]
+
+
 @on_its_loop
-async def test_one(desk: Running) -> None:
-    t = time.monotonic()
-    assert await rotate(desk.deployment, desk.keystore, "custody", print)
-    print(time.monotonic() - t)
-    assert await rotate(desk.deployment, desk.keystore, "portfolio", print)
-    print(time.monotonic() - t)
+async def test_a_key_is_changed_under_orders_none_is_missed_and_the_old_one_is_dead_and_destroyed(desk: Desk) -> None:
+    (old_id, old), thief = await desk.in_use("custody"), Thief(desk, "custody")
+    stealing = asyncio.create_task(thief.run())
+    told: list[str] = []
+    assert await rotate(desk.deployment, desk.keystore, "custody", told.append)
+    await stealing
+    await desk.trades()
+    key_id, api_key = await desk.in_use("custody")
+    assert (key_id, api_key) != (old_id, old)
+    await require_one_key(desk, "custody")
+    require_no_order_lost(desk)
+    # The old one lived until it was deleted, and then the venue did not know it any more.
+    assert isinstance(thief.answers[0], KeyRights)
+    assert isinstance(thief.answers[-1], Rejected)
+    assert thief.answers[-1].code == "-2015"
+    # The new one was bound from its birth, and each step is on the record, without a key's id.
+    made = next(held for held in desk.at_venue() if held.api_key == api_key)
+    assert made.ips == ("127.0.0.1",)
+    steps = [step for step in desk.steps if step.holder == "custody"]
+    assert [step.step for step in steps] == [
+        "started", "new_key", "creating", "created", "bound", "verified", "switching", "switched", "revoking",
+        "revoked", "dead", "forgotten",
+    ]  # fmt: skip
+    assert steps[-1].old == fingerprint(old)
+    assert steps[-1].new == fingerprint(api_key)
+    assert told[-1] == "custody: forgotten"
+
+
+@on_its_loop
+@pytest.mark.slow
+async def test_the_key_that_reads_is_changed_and_no_fill_is_missed(desk: Desk) -> None:
+    _, old = await desk.in_use("portfolio")
+    assert await rotate(desk.deployment, desk.keystore, "portfolio", lambda _: None)
+    assert (await desk.in_use("portfolio"))[1] != old
+    await require_one_key(desk, "portfolio")
+    seen = len(desk.fills)
+    await until(lambda: len(desk.fills) > seen + 3, "fills", 30)
+
+    def filled(name: str) -> Decimal:
+        return sum((fill.qty for fill in desk.fills if fill.client_order_id == name), Decimal(0))
+
+    ended = [e for e in desk.orders if e.state == "closed" and e.executed]
+    assert len(ended) > 5
+    for event in ended:
+        await until(lambda e=event: filled(e.client_order_id) == e.executed, f"the fills of {event}")  # type: ignore[misc]
+    require_no_order_lost(desk)
+
+
+@on_its_loop
+async def test_a_venue_that_gives_a_new_key_too_many_rights_keeps_us_at_the_old_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sub_keys._permissions
+
+    def generous(*given: Any) -> frozenset[Any]:
+        return real(*given) | {"withdraw"}
+
+    before, there = await desk.in_use("custody"), {held.api_key for held in desk.at_venue()}
+    monkeypatch.setattr(sub_keys, "_permissions", generous)
+    told: list[str] = []
+    assert not await rotate(desk.deployment, desk.keystore, "custody", told.append)
+    assert "KEY_CAN_WITHDRAW" in told[-1]
+    assert await desk.in_use("custody") == before
+    assert await desk.in_token("custody") == {before[0]}
+    assert {held.api_key for held in desk.at_venue()} == there
+    await until(lambda: any(n.code == "KEY_ROTATION" for n in desk.told), "people hear of it")
+    await desk.trades()
+    require_no_order_lost(desk)
+
+
+@on_its_loop
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["keymaster", "custody"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "started",
+        "new_key",
+        "creating",
+        "created",
+        "bound",
+        "verified",
+        "switching",
+        "switched",
+        "revoking",
+        "revoked",
+        "dead",
+    ],
+)
+async def test_a_rotation_goes_on_when_somebody_is_killed_at_any_step(desk: Desk, victim: str, at: str) -> None:
+    before, after = await desk.in_use("custody"), len(desk.steps)
+    await order(desk.deployment, desk.keystore, "custody", "rotate")
+    await desk.step(at, after)
+    await desk.kill(victim)
+    ended = await desk.step("forgotten", after)
+    assert len({step.rotation for step in desk.steps[after:]}) == 1
+    key_id, api_key = await desk.in_use("custody")
+    assert key_id != before[0]
+    assert ended.new == fingerprint(api_key)
+    await require_one_key(desk, "custody")
+    await desk.trades()
+    assert not [told for told in desk.told if told.code == "VENUE_CREDENTIAL"]
+
+
+@on_its_loop
+async def test_whoever_is_not_the_keymaster_has_no_key_made_changed_or_destroyed(desk: Desk) -> None:
+    """Execution, in other hands, speaks the keymaster's words where it may speak."""
+    before, keys = await desk.in_use("custody"), await desk.in_token("custody")
+    await desk.up.supervisor._stop("execution")
+    attacker = await desk.up.context("execution", boot=bytes(range(16)))
+    attacker.open()
+    asked = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="forget", key_id=before[0])
+    born = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="born", key_id="api-" + "0" * 16)
+    with pytest.raises(Unverified, match="SCOPE"):
+        attacker.publish("control.config.keymaster", asked)
+    await attacker.publish("control.config.execution", asked, born)
+    # Custody has read it once it has answered what came later.
+    assert await rotate(desk.deployment, desk.keystore, "portfolio", lambda _: None)
+    assert await desk.in_use("custody") == before
+    assert await desk.in_token("custody") == keys
+
+
+@on_its_loop
+async def test_an_order_to_rotate_counts_by_the_operators_signature_once_and_soon(desk: Desk) -> None:
+    trust, after = desk.deployment.load_trust()[-1], len(desk.steps)
+    now = time.time_ns()
+    document = RotationOrder(deployment=desk.deployment.name, component="custody", act="rotate", at=now)
+    forged = sign_document(document, (OPERATOR_KEY_NAME, key("somebody")))
+    with pytest.raises(ConfigError, match="NOTE_"):
+        await breaker.demand(desk.deployment.run, RotateRequest(note=forged))
+    with pytest.raises(Unverified, match="NOTE_"):
+        open_rotation_order(forged, trust, now)
+    assert len(desk.steps) == after
+
+
+def test_an_order_of_another_deployment_or_of_yesterday_is_none(made: tuple[Deployment, Keystore]) -> None:
+    from tallystick.cli.operate import Operator
+
+    deployment, keystore = made
+    trust, now = deployment.load_trust()[-1], time.time_ns()
+    with Operator(deployment, keystore) as operator:
+        good = operator.sign(RotationOrder(deployment="test", component="custody", act="rotate", at=now))
+        foreign = operator.sign(RotationOrder(deployment="other", component="custody", act="rotate", at=now))
+    assert open_rotation_order(good, trust, now + ORDER_NS).component == "custody"
+    for late in (now + ORDER_NS + 1, now - ORDER_NS - 1):
+        with pytest.raises(LeaseOver, match="ROTATION_ORDER_OVER"):
+            open_rotation_order(good, trust, late)
+    with pytest.raises(Unverified, match="ROTATION_ORDER_SCOPE"):
+        open_rotation_order(foreign, trust, now)
