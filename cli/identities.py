@@ -131,19 +131,49 @@ def certify(
         typer.echo(f"new certificate {deployment.identity(name)}")
 
 
+def rotate(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="custody or portfolio; without: both, one after the other.")] = "",
+    pin_fd: PinFd = None,
+) -> None:
+    """Change the API key at the venue now: make a new one, switch, delete the old one and prove it dead.
+
+    What fails before the old key is touched is undone, and the old key goes on: exit code 1.  Orders go on meanwhile.
+    """
+    from tallystick.cli.rotate import rotate as change
+    from tallystick.components.keymaster.main import HOLDERS
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    if component and component not in HOLDERS:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {' and '.join(HOLDERS)} have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    changed = [
+        asyncio.run(change(deployment, keystore, name, typer.echo)) for name in ((component,) if component else HOLDERS)
+    ]
+    if not all(changed):
+        raise typer.Exit(1)
+
+
 def api_key(
     directory: Dir,
-    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
+    component: Annotated[
+        str,
+        typer.Argument(
+            help="custody, which trades, portfolio, which only reads, or keymaster, which manages their keys."
+        ),
+    ],
     store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
     pin_fd: PinFd = None,
 ) -> None:
     """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
     from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.folder import LEASED, Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
-    if component not in ("custody", "portfolio"):
-        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; custody and portfolio have")
+    if component not in LEASED:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {', '.join(LEASED)} have")
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     if store:

@@ -347,6 +347,9 @@ app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --rea
 app.command(epilog="Example: tallystick certify ./desk gateway        for a component that runs on another machine")(
     identities.certify
 )
+app.command(epilog="Example: tallystick rotate ./desk        both keys now; or: tallystick rotate ./desk custody")(
+    identities.rotate
+)
 app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")(
     identities.api_key
 )

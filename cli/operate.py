@@ -6,6 +6,7 @@ The functions are what the commands of `main` call; they raise `TallystickError`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import ssl
 import time
@@ -293,8 +294,12 @@ async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
     """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
     pin = vault.secret(deployment, keystore, component, layout.pin_name(component))
+    key_id = layout.KEY_VENUE
+    with contextlib.suppress(ConfigError):
+        # Where it was changed, the vault says for which.
+        key_id = vault.secret(deployment, keystore, component, layout.key_id_name(component)).reveal().encode()
     with Token.open(deployment.token(component), component, pin) as token:
-        return public_pem(token.signer(layout.KEY_VENUE).public)
+        return public_pem(token.signer(key_id).public)
 
 
 def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:

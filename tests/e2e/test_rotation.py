@@ -21,7 +21,8 @@ from tallystick.schemas.errors import ConfigError, LeaseOver, Unverified
 from tallystick.schemas.rotation_orders import ORDER_NS, RotationOrder, open_rotation_order
 from tallystick.schemas.security import KeyAsked
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, sign_document
-from tallystick.venues.keys import KeyRights, Rejected, fingerprint
+from tallystick.venues import Rejected
+from tallystick.venues.keys import KeyRights, fingerprint
 from tests.support.rotating_desk import Desk, Thief, make, rotating_desk
 from tests.support.waiting import until
 from tests.support.world import key

@@ -35,8 +35,9 @@ from tallystick.schemas.market import Trade
 from tallystick.schemas.orders import Fill, OrderEvent
 from tallystick.schemas.security import DeadLetter, KeyRotation, Notice
 from tallystick.schemas.signing import Signed
+from tallystick.venues import Rejected
 from tallystick.venues.client import VenueClient
-from tallystick.venues.keys import KeyRights, Rejected
+from tallystick.venues.keys import KeyRights
 from tests.support.deployment import Running, running
 from tests.support.waiting import until
 
@@ -156,12 +157,11 @@ class Thief:
         client = VenueClient(adapter, venue.host, venues.client_tls(desk.deployment.venue_ca), time.time_ns)
         try:
             with Token.open(desk.deployment.token(self._component), self._component, pin) as token:
+                signer = token.signer(key_id.encode())
+                request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
                 while any(key.name == key_id for key in inventory.keys(token)):
-                    try:
-                        signer = token.signer(key_id.encode())
-                    except ConfigError:  # between the look and the use
-                        continue
-                    request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
+                    with contextlib.suppress(ConfigError):  # between the look and the use
+                        request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
                     await self._ask(client, adapter, request)
                     await asyncio.sleep(0.1)
                 # What he signed last is all that he has.
