@@ -156,6 +156,34 @@ def rotate(
         raise typer.Exit(1)
 
 
+def key_exception(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="custody or portfolio.")],
+    defects: Annotated[
+        list[str], typer.Argument(help="As the refusal names them, such as 'KEY_TOO_BROAD enableFutures'.")
+    ],
+    reason: Annotated[str, typer.Option(help="What the record will say.")],
+    days: Annotated[int, typer.Option(min=1, max=30, help="How long it holds.")] = 1,
+    pin_fd: PinFd = None,
+) -> None:
+    """Let a component go on with an API key that is not as it should be, for some days, signed by the operator's key.
+
+    Whenever it makes the difference, that is on the record.
+    """
+    from tallystick.cli.rotate import except_key
+    from tallystick.components.keymaster.main import HOLDERS
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+    from tallystick.venues.key_check import RETRY_S
+
+    if component not in HOLDERS:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {' and '.join(HOLDERS)} have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    path = except_key(deployment, keystore, component, defects, days, reason)
+    typer.echo(f"for {days} days: {path}; {component} asks again within {RETRY_S:.0f} s. Remove the file to end it")
+
+
 def api_key(
     directory: Dir,
     component: Annotated[

@@ -350,6 +350,10 @@ app.command(epilog="Example: tallystick certify ./desk gateway        for a comp
 app.command(epilog="Example: tallystick rotate ./desk        both keys now; or: tallystick rotate ./desk custody")(
     identities.rotate
 )
+app.command(
+    "key-exception",
+    epilog="Example: tallystick key-exception ./desk custody KEY_NOT_IP_BOUND --days 3 --reason 'new uplink'",
+)(identities.key_exception)
 app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")(
     identities.api_key
 )

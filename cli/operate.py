@@ -6,7 +6,6 @@ The functions are what the commands of `main` call; they raise `TallystickError`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import ssl
 import time
@@ -293,11 +292,17 @@ async def _grant_api_key(deployment: Deployment, keystore: Keystore, component: 
 
 def public_key(deployment: Deployment, keystore: Keystore, component: str) -> str:
     """The key to register at the venue for `component` (custody or portfolio), as PEM (SPKI)."""
-    pin = vault.secret(deployment, keystore, component, layout.pin_name(component))
-    key_id = layout.KEY_VENUE
-    with contextlib.suppress(ConfigError):
-        # Where it was changed, the vault says for which.
-        key_id = vault.secret(deployment, keystore, component, layout.key_id_name(component)).reveal().encode()
+    name, key_id = layout.pin_name(component), layout.KEY_VENUE
+    if name in keystore.secrets:
+        # Before the first `up`: nothing was changed yet.
+        pin = keystore[name]
+    else:
+        with vault.opened(deployment, keystore) as its:
+            found = its.secrets(component)
+        pin = found[name]
+        key_id = (
+            found[layout.key_id_name(component)].reveal().encode() if layout.key_id_name(component) in found else key_id
+        )
     with Token.open(deployment.token(component), component, pin) as token:
         return public_pem(token.signer(key_id).public)
 

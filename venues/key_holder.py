@@ -9,7 +9,7 @@
 - Requests are answered one by one and at a pace; what does not fit is not answered, and asked again.
 
 The keymaster is not trusted with the key: an attacker who controls it can at most have keys made and unused ones
-destroyed, have us sign for another account of the venue's, or with no valid key at all, and read what the account holds.
+destroyed, have us sign for another account of the venue's, and read what the account holds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tallystick.schemas.rotation_orders import open_rotation_order
 from tallystick.schemas.security import KeyAnswered, KeyAsked, RotationOrdered
 from tallystick.schemas.subjects import subject
 from tallystick.venues import AccountStream, Adapter, Denied
+from tallystick.venues.key_check import Unasked
 from tallystick.venues.keys import fingerprint
 
 # The one in use, its successor, and what a rotation that was given up may have left.
@@ -41,6 +42,10 @@ MAX_KEYS: Final = 4
 WAITING: Final = 8
 SPACING_S: Final = 0.05
 MAX_TEXT: Final = 400
+# How soon a stream ends whose key is not fit any more, or another one.
+# Not refused: the venue did not say.
+UNASKED: Final = "KEY_UNASKED"
+LOOK_S: Final = 0.1
 _NAME: Final = re.compile(KEY_ROTATED.decode() + r"[0-9a-f]{16}|" + KEY_VENUE.decode())
 
 Use = Callable[[str, HsmSigner], Awaitable[None]]
@@ -103,6 +108,8 @@ class KeyHolder:
                 result = await (self._switch() if asked is None else self._do(asked))
             except TallystickError as exc:
                 code, text = exc.code, exc.text[:MAX_TEXT]
+                if isinstance(exc, Unasked):
+                    code, text = UNASKED, str(exc)[:MAX_TEXT]
                 self._ctx.log.warning(
                     "key not changed", op="reread" if asked is None else asked.op, code=code, text=text
                 )
@@ -171,27 +178,38 @@ class KeyHolder:
 
 
 class RenewableStream:
-    """An account's stream that goes on with another key: `make(API key, signer)` makes the next one."""
+    """An account's stream that goes on with another key, and only while its key is fit.
 
-    def __init__(self, make: Callable[[str, HsmSigner], AccountStream], api_key: str, signer: HsmSigner) -> None:
+    `make(API key, signer)` makes the next one; `live()` says whether the key is fit.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str, HsmSigner], AccountStream],
+        api_key: str,
+        signer: HsmSigner,
+        live: Callable[[], bool],
+    ) -> None:
         self._make = make
         self._stream = make(api_key, signer)
-        self._changed = asyncio.Event()
+        self._live = live
 
     def use(self, api_key: str, signer: HsmSigner) -> None:
         """Follow with this key from now on: what is missed between the two is fetched, as after any break."""
         self._stream = self._make(api_key, signer)
-        self._changed.set()
 
     async def run(self) -> None:
         """See `venues.AccountStream`."""
         while True:
-            self._changed.clear()
-            running = asyncio.create_task(self._stream.run(), name="stream")
-            changed = asyncio.create_task(self._changed.wait(), name="changed")
+            if not self._live():
+                await asyncio.sleep(LOOK_S)
+                continue
+            stream = self._stream
+            running = asyncio.create_task(stream.run(), name="stream")
             try:
-                await asyncio.wait((running, changed), return_when=asyncio.FIRST_COMPLETED)
+                while self._live() and stream is self._stream and not running.done():
+                    await asyncio.wait((running,), timeout=LOOK_S)
                 if running.done():
                     running.result()
             finally:
-                await end(running, changed)
+                await end(running)

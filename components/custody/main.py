@@ -18,7 +18,7 @@ from tallystick.components.custody.journal import Journal
 from tallystick.components.custody.permits import Permits
 from tallystick.components.custody.refusals import Refusals
 from tallystick.components.custody.server import COMPONENT as NAME
-from tallystick.components.custody.server import SigningServer
+from tallystick.components.custody.server import Lease, SigningServer
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import apart
 from tallystick.runtime.deployment.own_token import open_own_token
@@ -30,11 +30,27 @@ from tallystick.schemas.security import ConfigChanged, Notice
 from tallystick.schemas.signing import SOCKET
 from tallystick.schemas.subjects import subject
 from tallystick.venues import Requests
+from tallystick.venues.key_check import KeyCheck
 from tallystick.venues.key_holder import KeyHolder
 
 REPORT_S: Final = 1.0
+# With the venue away, cancels are signed all the same.
+CHECKED_S: Final = 5.0
 # Arming leases last for hours and stand between breaker heartbeats.
 CONTROL_TAIL: Final = 8_192
+
+
+class _Usable:
+    """The vault's lease on the key's secrets, and the venue's word that the key is fit: no order without both."""
+
+    def __init__(self, leased: Lease, check: KeyCheck) -> None:
+        self._leased = leased
+        self._check = check
+
+    def require_live(self, now: int) -> None:
+        """See `server.Lease`."""
+        self._leased.require_live(now)
+        self._check.require(now)
 
 
 class Custody(Service):
@@ -68,7 +84,12 @@ class Custody(Service):
             # Half a second of imports, away from the loop that keeps the session alive.
             return await asyncio.to_thread(adapter.request_builder, record, instruments, api_key, signer, ctx.clock)
 
+        tls = venues.client_tls(deployment.venue_ca)
+        self._check = KeyCheck(ctx, adapter, record.host, "trade", tls)
+
         async def use(api_key: str, signer: HsmSigner) -> None:
+            # Whoever wrote it into the vault: what the venue says of it counts.
+            await self._check.require_fit(api_key, signer)
             self._server.use(venue, await make(api_key, signer), signer.public)
             self._state_key(signer.public)
 
@@ -104,15 +125,20 @@ class Custody(Service):
             ctx.tasks,
             self._checkpoint,
             ctx.require_listed,
-            lease=ctx.leased,
+            lease=_Usable(ctx.leased, self._check),
         )
         ctx.at_stop(self._server.stop)
         await self._server.start(deployment.seat(NAME) / SOCKET)
         ctx.subscribe("control.breaker.>", self._on_breaker)
         ctx.subscribe("control.arm.>", self._on_arm, start=CONTROL_TAIL)
         holder.start()
+        ctx.spawn(self._check.run(holder))
         self._state_key(signer.public)
         ctx.spawn(self._report())
+
+    async def ready(self) -> None:
+        """Who trades as soon as we are ready should find the key looked at."""
+        await self._check.asked(CHECKED_S)
 
     async def _on_breaker(self, received: Received) -> None:
         standing = await self._ctx.admit(received)

@@ -28,6 +28,7 @@ from tallystick.schemas.signing import Signed
 from tallystick.schemas.subjects import subject
 from tallystick.venues import Adapter, NoAnswer, Rejected, SignedRequest
 from tallystick.venues.client import Lost, Unsent, VenueClient
+from tallystick.venues.key_holder import UNASKED
 from tallystick.venues.keys import (
     KeyAdmin,
     KeyRights,
@@ -98,7 +99,8 @@ class Holder:
         if not answer.code:
             return answer.result
         # What is away comes back; everything else is its last word.
-        kind = Unclear if answer.code.startswith("VAULT_") or answer.code == "HSM_HANGS" else Refused
+        later = answer.code.startswith("VAULT_") or answer.code in {UNASKED, "HSM_HANGS"}
+        kind = Unclear if later else Refused
         raise kind(answer.code, f"{self._component}: {answer.text}")
 
     async def current(self) -> tuple[str, str]:

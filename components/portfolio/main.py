@@ -30,6 +30,7 @@ from tallystick.schemas.orders import Balance, Corrected, Decision, Fill, OrderE
 from tallystick.schemas.subjects import ORDERS, subject
 from tallystick.schemas.trust import open_correction
 from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
+from tallystick.venues.key_check import KeyCheck
 from tallystick.venues.key_holder import KeyHolder, RenewableStream
 
 TICK_S: Final = 0.25
@@ -62,12 +63,16 @@ def connect(ctx: ServiceContext, listener: Listener) -> AccountStream:
             listener=listener,
         )
 
+    check = KeyCheck(ctx, adapter, record.host, "read", venues.client_tls(deployment.venue_ca))
+
     async def use(api_key: str, signer: HsmSigner) -> None:
+        await check.require_fit(api_key, signer)
         stream.use(api_key, signer)
 
     holder = KeyHolder(ctx, open_own_token(ctx), adapter, record.host, use)
-    stream = RenewableStream(make, holder.api_key, holder.signer())
+    stream = RenewableStream(make, holder.api_key, holder.signer(), lambda: check.live(ctx.clock()))
     holder.start()
+    ctx.spawn(check.run(holder))
     return stream
 
 
