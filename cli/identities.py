@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import Annotated
 
@@ -139,7 +140,9 @@ def rotate(
     """Change the API key at the venue now: make a new one, switch, delete the old one and prove it dead.
 
     What fails before the old key is touched is undone, and the old key goes on: exit code 1.  Orders go on meanwhile.
+    Where there is no keymaster, you are told what to do on the venue's site, step by step.
     """
+    from tallystick.cli import guided
     from tallystick.cli.rotate import rotate as change
     from tallystick.components.keymaster.main import HOLDERS
     from tallystick.runtime.deployment.folder import Deployment
@@ -149,9 +152,13 @@ def rotate(
         raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {' and '.join(HOLDERS)} have")
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    changed = [
-        asyncio.run(change(deployment, keystore, name, typer.echo)) for name in ((component,) if component else HOLDERS)
-    ]
+    wanted = (component,) if component else tuple(HOLDERS)
+    if deployment.config.rotation is None:
+        typer.echo("there is no [rotation] in deployment.toml: you make and delete the keys, I prove them")
+        ask = functools.partial(typer.prompt, default="", show_default=False, prompt_suffix="\n> ")
+        changed = [asyncio.run(guided.rotate(deployment, keystore, name, ask, typer.echo)) for name in wanted]
+    else:
+        changed = [asyncio.run(change(deployment, keystore, name, typer.echo)) for name in wanted]
     if not all(changed):
         raise typer.Exit(1)
 

@@ -1,71 +1,59 @@
-"""Rotation by hand, where a venue has no API for it: the steps, in the venue's own words, and what is checked after each.
+"""Rotation by hand, where a venue has no API for it: what a person does on the venue's site, in the venue's words.
 
-Who does them is the operator, on the venue's site; what proves them is the same as where it goes by itself: the new key
-is accepted and fits its role, and the old one is refused as unknown.
+What proves it is the same as where it goes by itself: the new key is accepted and fits its role, and the old one is refused
+as unknown.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
-Check = Literal["none", "new-accepted", "old-refused"]
-
-
-class GuidedStep(msgspec.Struct, frozen=True):
-    """What the operator does, and what is asked of the venue before the next step."""
-
-    text: str
-    check: Check = "none"
+from tallystick.venues.keys import Role
 
 
 class _Words(msgspec.Struct, frozen=True):
     """Where a venue keeps its keys, what the rights are called, and what restricts addresses."""
 
     page: str
+    read: str
     trade: str
-    never: str
     addresses: str
     delete: str
 
 
-# ccxt's id of an exchange -> its words.
+# `venues.keys.VenueName` -> its words.
 _WORDS: Final[dict[str, _Words]] = {
-    "okx": _Words("Profile → API → Create API key", "'Read' and 'Trade'", "'Withdraw'", "'IP address'", "'Delete'"),
-    "kraken": _Words(
-        "Settings → API → Create API key",
-        "'Query Funds', 'Query open orders & trades', 'Create & modify orders' and 'Cancel & close orders'",
-        "'Withdraw Funds'",
-        "'IP address restriction'",
-        "'Delete'",
-    ),
-    "coinbase": _Words("API Keys → Create API key", "'View' and 'Trade'", "'Transfer'", "'IP whitelist'", "'Delete'"),
-    "bybit": _Words(
-        "Account & Security → API Management → Create New Key → Self-generated API Keys",
-        "'Read-Write' with 'SPOT → Trade'",
-        "'Assets → Withdrawal'",
-        "'Only IPs with permissions granted are allowed to access the API'",
-        "'Delete'",
-    ),
+    "binance": _Words(
+        page="API Management → Create API → Self-generated",
+        read="'Enable Reading'",
+        trade="'Enable Reading' and 'Enable Spot & Margin Trading'",
+        addresses="'Restrict access to trusted IPs only'",
+        delete="'Delete'",
+    )
 }
 _ANY: Final = _Words(
-    "the page where API keys are made", "reading and trading", "withdrawing", "the list of trusted addresses", "delete"
+    page="the page where API keys are made",
+    read="reading",
+    trade="reading and trading",
+    addresses="the list of trusted addresses",
+    delete="delete",
 )
 
 
-def steps(
-    exchange: str, role: Literal["trade", "read"], label: str, addresses: tuple[str, ...]
-) -> tuple[GuidedStep, ...]:
-    """The guided rotation at `exchange` (ccxt's id) of a key for `role`, under `label`, for `addresses`."""
-    words = _WORDS.get(exchange, _ANY)
-    rights = words.trade if role == "trade" else f"reading alone, of {words.trade}"
+def to_make(venue: str, role: Role, label: str, addresses: tuple[str, ...], public_key: str) -> tuple[str, ...]:
+    """The steps that make a key for `role`; `addresses`: ours, where they are known; `public_key` is PEM."""
+    words = _WORDS.get(venue, _ANY)
+    ours = ", ".join(addresses) or "the addresses from which this machine reaches the venue"
     return (
-        GuidedStep(f"Log in to {exchange} and open {words.page}. Name the key {label}."),
-        GuidedStep(f"Allow {rights}. Leave {words.never} and everything else off."),
-        GuidedStep(f"Under {words.addresses} enter {', '.join(addresses)}."),
-        GuidedStep("Bring the new key with `tallystick keys import`; do not keep a copy.", "new-accepted"),
-        GuidedStep(
-            f"Open the same page, find the key that was used until now, and choose {words.delete}.", "old-refused"
-        ),
+        f"Log in to {venue} and open {words.page}. Name the key {label}, and give it this public key:\n\n{public_key}",
+        f"Allow {words.trade if role == 'trade' else words.read}, and nothing else: above all no withdrawals.",
+        f"Under {words.addresses} enter {ours}.",
     )
+
+
+def to_delete(venue: str, api_key: str) -> str:
+    """The step that deletes a key."""
+    words = _WORDS.get(venue, _ANY)
+    return f"On {venue}'s page of API keys, find the key whose id begins with {api_key[:8]}, and choose {words.delete}."

@@ -51,6 +51,11 @@ _NAME: Final = re.compile(KEY_ROTATED.decode() + r"[0-9a-f]{16}|" + KEY_VENUE.de
 Use = Callable[[str, HsmSigner], Awaitable[None]]
 
 
+def name_of(api_key: str) -> str:
+    """What may be shown of a key: the beginning of the SHA-256 of its id."""
+    return fingerprint(api_key).hex()[:16]
+
+
 class KeyHolder:
     """See the module docstring.  `use(API key, signer)` has the component sign with that from then on.
 
@@ -71,6 +76,11 @@ class KeyHolder:
     def api_key(self) -> str:
         """The id, at the venue, of the key in use."""
         return self._api_key
+
+    @property
+    def name(self) -> str:
+        """What may be shown of it."""
+        return name_of(self._api_key)
 
     def signer(self) -> HsmSigner:
         """The key in use.  Raises `ConfigError`."""
@@ -180,7 +190,7 @@ class KeyHolder:
 class RenewableStream:
     """An account's stream that goes on with another key, and only while its key is fit.
 
-    `make(API key, signer)` makes the next one; `live()` says whether the key is fit.
+    `make(API key, signer)` makes the next one; `live()` says whether the key is fit; `key` is what may be shown of it.
     """
 
     def __init__(
@@ -191,12 +201,13 @@ class RenewableStream:
         live: Callable[[], bool],
     ) -> None:
         self._make = make
-        self._stream = make(api_key, signer)
         self._live = live
+        self.use(api_key, signer)
 
     def use(self, api_key: str, signer: HsmSigner) -> None:
         """Follow with this key from now on: what is missed between the two is fetched, as after any break."""
         self._stream = self._make(api_key, signer)
+        self.key = name_of(api_key)
 
     async def run(self) -> None:
         """See `venues.AccountStream`."""

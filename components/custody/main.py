@@ -66,8 +66,8 @@ class Custody(Service):
         self._allowed_uids = allowed_uids if allowed_uids is not None else frozenset({apart.STARTED_AS})
 
     def status(self) -> dict[str, str]:
-        """As which user it runs."""
-        return {"user": apart.standing()} if apart.standing() else {}
+        """As which user it runs, and which key it signs with."""
+        return ({"user": apart.standing()} if apart.standing() else {}) | {"key": self._holder.name}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Open token, journal and socket; then read."""
@@ -93,7 +93,7 @@ class Custody(Service):
             self._server.use(venue, await make(api_key, signer), signer.public)
             self._state_key(signer.public)
 
-        holder = KeyHolder(ctx, open_own_token(ctx), adapter, record.host, use)
+        self._holder = holder = KeyHolder(ctx, open_own_token(ctx), adapter, record.host, use)
         signer = holder.signer()
         builder = await make(holder.api_key, signer)
         self._journal = Journal(deployment.state(NAME), ctx.clock)

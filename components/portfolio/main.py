@@ -84,6 +84,10 @@ class Portfolio(Service):
         self._venue_name = venue
         self._connect = connect
 
+    def status(self) -> dict[str, str]:
+        """Which key it reads with."""
+        return {"key": self._stream.key} if isinstance(self._stream, RenewableStream) else {}
+
     async def start(self, ctx: ServiceContext) -> None:
         """Read the whole history of orders; follow the venue from `ready` on."""
         self.ctx = ctx

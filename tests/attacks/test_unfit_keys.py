@@ -11,22 +11,26 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from tallystick import venues
 from tallystick.components.paper_exchange.access import Key
 from tallystick.runtime.bus.received import Received
-from tallystick.schemas.errors import LeaseOver, TallystickError
+from tallystick.runtime.bus.tasks import end
+from tallystick.schemas.errors import LeaseOver, TallystickError, Unverified
 from tallystick.schemas.key_exceptions import MAX_EXCEPTION_NS, KeyException, open_key_exception
 from tallystick.schemas.orders import Decision
 from tallystick.schemas.security import ConfigChanged
 from tallystick.schemas.trust import sign_document
 from tallystick.venues import key_check
 from tallystick.venues.key_check import EXCEPTIONS
+from tallystick.venues.key_holder import RenewableStream
 from tests.support.bus import TestBus, running_bus
 from tests.support.trading import Floor, trading
+from tests.support.waiting import until
 from tests.support.world import key
 
 on_its_loop = pytest.mark.asyncio(loop_scope="module")
 HOUR = 3_600 * 10**9
-UNFIT = {
+UNFIT: dict[str, dict[str, Any]] = {
     "KEY_CAN_WITHDRAW enableWithdrawals": {"permissions": frozenset({"read", "trade", "withdraw"})},
     "KEY_NOT_IP_BOUND": {"ips": ()},
     "KEY_TOO_NARROW": {"permissions": frozenset({"read"})},
@@ -88,7 +92,7 @@ async def accepted(floor: Floor) -> Decision:
 
 async def cancelled(floor: Floor, resting: Decision) -> None:
     gateway = floor.people["gateway"]
-    ids = {"intent_id": resting.intent_id, "intent_hash": bytes(32), "trust_root": bytes(32)}
+    ids: Any = {"intent_id": resting.intent_id, "intent_hash": bytes(32), "trust_root": bytes(32)}
     await floor.publish(gateway.new(Decision, verdict="cancel", **ids))
     await floor.until(lambda: floor.states(resting)[-1:] == ["closed"])
 
@@ -100,8 +104,7 @@ async def test_at_a_start_no_order_is_signed_with_an_unfit_key_and_every_cancel_
 ) -> None:
     await restarted(floor)
     resting, told = await accepted(floor), len(floor.notices)
-    changed: dict[str, Any] = UNFIT[defect]
-    floor.exchange.keys.put(msgspec.structs.replace(good, **changed))
+    floor.exchange.keys.put(msgspec.structs.replace(good, **UNFIT[defect]))
     await restarted(floor)
     await refused(floor)
     if "trade" in floor.exchange.keys.of("main")[0].permissions:
@@ -140,7 +143,7 @@ async def test_a_key_that_the_venue_does_not_know_any_more_is_a_matter_of_securi
 
 @on_its_loop
 async def test_without_an_answer_of_the_venue_no_order_is_signed_and_cancels_are(
-    floor: Floor, good: Key, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: Any, **__: Any) -> tuple[int, bytes]:
         return 503, b"<html>"
@@ -152,12 +155,11 @@ async def test_without_an_answer_of_the_venue_no_order_is_signed_and_cancels_are
     await restarted(floor)
     await refused(floor)
     await cancelled(floor, resting)
-    assert good
 
 
 def exception(floor: Floor, **changed: Any) -> KeyException:
     now = time.time_ns()
-    given = {
+    given: dict[str, Any] = {
         "deployment": floor.desk.trust.deployment,
         "venue": "paper",
         "component": "custody",
@@ -231,3 +233,43 @@ async def test_an_exception_ends_and_is_for_thirty_days_at_most(floor: Floor) ->
         open_key_exception(note, trust, document.until)
     with pytest.raises(TallystickError, match="KEY_EXCEPTION"):
         exception(floor, start=0, until=MAX_EXCEPTION_NS + 1)
+
+
+@on_its_loop
+async def test_a_key_that_is_to_read_and_can_trade_is_refused(floor: Floor, good: Key) -> None:
+    await restarted(floor)
+    ctx, venue = floor.people["custody"], floor.deployment.config.venue
+    custody: Any = floor.running[ctx.boot]
+    tls = venues.client_tls(floor.deployment.venue_ca)
+    check = key_check.KeyCheck(ctx, venues.adapter(venue.api), venue.host, "read", tls)
+    with pytest.raises(Unverified, match="KEY_TOO_BROAD enableSpotAndMarginTrading"):
+        await check.require_fit(good.api_key, custody._holder.signer())
+
+
+async def test_an_account_is_followed_only_while_its_key_is_fit_and_with_the_new_one_after_a_change() -> None:
+    followed: list[str] = []
+    fit = False
+
+    class Stream:
+        def __init__(self, api_key: str, _: object) -> None:
+            self._api_key = api_key
+
+        async def run(self) -> None:
+            followed.append(f"+{self._api_key}")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                followed.append(f"-{self._api_key}")
+
+    signer: Any = None
+    stream = RenewableStream(Stream, "old", signer, lambda: fit)
+    running = asyncio.create_task(stream.run())
+    await asyncio.sleep(0.2)
+    assert followed == []
+    fit = True
+    await until(lambda: followed == ["+old"])
+    stream.use("new", signer)
+    await until(lambda: followed == ["+old", "-old", "+new"])
+    fit = False
+    await until(lambda: followed[3:] == ["-new"])
+    await end(running)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
-from tallystick.cli import breaker
+from tallystick.cli import breaker, guided
 from tallystick.cli.rotate import order, rotate
 from tallystick.components.paper_exchange import sub_keys
 from tallystick.runtime.deployment.folder import Deployment
@@ -206,3 +207,33 @@ def test_an_order_of_another_deployment_or_of_yesterday_is_none(made: tuple[Depl
             open_rotation_order(good, trust, late)
     with pytest.raises(Unverified, match="ROTATION_ORDER_SCOPE"):
         open_rotation_order(foreign, trust, now)
+
+
+@on_its_loop
+async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk) -> None:
+    before, (_, old) = {held.api_key for held in desk.at_venue()}, await desk.in_use("custody")
+    seen: list[str] = []
+
+    def person(text: str) -> str:
+        """Does on the venue's site what he is told to; the first time he forgets the addresses."""
+        seen.append(text)
+        if "give it this public key" in text:
+            pem = text.partition("-----BEGIN PUBLIC KEY-----")[2].partition("-----END")[0]
+            old_key = next(held for held in desk.at_venue() if held.api_key == old)
+            new = msgspec.structs.replace(old_key, api_key="byhand", public_key=pem.replace("\n", ""), ips=())
+            desk.exchange.keys.add(new)
+        elif "not fit" in text:
+            assert "'Restrict access to trusted IPs only'" in text
+            made = next(held for held in desk.at_venue() if held.api_key == "byhand")
+            desk.exchange.keys.put(msgspec.structs.replace(made, ips=("127.0.0.1",)))
+        elif "'Delete'" in text:
+            assert old[:8] in text
+            desk.exchange.revoke(old)
+        return "byhand" if text.startswith("The id") else ""
+
+    assert await guided.rotate(desk.deployment, desk.keystore, "custody", person, lambda _: None)
+    assert {held.api_key for held in desk.at_venue()} == before - {old} | {"byhand"}
+    assert (await desk.in_use("custody"))[1] == "byhand"
+    await require_one_key(desk, "custody")
+    assert any("'Enable Spot & Margin Trading'" in text for text in seen)
+    assert not (desk.deployment.state("by-hand") / "custody.rotation").exists()
