@@ -113,12 +113,12 @@ def init(
 
 def _token_option(text: str) -> tuple[str, str]:
     """LABEL and URI of `--token`.  Raises `ConfigError`, before a PIN is asked for."""
-    from tallystick.runtime.deployment.config import TOKENS
+    from tallystick.runtime.deployment.config import ALL_TOKENS
     from tallystick.runtime.keys.uri import parse_token_uri
 
     label, equals, uri = text.partition("=")
-    if not equals or label not in TOKENS:
-        raise ConfigError("TOKENS", f"--token takes LABEL=URI, where LABEL is one of {', '.join(TOKENS)}")
+    if not equals or label not in ALL_TOKENS:
+        raise ConfigError("TOKENS", f"--token takes LABEL=URI, where LABEL is one of {', '.join(ALL_TOKENS)}")
     return label, parse_token_uri(uri).text
 
 

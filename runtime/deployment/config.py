@@ -24,7 +24,9 @@ from tallystick.schemas.subjects import check_name
 from tallystick.schemas.trust import Cap, Instrument
 
 # The tokens of a deployment, each with a PIN of its own.
-TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution", "keymaster")
+TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
+# … and with those that only some have: the keymaster's is there with `[rotation]`.
+ALL_TOKENS: Final = (*TOKENS, "keymaster")
 # What `tallystick init --rotation` adds, and the paper exchange's account whose key makes and deletes the others.
 ROTATION_TEMPLATE: Final = """
 # The API keys at the venue are changed by the master account's key, each every so many seconds.
@@ -279,8 +281,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
         for label in self.tokens:
-            if label not in TOKENS:
-                raise Malformed("TOKENS", f"[tokens.{label}]: there is no such token; there are {', '.join(TOKENS)}")
+            if label not in ALL_TOKENS:
+                raise Malformed(
+                    "TOKENS", f"[tokens.{label}]: there is no such token; there are {', '.join(ALL_TOKENS)}"
+                )
         _unique("strategies.name", [s.name for s in self.strategies])
         _unique("observers.name", [o.name for o in self.observers])
         _unique("instruments.symbol", [i.symbol for i in self.instruments])

@@ -14,7 +14,14 @@ import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
-from tallystick.runtime.deployment.config import Config, ObserverConfig, StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import (
+    ALL_TOKENS,
+    TOKENS,
+    Config,
+    ObserverConfig,
+    StrategyConfig,
+    parse_config,
+)
 from tallystick.runtime.keys.uri import Place, parse_token_uri
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import encode_key
@@ -205,6 +212,11 @@ class Deployment:
     def tokens(self) -> Path:
         """Where SoftHSM keeps the tokens, each in a folder of its own."""
         return self.directory / "hsm"
+
+    @property
+    def token_labels(self) -> tuple[str, ...]:
+        """The tokens that this deployment has."""
+        return TOKENS if self.config.rotation is None else ALL_TOKENS
 
     def token(self, label: str) -> Place:
         """The token `label`, one of `TOKENS`: SoftHSM's, or the one that `deployment.toml` names."""

@@ -15,8 +15,12 @@ import pytest_asyncio
 from tallystick.cli import breaker, guided
 from tallystick.cli.rotate import order, rotate
 from tallystick.components.paper_exchange import sub_keys
-from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.keys.keystore import Keystore
+from tallystick.runtime.deployment import board
+from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.keys.identity import Identity
+from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.runtime.vault.client import VaultClient, VaultRefused
+from tallystick.runtime.vault.logins import Certificate
 from tallystick.schemas.control import RotateRequest
 from tallystick.schemas.errors import ConfigError, LeaseOver, Unverified
 from tallystick.schemas.rotation_orders import ORDER_NS, RotationOrder, open_rotation_order
@@ -237,3 +241,36 @@ async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk) 
     await require_one_key(desk, "custody")
     assert any("'Enable Spot & Margin Trading'" in text for text in seen)
     assert not (desk.deployment.state("by-hand") / "custody.rotation").exists()
+
+
+@on_its_loop
+async def test_the_keymaster_replaces_which_key_is_used_and_reads_no_secret_of_others(desk: Desk) -> None:
+    """The keymaster, in other hands, at the vault."""
+    deployment, before = desk.deployment, await desk.secrets("custody")
+    passphrase = desk.keystore[passphrase_name("keymaster")]
+    identity = Identity(deployment.name, deployment.issuing_ca, deployment.identity("keymaster"), passphrase)
+
+    def attack() -> None:
+        client = VaultClient(deployment.vault_address(), identity.client(deployment.vault_ca), "tallystick")
+        try:
+            Certificate("tallystick-keymaster")(client)
+            assert set(client.read("keymaster")) == {"hsm.keymaster.pin", "venue.keymaster.api_key"}
+            for component in ("custody", "portfolio"):
+                with pytest.raises(VaultRefused, match="VAULT_DENIED"):
+                    client.read(component)
+                with pytest.raises(VaultRefused, match="VAULT_DENIED"):
+                    client.write(component, {"venue.custody.api_key": Secret("mine")})
+            with pytest.raises(VaultRefused, match="VAULT_DENIED"):
+                client.patch("keymaster", {"venue.keymaster.api_key": Secret("mine")})
+            # What it may: and then custody asks the venue, and does not go over to it.
+            client.patch("custody", {"venue.custody.api_key": Secret("mine")})
+        finally:
+            client.close()
+
+    await asyncio.to_thread(attack)
+    after = await desk.secrets("custody")
+    assert {name for name in before if before[name] != after[name]} == {"venue.custody.api_key"}
+    told = board.read(deployment, "custody")["key"]
+    await order(deployment, desk.keystore, "custody", "reread")
+    await until(lambda: "key not changed" in deployment.log("custody").read_text(), "custody refuses")
+    assert board.read(deployment, "custody")["key"] == told
