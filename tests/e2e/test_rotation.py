@@ -14,13 +14,17 @@ import pytest_asyncio
 
 from tallystick.cli import breaker, guided
 from tallystick.cli.rotate import order, rotate
+from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
+from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.runtime.keys.sealed_file import SealedFile
 from tallystick.runtime.vault.client import VaultClient, VaultRefused
 from tallystick.runtime.vault.logins import Certificate
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import RotateRequest
 from tallystick.schemas.errors import ConfigError, LeaseOver, Unverified
 from tallystick.schemas.rotation_orders import ORDER_NS, RotationOrder, open_rotation_order
@@ -108,6 +112,27 @@ async def test_the_key_that_reads_is_changed_and_no_fill_is_missed(desk: Desk) -
     for event in ended:
         await until(lambda e=event: filled(e.client_order_id) == e.executed, f"the fills of {event}")  # type: ignore[misc]
     require_no_order_lost(desk)
+
+
+@on_its_loop
+@pytest.mark.slow
+async def test_a_key_whose_day_is_over_is_changed_by_itself_and_then_not_for_another_day(desk: Desk) -> None:
+    """What the keymaster kept says that it is due: as a day later."""
+    before, after = await desk.in_use("portfolio"), len(desk.steps)
+    await desk.up.supervisor._stop("keymaster")
+    path = desk.deployment.state("keymaster") / "portfolio.rotation"
+    secret = desk.keystore[passphrase_name("keymaster")]
+    file = SealedFile(path, MAGIC, desk.deployment.name, "keymaster", secret, most=MAX_FILE)
+    kept = msgspec.json.decode(file.read(), type=Kept)
+    assert before[1].encode() not in path.read_bytes()
+    assert kept.due > time.time_ns() + 23 * 3_600 * SECOND
+    file.write(msgspec.json.encode(msgspec.structs.replace(kept, due=time.time_ns())))
+    desk.up.supervisor._launch("keymaster")
+    await desk.step("forgotten", after)
+    assert (await desk.in_use("portfolio")) != before
+    await require_one_key(desk, "portfolio")
+    assert msgspec.json.decode(file.read(), type=Kept).due > time.time_ns() + 23 * 3_600 * SECOND
+    assert {step.holder for step in desk.steps[after:]} == {"portfolio"}
 
 
 @on_its_loop
@@ -214,6 +239,7 @@ def test_an_order_of_another_deployment_or_of_yesterday_is_none(made: tuple[Depl
 
 
 @on_its_loop
+@pytest.mark.slow
 async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk) -> None:
     before, (_, old) = {held.api_key for held in desk.at_venue()}, await desk.in_use("custody")
     seen: list[str] = []
@@ -274,3 +300,14 @@ async def test_the_keymaster_replaces_which_key_is_used_and_reads_no_secret_of_o
     await order(deployment, desk.keystore, "custody", "reread")
     await until(lambda: "key not changed" in deployment.log("custody").read_text(), "custody refuses")
     assert board.read(deployment, "custody")["key"] == told
+
+
+def test_a_rotation_that_went_back_is_tried_again_within_the_hour() -> None:
+    day, state = 24 * 3_600 * SECOND, begin("0123456789abcdef", "paper", "custody", KeyRef(key_id="venue"), 1)
+    for step, every, wait in (
+        ("forgotten", day, day),
+        ("rolled_back", day, AGAIN_NS),
+        ("rolled_back", 60 * SECOND, 60 * SECOND),
+    ):
+        ended = msgspec.structs.replace(state, step=step)
+        assert next_due(ended, 7, every) == 7 + wait
