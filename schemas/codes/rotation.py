@@ -79,6 +79,12 @@ CODES: Final = (
         "Move the file away; on the venue's page, delete keys `ts-…` that are not in use.",
     ),
     Code(
+        "ROTATION_VAULT",
+        ERROR,
+        "The embedded vault was set up without a keymaster.",
+        "Leave `[rotation]` out and change keys by hand, or use a vault of yours.",
+    ),
+    Code(
         "ROTATION_WAITS",
         ERROR,
         "A rotation has not ended in two minutes; it goes on.",

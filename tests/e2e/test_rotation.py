@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,12 +14,15 @@ import pytest
 import pytest_asyncio
 
 from tallystick.cli import breaker, guided
+from tallystick.cli.operate import public_key
 from tallystick.cli.rotate import order, rotate
 from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
 from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
 from tallystick.runtime.deployment import board
-from tallystick.runtime.deployment.folder import Deployment, passphrase_name
+from tallystick.runtime.deployment.config import ROTATION_TEMPLATE
+from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, passphrase_name
+from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.sealed_file import SealedFile
@@ -32,6 +36,7 @@ from tallystick.schemas.security import KeyAsked
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, sign_document
 from tallystick.venues import Rejected
 from tallystick.venues.keys import KeyRights, fingerprint
+from tests.support.deployment import make as without_keymaster
 from tests.support.rotating_desk import Desk, Thief, make, rotating_desk
 from tests.support.waiting import until
 from tests.support.world import key
@@ -311,3 +316,20 @@ def test_a_rotation_that_went_back_is_tried_again_within_the_hour() -> None:
     ):
         ended = msgspec.structs.replace(state, step=step)
         assert next_due(ended, 7, every) == 7 + wait
+
+
+def test_a_keymaster_that_is_added_later_gets_its_token_and_none_comes_into_a_vault_that_cannot_take_it(
+    tmp_path: Path,
+) -> None:
+    made, keystore = without_keymaster(tmp_path / "desk")
+    path = made.directory / CONFIG_NAME
+    path.write_text(path.read_text() + ROTATION_TEMPLATE)
+    deployment = Deployment.load(made.directory)
+    deployment.vault.mkdir()
+    with pytest.raises(ConfigError, match="ROTATION_VAULT"):
+        admit(deployment, keystore, time.time_ns(), lambda _: None)
+    assert len(deployment.load_trust()) == 1
+    deployment.vault.rmdir()
+    admitted = admit(deployment, keystore, time.time_ns(), lambda _: None)
+    assert admitted.added == ("keymaster",)
+    assert "-----BEGIN PUBLIC KEY-----" in public_key(deployment, keystore, "keymaster")
