@@ -16,6 +16,7 @@ import pytest_asyncio
 from tallystick.cli import breaker, guided
 from tallystick.cli.operate import public_key
 from tallystick.cli.rotate import order, rotate
+from tallystick.cli.status import report
 from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
 from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
@@ -97,6 +98,8 @@ async def test_a_key_is_changed_under_orders_none_is_missed_and_the_old_one_is_d
     assert steps[-1].old == fingerprint(old)
     assert steps[-1].new == fingerprint(api_key)
     assert told[-1] == "custody: forgotten"
+    lines = await asyncio.to_thread(lambda: list(report(desk.deployment, time.time_ns())))
+    assert "rotation custody: forgotten" in lines
 
 
 @on_its_loop
