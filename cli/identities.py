@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from typing import Annotated
 
@@ -134,19 +135,83 @@ def certify(
         typer.echo(f"new certificate {deployment.identity(name)}")
 
 
+def rotate(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="custody or portfolio; without: both, one after the other.")] = "",
+    pin_fd: PinFd = None,
+) -> None:
+    """Change the API key at the venue now: make a new one, switch, delete the old one and prove it dead.
+
+    What fails before the old key is touched is undone, and the old key goes on: exit code 1.  Orders go on meanwhile.
+    Where there is no keymaster, you are told what to do on the venue's site, step by step.
+    """
+    from tallystick.cli import guided
+    from tallystick.cli.rotate import rotate as change
+    from tallystick.components.keymaster.main import HOLDERS
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+
+    if component and component not in HOLDERS:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {' and '.join(HOLDERS)} have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    wanted = (component,) if component else tuple(HOLDERS)
+    if deployment.config.rotation is None:
+        typer.echo("there is no [rotation] in deployment.toml: you make and delete the keys, I prove them")
+        ask = functools.partial(typer.prompt, default="", show_default=False, prompt_suffix="\n> ")
+        changed = [asyncio.run(guided.rotate(deployment, keystore, name, ask, typer.echo)) for name in wanted]
+    else:
+        changed = [asyncio.run(change(deployment, keystore, name, typer.echo)) for name in wanted]
+    if not all(changed):
+        raise typer.Exit(1)
+
+
+def key_exception(
+    directory: Dir,
+    component: Annotated[str, typer.Argument(help="custody or portfolio.")],
+    defects: Annotated[
+        list[str], typer.Argument(help="As the refusal names them, such as 'KEY_TOO_BROAD enableFutures'.")
+    ],
+    reason: Annotated[str, typer.Option(help="What the record will say.")],
+    days: Annotated[int, typer.Option(min=1, max=30, help="How long it holds.")] = 1,
+    pin_fd: PinFd = None,
+) -> None:
+    """Let a component go on with an API key that is not as it should be, for some days, signed by the operator's key.
+
+    Whenever it makes the difference, that is on the record.
+    """
+    from tallystick.cli.rotate import except_key
+    from tallystick.components.keymaster.main import HOLDERS
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.keys.keystore import Keystore, read_pin
+    from tallystick.venues.key_check import RETRY_S
+
+    if component not in HOLDERS:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {' and '.join(HOLDERS)} have")
+    deployment = Deployment.load(directory)
+    keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
+    path = except_key(deployment, keystore, component, defects, days, reason)
+    typer.echo(f"for {days} days: {path}; {component} asks again within {RETRY_S:.0f} s. Remove the file to end it")
+
+
 def api_key(
     directory: Dir,
-    component: Annotated[str, typer.Argument(help="custody, which trades, or portfolio, which only reads.")],
+    component: Annotated[
+        str,
+        typer.Argument(
+            help="custody, which trades, portfolio, which only reads, or keymaster, which manages their keys."
+        ),
+    ],
     store: Annotated[bool, typer.Option("--set", help="Ask for the key id that the venue gave, and keep it.")] = False,
     pin_fd: PinFd = None,
 ) -> None:
     """Show the public key to register at the venue; with --set, keep the key id that the venue gave for it."""
     from tallystick.cli import operate
-    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.folder import LEASED, Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
-    if component not in ("custody", "portfolio"):
-        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; custody and portfolio have")
+    if component not in LEASED:
+        raise ConfigError("COMPONENT", f"{component!r} has no key at the venue; {', '.join(LEASED)} have")
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     if store:

@@ -27,7 +27,9 @@ app = typer.Typer(no_args_is_help=True, help="The keys in the deployment's PKCS#
 
 _Token = Annotated[
     str,
-    typer.Argument(metavar="TOKEN", help="operator, signing, roles, issuer, custody, portfolio, execution or audit."),
+    typer.Argument(
+        metavar="TOKEN", help="operator, signing, roles, issuer, custody, portfolio, execution, audit or keymaster."
+    ),
 ]
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The key's CKA_ID, as text; an id is used once.")]
 DAY_NS: Final = 86_400 * SECOND
@@ -47,12 +49,11 @@ def _opened(directory: Path, pin_fd: int | None) -> tuple[Deployment, Keystore]:
 
 def _open(deployment: Deployment, keystore: Keystore, label: str, *, writable: bool = False) -> Token:
     from tallystick.runtime.deployment import vault
-    from tallystick.runtime.deployment.config import TOKENS
     from tallystick.runtime.deployment.folder import pin_name
     from tallystick.runtime.keys.hsm import Token
 
-    if label not in TOKENS:
-        raise ConfigError("TOKENS", f"{label!r} is no token; there are {', '.join(TOKENS)}")
+    if label not in deployment.token_labels:
+        raise ConfigError("TOKENS", f"{label!r} is no token; there are {', '.join(deployment.token_labels)}")
     pin = vault.secret(deployment, keystore, label, pin_name(label), lambda text: typer.echo(text, err=True))
     return Token.open(deployment.token(label), label, pin, writable=writable)
 
@@ -77,14 +78,13 @@ def list_keys(
     Exit code 1 where a key can leave its token, or could have.
     """
     from tallystick.cli.rows import Format, print_csv, print_json, print_table
-    from tallystick.runtime.deployment.config import TOKENS
 
     try:
         wanted = Format(form)
     except ValueError:
         raise ConfigError("FORMAT", f"{form!r} is none of {', '.join(Format)}") from None
     deployment, keystore = _opened(directory, pin_fd)
-    found = list(_rows(deployment, keystore, (token,) if token else TOKENS, time.time_ns()))
+    found = list(_rows(deployment, keystore, (token,) if token else deployment.token_labels, time.time_ns()))
     columns = ["token", "id", "kind", "days", "uses", "born", "leaves", "public"]
     printed = {Format.JSON: print_json, Format.TABLE: print_table}.get(wanted)
     if printed is None:
@@ -278,14 +278,14 @@ def pin(directory: Dir, token: _Token, pin_fd: PinFd = None) -> None:
 
     With --pin-fd the token's PIN is the descriptor's second line.
     """
-    from tallystick.runtime.deployment.config import TOKENS
+    from tallystick.runtime.deployment.config import ALL_TOKENS
     from tallystick.runtime.deployment.folder import Deployment, pin_name
     from tallystick.runtime.keys.hsm import Token
     from tallystick.runtime.keys.keystore import Keystore, read_pins
 
     deployment = Deployment.load(directory)
-    if token not in TOKENS:
-        raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(TOKENS)}")
+    if token not in ALL_TOKENS:
+        raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(ALL_TOKENS)}")
     master, its = read_pins(("Master PIN: ", f"PIN of token {token}: "), pin_fd)
     keystore = Keystore.open(deployment.keystore, master)
     Token.open(deployment.token(token), token, its).close()

@@ -68,10 +68,16 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="LABEL=URI",
-            help="A PKCS#11 token for operator, signing, roles, issuer, custody, portfolio, execution or audit, by its "
-            "URI (RFC 7512); may be given several times. Without: SoftHSM, in the folder.",
+            help="A PKCS#11 token for operator, signing, roles, issuer, custody, portfolio, execution, audit or keymaster, "
+            "by its URI (RFC 7512); may be given several times. Without: SoftHSM, in the folder.",
         ),
     ] = None,
+    rotation: Annotated[
+        bool,
+        typer.Option(
+            "--rotation", help="With a keymaster, which changes the API keys at the venue every 24 hours and on demand."
+        ),
+    ] = False,
     pin_fd: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +97,15 @@ def init(
     if pin_fd is None and read_pin("Master PIN again: ") != pin:
         raise ConfigError("PIN_INPUT", "the two PINs differ; nothing was made")
     tokens = {label: TokenAccess(uri, its) for (label, uri), its in zip(uris.items(), pins, strict=True)}
-    made = ceremony(directory, name or directory.absolute().name, pin, time.time_ns, progress=_say, tokens=tokens)
+    made = ceremony(
+        directory,
+        name or directory.absolute().name,
+        pin,
+        time.time_ns,
+        progress=_say,
+        tokens=tokens,
+        rotation=rotation,
+    )
     typer.echo(f"\n{made.directory} is ready: deployment {made.name}, trust root 1.")
     typer.echo(f"Pin this key wherever something is verified: {made.pinned_key.read_text().strip()}")
     typer.echo(f"Next: tallystick up {directory}")
@@ -99,12 +113,12 @@ def init(
 
 def _token_option(text: str) -> tuple[str, str]:
     """LABEL and URI of `--token`.  Raises `ConfigError`, before a PIN is asked for."""
-    from tallystick.runtime.deployment.config import TOKENS
+    from tallystick.runtime.deployment.config import ALL_TOKENS
     from tallystick.runtime.keys.uri import parse_token_uri
 
     label, equals, uri = text.partition("=")
-    if not equals or label not in TOKENS:
-        raise ConfigError("TOKENS", f"--token takes LABEL=URI, where LABEL is one of {', '.join(TOKENS)}")
+    if not equals or label not in ALL_TOKENS:
+        raise ConfigError("TOKENS", f"--token takes LABEL=URI, where LABEL is one of {', '.join(ALL_TOKENS)}")
     return label, parse_token_uri(uri).text
 
 
@@ -333,6 +347,13 @@ app.command(epilog='Example: tallystick reinstate ./desk strategy-momentum --rea
 app.command(epilog="Example: tallystick certify ./desk gateway        for a component that runs on another machine")(
     identities.certify
 )
+app.command(epilog="Example: tallystick rotate ./desk        both keys now; or: tallystick rotate ./desk custody")(
+    identities.rotate
+)
+app.command(
+    "key-exception",
+    epilog="Example: tallystick key-exception ./desk custody KEY_NOT_IP_BOUND --days 3 --reason 'new uplink'",
+)(identities.key_exception)
 app.command("api-key", epilog="Example: tallystick api-key ./desk custody        then again with --set")(
     identities.api_key
 )

@@ -303,9 +303,21 @@ def public_key(
 
     `report` is told what it waits for.
     """
-    pin = vault.secret(deployment, keystore, component, layout.pin_name(component), report)
+    name, key_id = layout.pin_name(component), layout.KEY_VENUE
+    if name in keystore.secrets:
+        # Before the first `up`: nothing was changed yet.
+        pin = keystore[name]
+    else:
+        with vault.opened(deployment, keystore, report) as its:
+            found = its.secrets(component)
+        if name not in found:
+            raise ConfigError("VAULT_SECRET_MISSING", f"the vault holds no {name} for {component}")
+        pin = found[name]
+        key_id = (
+            found[layout.key_id_name(component)].reveal().encode() if layout.key_id_name(component) in found else key_id
+        )
     with Token.open(deployment.token(component), component, pin) as token:
-        return public_pem(token.signer(layout.KEY_VENUE).public)
+        return public_pem(token.signer(key_id).public)
 
 
 def set_api_key(keystore: Keystore, component: str, api_key: Secret) -> None:

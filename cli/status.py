@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tallystick.cli import breaker
 from tallystick.infra.nats.lockfile import owner
+from tallystick.infra.nats.topology import KEYMASTER
 from tallystick.infra.vault.server import OWNER
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.certificates import names as certificate_names
@@ -85,6 +86,9 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
             yield f"{word if word == 'feed' else 'reached':8} {text}"
     if user := said.get("custody", {}).get("user"):
         yield f"custody  {user}"
+    for holder, text in said.get(KEYMASTER, {}).items():
+        if holder != "error":
+            yield f"rotation {holder}: {text.partition(' ')[2]}"
     yield f"vault    {_vault(deployment)}"
     yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"
     methods = {name: name_of(record.method) for name, record in deployment.load_trust()[-1].components.items()}

@@ -7,9 +7,10 @@ One request a line, one answer a line, JSON::
     {"op":"arm","note":"…"}
     {"op":"correct","note":"…","strategy":"…","venue":"…","symbol":"…"}
     {"op":"incident","note":"…"}
+    {"op":"rotate","note":"…"}
     {"op":"status"}
 
-Re-arming, arming, correcting and incidents carry the operator's signature: whoever reaches the socket without it can only halt.
+Re-arming, arming, correcting, incidents and orders to rotate carry the operator's signature: whoever reaches the socket without it can only halt.
 """
 
 from __future__ import annotations
@@ -61,11 +62,17 @@ class IncidentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
     note: str
 
 
+class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="rotate"):
+    """Publish the operator-signed `note` (a `rotation_orders.RotationOrder`)."""
+
+    note: str
+
+
 class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op", tag="status"):
     """What is tripped, and how long execution is armed."""
 
 
-Request = Kill | RearmRequest | ArmRequest | CorrectRequest | IncidentRequest | Status
+Request = Kill | RearmRequest | ArmRequest | CorrectRequest | IncidentRequest | RotateRequest | Status
 
 _decoder = msgspec.json.Decoder(Request, strict=True)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from tallystick.schemas.ed25519 import KEY_BYTES
 from tallystick.schemas.errors import Malformed
-from tallystick.schemas.event import Boot, Count, Event, Hash, Int64, PublicKey, check_decimal, check_length
+from tallystick.schemas.event import Boot, Count, Event, Hash, Id, Int64, PublicKey, check_decimal, check_length
 
 # A dead letter keeps the offending bytes up to this; beyond it only their hash.
 MAX_DEAD_PAYLOAD: Final = 65_536
@@ -145,6 +145,61 @@ class ConfigChanged(Event, frozen=True, array_like=True, kw_only=True, tag="cont
 
 class IncidentStep(Event, frozen=True, array_like=True, kw_only=True, tag="control.incident/1"):
     """A step of the answer to a compromise: `[…, note]`, an operator-signed `incidents.Incident`."""
+
+    note: str
+
+
+class KeyRotation(Event, frozen=True, array_like=True, kw_only=True, tag="control.rotation/1"):
+    """A step of the rotation of `holder`'s API key at `venue`: `[…, rotation, venue, holder, step, old, new, public_key, text]`.
+
+    `old` and `new` are the SHA-256 of the keys' ids (`new` is empty until the venue made one), `public_key` the new one's in
+    PEM, empty where the venue makes a secret; `step` is `rotation.Step`, `text` says why.
+    """
+
+    rotation: str
+    venue: str
+    holder: str
+    step: str
+    old: Hash
+    new: bytes
+    public_key: str
+    text: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.new:
+            check_length(self.new, 32, "new")
+
+
+class KeyAsked(Event, frozen=True, array_like=True, kw_only=True, tag="control.key-asked/1"):
+    """The keymaster asks `holder` for something about a key of its token: `[…, rotation, holder, op, key_id]`.
+
+    `op`: `current` (which key is in use), `born` (make it, or say its public key), `probe` (sign a question about its own rights with it), `switch` (read
+    from the vault which key to sign with), `forget` (destroy it).
+    """
+
+    rotation: str
+    holder: str
+    op: Literal["current", "born", "probe", "switch", "forget"]
+    key_id: str
+
+
+class KeyAnswered(Event, frozen=True, array_like=True, kw_only=True, tag="control.key-answered/1"):
+    """What a holder answers to `KeyAsked` of id `asked`: `[…, asked, code, text, result]`.
+
+    `code` is "" where it was done, else `text` says why not.  `result` of `born` is the public key (PEM); of `probe` the signed
+    query, which is valid for a second; of `current` and `switch` a blank between the key's id in the token and the SHA-256
+    (hex) of its id at the venue.
+    """
+
+    asked: Id
+    code: str
+    text: str
+    result: str
+
+
+class RotationOrdered(Event, frozen=True, array_like=True, kw_only=True, tag="control.rotation-ordered/1"):
+    """An operator wants a key changed now: `[…, note]`, the signed `rotation_orders.RotationOrder`."""
 
     note: str
 

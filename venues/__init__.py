@@ -45,6 +45,8 @@ from tallystick.schemas.orders import Intent, Side, VenueOrder
 from tallystick.schemas.trust import Instrument, Venue
 
 if TYPE_CHECKING:
+    from tallystick.venues.keys import Failed, KeyAdmin, KeyRights, VenueName
+
     # It takes `Denied` from here.
     from tallystick.venues.signing.handle import SigningKeys
 
@@ -232,6 +234,7 @@ class Adapter(Protocol):
     - `PING`: a path that answers without a key.
     - `WEIGHT_MINUTE`: the request weight that an address may use in a minute; `USED_WEIGHT`: the header of an answer
       that says how much of it is used.
+    - `KEYS`: by which name `venues.keys` knows its rules for API keys.
     - `FEED`: the venue in ccxt.pro, whose public trades are the market data.
     """
 
@@ -280,6 +283,21 @@ class Adapter(Protocol):
 
     def busy_until(self, status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:
         """Until when (Unix ns) the answer asks for no more requests; 0 if it does not."""
+
+    @property
+    def KEYS(self) -> VenueName: ...  # noqa: D102, N802
+
+    def rights_request(self, host: str, api_key: str, signer: Signer, clock: Callable[[], int]) -> SignedRequest:
+        """Asks what the key itself may do."""
+
+    def rights_probe(self, host: str, api_key: str, query: str) -> SignedRequest:
+        """The same with a query that was signed elsewhere.  Raises `Malformed` for what is no such query."""
+
+    def rights_answer(self, status: int, body: bytes) -> KeyRights | Failed:
+        """What the answer to that says.  Raises `Malformed`."""
+
+    def key_admin(self, host: str, account: str, api_key: str, signer: Signer, clock: Callable[[], int]) -> KeyAdmin:
+        """Makes and deletes the API keys of the sub-account `account`; `api_key` and `signer` are its master's."""
 
     def user_stream(
         self,

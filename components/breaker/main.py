@@ -27,11 +27,21 @@ from tallystick.runtime.deployment.root_watch import RootWatch
 from tallystick.runtime.deployment.service import Service, ServiceContext
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.arming import open_arm_lease
-from tallystick.schemas.control import SOCKET, ArmRequest, CorrectRequest, IncidentRequest, Kill, RearmRequest, Request
+from tallystick.schemas.control import (
+    SOCKET,
+    ArmRequest,
+    CorrectRequest,
+    IncidentRequest,
+    Kill,
+    RearmRequest,
+    Request,
+    RotateRequest,
+)
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, LeaseOver, Malformed, Unverified
 from tallystick.schemas.incidents import open_incident
 from tallystick.schemas.orders import Corrected
-from tallystick.schemas.security import Arm, IncidentStep, Trip
+from tallystick.schemas.rotation_orders import open_rotation_order
+from tallystick.schemas.security import Arm, IncidentStep, RotationOrdered, Trip
 from tallystick.schemas.subjects import SECURITY, subject
 from tallystick.schemas.trust import open_correction, open_rearm
 
@@ -161,6 +171,10 @@ class Breaker(Service):
         elif isinstance(request, IncidentRequest):
             open_incident(request.note, self.ctx.trust)
             outputs = [(subject("control.config", component="breaker"), self.ctx.new(IncidentStep, note=request.note))]
+        elif isinstance(request, RotateRequest):
+            open_rotation_order(request.note, self.ctx.trust, self.ctx.clock())
+            ordered = self.ctx.new(RotationOrdered, note=request.note)
+            outputs = [(subject("control.config", component="breaker"), ordered)]
         else:
             return self._status()
         stored = self._publish([*outputs, self.breakers.heartbeat()])

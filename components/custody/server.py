@@ -137,6 +137,11 @@ class SigningServer:
             await self._server.stop()
         await self._tasks.settled()
 
+    def use(self, venue: str, builder: Requests, public_key: bytes) -> None:
+        """Sign for `venue` with another key from the next request on."""
+        self._builders = {**self._builders, venue: builder}
+        self._public_key = public_key
+
     def _refused_peer(self, peer: Peer) -> None:
         self._refuse("PEER", "not allowed, or pushed out by a newer connection", peer, "connection")
 

@@ -3,12 +3,12 @@
 A signed request is accepted only if, in this order:
 
 - its API key is known and not revoked, and the request comes from one of the key's addresses (none listed: any);
-- it ends in one `signature` over the raw bytes before it, never over a re-encoded form: Ed25519 (RFC 8032) in base64, or
-  HMAC-SHA256 in hex, as the key is;
+- it ends in one `signature` over the raw bytes before it, never over a re-encoded form: Ed25519 (RFC 8032) or RSA
+  (RSASSA-PKCS1-v1_5 with SHA-256, RFC 8017) in base64, or HMAC-SHA256 in hex, as the key is;
 - its parameters are well formed, known to the endpoint, and none is there twice;
 - `timestamp` (Unix milliseconds or microseconds) is at most 1,000 ms ahead and at most `recvWindow` (≤ 60,000, default
   5,000) behind the venue's clock;
-- the key has the endpoint's permission.
+- the key has the endpoint's permission, and may still trade where it is one to trade (`Key.trades_until`).
 
 What is logged or journalled names a key by its `fingerprint`: an id is half of what opens the account.
 
@@ -33,16 +33,21 @@ from typing import Final, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from tallystick.components.paper_exchange.orders import Depth, Instrument, Refused
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, TallystickError
 
-Permission = Literal["read", "trade", "withdraw"]
+# `manage`: the keys of the account's sub-accounts, and nothing else.
+Permission = Literal["read", "trade", "withdraw", "manage"]
 
 DEFAULT_RECV_WINDOW: Final = 5_000
 MAX_RECV_WINDOW: Final = 60_000
+PUBLIC_KEY: Final = "publicKey"
 MAX_AHEAD_MS: Final = 1_000
 TOO_MUCH: Final = -1003
 _INTEGER = re.compile(r"[0-9]{1,19}")
@@ -53,16 +58,20 @@ MICROSECONDS: Final = 10**14
 _NAME = re.compile(r"[A-Za-z0-9]{1,32}")
 _API_KEY = re.compile(r"[A-Za-z0-9]{1,128}")
 _DENIED: Final = "Invalid API-key, IP, or permissions for action."
+# A key that is bound to no address trades for so long, as at Binance.
+UNBOUND_MS: Final = 90 * 86_400_000
+_MIN_RSA_BITS: Final = 2_048
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An API key, which signs with Ed25519 or with HMAC-SHA256.
+    """An API key, which signs with Ed25519, RSA or HMAC-SHA256.
 
-    - `public_key`: Ed25519, base64 of the 32 raw bytes or of their SubjectPublicKeyInfo (RFC 8410); or `secret`: what the
-      client has as its secret key, at least 16 letters and digits.  One of the two.
+    - `public_key`: base64 of a SubjectPublicKeyInfo (RFC 5280) of Ed25519 or RSA, or of an Ed25519 key's 32 raw bytes; or
+      `secret`: what the client has as its secret key, at least 16 letters and digits.  One of the two.
     - An empty `ips` binds it to no address, which careful clients refuse to use.
     - `listen_keys`: whether its name alone, without a signature, opens its user stream, as it did at Binance until 20
       February 2026.
+    - `label`, `created_ms` (Unix ms): of a key that was made by the API; "" and 0 for one of the configuration.
     """
 
     api_key: str
@@ -72,6 +81,13 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     secret: str = ""
     ips: tuple[str, ...] = ()
     listen_keys: bool = True
+    label: str = ""
+    created_ms: int = 0
+
+    @property
+    def trades_until(self) -> int | None:
+        """When (Unix ms) it may not trade any more; None: never, it is bound to addresses or stands in the configuration."""
+        return self.created_ms + UNBOUND_MS if self.created_ms and not self.ips else None
 
     def __repr__(self) -> str:
         return f"Key({fingerprint(self.api_key)}, account={self.account!r}, permissions={sorted(self.permissions)})"
@@ -83,19 +99,28 @@ def fingerprint(api_key: str) -> str:
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Rate limits: request weight per address and minute, new orders per account and 10 s, and per day."""
+    """Request weight per address and minute, new orders per account and 10 s, and per day; API keys of an account."""
 
     weight_minute: int = 6_000
     orders_10s: int = 100
     orders_day: int = 200_000
+    api_keys: int = 30
+
+
+class SubAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`account` as a sub-account of `master`, whose keys with `manage` make and delete its keys."""
+
+    master: str
+    account: str
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything the venue is: instruments, balances by account and asset, keys, and its rules."""
+    """Everything the venue is: instruments, balances by account and asset, sub-accounts by e-mail, keys, and its rules."""
 
     instruments: tuple[Instrument, ...]
     accounts: dict[str, dict[str, Decimal]]
     keys: tuple[Key, ...] = ()
+    sub_accounts: dict[str, SubAccount] = {}
     commission: Decimal = Decimal("0.001")
     depth: Depth = Depth()
     limits: Limits = Limits()
@@ -120,7 +145,20 @@ class _Hmac:
             raise InvalidSignature
 
 
-def _verifier(key: Key) -> Ed25519PublicKey | _Hmac:
+class _Rsa:
+    """Verifies as an Ed25519 key does."""
+
+    def __init__(self, key: RSAPublicKey) -> None:
+        self._key = key
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        self._key.verify(signature, data, padding.PKCS1v15(), SHA256())
+
+
+_Verifier = Ed25519PublicKey | _Hmac | _Rsa
+
+
+def _verifier(key: Key) -> _Verifier:
     name = f"key {fingerprint(key.api_key)} of account {key.account!r}"
     if bool(key.public_key) == bool(key.secret):
         raise ConfigError("PAPER_KEY", f"{name} needs either a public_key or a secret")
@@ -132,9 +170,11 @@ def _verifier(key: Key) -> Ed25519PublicKey | _Hmac:
         raw = base64.b64decode(key.public_key, validate=True)
         public = Ed25519PublicKey.from_public_bytes(raw) if len(raw) == 32 else load_der_public_key(raw)
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise ConfigError("PAPER_KEY", f"the public key of {name} is not base64 of an Ed25519 key: {exc}") from exc
+        raise ConfigError("PAPER_KEY", f"the public key of {name} is not base64 of a public key: {exc}") from exc
+    if isinstance(public, RSAPublicKey) and public.key_size >= _MIN_RSA_BITS:
+        return _Rsa(public)
     if not isinstance(public, Ed25519PublicKey):
-        raise ConfigError("PAPER_KEY", f"the public key of {name} is not Ed25519")
+        raise ConfigError("PAPER_KEY", f"the public key of {name} is not Ed25519, or RSA of {_MIN_RSA_BITS} bits")
     return public
 
 
@@ -143,24 +183,42 @@ class Keys:
 
     def __init__(self, keys: Iterable[Key], accounts: Iterable[str]) -> None:
         self._accounts = frozenset(accounts)
-        self._keys: dict[str, tuple[Key, Ed25519PublicKey | _Hmac, frozenset[str]]] = {}
+        self._keys: dict[str, tuple[Key, _Verifier, frozenset[str]]] = {}
         for key in keys:
             self.add(key)
 
     def add(self, key: Key) -> None:
         """Register a key.  Raises `ConfigError` for a malformed one, an unknown account or an id in use."""
+        entry = self.check(key)
+        if key.api_key in self._keys:
+            raise ConfigError("PAPER_KEY", f"API key {fingerprint(key.api_key)} is registered already")
+        self._keys[key.api_key] = entry
+
+    def put(self, key: Key) -> None:
+        """Register a key, or replace the one of its id.  Raises `ConfigError` for a malformed one."""
+        self._keys[key.api_key] = self.check(key)
+
+    def of(self, account: str) -> list[Key]:
+        """The keys of an account, oldest first."""
+        return sorted((k for k, _, _ in self._keys.values() if k.account == account), key=lambda k: k.created_ms)
+
+    def addresses(self, api_key: str, asked: Iterable[str]) -> frozenset[str]:
+        """Those of the addresses `asked` from which a key may be used."""
+        entry = self._keys.get(api_key)
+        return frozenset() if entry is None else frozenset(a for a in asked if not entry[2] or a in entry[2])
+
+    def check(self, key: Key) -> tuple[Key, _Verifier, frozenset[str]]:
+        """The key as it would be registered.  Raises `ConfigError` for a malformed one or an unknown account."""
         if not _API_KEY.fullmatch(key.api_key):
             raise ConfigError("PAPER_KEY", "an API key is 1 to 128 letters and digits")
         name = f"API key {fingerprint(key.api_key)}"
-        if key.api_key in self._keys:
-            raise ConfigError("PAPER_KEY", f"{name} is registered already")
         if key.account not in self._accounts:
             raise ConfigError("PAPER_KEY", f"{name} belongs to unknown account {key.account!r}")
         try:
             ips = frozenset(str(ipaddress.ip_address(ip)) for ip in key.ips)
         except ValueError as exc:
             raise ConfigError("PAPER_KEY", f"{name}: {exc}") from exc
-        self._keys[key.api_key] = key, _verifier(key), ips
+        return key, _verifier(key), ips
 
     def revoke(self, api_key: str) -> None:
         """Forget a key: it is answered like one that never was.  Raises `ConfigError` for an unknown one."""
@@ -171,7 +229,7 @@ class Keys:
         """The key of this id, if it may be used from address `remote`.  Raises `Refused` -2014 or -2015."""
         return self._find(api_key, remote)[0]
 
-    def _find(self, api_key: str | None, remote: str) -> tuple[Key, Ed25519PublicKey | _Hmac]:
+    def _find(self, api_key: str | None, remote: str) -> tuple[Key, _Verifier]:
         if api_key is None or not _API_KEY.fullmatch(api_key):
             raise Refused(-2014, "API-key format invalid.", 401)
         entry = self._keys.get(api_key)
@@ -196,9 +254,10 @@ class Keys:
         return key
 
 
-def permit(key: Key, permission: Permission) -> None:
-    """Raise `Refused` -2015 unless the key has the permission."""
-    if permission not in key.permissions:
+def permit(key: Key, permission: Permission, now_ms: int = 0) -> None:
+    """Raise `Refused` -2015 unless the key has the permission, and may still trade at `now_ms` if it is that."""
+    until = key.trades_until if permission == "trade" else None
+    if permission not in key.permissions or (until is not None and now_ms >= until):
         raise Refused(-2015, _DENIED, 401)
 
 
@@ -236,11 +295,16 @@ def parse_parameters(*parts: bytes, allowed: frozenset[str]) -> dict[str, str]:
                 value = urllib.parse.unquote_to_bytes(raw.replace(b"+", b" ")).decode("utf-8")
             except UnicodeDecodeError as exc:
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.") from exc
-            if not value.isprintable() or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
+            if not _is_text(name, value) or re.search(rb"%(?![0-9A-Fa-f]{2})", raw):
                 raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
             found[name] = value
     check_names(found, allowed)
     return found
+
+
+def _is_text(name: str, value: str) -> bool:
+    """Whether a parameter is printable; a public key in PEM has lines (RFC 7468), nothing else has."""
+    return (value.replace("\n", "") if name == PUBLIC_KEY else value).isprintable()
 
 
 def check_names(parameters: Mapping[str, str], allowed: frozenset[str]) -> None:
@@ -249,7 +313,7 @@ def check_names(parameters: Mapping[str, str], allowed: frozenset[str]) -> None:
     if read != sent:
         raise Refused(-1104, f"Not all sent parameters were read; read '{read}' parameter(s) but was sent '{sent}'.")
     for name, value in parameters.items():
-        if not value.isprintable():
+        if not _is_text(name, value):
             raise Refused(-1100, f"Illegal characters found in parameter '{name}'.")
 
 

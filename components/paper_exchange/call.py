@@ -41,13 +41,14 @@ class Keyed:
 
 @dataclass(slots=True, frozen=True)
 class Signed:
-    """An endpoint for keys with a permission."""
+    """An endpoint for keys with a permission; `body` are parameters that may not stand in the query."""
 
     run: Callable[[Call], Any]
     weight: int
     permission: Permission
     parameters: frozenset[str]
     journalled: bool = False
+    body: frozenset[str] = frozenset()
 
 
 Endpoint = Public | Keyed | Signed

@@ -69,7 +69,10 @@ class Dispatch:
         key = self._keys.verify(api_key, remote, query + body, signature)
 
         def parameters_of() -> dict[str, str]:
-            return parse_parameters(query, body, allowed=endpoint.parameters | _TIMED)
+            allowed = endpoint.parameters | _TIMED
+            if endpoint.body:
+                parse_parameters(query, allowed=allowed - endpoint.body)
+            return parse_parameters(query, body, allowed=allowed)
 
         return self._signed(name, endpoint, key, query + body, parameters_of, received_ns, headers)
 
@@ -124,7 +127,7 @@ class Dispatch:
         try:
             call.parameters = parameters()
             check_window(call.parameters, call.now_ms)
-            permit(key, endpoint.permission)
+            permit(key, endpoint.permission, call.now_ms)
             answer = endpoint.run(call)
             verdict = call.order.status if call.order is not None else "OK"
         except Refused as exc:

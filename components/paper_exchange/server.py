@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from tallystick.components.paper_exchange import wire
-from tallystick.components.paper_exchange.access import Config, Keys, RateLimited, Rates
+from tallystick.components.paper_exchange.access import Config, Key, Keys, RateLimited, Rates
 from tallystick.components.paper_exchange.call import Endpoint
 from tallystick.components.paper_exchange.dispatch import Dispatch
 from tallystick.components.paper_exchange.endpoints import Endpoints
@@ -33,6 +33,7 @@ from tallystick.components.paper_exchange.matching import Engine
 from tallystick.components.paper_exchange.orders import ListReport, Order, Refused, Report
 from tallystick.components.paper_exchange.sockets import Socket, Sockets
 from tallystick.components.paper_exchange.state import Change, State
+from tallystick.components.paper_exchange.sub_keys import SubKeys
 from tallystick.components.paper_exchange.ticks import Ticks
 from tallystick.components.paper_exchange.trading import Failed, Trading
 from tallystick.components.paper_exchange.units import micros, wants_micros
@@ -89,6 +90,7 @@ class Exchange:
             config.instruments, config.accounts, config.commission, config.depth, first_id=clock() // 1_000
         )
         self.keys = Keys(config.keys, config.accounts)
+        self._key_changes: dict[str, Key | None] = {}
         self.port = port
         self._config = config
         self._rates = Rates(config.limits)
@@ -115,6 +117,7 @@ class Exchange:
             **Trading(self.engine, self._rates).table(),
             **self._ticks.market().table(),
             **self._listens.table(),
+            **SubKeys(self.keys, config.sub_accounts, config.limits.api_keys, self._change_key).table(),
         }
         self._dispatch = Dispatch(table, self.keys, self._journal, clock, self._publish)
         self._ws_api = WsApi(self._dispatch, self._rates, config.limits)
@@ -159,9 +162,20 @@ class Exchange:
             self.engine.market.update(changes[-1].market)
             self.engine.fees.update(changes[-1].fees)
             self.engine.withdrawn.update(changes[-1].withdrawn)
-        state.open(self._change(self.engine.orders(), list(self.engine.accounts)))
+        for change in changes:
+            self._key_changes |= change.keys
+        self._restore_keys()
+        state.open(self._change(self.engine.orders(), list(self.engine.accounts), self._key_changes))
 
-    def _change(self, orders: list[Order], accounts: list[str]) -> Change:
+    def _restore_keys(self) -> None:
+        known = {key.api_key for key in self._config.keys}
+        for api_key, key in self._key_changes.items():
+            if key is not None:
+                self.keys.put(key)
+            elif api_key in known:
+                self.keys.revoke(api_key)
+
+    def _change(self, orders: list[Order], accounts: list[str], keys: dict[str, Key | None] | None = None) -> Change:
         engine = self.engine
         return Change(
             orders=orders,
@@ -169,6 +183,7 @@ class Exchange:
             market=engine.market,
             fees=engine.fees,
             withdrawn=engine.withdrawn,
+            keys=keys or {},
         )
 
     def _keep(self, account: str) -> None:
@@ -182,10 +197,22 @@ class Exchange:
         return self._ws_api.on_message(socket, text, now_ms)
 
     def revoke(self, api_key: str) -> None:
-        """Revoke a key and end its user data streams.  Raises `ConfigError` for an unknown one."""
-        self.keys.revoke(api_key)
+        """Revoke a key for good and end its user data streams.  Raises `ConfigError` for an unknown one, `OSError`."""
+        self._change_key(api_key, None)
+
+    def _change_key(self, api_key: str, key: Key | None) -> None:
+        """Keep the key as it is from now on (None: deleted), then do it: a crash between the two loses no change."""
+        if key is not None:
+            self.keys.check(key)
+        if self._state is not None:
+            self._state.append(self._change([], [], {api_key: key}))
+        self._key_changes[api_key] = key
+        if key is None:
+            self.keys.revoke(api_key)
+        else:
+            self.keys.put(key)
         self._listens.revoke(api_key)
-        self.sockets.end_key(api_key)
+        self.sockets.end_key(api_key, self.keys.addresses(api_key, self.sockets.remotes))
 
     # The market.
 

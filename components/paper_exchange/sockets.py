@@ -139,15 +139,23 @@ class Sockets:
         for socket in list(self.open):
             socket.cut()
 
-    def end_key(self, api_key: str) -> None:
-        """End the user data streams of a key, and its sessions."""
+    def end_key(self, api_key: str, still: frozenset[str] = frozenset()) -> None:
+        """End the user data streams of a key but those from addresses where it may `still` be used.
+
+        Its sessions stay logged on: each request of theirs asks for the key anew, and is answered -2015.
+        """
         ended = {"e": "eventStreamTerminated", "E": self._clock() // NS_PER_MS}
         for socket in self.open:
-            if socket.session is not None and socket.session.api_key == api_key:
-                socket.session = None
+            if socket.remote in still:
+                continue
             for number in [n for n, key in socket.users.items() if key.api_key == api_key]:
                 del socket.users[number]
                 socket.tell({"subscriptionId": number, "event": ended})
+
+    @property
+    def remotes(self) -> frozenset[str]:
+        """The addresses of all connections."""
+        return frozenset(socket.remote for socket in self.open)
 
     def end_listen(self, name: str) -> None:
         """A listen key has ended."""

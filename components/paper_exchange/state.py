@@ -2,14 +2,14 @@
 
 - A line is written (not fsynced) before the request that made the change is answered: a crash of the process loses
   nothing that was answered; one of the machine may.
-- A later line's word on an order or an account replaces an earlier one's.  At start the file is read, and rewritten
+- A later line's word on an order, an account or an API key replaces an earlier one's.  At start the file is read, and rewritten
   as one line, through a temporary file and a rename.
 - A last line without its end is a write that a crash cut short: its request was never answered, it is dropped.
   Anything else that does not parse is refused.
 - The file grows with what happens until the next start; it keeps as many closed orders as the engine does.
 - The played market is not kept: it fills again from its feed.
 
-The file is trusted as far as the venue is: an attacker who controls it can invent balances of paper.
+The file is trusted as far as the venue is: an attacker who controls it can invent balances of paper and API keys.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from pathlib import Path
 
 import msgspec
 
+from tallystick.components.paper_exchange.access import Key
 from tallystick.components.paper_exchange.orders import Balance, Order
 from tallystick.runtime.durable import append
 from tallystick.schemas.errors import NOT_DECODED, ConfigError
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The orders and accounts that were changed, as they are now, and all ledgers."""
+    """The orders, accounts and API keys that were changed, as they are now (a key that is deleted: None), and all ledgers."""
 
     orders: list[Order]
     accounts: dict[str, dict[str, Balance]]
     market: dict[str, Decimal]
     fees: dict[str, Decimal]
     withdrawn: dict[str, Decimal]
+    keys: dict[str, Key | None] = {}
 
 
 class State:

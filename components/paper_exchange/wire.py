@@ -259,10 +259,11 @@ def account(key: Key, held: Mapping[str, Balance], commission: Decimal, now_ms: 
 
 
 def restrictions(key: Key) -> Json:
-    """`GET /sapi/v1/account/apiRestrictions`."""
+    """`GET /sapi/v1/account/apiRestrictions`; a key that is bound to addresses has no `tradingAuthorityExpirationTime`."""
+    expires = {} if key.trades_until is None else {"tradingAuthorityExpirationTime": key.trades_until}
     return {
         "ipRestrict": bool(key.ips),
-        "createTime": 0,
+        "createTime": key.created_ms,
         "enableReading": "read" in key.permissions,
         "enableWithdrawals": "withdraw" in key.permissions,
         "enableInternalTransfer": False,
@@ -274,6 +275,35 @@ def restrictions(key: Key) -> Json:
         "enableFixReadOnly": False,
         "enablePortfolioMarginTrading": False,
         "enableSpotAndMarginTrading": "trade" in key.permissions,
+        **expires,
+    }
+
+
+def sub_key(email: str, key: Key) -> Json:
+    """One key in the list of a sub-account's keys; it is spelt `apikey` there."""
+    return {
+        "email": email,
+        "apiName": key.label,
+        "apikey": key.api_key,
+        **_sub_rights(key),
+        "timestamp": key.created_ms,
+    }
+
+
+def new_sub_key(key: Key) -> Json:
+    """A sub-account's key as it was made; `secretKey` stands here once and never again."""
+    status = 2 if key.ips else 1
+    named = {"apiName": key.label, "apiKey": key.api_key, "secretKey": key.secret}
+    return {**named, **_sub_rights(key), "status": status, "ipList": list(key.ips)}
+
+
+def _sub_rights(key: Key) -> Json:
+    return {
+        "canTrade": "trade" in key.permissions,
+        "canMarginLoanRepay": False,
+        "canFuturesTrade": False,
+        "canUniversalTransfer": False,
+        "canVanillaOptions": False,
     }
 
 

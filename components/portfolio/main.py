@@ -22,14 +22,16 @@ from tallystick import venues
 from tallystick.components.portfolio.book import Book, Output
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment.folder import KEY_VENUE, api_key_name
 from tallystick.runtime.deployment.own_token import open_own_token
 from tallystick.runtime.deployment.service import Service, ServiceContext
+from tallystick.runtime.keys.signers import HsmSigner
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.orders import Balance, Corrected, Decision, Fill, OrderEvent, Position
 from tallystick.schemas.subjects import ORDERS, subject
 from tallystick.schemas.trust import open_correction
 from tallystick.venues import AccountStream, BalanceReport, FillReport, Listener
+from tallystick.venues.key_check import KeyCheck
+from tallystick.venues.key_holder import KeyHolder, RenewableStream
 
 TICK_S: Final = 0.25
 OWN: Final = "portfolio"
@@ -47,16 +49,31 @@ def connect(ctx: ServiceContext, listener: Listener) -> AccountStream:
     record = ctx.trust.venues.get(venue.name)
     if record is None:
         raise ConfigError("VENUE", f"{venue.name} is not in trust root {ctx.trust.number}")
-    return venues.adapter(record.kind).user_stream(
-        host=record.host,
-        paper=venue.kind == "paper",
-        api_key=ctx.secret(api_key_name(OWN)).reveal(),
-        signer=open_own_token(ctx).signer(KEY_VENUE),
-        symbols={i.venue_symbol: i.symbol for i in ctx.trust.instruments if i.venue == venue.name},
-        tls=venues.client_tls(deployment.venue_ca),
-        clock=ctx.clock,
-        listener=listener,
-    )
+    adapter = venues.adapter(record.kind)
+
+    def make(api_key: str, signer: HsmSigner) -> AccountStream:
+        return adapter.user_stream(
+            host=record.host,
+            paper=venue.kind == "paper",
+            api_key=api_key,
+            signer=signer,
+            symbols={i.venue_symbol: i.symbol for i in ctx.trust.instruments if i.venue == venue.name},
+            tls=venues.client_tls(deployment.venue_ca),
+            clock=ctx.clock,
+            listener=listener,
+        )
+
+    check = KeyCheck(ctx, adapter, record.host, "read", venues.client_tls(deployment.venue_ca))
+
+    async def use(api_key: str, signer: HsmSigner) -> None:
+        await check.require_fit(api_key, signer)
+        stream.use(api_key, signer)
+
+    holder = KeyHolder(ctx, open_own_token(ctx), adapter, record.host, use)
+    stream = RenewableStream(make, holder.api_key, holder.signer(), lambda: check.live(ctx.clock()))
+    holder.start()
+    ctx.spawn(check.run(holder))
+    return stream
 
 
 class Portfolio(Service):
@@ -66,6 +83,10 @@ class Portfolio(Service):
         """`venue`: its name in subjects; None: the deployment's."""
         self._venue_name = venue
         self._connect = connect
+
+    def status(self) -> dict[str, str]:
+        """Which key it reads with."""
+        return {"key": self._stream.key} if isinstance(self._stream, RenewableStream) else {}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Read the whole history of orders; follow the venue from `ready` on."""

@@ -36,6 +36,7 @@ LEASE_BUCKET: Final = "leases"
 # A deployment whose id begins so is a replay zone: recorded events are played there, and nothing in it can trade.
 REPLAY_PREFIX: Final = "replay-"
 REPLAY: Final = "replay"
+KEYMASTER: Final = "keymaster"
 
 # Bursts of so many seconds' worth are no flood: a strategy that cancels everything, a reader that starts.
 QUOTA_BURST_S: Final = 8
@@ -278,12 +279,16 @@ def stream_payload(stream: str) -> int:
     return max(max_payload(kind.name) for kind in KINDS.values() if kind.stream == stream) + HEADER_BYTES
 
 
-def deployed(deployment: str, strategies: Sequence[str], observers: Sequence[str]) -> Bus:
+def deployed(deployment: str, strategies: Sequence[str], observers: Sequence[str], *, rotates: bool = False) -> Bus:
     """The bus of the deployment of this id: the shipped topology, or for a replay zone what `replay_zone` makes of it.
 
-    The id decides alone, and the trust root signs it: no file can turn a live deployment into a zone, or back.
+    The id decides alone, and the trust root signs it: no file can turn a live deployment into a zone, or back.  There is a
+    keymaster where it `rotates` keys.
     """
     topology = load()
+    if not rotates:
+        kept = {name: spec for name, spec in topology.templates.items() if name != KEYMASTER}
+        topology = msgspec.structs.replace(topology, templates=kept)
     return (replay_zone(topology) if deployment.startswith(REPLAY_PREFIX) else topology).expand(strategies, observers)
 
 

@@ -1,6 +1,7 @@
 """What the vault lets whom do: rendered here for the embedded one, and for yours (`infra/vault/policies/*.hcl`).
 
-- A component reads its own secret, and nothing else; it writes nothing.
+- A component reads its own secret, and nothing else; it writes nothing.  The keymaster, where there is one, may replace
+  values in the secrets of the others, and read none of them.
 - `supervisor` asks for secret ids of components, wrapped and short-lived, and destroys them.  It reads no secret, and
   cannot ask for one that is not wrapped.
 - `operator` writes secrets and reads them back, shortens or lengthens leases, and deals with unseal keys.
@@ -18,6 +19,7 @@ import msgspec
 
 SUPERVISOR: Final = "supervisor"
 OPERATOR: Final = "operator"
+KEYMASTER: Final = "keymaster"
 # Who the two are: the person whose certificate the supervisor has as well.
 PERSON: Final = "operator"
 # Between the supervisor's asking and the component's unwrapping lie milliseconds.
@@ -62,6 +64,10 @@ def policies(mount: str, components: Iterable[str]) -> dict[str, str]:
     """HCL by the policy's name."""
     names = tuple(components)
     made = {role_name(mount, name): _path(f"{mount}/data/{name}", "read") for name in names}
+    # The keymaster changes which key is in use without reading what else lies there.
+    if KEYMASTER in names:
+        for name in names:
+            made[role_name(mount, KEYMASTER)] += "" if name == KEYMASTER else _path(f"{mount}/data/{name}", "patch")
     supervisor, operator = "", ""
     for name in names:
         role = f"auth/approle/role/{role_name(mount, name)}"

@@ -1,4 +1,4 @@
-"""One HTTPS request to the authority, over a connection of its own.
+"""One HTTPS request, to the authority or a venue, over a connection of its own.
 
 The standard library's parts are enough for that: an HTTP library is 9 MB and a fifth of a second in each process.
 """
@@ -24,15 +24,38 @@ class NotConnected(Unreachable):
 
 async def post(url: str, body: bytes, tls: ssl.SSLContext, *, timeout_s: float, limit: int) -> tuple[int, bytes]:
     """Status and body of the answer.  Raises `NotConnected`; `Unreachable` where no answer of at most `limit` bytes came."""
+    headers = (("Content-Type", "application/json"), ("Content-Length", str(len(body))))
+    hint = "is the deployment up (`tallystick up`)?"
+    return await _ask("POST", url, headers, body, tls, timeout_s, limit, code="AUTHORITY_UNREACHABLE", hint=hint)
+
+
+async def get(
+    url: str, headers: tuple[tuple[str, str], ...], tls: ssl.SSLContext, *, timeout_s: float, limit: int
+) -> tuple[int, bytes]:
+    """Status and body of a venue's answer.  Raises as `post`; `headers` and `url` go out as they are."""
+    return await _ask("GET", url, headers, b"", tls, timeout_s, limit, code="VENUE_AWAY", hint="it is tried again")
+
+
+async def _ask(
+    method: str,
+    url: str,
+    headers: tuple[tuple[str, str], ...],
+    body: bytes,
+    tls: ssl.SSLContext,
+    timeout_s: float,
+    limit: int,
+    *,
+    code: str,
+    hint: str,
+) -> tuple[int, bytes]:
     where = urlsplit(url)
-    head = (
-        f"POST {where.path} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-    )
+    path = f"{where.path}?{where.query}" if where.query else where.path
+    lines = (f"{method} {path} HTTP/1.1", f"Host: {where.netloc}", *(f"{k}: {v}" for k, v in headers))
+    head = "\r\n".join((*lines, "Connection: close\r\n\r\n"))
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(where.hostname, where.port, ssl=tls)
+            reader, writer = await asyncio.open_connection(where.hostname, where.port or 443, ssl=tls)
             writer.write(head.encode("ascii") + body)
             answer = b""
             while len(answer) <= limit and (more := await reader.read(limit)):
@@ -43,10 +66,10 @@ async def post(url: str, body: bytes, tls: ssl.SSLContext, *, timeout_s: float, 
         response.begin()
         return response.status, response.read()
     except (OSError, http.client.HTTPException) as exc:
-        text = f"{url}: {type(exc).__name__}: {exc}; is the deployment up (`tallystick up`)?"
+        text = f"{where.scheme}://{where.netloc}{where.path}: {type(exc).__name__}: {exc}; {hint}"
         if writer is None:
-            raise NotConnected("AUTHORITY_UNREACHABLE", text) from exc
-        raise Unreachable("AUTHORITY_UNREACHABLE", text) from exc
+            raise NotConnected(code, text) from exc
+        raise Unreachable(code, text) from exc
     finally:
         if writer is not None:
             writer.transport.abort()

@@ -22,7 +22,7 @@ from datetime import timedelta
 from decimal import Decimal
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -31,7 +31,7 @@ from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, opera
 from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.config import StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import MASTER, ROTATION_TEMPLATE, StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.methods import Made, method_of
 from tallystick.runtime.deployment.proof import api_key_file
@@ -174,17 +174,19 @@ def init(
     template: str = DEFAULT_TEMPLATE,
     progress: Callable[[str], None] = lambda _: None,
     tokens: Mapping[str, TokenAccess] | None = None,
+    rotation: bool = False,
 ) -> Deployment:
     """Make a paper-trading deployment in `directory` and return it.
 
     `template` is `deployment.toml` without its strategies, with `{deployment}` (a TOML string) and the ports `{broker}`,
     `{authority}`, `{vault}`, `{venue}` to fill in.  `clock` gives Unix nanoseconds; `progress` is told each step; `tokens` are
-    those that are not SoftHSM's own, by label.  Raises `ConfigError` or `Malformed`, and then
+    those that are not SoftHSM's own, by label; with `rotation` there is a keymaster.  Raises `ConfigError` or `Malformed`, and then
     leaves nothing behind.
     """
     check_name(deployment, "deployment")
     check_master_pin(master_pin)
     directory = directory.absolute()
+    template += ROTATION_TEMPLATE if rotation else ""
     if len(os.fsencode(directory / "run")) > layout.MAX_RUN_PATH:
         raise ConfigError(
             "INIT_PATH", f"{directory} is too long a path for Unix sockets; at most {layout.MAX_RUN_PATH - 4} bytes"
@@ -267,7 +269,7 @@ class _Ceremony:
         # A replay zone has neither, so no key to any venue is ever made for it.
         traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
         if traders:
-            self.progress("tokens custody and portfolio: the API keys at the venue")
+            self.progress(f"tokens {', '.join(traders)}: the API keys at the venue")
         api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in traders}
         self.progress("token audit: the checkpoint key")
         self._make_token("audit", [layout.KEY_CHECKPOINT])
@@ -349,7 +351,7 @@ class _Ceremony:
         return Token.open(self.paths.token(label), label, self.secrets[layout.pin_name(label)], writable=writable)
 
     def _write_paper_exchange(self, public_keys: dict[str, bytes]) -> None:
-        """The venue's side: instruments, balances, and the two API keys with no more permissions than they need."""
+        """The venue's side: instruments, balances, and the API keys with no more permissions than they need."""
         keys = []
         for component, public in public_keys.items():
             api_key = "".join(entropy.choice(_API_KEY_ALPHABET) for _ in range(64))
@@ -358,7 +360,7 @@ class _Ceremony:
                 {
                     "api_key": api_key,
                     "public_key": base64.b64encode(public).decode(),
-                    "account": self.config.venue.account,
+                    "account": MASTER if component == topology.KEYMASTER else self.config.venue.account,
                     "permissions": _API_PERMISSIONS[component],
                     "ips": ["127.0.0.1"],
                     # Execution sees the name of the key that signs for it, and must not read balances with it.
@@ -383,11 +385,15 @@ class _Ceremony:
             if cap.asset in quotes:
                 wanted = min(cap.max_hourly * _BALANCE_CAPS, _MAX_BALANCE)
                 given[cap.asset] = max(wanted, given.get(cap.asset, Decimal(0)))
-        document = {
+        account = self.config.venue.account
+        document: dict[str, Any] = {
             "instruments": instruments,
-            "accounts": {self.config.venue.account: {asset: f"{amount:.8f}" for asset, amount in given.items()}},
+            "accounts": {account: {asset: f"{amount:.8f}" for asset, amount in given.items()}},
             "keys": keys,
         }
+        if self.config.rotation is not None:
+            document["accounts"] |= {MASTER: {}}
+            document["sub_accounts"] = {self.config.rotation.sub_account: {"master": MASTER, "account": account}}
         self._write(self.paths.paper_exchange, json.dumps(document, indent=2).encode())
 
     def _copy_policy(self) -> None:
@@ -403,7 +409,11 @@ class _Ceremony:
 
 
 # Queries of its own orders come under "read" at the venue; custody signs no other reading request.
-_API_PERMISSIONS: Final = {"custody": ["read", "trade"], "portfolio": ["read"]}
+_API_PERMISSIONS: Final = {
+    "custody": ["read", "trade"],
+    "portfolio": ["read"],
+    topology.KEYMASTER: ["read", "manage"],
+}
 
 
 def write_trust_root(

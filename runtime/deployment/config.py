@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from decimal import Decimal
@@ -24,7 +25,19 @@ from tallystick.schemas.trust import Cap, Instrument
 
 # The tokens of a deployment, each with a PIN of its own.
 TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
+# … and with those that only some have: the keymaster's is there with `[rotation]`.
+ALL_TOKENS: Final = (*TOKENS, "keymaster")
+# What `tallystick init --rotation` adds, and the paper exchange's account whose key makes and deletes the others.
+ROTATION_TEMPLATE: Final = """
+# The API keys at the venue are changed by the master account's key, each every so many seconds.
+[rotation]
+sub_account = "trading@paper.invalid"
+addresses = ["127.0.0.1"]
+every_s = 86400
+"""
+MASTER: Final = "master"
 _ADDRESS: Final = re.compile(r"https://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}")
+_EMAIL: Final = re.compile(r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]{1,128}")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -222,6 +235,28 @@ class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     execution: ExecutionKey | None = None
 
 
+class RotationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The venue's API keys are changed by the master account's key: those of its `sub_account` (the e-mail).
+
+    A key is bound to `addresses`, from which we reach the venue, and changed every `every_s` seconds.
+    """
+
+    sub_account: str
+    addresses: tuple[str, ...]
+    every_s: Annotated[int, msgspec.Meta(ge=60)] = 86_400
+
+    def __post_init__(self) -> None:
+        if not _EMAIL.fullmatch(self.sub_account):
+            raise Malformed("ROTATION_CONFIG", f"rotation.sub_account is an e-mail address, got {self.sub_account!r}")
+        try:
+            for address in self.addresses:
+                ipaddress.ip_address(address)
+        except ValueError as exc:
+            raise Malformed("ROTATION_CONFIG", f"rotation.addresses: {exc}") from exc
+        if not self.addresses:
+            raise Malformed("ROTATION_CONFIG", "rotation.addresses names at least one address")
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`deployment.toml`; the lifetimes, where above 0, only shorten.  `limits` is read as `schemas.limits` says."""
 
@@ -238,6 +273,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     observers: tuple[ObserverConfig, ...] = ()
     tokens: dict[str, TokenConfig] = {}
     vault: VaultConfig = VaultConfig()
+    rotation: RotationConfig | None = None
     host: str = "127.0.0.1"
     session_lifetime_s: int = 0
     certificate_lifetime_s: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -245,8 +281,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
         for label in self.tokens:
-            if label not in TOKENS:
-                raise Malformed("TOKENS", f"[tokens.{label}]: there is no such token; there are {', '.join(TOKENS)}")
+            if label not in ALL_TOKENS:
+                raise Malformed(
+                    "TOKENS", f"[tokens.{label}]: there is no such token; there are {', '.join(ALL_TOKENS)}"
+                )
         _unique("strategies.name", [s.name for s in self.strategies])
         _unique("observers.name", [o.name for o in self.observers])
         _unique("instruments.symbol", [i.symbol for i in self.instruments])

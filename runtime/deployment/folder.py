@@ -14,7 +14,14 @@ import msgspec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys
-from tallystick.runtime.deployment.config import Config, ObserverConfig, StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import (
+    ALL_TOKENS,
+    TOKENS,
+    Config,
+    ObserverConfig,
+    StrategyConfig,
+    parse_config,
+)
 from tallystick.runtime.keys.uri import Place, parse_token_uri
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, Unverified
 from tallystick.schemas.nats_jwt import encode_key
@@ -36,6 +43,7 @@ KEY_SYSTEM_ROLE: Final = b"system-role"
 ISSUING_CA: Final = b"issuing-ca/"
 # … tokens custody and portfolio (an API key each at the venue), and audit
 KEY_VENUE: Final = b"venue"
+KEY_ROTATED: Final = b"api-"
 KEY_CHECKPOINT: Final = b"checkpoint"
 # … token issuer, whose key signs the tokens of strategies, and execution's own, by which it proves itself
 ISSUER: Final = "issuer"
@@ -51,8 +59,8 @@ _OWN_TOKENS: Final = {
 }
 # Whose process has a user of its own where that can be (`apart`), and so a folder of its own below `run`.
 APART: Final = ("custody",)
-# Whose token's PIN and API key id at the venue lie in the vault.
-LEASED: Final = ("custody", "portfolio")
+# Whose token's PIN and API key id at the venue lie in the vault; the keymaster's is the master account's.
+LEASED: Final = ("custody", "portfolio", "keymaster")
 # What such a component is handed to get it, where it logs in by a secret id: a wrapping token.
 SECRET_ID: Final = "vault.secret_id"  # noqa: S105 - its name
 # A process whose component the operator revoked ends with this.
@@ -90,8 +98,13 @@ def passphrase_name(component: str) -> str:
 
 
 def api_key_name(component: str) -> str:
-    """The name, in vault and keystore, of the venue's API key id that `custody` or `portfolio` uses."""
+    """The name, in vault and keystore, of the venue's API key id that `custody`, `portfolio` or `keymaster` uses."""
     return f"venue.{component}.api_key"
+
+
+def key_id_name(component: str) -> str:
+    """The name, in the vault, of the CKA_ID of the key in its token that belongs to it; not there: `KEY_VENUE`."""
+    return f"venue.{component}.key_id"
 
 
 class Deployment:
@@ -200,6 +213,11 @@ class Deployment:
         """Where SoftHSM keeps the tokens, each in a folder of its own."""
         return self.directory / "hsm"
 
+    @property
+    def token_labels(self) -> tuple[str, ...]:
+        """The tokens that this deployment has."""
+        return TOKENS if self.config.rotation is None else ALL_TOKENS
+
     def token(self, label: str) -> Place:
         """The token `label`, one of `TOKENS`: SoftHSM's, or the one that `deployment.toml` names."""
         named = self.config.tokens.get(label)
@@ -217,6 +235,9 @@ class Deployment:
             ISSUER: (KEY_ISSUER,),
             HARDWARE: (KEY_IDENTITY,),
         }.get(label, (KEY_VENUE,))
+        # What rotation made goes by rotation.
+        if label in LEASED and key_id.startswith(KEY_ROTATED):
+            return True
         of_component = {"signing": account_key_id, "roles": role_key_id}.get(label)
         return (
             key_id in own
@@ -291,7 +312,8 @@ class Deployment:
 
     def bus(self) -> topology.Bus:
         """The topology with this deployment's strategies and observers.  Raises `ConfigError`."""
-        return topology.deployed(self.name, self.strategies, tuple(o.name for o in self.config.observers))
+        observers = tuple(o.name for o in self.config.observers)
+        return topology.deployed(self.name, self.strategies, observers, rotates=self.config.rotation is not None)
 
     def variables(self, component: str) -> tuple[str, ...]:
         """The names of the environment variables that the deployment gives to a component besides what all get."""

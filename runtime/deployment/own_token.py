@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 
-from tallystick.runtime.deployment.folder import pin_name
+from tallystick.infra.nats.topology import KEYMASTER
+from tallystick.runtime.deployment.folder import LEASED, pin_name
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.uses import Uses
 
 
 def open_own_token(ctx: ServiceContext) -> Token:
-    """The component's token.  A full disk stops the counting, and keeps nobody from signing.  Raises `ConfigError`."""
+    """The component's token.  A full disk stops the counting, and keeps nobody from signing.  Raises `ConfigError`.
+
+    Where its key is changed while it runs, keys can be made in it.
+    """
     name, deployment = ctx.component, ctx.deployment
-    token = Token.open(deployment.token(name), name, ctx.secret(pin_name(name)))
+    changes = deployment.config.rotation is not None and name in LEASED and name != KEYMASTER
+    token = Token.open(deployment.token(name), name, ctx.secret(pin_name(name)), writable=changes)
     ctx.at_stop(token.close)
     uses = Uses(deployment.state(name), token.uses)
 

@@ -166,6 +166,10 @@ class ServiceContext(BusContext):
                 f"{self.component} needs the secret {name}: is it in the keystore or the vault, and handed over?",
             ) from None
 
+    def secret_or(self, name: str, default: str) -> str:
+        """The text of a secret that need not be there."""
+        return self._secrets[name].reveal() if name in self._secrets else default
+
 
 class Service(ABC):
     """One process of the system."""

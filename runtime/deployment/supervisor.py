@@ -67,6 +67,7 @@ _STOP_ORDER: Final = (
     ("strategy-", "market-data"),
     ("gateway", "streams"),
     ("execution", "portfolio"),
+    ("keymaster",),
     ("custody", "paper-exchange", "breaker"),
     ("audit",),
     ("authority",),

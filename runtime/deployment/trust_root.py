@@ -65,6 +65,13 @@ def admit(
     added = tuple(name for name in bus.components if name not in root.components)
     removed = tuple(name for name in root.components if name not in bus.components)
     made = dict(keys.components)
+    if topology.KEYMASTER in added and not deployment.config.vault.address and deployment.vault.exists():
+        # Its root token is dead: nobody gives it another role.
+        raise ConfigError(
+            "ROTATION_VAULT",
+            f"{deployment.vault} was set up without a keymaster, and takes none later: leave [rotation] out and change keys "
+            "by hand (`tallystick rotate`), or use a vault by address",
+        )
     if added:
         progress(f"keys of {', '.join(added)}")
         accounts = _keys(deployment, keystore, _SIGNING, {n: layout.account_key_id(n) for n in added if n not in made})
@@ -73,6 +80,9 @@ def admit(
         for name in added:
             keystore.secrets.setdefault(layout.passphrase_name(name), Secret.random())
         keystore.save()
+    if topology.KEYMASTER in bus.components:
+        # Its public key is registered at the venue by a person: `tallystick api-key`.
+        _token_key(deployment, keystore, topology.KEYMASTER, layout.KEY_VENUE)
     proofs = _proofs(deployment, keystore, root, bus)
     number, public = _issuing_key(deployment, keystore, new=new_ca)
     with _open(deployment, keystore, _OPERATOR) as token:

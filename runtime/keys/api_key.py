@@ -1,8 +1,7 @@
 """The API key that a component shows to the authority, in a file of its own: the present one, and the one that follows.
 
-    magic 23 ‖ nonce 12 ‖ AES-256-GCM of JSON {"key": hex, "next": hex}
+It is sealed (`sealed_file`) and holds JSON {"key": hex, "next": hex}.
 
-- The file's key is derived (HKDF-SHA256) from the component's passphrase, deployment and name; the magic is authenticated.
 - The key that follows is drawn and on the disk before its hash leaves the process: whenever that ends, the next process
   shows the same key with the same next one, or the next one.
 
@@ -13,24 +12,19 @@ the certificate as well can use it once, and is found out when its owner does.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets as entropy
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from tallystick.runtime.durable import write_durably
 from tallystick.runtime.keys.keystore import Secret
+from tallystick.runtime.keys.sealed_file import SealedFile
 from tallystick.schemas.enrolment import API_KEY_BYTES
 from tallystick.schemas.errors import NOT_DECODED, ConfigError
 
 MAGIC: Final = b"tallystick api key v1\n\n"
-_NONCE: Final = 12
 MAX_FILE: Final = 1024
 
 
@@ -44,9 +38,7 @@ class ApiKeyFile:
 
     def __init__(self, path: Path, deployment: str, component: str, passphrase: Secret) -> None:
         self.path = path
-        info = b"\x00".join((MAGIC, deployment.encode(), component.encode()))
-        derived = HKDF(SHA256(), 32, salt=None, info=info).derive(passphrase.reveal().encode())
-        self._sealed = AESGCM(derived)
+        self._file = SealedFile(path, MAGIC, deployment, component, passphrase, most=MAX_FILE)
 
     def begin(self) -> str:
         """A new first key; its SHA-256 (hex), for the operator to sign.  Raises `ConfigError`."""
@@ -71,17 +63,11 @@ class ApiKeyFile:
 
     def _read(self) -> _Kept:
         try:
-            with self.path.open("rb") as file:
-                data = file.read(MAX_FILE + 1)
+            return msgspec.json.decode(self._file.read(), type=_Kept)
         except OSError as exc:
             raise ConfigError(
                 "API_KEY_FILE", f"cannot read {self.path}: {exc.strerror}; `tallystick reinstate` makes another key"
             ) from exc
-        try:
-            if not data.startswith(MAGIC) or len(data) > MAX_FILE:
-                raise InvalidTag
-            nonce, rest = data[len(MAGIC) :][:_NONCE], data[len(MAGIC) + _NONCE :]
-            return msgspec.json.decode(self._sealed.decrypt(nonce, rest, MAGIC), type=_Kept)
         except (InvalidTag, *NOT_DECODED):
             # What a decoder says could quote the key.
             raise ConfigError(
@@ -90,10 +76,7 @@ class ApiKeyFile:
             ) from None
 
     def _write(self, kept: _Kept) -> None:
-        nonce = os.urandom(_NONCE)
         try:
-            write_durably(
-                self.path, MAGIC + nonce + self._sealed.encrypt(nonce, msgspec.json.encode(kept), MAGIC), 0o600
-            )
+            self._file.write(msgspec.json.encode(kept))
         except OSError as exc:
             raise ConfigError("API_KEY_FILE", f"cannot write {self.path}: {exc.strerror}") from exc

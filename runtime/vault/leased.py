@@ -87,6 +87,17 @@ class Leased:
                 self._back()
                 return self._secrets
 
+    async def reread(self) -> Mapping[str, Secret]:
+        """The secrets as they are in the vault now, under the lease that there is.  Raises as `open`, and does not wait."""
+        found = await self._worker(lambda: self._client.read(self._path))
+        self._require(found)
+        self._secrets = found
+        return found
+
+    async def replace(self, path: str, secrets: Mapping[str, Secret]) -> None:
+        """Replace values of another's secret, for the keymaster.  Raises `VaultAway`, `VaultRefused`."""
+        await self._worker(lambda: self._client.patch(path, secrets))
+
     async def run(self) -> None:
         """Keep the lease, for as long as the component runs."""
         attempt = 0
@@ -137,14 +148,17 @@ class Leased:
 
         self._seconds = 0
         grant, secrets = await self._worker(enter)
+        self._require(secrets)
+        self._take(grant, asked, asked_here)
+        return secrets
+
+    def _require(self, secrets: Mapping[str, Secret]) -> None:
         missing = [name for name in self._names if name not in secrets]
         if missing:
             raise ConfigError(
                 "VAULT_SECRET_MISSING",
                 f"{self._client.mount}/{self._path} holds no {', '.join(missing)}: write it there",
             )
-        self._take(grant, asked, asked_here)
-        return secrets
 
     async def _keep(self) -> None:
         asked, asked_here = self._clock(), self._monotonic()

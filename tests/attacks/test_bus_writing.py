@@ -313,7 +313,9 @@ async def test_an_id_on_a_freely_writable_subject_cannot_suppress_an_alert(bus: 
         assert "duplicate" not in answer
         # Only these can write to the stream that holds alerts.
         writers = {n for n, c in bus.bus.components.items() if any(_security(p) for p in c.publishes)}
-        assert writers == {"authority", "breaker", "custody", "gateway", "execution", "streams", "audit"}
+        assert writers == {
+            "authority", "breaker", "custody", "gateway", "execution", "streams", "audit", "portfolio", "keymaster",
+        }  # fmt: skip
 
 
 def _security(pattern: str) -> bool:

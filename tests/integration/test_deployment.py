@@ -75,7 +75,7 @@ def text(made: Deployment) -> str:
 
 def test_the_trust_root_verifies_from_the_pinned_key_and_names_every_component(made: Deployment) -> None:
     (root,) = made.load_trust()
-    bus = topology.load().expand(("alpha", "beta"))
+    bus = topology.deployed("lab", ("alpha", "beta"), ())
     assert root.deployment == "lab"
     assert set(root.components) == set(bus.components)
     assert {name: c.lifetime for name, c in root.components.items()} == {
@@ -287,7 +287,7 @@ def test_a_path_too_long_for_sockets_is_refused_before_anything_is_made(tmp_path
 async def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_session_of_its_role_key(
     made: Deployment, store: Keystore, tmp_path: Path
 ) -> None:
-    bus = topology.load().expand(made.strategies)
+    bus = made.bus()
     keys = made.load_bus_keys()
     now = time.time_ns() // 10**9
     with Token.open(made.token("signing"), "signing", store[layout.pin_name("signing")]) as token:

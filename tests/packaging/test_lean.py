@@ -11,24 +11,24 @@ from tallystick.infra.nats import topology
 
 # What is big, and who may read it when it starts.
 HEAVY = {
-    "aiohttp": {"authority", "execution", "paper-exchange", "streams"},
+    "aiohttp": {"authority", "execution", "keymaster", "paper-exchange", "streams"},
     "ccxt": set[str](),
     "cedarpy": {"gateway"},
     "duckdb": set[str](),
     "faust": {"streams"},
     "numpy": set[str](),
-    "pkcs11": {"authority", "custody", "portfolio"},
+    "pkcs11": {"authority", "custody", "keymaster", "portfolio"},
     "pyarrow": {"audit"},
     "rich": set[str](),
     "typer": set[str](),
 }
-COMPONENTS = {c.name: c for c in topology.deployed("d", (), ()).components.values()}
+COMPONENTS = {c.name: c for c in topology.deployed("d", (), (), rotates=True).components.values()}
 # Forked after what they have in common was read: a process for each would take half a minute.
 CODE = """
 import os, sys
 from tallystick.infra.nats import topology
 from tallystick.runtime.deployment.process import load_service
-bus = topology.deployed("d", (), ())
+bus = topology.deployed("d", (), (), rotates=True)
 for name in sys.argv[1:]:
     if not (pid := os.fork()):
         load_service(bus.component(name))

@@ -36,15 +36,16 @@ def make(
     certificate_lifetime_s: int = 0,
     template: str = DEFAULT_TEMPLATE,
     clock: Callable[[], int] = time.time_ns,
+    rotation: bool = False,
 ) -> tuple[Deployment, Keystore]:
-    """A new deployment with the strategies alpha and beta."""
+    """A new deployment with the strategies alpha and beta, with `rotation` also a keymaster."""
     for key, value in (
         ("session_lifetime_s", session_lifetime_s),
         ("certificate_lifetime_s", certificate_lifetime_s),
     ):
         if value:
             template = template.replace('host = "127.0.0.1"\n', f'host = "127.0.0.1"\n{key} = {value}\n', 1)
-    deployment = init(directory, "test", PIN, clock, strategies=STRATEGIES, template=template)
+    deployment = init(directory, "test", PIN, clock, strategies=STRATEGIES, template=template, rotation=rotation)
     return deployment, Keystore.open(deployment.keystore, PIN)
 
 

@@ -224,6 +224,40 @@ def samples() -> list[tuple[str, str, Event]]:
         (
             "custody",
             "control.config.custody",
+            security.KeyRotation(
+                **base("rotation"),
+                rotation="0123456789abcdef",
+                venue="paper",
+                holder="custody",
+                step="switched",
+                old=seed("old key"),
+                new=seed("new key"),
+                public_key="-----BEGIN PUBLIC KEY-----\n",
+                text="",
+            ),
+        ),
+        (
+            "custody",
+            "control.config.custody",
+            security.KeyAsked(
+                **base("key asked"),
+                rotation="0123456789abcdef",
+                holder="custody",
+                op="born",
+                key_id="api-0123456789abcdef",
+            ),
+        ),
+        (
+            "custody",
+            "control.config.custody",
+            security.KeyAnswered(
+                **base("key answered"), asked=seed("asked")[:16], code="KEY_ROOM", text="4 keys", result=""
+            ),
+        ),
+        ("custody", "control.config.custody", security.RotationOrdered(**base("rotate"), note="a note\n")),
+        (
+            "custody",
+            "control.config.custody",
             security.ConfigChanged(**base("config"), name="venue-key", digest=seed("config"), text="rotated"),
         ),
         (

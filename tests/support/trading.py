@@ -201,6 +201,7 @@ class Floor:
         await component.start(context)
         context.open()
         await context.caught_up()
+        await component.ready()
         self.running[context.boot] = component
         self.people["custody"] = context
         now = time.time_ns()

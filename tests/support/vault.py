@@ -38,7 +38,7 @@ class VaultWorld:
         self.deployment = deployment
         self.keystore = keystore
         self.said: list[str] = []
-        names = [name for who in layout.LEASED for name in deployment.leased_names(who)]
+        names = [name for who in vault.components(deployment) for name in deployment.leased_names(who)]
         self.secrets = {name: keystore[name] for name in names}
         self.vault = vault.DeploymentVault(deployment, keystore, self.said.append)
 

@@ -35,7 +35,7 @@ def test_everybody_else_is_what_it_is_in_a_live_deployment() -> None:
 
 @pytest.mark.parametrize("name", ["desk", "my-replay", "replay", "replays", "Replay-x", "", " replay-x"])
 def test_no_other_id_makes_a_zone(name: str) -> None:
-    assert deployed(name, ("alpha",), ()) == load().expand(("alpha",))
+    assert deployed(name, ("alpha",), (), rotates=True) == load().expand(("alpha",))
 
 
 def test_a_live_deployment_knows_no_replay() -> None:

@@ -61,7 +61,7 @@ def test_what_does_not_fit_together_is_refused(wrong: str) -> None:
 
 def test_the_policies_beside_the_code_are_the_ones_that_are_applied() -> None:
     files = {path.stem: path.read_text() for path in (ROOT / "infra" / "vault" / "policies").glob("*.hcl")}
-    assert files == policies("tallystick", ("custody", "portfolio"))
+    assert files == policies("tallystick", ("custody", "portfolio", "keymaster"))
 
 
 def test_a_vault_of_yours_is_told_the_same_policies_and_roles() -> None:

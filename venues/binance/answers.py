@@ -146,6 +146,14 @@ def orders_answer(status: int, body: bytes, venue_symbol: str) -> tuple[OrderRep
         return _unreadable(exc)
 
 
+def failure(status: int, body: bytes) -> Rejected | NoAnswer | None:
+    """What went wrong with a request that is about no order; None: nothing, the body is its answer."""
+    if status == 200:
+        return None
+    outcome = _refusal(status, body)
+    return outcome if isinstance(outcome, Rejected | NoAnswer) else Rejected(str(NOT_FOUND), "unknown order")
+
+
 def busy_until(status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:
     """Until when (Unix ns) an answer asks for no more requests; 0 if it does not.
 
@@ -222,7 +230,7 @@ def _unreadable(exc: Malformed) -> NoAnswer:
     return NoAnswer("VENUE_ANSWER", f"unreadable answer: {exc.text[:MAX_TEXT]}")
 
 
-def _refusal(status: int, body: bytes) -> Outcome:
+def _refusal(status: int, body: bytes) -> Rejected | NotFound | NoAnswer:
     try:
         error = decode(_error, body, "error")
     except Malformed:

@@ -1,4 +1,4 @@
-"""Bybit spot (API v5): parse-back of requests, as `tallystick.venues.ParseBack` describes it."""
+"""Bybit spot (API v5): parse-back of requests, as `tallystick.venues.ParseBack` describes it; API keys of sub-accounts (`keys`)."""
 
 from tallystick.venues.bybit.request import RequestBuilder
 
