@@ -277,6 +277,13 @@ VIEWS: Final[dict[str, tuple[str, str]]] = {
             SELECT ts, txt(data, '$.note') AS note, uid(event_id) AS event_id, log_index, received, stream_seq, pos
             FROM log WHERE stream = 'SECURITY' AND type = 'control.incident/1' AND status = 'ok'))""",
     ),
+    "rotations": (
+        "the steps by which API keys at the venue were changed",
+        """SELECT ts, txt(data, '$.rotation') AS rotation, txt(data, '$.venue') AS venue, txt(data, '$.holder') AS holder,
+            txt(data, '$.step') AS step, txt(data, '$.old') AS old, nullif(txt(data, '$.new'), '') AS new,
+            txt(data, '$.text') AS text, uid(event_id) AS event_id, log_index, received, stream_seq, pos
+            FROM log WHERE stream = 'SECURITY' AND type = 'control.rotation/1' AND status = 'ok'""",
+    ),
     "corrections": (
         "what the operator set right of positions and orders",
         """SELECT ts, said ->> '$.strategy' AS strategy, said ->> '$.venue' AS venue, said ->> '$.symbol' AS symbol,

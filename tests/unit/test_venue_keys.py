@@ -175,9 +175,10 @@ def test_what_binance_is_asked_says_what_its_documentation_wants() -> None:
     gone = urllib.parse.urlsplit(admin.delete("abc").url)
     assert gone.path == "/sapi/v1/sub-account/subAccountApi"
     assert "subAccountApiKey=abc" in gone.query
-    answer = b'{"apiName":"ts-0123456789abcdef","apiKey":"vmPUZE6m","secretKey":"","type":"Ed25519"}'
-    assert admin.created(200, answer) == NewKey("vmPUZE6m", LABEL)
-    page = b'{"total":1,"list":[{"email":"sub@desk.example","apiName":"ts-0123456789abcdef","apikey":"vmPUZE6m"}]}'
+    answer = json.dumps({"apiName": LABEL, "apiKey": "vmPUZE6m", "secretKey": "", "type": "Ed25519"})
+    assert admin.created(200, answer.encode()) == NewKey("vmPUZE6m", LABEL)
+    row = {"email": "sub@desk.example", "apiName": LABEL, "apikey": "vmPUZE6m"}
+    page = json.dumps({"total": 1, "list": [row]}).encode()
     found = admin.listed(200, page)
     assert isinstance(found, Listed)
     assert [held.label for held in found.keys] == [LABEL]
