@@ -5,7 +5,7 @@
   the setting to change.  While it is, and before it was ever asked about, `require` raises: what trades, stops.
 - An operator's signed exception (`schemas.key_exceptions`), a file of `EXCEPTIONS`, passes over the defects that it names;
   each that does is stated on `control.config.<component>`.
-- Where the venue does not answer, what it said last holds for `HOLDS_NS`.
+- Where the venue does not answer, what it said last holds for `HOLDS_NS`, and no longer than the exceptions that it needs.
 
 The venue is believed about its own keys; the files are not trusted: without the operator's signature they are nothing.
 """
@@ -93,7 +93,7 @@ class KeyCheck:
         """Keep asking about the key in use, for ever."""
         while True:
             try:
-                await self.require_fit(key.api_key, key.signer())
+                holds = await self.require_fit(key.api_key, key.signer())
             except (Unasked, ConfigError) as exc:
                 # Also where the token does not answer: cancels go on, whatever becomes of the key.
                 self._why = f"{exc.code}: {exc.text}"
@@ -105,12 +105,15 @@ class KeyCheck:
                 self._tell(exc)
                 await asyncio.sleep(RETRY_S)
                 continue
-            self._holds, self._told = self._ctx.clock() + HOLDS_NS, ""
+            self._holds, self._told = holds, ""
             self._asked.set()
-            await asyncio.sleep(CHECK_NS / SECOND)
+            await asyncio.sleep(min(CHECK_NS, holds - self._ctx.clock()) / SECOND)
 
-    async def require_fit(self, api_key: str, signer: Signer) -> None:
-        """Ask about this key.  Raises `KeyUnfit`; `Unasked` without an answer; `Unverified` where the key is refused."""
+    async def require_fit(self, api_key: str, signer: Signer) -> int:
+        """Ask about this key; until when (Unix ns) the answer holds.
+
+        Raises `KeyUnfit`; `Unasked` without an answer; `Unverified` where the key is refused.
+        """
         request = await asyncio.to_thread(self._adapter.rights_request, self._host, api_key, signer, self._ctx.clock)
         try:
             status, body = await get(request.url, request.headers, self._tls, timeout_s=ANSWER_S, limit=MAX_ANSWER)
@@ -122,6 +125,7 @@ class KeyCheck:
         if isinstance(rights, NoAnswer | Rejected):
             raise Unasked(rights.code, rights.text)
         now = self._ctx.clock()
+        holds = now + HOLDS_NS
         try:
             require_fit(rights, self._role, now=now)
         except KeyUnfit as exc:
@@ -129,9 +133,12 @@ class KeyCheck:
             require_fit(rights, self._role, now=now, exceptions=found.values())
             names = {defect.name for defect in exc.defects}
             for digest, exception in found.items():
-                if names & set(exception.defects) and digest not in self._stated:
-                    self._stated.add(digest)
-                    self._state(digest, exception)
+                if names & set(exception.defects):
+                    holds = min(holds, exception.until)
+                    if digest not in self._stated:
+                        self._stated.add(digest)
+                        self._state(digest, exception)
+        return holds
 
     def _exceptions(self, now: int) -> Iterator[tuple[bytes, KeyException]]:
         """Those that hold for our key, by the SHA-256 of their notes."""

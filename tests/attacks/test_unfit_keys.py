@@ -204,6 +204,18 @@ async def test_an_operators_exception_lets_a_key_pass_for_its_time_and_stands_on
 
 
 @on_its_loop
+async def test_an_exception_that_ends_while_its_key_is_used_ends_the_orders(floor: Floor, good: Key) -> None:
+    floor.exchange.keys.put(msgspec.structs.replace(good, ips=()))
+    await restarted(floor)
+    lay(floor, exception(floor, until=time.time_ns() + 4 * 10**9))
+    await restarted(floor)
+    await accepted(floor)
+    custody: Any = floor.running[floor.people["custody"].boot]
+    await floor.until(lambda: not custody._check.live(time.time_ns()))
+    await refused(floor)
+
+
+@on_its_loop
 @pytest.mark.parametrize(
     ("changed", "signer"),
     [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest_asyncio
 from tallystick.cli import breaker, guided
 from tallystick.cli.operate import public_key
 from tallystick.cli.rotate import order, rotate
-from tallystick.cli.status import report
+from tallystick.cli.status import processes, report
 from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
 from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
@@ -281,10 +282,17 @@ async def test_the_keymaster_replaces_which_key_is_used_and_reads_no_secret_of_o
     passphrase = desk.keystore[passphrase_name("keymaster")]
     identity = Identity(deployment.name, deployment.issuing_ca, deployment.identity("keymaster"), passphrase)
 
-    def attack() -> None:
+    @contextlib.contextmanager
+    def entered() -> Iterator[VaultClient]:
         client = VaultClient(deployment.vault_address(), identity.client(deployment.vault_ca), "tallystick")
         try:
             Certificate("tallystick-keymaster")(client)
+            yield client
+        finally:
+            client.close()
+
+    def attack() -> None:
+        with entered() as client:
             assert set(client.read("keymaster")) == {"hsm.keymaster.pin", "venue.keymaster.api_key"}
             for component in ("custody", "portfolio"):
                 with pytest.raises(VaultRefused, match="VAULT_DENIED"):
@@ -295,8 +303,13 @@ async def test_the_keymaster_replaces_which_key_is_used_and_reads_no_secret_of_o
                 client.patch("keymaster", {"venue.keymaster.api_key": Secret("mine")})
             # What it may: and then custody asks the venue, and does not go over to it.
             client.patch("custody", {"venue.custody.api_key": Secret("mine")})
-        finally:
-            client.close()
+
+    def delete() -> None:
+        """RFC 7396: null takes a value away."""
+        kind, said = {"Content-Type": "application/merge-patch+json"}, {"data": {"hsm.custody.pin": None}}
+        with entered() as client:
+            request = client._hvac.adapter.request
+            client._call(lambda: request("patch", "/v1/tallystick/data/custody", headers=kind, json=said))
 
     await asyncio.to_thread(attack)
     after = await desk.secrets("custody")
@@ -305,6 +318,12 @@ async def test_the_keymaster_replaces_which_key_is_used_and_reads_no_secret_of_o
     await order(deployment, desk.keystore, "custody", "reread")
     await until(lambda: "key not changed" in deployment.log("custody").read_text(), "custody refuses")
     assert board.read(deployment, "custody")["key"] == told
+    # What is deleted there keeps it from nothing that it does.
+    pid = dict(processes(deployment))["custody"]
+    await asyncio.to_thread(delete)
+    await order(deployment, desk.keystore, "custody", "reread")
+    await until(lambda: "VAULT_SECRET_MISSING" in deployment.log("custody").read_text(), "custody says so")
+    assert dict(processes(deployment))["custody"] == pid
 
 
 def test_a_rotation_that_went_back_is_tried_again_within_the_hour() -> None:
