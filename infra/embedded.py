@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -117,12 +118,18 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def await_listening(process: subprocess.Popen[bytes], host: str, port: int, refused: Callable[[], ConfigError]) -> None:
-    """Wait until `process` takes connections.  Raises what `refused` makes where it ends instead, or takes none."""
+def await_tls(process: subprocess.Popen[bytes], host: str, port: int, refused: Callable[[], ConfigError]) -> None:
+    """Wait until `process` shakes hands.  Raises what `refused` makes where it ends instead, or does not in time.
+
+    That it takes connections is not enough: a server may listen before it has read its key.
+    """
+    # Whose certificate it is, is for its clients to look at: nothing is said here.
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            with socket.create_connection((host, port), timeout=1):
+            with socket.create_connection((host, port), timeout=1) as plain, tls.wrap_socket(plain):
                 return
         except OSError:
             if process.poll() is not None or time.monotonic() > deadline:

@@ -171,7 +171,7 @@ class EmbeddedVault:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it; it takes connections, sealed, a moment later: ask it (`listening`).
+        """Start it; it shakes hands, sealed, when this returns, and serves a moment later: ask it.
 
         It ends with the thread that calls this.  Raises `ConfigError` for a full disk or a taken port.
         """
@@ -216,7 +216,7 @@ class EmbeddedVault:
             self._log_start = os.fstat(log_fd).st_size
             arguments = [program, "server", f"-config=/proc/self/fd/{_CONFIG_FD}"]
             process = self._process = embedded.launch(arguments, fds, log_fd, VARIABLES)
-            embedded.await_listening(process, config.host, self.port, self._refused)
+            embedded.await_tls(process, config.host, self.port, self._refused)
         except BaseException:
             self._end(0.0)
             raise
