@@ -329,7 +329,7 @@ async def test_orders_go_over_the_websocket_api_signed_or_in_a_session(tls: Serv
         # A session is worth no more than its key.
         exchange.revoke("traderkey")
         await heard(ws, "eventStreamTerminated")
-        assert (await ask("order.cancel", symbol="XRPETH", origClientOrderId="w1", **now))["code"] == -1102
+        assert (await ask("order.cancel", symbol="XRPETH", origClientOrderId="w1", **now))["code"] == -2015
         assert [o.client_id for o in exchange.engine.open_orders("main")] == ["w1"]
     journal = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert [(e["request"], e["verdict"]) for e in journal] == [
