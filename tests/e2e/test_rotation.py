@@ -179,7 +179,7 @@ async def test_a_venue_that_gives_a_new_key_too_many_rights_keeps_us_at_the_old_
             )
         ),
         # The steps in which custody does something.
-        *(("custody", step) for step in ("started", "created", "switching", "dead")),
+        *(("custody", step) for step in ("started", "switching", "dead")),
     ],
 )  # fmt: skip
 async def test_a_rotation_goes_on_when_somebody_is_killed_at_any_step(desk: Desk, victim: str, at: str) -> None:
