@@ -161,7 +161,7 @@ class Door:
         def found() -> list[Notice]:
             return [n for n in self.notices[since:] if n.code == name]
 
-        await until(found, f"the notice {name}", 5)
+        await until(found, f"the notice {name}", 30)
         return found()[-1]
 
     def token(self, label: str) -> TokenProcess:
