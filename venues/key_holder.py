@@ -15,6 +15,7 @@ destroyed, have us sign for another account of the venue's, and read what the ac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import urllib.parse
 from collections.abc import Awaitable, Callable
@@ -29,7 +30,7 @@ from tallystick.runtime.keys import inventory
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.key_info import dated, public_pem
 from tallystick.runtime.keys.signers import HsmSigner
-from tallystick.schemas.errors import TallystickError
+from tallystick.schemas.errors import ConfigError, TallystickError
 from tallystick.schemas.rotation_orders import open_rotation_order
 from tallystick.schemas.security import KeyAnswered, KeyAsked, RotationOrdered
 from tallystick.schemas.subjects import subject
@@ -153,6 +154,10 @@ class KeyHolder:
         if key_id not in there:
             if len(there) >= MAX_KEYS:
                 raise Denied("KEY_ROOM", f"{len(there)} keys in token {self._token.label!r}: destroy what is not used")
+            if key_id != self._key_id:
+                # Half a key, as a crash leaves it, or another process at the token's files: none, and in the way of a whole one.
+                with contextlib.suppress(ConfigError):
+                    self._token.destroy(key_id.encode())
             self._token.generate_ed25519(key_id.encode(), dated(key_id, self._ctx.clock()))
         return public_pem(self._token.signer(key_id.encode()).public)
 

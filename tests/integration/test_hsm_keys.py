@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -20,10 +21,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pkcs11 import Attribute
 
 from tallystick.runtime.keys import hsm, inventory
-from tallystick.runtime.keys.key_info import born, dated, verify_attestation
+from tallystick.runtime.keys.key_info import born, dated, public_pem, verify_attestation
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.runtime.keys.signers import Digest, EcdsaSigner
 from tallystick.schemas.errors import ConfigError, Malformed, Unverified
+from tallystick.venues import key_holder
 from tests.support.world import NOW
 
 PIN = Secret("kinds-test-pin-29c1")
@@ -253,6 +255,18 @@ def test_a_key_that_came_in_half_is_taken_away_and_comes_in_whole_the_next_time(
     monkeypatch.undo()
     assert token.ask("looking", lambda: token.objects({Attribute.ID: key_id})) == []
     assert token.import_private(key_id, "whole", private) == "unwrapped"
+
+
+def test_half_a_key_that_a_crash_left_is_made_anew(token: hsm.Token, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_holder, "MAX_KEYS", 1_000)
+    name = "api-" + "0" * 16
+    holder: Any = object.__new__(key_holder.KeyHolder)
+    holder._token, holder._key_id, holder._ctx = token, "venue", SimpleNamespace(clock=lambda: NOW)
+    token.generate_ed25519(name.encode(), "half")
+    private = {Attribute.ID: name.encode(), Attribute.CLASS: pkcs11.ObjectClass.PRIVATE_KEY}
+    token.ask("breaking", lambda: [half.destroy() for half in token.objects(private)])
+    made = holder._born(name)
+    assert made == public_pem(token.signer(name.encode()).public) == holder._born(name)
 
 
 def test_a_secret_attests_with_a_mac_that_only_its_owner_can_check(token: hsm.Token) -> None:
