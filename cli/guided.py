@@ -1,4 +1,4 @@
-"""`tallystick rotate` where there is no keymaster: a person makes and deletes the keys on the venue's site, we prove the rest.
+"""`tallystick rotate` without a keymaster: a person makes and deletes the keys on the venue's site, we prove the rest.
 
 It is the same rotation (`keymaster.rotation`), with a person for the venue's API and the operator's own access for the
 token and the vault.  Where it is left off, it goes on when it is called again: each state is kept in a sealed file.
@@ -34,16 +34,14 @@ from tallystick.runtime.bus.post import get
 from tallystick.runtime.deployment import board, vault
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.keys import inventory
 from tallystick.runtime.keys.hsm import Token
-from tallystick.runtime.keys.key_info import dated, public_pem
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.sealed_file import SealedFile
 from tallystick.runtime.vault.client import VaultAway, VaultRefused
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, Malformed, Unreachable
 from tallystick.venues import NoAnswer, Rejected, guided
-from tallystick.venues.key_holder import name_of
+from tallystick.venues.key_holder import born, forget, name_of
 from tallystick.venues.keys import KeyRights, KeyUnfit, is_unknown, require_fit
 
 MAGIC: Final = b"tallystick by hand v1\n\n"
@@ -102,9 +100,7 @@ class Hand:
     async def born(self, key_id: str) -> str:
         """See `rotation.Custody`."""
         with self._token(writable=True) as token:
-            if not any(key.name == key_id for key in inventory.keys(token)):
-                token.generate_ed25519(key_id.encode(), dated(key_id, time.time_ns()))
-            return public_pem(token.signer(key_id.encode()).public)
+            return born(token, key_id, time.time_ns())
 
     async def switch(self, key: KeyRef) -> None:
         """See `rotation.Custody`; the component says on its board which key it uses."""
@@ -125,8 +121,7 @@ class Hand:
     async def forget(self, key_id: str) -> None:
         """See `rotation.Custody`."""
         with self._token(writable=True) as token:
-            if any(key.name == key_id for key in inventory.keys(token)):
-                token.destroy(key_id.encode())
+            forget(token, key_id)
 
     # -- the venue
 
@@ -196,9 +191,19 @@ async def rotate(
     file = SealedFile(path, MAGIC, deployment.name, f"{layout.OPERATOR}/{component}", secret, most=MAX_FILE)
     hand = Hand(deployment, keystore, component, ask, told)
 
+    waited = ""
+
     def keep(state: Rotation) -> None:
+        nonlocal waited
         file.write(encode(state))
         told(f"{component}: {state.step}{f' ({state.text})' if state.text else ''}")
+        waited = ""
+
+    def waits(why: str) -> None:
+        nonlocal waited
+        if why != waited:
+            waited = why
+            told(f"{component}: trying again: {why}")
 
     try:
         state = decode(file.read())
@@ -213,7 +218,7 @@ async def rotate(
     except (OSError, InvalidTag) as exc:
         raise ConfigError("ROTATION_STATE", f"{path} is damaged or another's: move it away") from exc
     while state.step not in ENDS:
-        state, wait = await advance(state, hand, hand, time.time_ns(), keep)
+        state, wait = await advance(state, hand, hand, time.time_ns(), keep, waits)
         await asyncio.sleep(wait / SECOND)
     path.unlink()
     return state.step == "forgotten"

@@ -1,7 +1,7 @@
 """`tallystick keys`: the keys in a deployment's PKCS#11 tokens.
 
-The functions open one token at a time, with its PIN from the keystore, or (custody, portfolio) from the vault, and print no secret: what is imported comes from a
-prompt or a descriptor.
+The functions open one token at a time, with its PIN from the keystore, or of components that borrow theirs from the vault,
+and print no secret: what is imported comes from a prompt or a descriptor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`tallystick rotate`, `tallystick key-exception`: have the keymaster change a component's API key at the venue now, and follow it to its end.
+"""`tallystick rotate`: have the keymaster change an API key at the venue now; `tallystick key-exception`.
 
 The order is a note that the operator's key signs; the breaker puts it on the record, and the keymaster checks it itself.
 How far it is stands on the keymaster's board; what counts is on the record (`control.rotation/1`).

@@ -10,7 +10,8 @@ One request a line, one answer a line, JSON::
     {"op":"rotate","note":"…"}
     {"op":"status"}
 
-Re-arming, arming, correcting, incidents and orders to rotate carry the operator's signature: whoever reaches the socket without it can only halt.
+Re-arming, arming, correcting, incidents and orders to rotate carry the operator's signature: whoever reaches the socket
+without it can only halt.
 """
 
 from __future__ import annotations

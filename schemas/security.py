@@ -153,7 +153,7 @@ class KeyRotation(Event, frozen=True, array_like=True, kw_only=True, tag="contro
     """A step of the rotation of `holder`'s API key at `venue`: `[…, rotation, venue, holder, step, old, new, public_key, text]`.
 
     `old` and `new` are the SHA-256 of the keys' ids (`new` is empty until the venue made one), `public_key` the new one's in
-    PEM, empty where the venue makes a secret; `step` is `rotation.Step`, `text` says why.
+    PEM, empty until it is born; `step` is `rotation.Step`, `text` says why.
     """
 
     rotation: str
@@ -174,8 +174,8 @@ class KeyRotation(Event, frozen=True, array_like=True, kw_only=True, tag="contro
 class KeyAsked(Event, frozen=True, array_like=True, kw_only=True, tag="control.key-asked/1"):
     """The keymaster asks `holder` for something about a key of its token: `[…, rotation, holder, op, key_id]`.
 
-    `op`: `current` (which key is in use), `born` (make it, or say its public key), `probe` (sign a question about its own rights with it), `switch` (read
-    from the vault which key to sign with), `forget` (destroy it).
+    `op`: `current` (which key is in use), `born` (make it, or say its public key), `probe` (sign a question about its own
+    rights with it), `switch` (read from the vault which key to sign with), `forget` (destroy it).
     """
 
     rotation: str

@@ -14,7 +14,8 @@ from __future__ import annotations
 import abc
 import datetime
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Never
 
 import msgspec
@@ -24,10 +25,10 @@ from tallystick.schemas.errors import Unverified
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
 from tallystick.venues import Denied, Login, SignedRequest
-from tallystick.venues.capture import Capture, Operation, Request
+from tallystick.venues.capture import Asked, Capture, Operation, Request, Signed, parse_form, parse_json, require_same
 from tallystick.venues.order import Words, plain
 from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import Scheme
+from tallystick.venues.signing.schemes import Kind, require_signable
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -75,9 +76,33 @@ def market(record: Instrument, **info: Any) -> dict[str, Any]:
     }
 
 
+class Headed:
+    """An operation whose signed text is `head`, and then the query or the body that says `call` (`capture.Operation`)."""
+
+    def __init__(self, call: Call, host: str, head: str) -> None:
+        self._call = call
+        self._head = head
+        self._url = f"https://{host}{call.path}"
+
+    def check(self, asked: Asked) -> None:
+        """See `capture.Operation`."""
+        text = asked.text()
+        require_same({"head": text[: len(self._head)]}, {"head": self._head})
+        parse = parse_json if self._call.method == "POST" else parse_form
+        require_same(parse(text[len(self._head) :]), self._call.fields)
+
+    def carried(self, signed: Signed, headers: dict[str, str], posted: dict[str, str]) -> Request:
+        """The request with what was signed after the head; a body comes with the headers `posted` besides."""
+        said = signed.text()[len(self._head) :]
+        if self._call.method == "POST":
+            return Request("POST", self._url, headers | posted, said)
+        return Request(self._call.method, f"{self._url}?{said}", headers)
+
+
 class Builder(abc.ABC):
     """Builds the signed requests of one account (`venues.Requests`); a venue adds what it calls things.
 
+    - `EXCHANGE`: ccxt's id; `KIND`: of its key; `OPTIONS`: ccxt's; `JWT`: whether it signs tokens.
     - `host`: of the operator's venue record; `records`: the operator's instruments there.
     - `login`: what stands in headers; `keys`: the account's key, in the token; `clock`: Unix nanoseconds.
 
@@ -86,8 +111,10 @@ class Builder(abc.ABC):
     """
 
     EXCHANGE: str
+    KIND: Kind
     WORDS: Words
     SYMBOL: re.Pattern[str]
+    OPTIONS: Mapping[str, Any] = MappingProxyType({})
     JWT = False
 
     def __init__(
@@ -97,9 +124,6 @@ class Builder(abc.ABC):
         login: Login,
         keys: SigningKeys,
         clock: Callable[[], int],
-        *,
-        scheme: Scheme,
-        options: dict[str, Any],
     ) -> None:
         for record in records:
             if not self.SYMBOL.fullmatch(record.venue_symbol):
@@ -109,8 +133,9 @@ class Builder(abc.ABC):
         config = {
             "apiKey": login.api_key,
             "password": login.passphrase,
-            "options": {"maxRetriesOnFailure": 0, **options},
+            "options": {"maxRetriesOnFailure": 0, **self.OPTIONS},
         }
+        scheme = require_signable(self.EXCHANGE, self.KIND)
         self._capture = Capture(self.EXCHANGE, scheme, keys, config, clock, jwt=self.JWT)
         exchange = self._capture.exchange
         exchange.urls["api"] = self.urls()

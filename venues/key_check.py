@@ -22,6 +22,7 @@ from typing import Final, Protocol
 from tallystick.runtime.bus.post import get
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext
+from tallystick.runtime.durable import read_regular
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError, LeaseOver, Malformed, Unreachable, Unverified
 from tallystick.schemas.key_exceptions import KeyException, open_key_exception
@@ -145,7 +146,7 @@ class KeyCheck:
         venue = self._ctx.deployment.config.venue.name
         for path in notes(self._ctx.deployment):
             try:
-                note = path.read_bytes()[:MAX_NOTE]
+                note = read_regular(path, MAX_NOTE)
                 exception = open_key_exception(note.decode("utf-8", "replace"), self._ctx.trust, now)
             except LeaseOver:
                 continue

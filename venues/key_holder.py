@@ -57,6 +57,30 @@ def name_of(api_key: str) -> str:
     return fingerprint(api_key).hex()[:16]
 
 
+def names(token: Token) -> set[str]:
+    """The keys in a token that can sign, by name."""
+    return {bytes.fromhex(key.key_id).decode("ascii", "replace") for key in inventory.keys(token)}
+
+
+def born(token: Token, key_id: str, now: int) -> str:
+    """Make the key pair `key_id` inside the token at `now` (Unix ns), or find it there; its public key in PEM.
+
+    Raises `ConfigError`.
+    """
+    if key_id not in names(token):
+        # Half a key, as a crash leaves it, or another process at the token's files: none, and in the way of a whole one.
+        with contextlib.suppress(ConfigError):
+            token.destroy(key_id.encode())
+        token.generate_ed25519(key_id.encode(), dated(key_id, now))
+    return public_pem(token.signer(key_id.encode()).public)
+
+
+def forget(token: Token, key_id: str) -> None:
+    """Destroy it, if it is there.  Raises `ConfigError`."""
+    if key_id in names(token):
+        token.destroy(key_id.encode())
+
+
 class KeyHolder:
     """See the module docstring.  `use(API key, signer)` has the component sign with that from then on.
 
@@ -146,20 +170,13 @@ class KeyHolder:
     def _said(self) -> str:
         return f"{self._key_id} {fingerprint(self._api_key).hex()}"
 
-    def _names(self) -> set[str]:
-        return {bytes.fromhex(key.key_id).decode("ascii", "replace") for key in inventory.keys(self._token)}
-
     def _born(self, key_id: str) -> str:
-        there = self._names()
-        if key_id not in there:
-            if len(there) >= MAX_KEYS:
-                raise Denied("KEY_ROOM", f"{len(there)} keys in token {self._token.label!r}: destroy what is not used")
-            if key_id != self._key_id:
-                # Half a key, as a crash leaves it, or another process at the token's files: none, and in the way of a whole one.
-                with contextlib.suppress(ConfigError):
-                    self._token.destroy(key_id.encode())
-            self._token.generate_ed25519(key_id.encode(), dated(key_id, self._ctx.clock()))
-        return public_pem(self._token.signer(key_id.encode()).public)
+        if key_id == self._key_id:
+            return public_pem(self.signer().public)
+        there = names(self._token)
+        if key_id not in there and len(there) >= MAX_KEYS:
+            raise Denied("KEY_ROOM", f"{len(there)} keys in token {self._token.label!r}: destroy what is not used")
+        return born(self._token, key_id, self._ctx.clock())
 
     def _probe(self, key_id: str) -> str:
         signer = self._token.signer(key_id.encode())
@@ -187,8 +204,7 @@ class KeyHolder:
         named, _ = await self._named()
         if key_id in {named, self._key_id}:
             raise Denied("KEY_IN_USE", f"{key_id} is the key that {self._ctx.component} signs with")
-        if key_id in await asyncio.to_thread(self._names):
-            await asyncio.to_thread(self._token.destroy, key_id.encode())
+        await asyncio.to_thread(forget, self._token, key_id)
         return ""
 
 

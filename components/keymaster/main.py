@@ -102,13 +102,18 @@ class Job:
         self._kept = self._keeper.read()
         self._ordered = False
         self._told = ""
+        # Why the next act is tried again and again; empty where it is not.
+        self._waits = ""
         self._hold = 0
         if not self._kept.due:
             self._keep(Kept(due=ctx.clock() + every_ns))
 
     def _keep(self, kept: Kept) -> None:
         self._keeper.write(kept)
-        self._kept = kept
+        self._kept, self._waits = kept, ""
+
+    def _wait(self, why: str) -> None:
+        self._waits = why
 
     def order(self) -> None:
         """An operator wants it changed now; where it is being changed already, that is it."""
@@ -128,7 +133,7 @@ class Job:
     def status(self) -> str:
         """For people: the rotation, its step, and why."""
         state = self._kept.rotation
-        return "" if state is None else f"{state.rotation} {state.step} {state.text}".strip()
+        return "" if state is None else f"{state.rotation} {state.step} {state.text or self._waits}".strip()
 
     async def step(self) -> int:
         """Do the next act; how many ns to wait before the next."""
@@ -137,7 +142,9 @@ class Job:
             return await self._begin()
         self.holder.rotation = state.rotation
         try:
-            state, wait = await rotation.advance(state, self.holder, self._venue, self._ctx.clock(), self._keep_state)
+            state, wait = await rotation.advance(
+                state, self.holder, self._venue, self._ctx.clock(), self._keep_state, self._wait
+            )
         except OSError as exc:
             # Nothing is done that is not kept: a full disk stops the rotation, and nothing else.
             self._tell("KEY_ROTATION", f"{self.name}: what is done next cannot be kept: {exc.strerror}")

@@ -44,8 +44,6 @@ from tallystick.venues.keys import (
 ANSWER_S: Final = 5.0
 # Far more than a sub-account can have.
 MAX_PAGES: Final = 20
-# Not about the key or the request: asked again later.
-_LATER: Final = frozenset(("-1003", "-1021", "HTTP_429", "HTTP_418"))
 
 Op = Literal["current", "born", "probe", "switch", "forget"]
 
@@ -55,7 +53,8 @@ T = TypeVar("T")
 
 def _plain(answer: T | Rejected | NoAnswer) -> T:
     """The answer itself.  Raises `Unclear` or `Refused`."""
-    if isinstance(answer, NoAnswer) or (isinstance(answer, Rejected) and answer.code in _LATER):
+    # A clock that differs is about neither the key nor the request.
+    if isinstance(answer, NoAnswer) or (isinstance(answer, Rejected) and answer.about == "clock"):
         raise Unclear(answer.code, answer.text)
     if isinstance(answer, Rejected):
         raise Refused(answer.code, answer.text)

@@ -186,10 +186,12 @@ def begin(rotation: str, venue: str, component: str, old: KeyRef, now: int) -> R
     )
 
 
-async def advance(state: Rotation, custody: Custody, venue: Venue, now: int, keep: Keep) -> tuple[Rotation, int]:
+async def advance(
+    state: Rotation, custody: Custody, venue: Venue, now: int, keep: Keep, waits: Callable[[str], None] = lambda _: None
+) -> tuple[Rotation, int]:
     """Do the next act; the state that is kept then, and how many ns to wait before the next.
 
-    `keep` makes a state durable before it returns.  What it raises, and whatever is neither `Unclear` nor `Refused`, goes
+    `keep` makes a state durable before it returns; `waits` is told why an act is to be tried again.  What `keep` raises, and whatever is neither `Unclear` nor `Refused`, goes
     through: nothing is lost, the kept state says how to go on.
     """
     machine = _Machine(state, custody, venue, now, keep)
@@ -200,7 +202,8 @@ async def advance(state: Rotation, custody: Custody, venue: Venue, now: int, kee
         return machine.state, 0
     try:
         wait = await machine.act()
-    except Unclear:
+    except Unclear as exc:
+        waits(f"{exc.code}: {exc.text}"[:MAX_TEXT])
         return machine.state, RETRY_NS
     except Refused as exc:
         machine.refused(exc)

@@ -2,8 +2,10 @@
 
 A component's process holds `<component>.pid` in its `Deployment.seat` as long as it lives (`infra/nats/lockfile.py`), the
 supervisor `DIR/run/supervisor.pid`; `<component>.ready` holds its process id once it is ready.  A component with a user of
-its own can put there what it likes: it is read as such (`read_regular`).  Where a process holds its file and nobody has the deployment up, it is an orphan: it was told
-to end when its supervisor was killed, and is waited for, and ended, before a second one touches the same files.
+its own can put there what it likes: it is read as such (`read_regular`).
+
+Where a process holds its file and nobody has the deployment up, it is an orphan: it was told to end when its supervisor was
+killed, and is waited for, and ended, before a second one touches the same files.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 - The token makes an RSA key pair that lives as long as the session and only unwraps.  Under its public key goes a random
   AES key (RSA-OAEP with SHA-1, which every token has; RFC 8017), under that the key itself (RFC 5649: AES key wrap with
   padding; private keys as PKCS#8, RFC 5208).  The token unwraps both.
-- Where a token says that it does not unwrap that kind of key (SoftHSM 2.6: Ed25519), it is created from its value instead, and `Imported`
-  says so: the value then passes through the module, which for a token across a network means its maker's connection.
+- Where a token says that it does not unwrap that kind of key (SoftHSM 2.6: Ed25519), it is created from its value instead,
+  and `Imported` says so: the value then passes through the module, which for a token across a network means its maker's connection.
   What fails otherwise fails: whoever disturbs a connection gets no value through it.
 - All of a key comes in, or nothing of it.
 - What comes in is sensitive, never extractable from then on, only signs, and cannot be modified.  It did exist outside:

@@ -261,8 +261,7 @@ class VaultClient:
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
             text = f"{self.address} does not answer: {type(exc).__name__}: {_said(exc)}"
             raise VaultAway("VAULT_UNREACHABLE", text) from exc
-        except Exception as exc:  # noqa: BLE001 - see below
-            # The library takes answers for what a vault says; another's, or a hostile one's, break it in ways of their own.
+        except Exception as exc:  # noqa: BLE001 - an answer that is no vault's breaks the library in ways of its own
             # What it holds stays out of the text: it may be a secret.
             raise VaultAway("VAULT_ANSWER", f"{self.address}: no answer of a vault: {type(exc).__name__}") from None
 

@@ -251,3 +251,14 @@ def test_a_state_that_is_not_one_is_refused() -> None:
     for bad in (b"", b"{}", good[:-1], good.replace(b'"started"', b'"finished"'), good.replace(b'"old"', b'"odd"')):
         with pytest.raises(Malformed, match="ROTATION_STATE"):
             decode(bad)
+
+
+def test_what_a_rotation_waits_for_is_said_and_is_nothing_of_its_state() -> None:
+    world = World()
+    state = go(world, start(world), "created")
+    said: list[str] = []
+    world.befall(["lost_before"])
+    after, _ = run(advance(state, world, world, world.now, world.keep, said.append))
+    assert (after, world.kept()) == (state, state)
+    assert len(said) == 1
+    assert said[0].partition(": ")[2]

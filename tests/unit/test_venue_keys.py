@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tallystick.schemas.errors import ConfigError, Malformed
-from tallystick.venues import Rejected, binance
+from tallystick.venues import NoAnswer, Rejected, binance
 from tallystick.venues.binance.answers import busy_until
 from tallystick.venues.binance.codes import CREDENTIAL_ERRORS
 from tallystick.venues.binance.keys import BinanceKeys
@@ -204,3 +204,9 @@ def test_what_bybit_is_asked_says_what_its_documentation_wants() -> None:
     refused = admin.done(200, b'{"retCode":10003,"retMsg":"API key is invalid.","result":{},"retExtInfo":{},"time":1}')
     assert isinstance(refused, Rejected)
     assert is_unknown("bybit", refused)
+
+
+@pytest.mark.parametrize("status", [429, 418])
+def test_a_venue_that_has_enough_of_questions_says_nothing_of_a_key(status: int) -> None:
+    said = b'{"code":-1003,"msg":"Too many requests."}'
+    assert binance.rights_answer(status, said) == NoAnswer("-1003", "Too many requests.")

@@ -151,7 +151,10 @@ def failure(status: int, body: bytes) -> Rejected | NoAnswer | None:
     if status == 200:
         return None
     outcome = _refusal(status, body)
-    return outcome if isinstance(outcome, Rejected | NoAnswer) else Rejected(str(NOT_FOUND), "unknown order")
+    if isinstance(outcome, NotFound):
+        return Rejected(str(NOT_FOUND), "unknown order")
+    # One request too many says nothing of what was asked.
+    return NoAnswer(outcome.code, outcome.text) if status in PAUSE_S else outcome
 
 
 def busy_until(status: int, headers: Mapping[str, str], body: bytes, now: int) -> int:

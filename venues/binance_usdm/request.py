@@ -16,19 +16,17 @@ alone, so a market order can be sent again until then.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Final
 
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
-from tallystick.venues import VALID_NS, Login, SignedRequest
+from tallystick.venues import VALID_NS, SignedRequest
 from tallystick.venues.binance.codes import ORDER_TYPES, RESPONSE_TYPE
 from tallystick.venues.binance.request import SignedForm
 from tallystick.venues.builder import Builder, Call, market
 from tallystick.venues.order import Words
-from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import require_signable
 
 RECV_WINDOW_MS: Final = VALID_NS // NS_PER_MS
 API: Final = "/fapi/v1"
@@ -38,20 +36,10 @@ class RequestBuilder(Builder):
     """See `builder.Builder`; the key is an Ed25519 key, born in the token."""
 
     EXCHANGE = "binanceusdm"
+    KIND = "ed25519"
     WORDS = Words(buy="BUY", sell="SELL", limit="LIMIT", market="MARKET")
     SYMBOL = re.compile(r"[^\W_a-z]{2,32}")
-
-    def __init__(
-        self,
-        host: str,
-        records: tuple[Instrument, ...],
-        login: Login,
-        keys: SigningKeys,
-        clock: Callable[[], int],
-    ) -> None:
-        options = {"recvWindow": RECV_WINDOW_MS, "warnOnFetchOpenOrdersWithoutSymbol": False}
-        scheme = require_signable(self.EXCHANGE, "ed25519")
-        super().__init__(host, records, login, keys, clock, scheme=scheme, options=options)
+    OPTIONS = MappingProxyType({"recvWindow": RECV_WINDOW_MS, "warnOnFetchOpenOrdersWithoutSymbol": False})
 
     def urls(self) -> dict[str, str]:
         """See `Builder`."""

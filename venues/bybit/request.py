@@ -20,17 +20,17 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
 from tallystick.venues import VALID_NS, Login, SignedRequest
-from tallystick.venues.builder import Builder, Call
-from tallystick.venues.capture import Asked, Request, Signed, parse_form, parse_json, require_same
+from tallystick.venues.builder import Builder, Call, Headed
+from tallystick.venues.capture import Request, Signed
 from tallystick.venues.order import Words
 from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import require_signable
 
 # "server_time - recv_window <= timestamp < server_time + 1000", in milliseconds.
 RECV_WINDOW_MS: Final = VALID_NS // NS_PER_MS
@@ -38,21 +38,12 @@ SPOT: Final = "spot"
 _BROKER: Final = "CCXT"
 
 
-class _Operation:
+class _Operation(Headed):
     def __init__(self, call: Call, host: str, api_key: str, now_ms: int, kind: str) -> None:
-        self._call = call
-        self._host = host
         self._now = str(now_ms)
         self._api_key = api_key
         self._kind = kind
-        self._head = f"{now_ms}{api_key}{RECV_WINDOW_MS}"
-
-    def check(self, asked: Asked) -> None:
-        """See `capture.Operation`."""
-        text = asked.text()
-        require_same({"head": text[: len(self._head)]}, {"head": self._head})
-        parse = parse_json if self._call.method == "POST" else parse_form
-        require_same(parse(text[len(self._head) :]), self._call.fields)
+        super().__init__(call, host, f"{now_ms}{api_key}{RECV_WINDOW_MS}")
 
     def request(self, signed: Signed) -> Request:
         """See `capture.Operation`."""
@@ -64,10 +55,7 @@ class _Operation:
             "X-BAPI-RECV-WINDOW": str(RECV_WINDOW_MS),
             "X-BAPI-SIGN": made.hex() if self._kind == "hmac" else base64.b64encode(made).decode("ascii"),
         }
-        url, said = f"https://{self._host}{self._call.path}", signed.text()[len(self._head) :]
-        if self._call.method == "POST":
-            return Request("POST", url, {**headers, "Referer": _BROKER}, said)
-        return Request("GET", f"{url}?{said}", headers)
+        return self.carried(signed, headers, {"Referer": _BROKER})
 
 
 class RequestBuilder(Builder):
@@ -76,6 +64,15 @@ class RequestBuilder(Builder):
     EXCHANGE = "bybit"
     WORDS = Words(buy="Buy", sell="Sell", limit="Limit", market="Market")
     SYMBOL = re.compile(r"[A-Z0-9]{2,32}")
+    OPTIONS = MappingProxyType(
+        {
+            "recvWindow": RECV_WINDOW_MS,
+            "brokerId": _BROKER,
+            # Known, so that ccxt does not ask: a classic account has another API.
+            "enableUnifiedMargin": False,
+            "enableUnifiedAccount": True,
+        }
+    )
 
     def __init__(
         self,
@@ -87,12 +84,8 @@ class RequestBuilder(Builder):
         *,
         kind: Literal["hmac", "rsa"] = "hmac",
     ) -> None:
-        self._kind = kind
-        # Known, so that ccxt does not ask: a classic account has another API.
-        unified = {"enableUnifiedMargin": False, "enableUnifiedAccount": True}
-        options = {"recvWindow": RECV_WINDOW_MS, "brokerId": _BROKER, **unified}
-        scheme = require_signable(self.EXCHANGE, kind)
-        super().__init__(host, records, login, keys, clock, scheme=scheme, options=options)
+        self.KIND = kind
+        super().__init__(host, records, login, keys, clock)
 
     def urls(self) -> dict[str, str]:
         """See `Builder`."""
@@ -117,7 +110,7 @@ class RequestBuilder(Builder):
 
     def operation(self, call: Call, now_ms: int) -> _Operation:
         """See `Builder`."""
-        return _Operation(call, self.host, self.login.api_key, now_ms, self._kind)
+        return _Operation(call, self.host, self.login.api_key, now_ms, self.KIND)
 
     def finish(self, request: Request, now_ms: int) -> Request:
         """See `Builder`: without the broker."""

@@ -20,18 +20,15 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
 from typing import Any, Final, Never
 from urllib.parse import urlencode
 
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
-from tallystick.venues import Denied, Login, SignedRequest
+from tallystick.venues import Denied, SignedRequest
 from tallystick.venues.builder import Builder, Call
 from tallystick.venues.capture import Asked, Request, Signed, parse_jwt, require_same
 from tallystick.venues.order import Words
-from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import require_signable
 
 # "JWTs expire after 2 minutes".
 TOKEN_S: Final = 120
@@ -80,20 +77,10 @@ class RequestBuilder(Builder):
     """See `builder.Builder`; the key is an ECDSA P-256 key, `login.api_key` its name (`organizations/…/apiKeys/…`)."""
 
     EXCHANGE = "coinbase"
+    KIND = "p256"
     WORDS = Words(buy="BUY", sell="SELL", limit="LIMIT", market="MARKET")
     SYMBOL = re.compile(r"[A-Z0-9]{1,16}-[A-Z0-9]{1,16}")
     JWT = True
-
-    def __init__(
-        self,
-        host: str,
-        records: tuple[Instrument, ...],
-        login: Login,
-        keys: SigningKeys,
-        clock: Callable[[], int],
-    ) -> None:
-        scheme = require_signable(self.EXCHANGE, "p256")
-        super().__init__(host, records, login, keys, clock, scheme=scheme, options={})
 
     def urls(self) -> dict[str, str]:
         """See `Builder`."""

@@ -21,17 +21,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
 from typing import Any, Final, Never
 
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
-from tallystick.venues import Denied, Login, SignedRequest
+from tallystick.venues import Denied, SignedRequest
 from tallystick.venues.builder import Builder, Call, iso
 from tallystick.venues.capture import Asked, Request, Signed, parse_form, require_same
 from tallystick.venues.order import Words
-from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import require_signable
 
 # "min now() + 2 seconds, max now() + 60 seconds", by Kraken's clock when the request is there.
 LEAST_DEADLINE_MS: Final = 2_000
@@ -78,6 +75,7 @@ class RequestBuilder(Builder):
     """See `builder.Builder`."""
 
     EXCHANGE = "kraken"
+    KIND = "hmac"
     WORDS = Words(
         buy="buy",
         sell="sell",
@@ -89,17 +87,6 @@ class RequestBuilder(Builder):
         rule="32 hex digits",
     )
     SYMBOL = re.compile(r"[A-Z0-9.]{2,32}")
-
-    def __init__(
-        self,
-        host: str,
-        records: tuple[Instrument, ...],
-        login: Login,
-        keys: SigningKeys,
-        clock: Callable[[], int],
-    ) -> None:
-        scheme = require_signable(self.EXCHANGE, "hmac")
-        super().__init__(host, records, login, keys, clock, scheme=scheme, options={})
 
     def urls(self) -> dict[str, str]:
         """See `Builder`."""

@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, Final, Never
 
 from tallystick.schemas.bounds import NS_PER_MS
 from tallystick.schemas.orders import VenueOrder
 from tallystick.schemas.trust import Instrument
 from tallystick.venues import VALID_NS, Login, SignedRequest
-from tallystick.venues.builder import Builder, Call, iso
-from tallystick.venues.capture import Asked, Request, Signed, parse_form, parse_json, require_same
+from tallystick.venues.builder import Builder, Call, Headed, iso
+from tallystick.venues.capture import Request, Signed
 from tallystick.venues.order import Words
-from tallystick.venues.signing.handle import SigningKeys
-from tallystick.venues.signing.schemes import require_signable
 
 # "The request is expired if the timestamp deviates by more than 30 seconds": OKX's error 50102.
 WINDOW_S: Final = 30
@@ -42,20 +40,11 @@ def client_order_id(intent_id: bytes) -> str:
     return f"ts{base64.b32hexencode(intent_id).decode('ascii').rstrip('=').lower()}"
 
 
-class _Operation:
+class _Operation(Headed):
     def __init__(self, call: Call, host: str, login: Login, now_ms: int) -> None:
-        self._call = call
-        self._host = host
         self._login = login
         self._time = iso(now_ms)
-        self._head = f"{self._time}{call.method}{call.path}{'?' if call.method == 'GET' else ''}"
-
-    def check(self, asked: Asked) -> None:
-        """See `capture.Operation`."""
-        text = asked.text()
-        require_same({"head": text[: len(self._head)]}, {"head": self._head})
-        parse = parse_json if self._call.method == "POST" else parse_form
-        require_same(parse(text[len(self._head) :]), self._call.fields)
+        super().__init__(call, host, f"{self._time}{call.method}{call.path}{'?' if call.method == 'GET' else ''}")
 
     def request(self, signed: Signed) -> Request:
         """See `capture.Operation`."""
@@ -65,16 +54,14 @@ class _Operation:
             "OK-ACCESS-TIMESTAMP": self._time,
             "OK-ACCESS-SIGN": base64.b64encode(signed.signature).decode("ascii"),
         }
-        url, said = f"https://{self._host}{self._call.path}", signed.text()[len(self._head) :]
-        if self._call.method == "POST":
-            return Request("POST", url, {**headers, "Content-Type": "application/json"}, said)
-        return Request("GET", f"{url}?{said}", headers)
+        return self.carried(signed, headers, {"Content-Type": "application/json"})
 
 
 class RequestBuilder(Builder):
     """See `builder.Builder`."""
 
     EXCHANGE = "okx"
+    KIND = "hmac"
     WORDS = Words(
         buy="buy",
         sell="sell",
@@ -86,18 +73,7 @@ class RequestBuilder(Builder):
         rule="`ts` and 26 letters of base32hex",
     )
     SYMBOL = re.compile(r"[A-Z0-9]{1,16}-[A-Z0-9]{1,16}")
-
-    def __init__(
-        self,
-        host: str,
-        records: tuple[Instrument, ...],
-        login: Login,
-        keys: SigningKeys,
-        clock: Callable[[], int],
-    ) -> None:
-        options = {"createOrder": "privatePostTradeOrder", "defaultMarginMode": "cash"}
-        scheme = require_signable(self.EXCHANGE, "hmac")
-        super().__init__(host, records, login, keys, clock, scheme=scheme, options=options)
+    OPTIONS = MappingProxyType({"createOrder": "privatePostTradeOrder", "defaultMarginMode": "cash"})
 
     def urls(self) -> dict[str, str]:
         """See `Builder`."""
