@@ -101,7 +101,8 @@ class KeyCheck:
                 await asyncio.sleep(AWAY_S)
                 continue
             except Unverified as exc:
-                self._holds, self._why = 0, f"{exc.code}: {exc.text}"
+                # Each defect is named in the text.
+                self._holds, self._why = 0, exc.text if isinstance(exc, KeyUnfit) else f"{exc.code}: {exc.text}"
                 self._asked.set()
                 self._tell(exc)
                 await asyncio.sleep(RETRY_S)
