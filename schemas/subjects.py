@@ -113,6 +113,7 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("control.breaker", ("scope",), SECURITY),
         Kind("control.arm", ("component",), SECURITY),
         Kind("control.config", ("component",), SECURITY),
+        Kind("control.key", ("component",), SECURITY),
         Kind("alert", ("detector", "severity"), SECURITY),
         Kind("audit.checkpoint", (), SECURITY),
         Kind("audit.cosignature", ("witness",), SECURITY),

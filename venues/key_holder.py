@@ -6,6 +6,7 @@
 - A key is made inside the token (`born`), as many as `MAX_KEYS`, and destroyed (`forget`) unless it is in use, by us or by
   what the vault says.
 - `probe` signs one question: what the key itself may do.  It names no account and no amount, and is valid for a second.
+  With the key's id it asks for balances as well: it is said where the keymaster and the record read it, and nobody else.
 - Requests are answered one by one and at a pace; what does not fit is not answered, and asked again.
 
 The keymaster is not trusted with the key: an attacker who controls it can at most have keys made and unused ones
@@ -113,7 +114,7 @@ class KeyHolder:
 
     def start(self) -> None:
         """Listen; called in the component's `start`."""
-        self._ctx.subscribe((f"control.config.{KEYMASTER}", "control.config.breaker"), self._on_control)
+        self._ctx.subscribe((f"control.key.{KEYMASTER}", "control.config.breaker"), self._on_control)
         self._ctx.spawn(self._serve())
 
     async def _on_control(self, received: Received) -> None:
@@ -135,7 +136,7 @@ class KeyHolder:
             self._asked.put_nowait(asked)
 
     async def _serve(self) -> None:
-        to = subject("control.config", component=self._ctx.component)
+        to = subject("control.key", component=self._ctx.component)
         while True:
             asked = await self._asked.get()
             code, text, result = "", "", ""

@@ -74,7 +74,8 @@ class Breaker(Service):
         if self._run is None:
             RootWatch(ctx).start()
         self.breakers = Breakers(ctx.new, lambda note: open_rearm(note, ctx.trust), scopes_of(ctx.trust))
-        ctx.subscribe(("alert.>", "control.>", "cred.>"), self._on_message, start=self._tail)
+        control = ("control.breaker.>", "control.arm.>", "control.config.>")
+        ctx.subscribe(("alert.>", *control, "cred.>"), self._on_message, start=self._tail)
         ctx.subscribe(f"fill.{UNKNOWN_STRATEGY}.*.*", self._on_message, start=FILLS_TAIL)
         path = (self._run or ctx.deployment.run) / SOCKET
         self._socket = ControlSocket(path, self._on_request, ctx.log, within=ctx.tasks)

@@ -12,7 +12,7 @@ from tallystick.runtime.deployment.service import Service, ServiceContext
 ORDERS_TAIL = 500
 READS = (
     "md.>", "ref.>", "signal.>", "order.>", "fill.>", "position.>", "balance.>",
-    "control.>", "cred.>", "alert.>", "audit.>", "guard.>", "dead.>",
+    "control.breaker.>", "control.arm.>", "control.config.>", "cred.>", "alert.>", "audit.>", "guard.>", "dead.>",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ class Console(Service):
         self.ctx: ServiceContext | None = None
 
     async def start(self, ctx: ServiceContext) -> None:
-        """Subscribe to everything."""
+        """Subscribe to everything but what keys sign about themselves."""
         self.ctx = ctx
         for pattern in READS:
             known = pattern in ("order.>", "position.>", "balance.>")

@@ -226,7 +226,7 @@ class Keymaster(Service):
             holder = Holder(ctx, name)
             at_venue = KeysAtVenue(client, adapter, record.host, admin, holder, role, config.addresses, ctx.clock)
             self._jobs[name] = Job(ctx, name, holder, at_venue, config.every_s * SECOND)
-        ctx.subscribe(tuple(f"control.config.{name}" for name in HOLDERS), self._on_answer)
+        ctx.subscribe(tuple(f"control.key.{name}" for name in HOLDERS), self._on_answer)
         ctx.subscribe("control.config.breaker", self._on_order)
 
     async def ready(self) -> None:

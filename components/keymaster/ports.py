@@ -89,7 +89,7 @@ class Holder:
         waiting: asyncio.Future[KeyAnswered] = asyncio.get_running_loop().create_future()
         self._waiting[asked.id] = waiting
         try:
-            self._ctx.publish(subject("control.config", component=self._ctx.component), asked)
+            self._ctx.publish(subject("control.key", component=self._ctx.component), asked)
             answer = await asyncio.wait_for(waiting, ANSWER_S)
         except TimeoutError:
             raise Unclear("KEY_UNANSWERED", f"{self._component} did not answer {op} in {ANSWER_S:.0f} s") from None

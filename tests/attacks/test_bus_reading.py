@@ -137,6 +137,32 @@ async def test_custody_gets_control_and_credentials_alone(fresh: TestBus) -> Non
         assert [m.subject for m in messages] == ["cred.gateway", "control.breaker.all"]
 
 
+@pytest.mark.parametrize(
+    ("component", "gets"),
+    [
+        ("execution", []),
+        ("gateway", []),
+        ("breaker", []),
+        ("authority", []),
+        ("console", []),
+        ("custody", ["keymaster"]),
+        ("portfolio", ["keymaster"]),
+        ("keymaster", ["custody", "portfolio"]),
+        ("audit", ["custody", "portfolio", "keymaster"]),
+    ],
+)
+async def test_what_a_key_signs_about_itself_is_told_to_the_keymaster_and_the_record_alone(
+    fresh: TestBus, component: str, gets: list[str]
+) -> None:
+    """It would be an answer to any question for a second, to execution, which knows the key's id."""
+    async with fresh.connected("root", component) as (root, reader):
+        for holder in ("custody", "portfolio", "keymaster"):
+            await root.request(f"control.key.{holder}", b"signed")
+        await root.request("cred.gateway", b"x")
+        messages, _ = await pull(reader, fresh.component(component).next_subject("SECURITY"))
+        assert [m.subject for m in messages] == [*(f"control.key.{name}" for name in gets), "cred.gateway"]
+
+
 # ---------------------------------------------------------------- the facts that infra/nats/README.md states
 
 

@@ -63,6 +63,8 @@ FOREIGN = [
     ("market-data", "alert.feed.high"),
     ("custody", "order.event.alpha.paper.XRP-ETH"),
     ("custody", "control.config.gateway"),
+    ("custody", "control.key.keymaster"),
+    ("execution", "control.key.custody"),
     ("streams", "control.breaker.all"),
     ("breaker", "alert.breaker.high"),
     ("audit", "audit.cosignature.witness"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -21,9 +22,11 @@ from tallystick.cli.status import processes, report
 from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
 from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
+from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.config import ROTATION_TEMPLATE
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, passphrase_name
+from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -32,9 +35,10 @@ from tallystick.runtime.vault.client import VaultClient, VaultRefused
 from tallystick.runtime.vault.logins import Certificate
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.control import RotateRequest
-from tallystick.schemas.errors import ConfigError, LeaseOver, Unverified
+from tallystick.schemas.errors import ConfigError, LeaseOver, Malformed, Unverified
+from tallystick.schemas.event import Event
 from tallystick.schemas.rotation_orders import ORDER_NS, RotationOrder, open_rotation_order
-from tallystick.schemas.security import KeyAsked
+from tallystick.schemas.security import KeyAnswered, KeyAsked, KeyRotation
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, sign_document
 from tallystick.venues import Rejected
 from tallystick.venues.keys import KeyRights, fingerprint
@@ -55,6 +59,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Deployment, Keystore
 async def desk(made: tuple[Deployment, Keystore]) -> AsyncIterator[Desk]:
     async with rotating_desk(*made) as up:
         yield up
+
+
+@contextlib.asynccontextmanager
+async def in_other_hands(desk: Desk, component: str) -> AsyncIterator[ServiceContext]:
+    """An attacker speaks for the component in its place; it is back afterwards."""
+    await desk.up.supervisor._stop(component)
+    attacker = await desk.up.context(component, boot=os.urandom(16))
+    yield attacker
+    desk.up.contexts.remove(attacker)
+    await attacker.close()
+    desk.up.supervisor._launch(component)
 
 
 async def require_one_key(desk: Desk, component: str) -> None:
@@ -199,20 +214,38 @@ async def test_a_rotation_goes_on_when_somebody_is_killed_at_any_step(desk: Desk
 
 @on_its_loop
 async def test_whoever_is_not_the_keymaster_has_no_key_made_changed_or_destroyed(desk: Desk) -> None:
-    """Execution, in other hands, speaks the keymaster's words where it may speak."""
-    before, keys = await desk.in_use("custody"), await desk.in_token("custody")
-    await desk.up.supervisor._stop("execution")
-    attacker = await desk.up.context("execution", boot=bytes(range(16)))
-    attacker.open()
-    asked = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="forget", key_id=before[0])
-    born = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="born", key_id="api-" + "0" * 16)
-    with pytest.raises(Unverified, match="SCOPE"):
-        attacker.publish("control.config.keymaster", asked)
-    await attacker.publish("control.config.execution", asked, born)
+    """Portfolio, in other hands, speaks the keymaster's words where it may speak."""
+    before = await desk.in_use("custody")
+    async with in_other_hands(desk, "portfolio") as attacker:
+        attacker.open()
+        asked = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="forget", key_id=before[0])
+        born = attacker.new(KeyAsked, rotation="0" * 16, holder="custody", op="born", key_id="api-" + "0" * 16)
+        with pytest.raises(Unverified, match="SCOPE"):
+            attacker.publish("control.key.keymaster", asked)
+        with pytest.raises(Malformed, match="EVENT_TYPE"):
+            attacker.publish("control.config.portfolio", asked)
+        await attacker.publish("control.key.portfolio", asked, born)
     # Custody has read it once it has answered what came later.
-    assert await rotate(desk.deployment, desk.keystore, "portfolio", lambda _: None)
-    assert await desk.in_use("custody") == before
-    assert await desk.in_token("custody") == keys
+    assert await rotate(desk.deployment, desk.keystore, "custody", lambda _: None)
+    assert await desk.in_token("custody") == {(await desk.in_use("custody"))[0]}
+
+
+@on_its_loop
+async def test_whoever_sends_with_a_key_never_sees_what_it_signed_about_itself(desk: Desk) -> None:
+    """For a second the venue would take it for any question, from whoever knows the key's id: execution does."""
+    heard: list[Event] = []
+
+    async def hear(received: Received) -> None:
+        heard.extend(received.events)
+
+    async with in_other_hands(desk, "execution") as attacker:
+        attacker.subscribe("control.>", hear)
+        attacker.open()
+        assert await rotate(desk.deployment, desk.keystore, "custody", lambda _: None)
+        await attacker.caught_up()
+    assert [event for event in heard if isinstance(event, KeyRotation) and event.holder == "custody"]
+    assert not [event for event in heard if isinstance(event, KeyAsked | KeyAnswered)]
+    await desk.trades()
 
 
 @on_its_loop

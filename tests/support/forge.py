@@ -238,7 +238,7 @@ def samples() -> list[tuple[str, str, Event]]:
         ),
         (
             "custody",
-            "control.config.custody",
+            "control.key.custody",
             security.KeyAsked(
                 **base("key asked"),
                 rotation="0123456789abcdef",
@@ -249,7 +249,7 @@ def samples() -> list[tuple[str, str, Event]]:
         ),
         (
             "custody",
-            "control.config.custody",
+            "control.key.custody",
             security.KeyAnswered(
                 **base("key answered"), asked=seed("asked")[:16], code="KEY_ROOM", text="4 keys", result=""
             ),

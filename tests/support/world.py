@@ -23,7 +23,7 @@ DEPLOYMENT = "test"
 
 PUBLISHES = {
     "authority": ("cred.>", "guard.authority", "dead.authority"),
-    "custody": ("guard.custody", "dead.custody", "control.config.custody"),
+    "custody": ("guard.custody", "dead.custody", "control.config.custody", "control.key.custody"),
     "market-data": ("md.>", "ref.>", "guard.market-data", "dead.market-data"),
     "strategy-alpha": ("signal.alpha.>", "order.intent.alpha.>", "guard.strategy-alpha", "dead.strategy-alpha"),
     "strategy-beta": ("signal.beta.>", "order.intent.beta.>", "guard.strategy-beta", "dead.strategy-beta"),

@@ -54,7 +54,8 @@ def test_a_strategy_reaches_nothing_of_another() -> None:
 
 
 def test_custody_hears_control_and_credentials_alone() -> None:
-    assert BUS.components["custody"].reads == {"SECURITY": ("control.>", "cred.>")}
+    control = ("control.breaker.>", "control.arm.>", "control.config.>", "control.key.keymaster")
+    assert BUS.components["custody"].reads == {"SECURITY": (*control, "cred.>")}
 
 
 def test_audit_hears_everything() -> None:
@@ -140,12 +141,12 @@ def _sub(old: str, new: str) -> Callable[[], str]:
             "gateway",
         ),
         (
-            _sub('kinds = ["control.config"]', 'kinds = ["control.config", "md.trade"]'),
+            _sub('kinds = ["cred", "control.breaker"]', 'kinds = ["cred", "control.breaker", "md.trade"]'),
             "TOPOLOGY_FEEDBACK",
             "does not exist",
         ),
         (
-            _sub('kinds = ["control.config"]', 'kinds = ["control.config", "control.config"]'),
+            _sub('kinds = ["cred", "control.breaker"]', 'kinds = ["cred", "control.breaker", "cred"]'),
             "TOPOLOGY_FEEDBACK",
             "twice",
         ),
