@@ -1,5 +1,7 @@
 """`tallystick compromise`: one answer to a component in other hands (R33): halt, cancel, revoke, rotate, prove, keep evidence.
 
+An API key in other hands is answered by `compromise_key`, in the same way.
+
 - Each step is done, then said: an operator-signed `Incident` that the breaker publishes.  What is done does not wait for what
   can be said: where the bus is gone the steps go on, and the evidence keeps their notes.
 - To halt and to cancel takes no key and no file; the operator's token, wherever it is, is waited for after that.
@@ -20,7 +22,7 @@ import contextlib
 import hashlib
 import os
 import secrets as entropy
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -108,7 +110,7 @@ class Answer:
         self._clock = clock
         self._told = told
         self._trust = deployment.load_trust()[-1]
-        _require_answerable(deployment, target)
+        self._require_answerable()
         now = datetime.fromtimestamp(clock() // SECOND, UTC)
         name = f"{now:%Y%m%dT%H%M%SZ}-{entropy.token_hex(4)}"
         self.path = deployment.directory / "incidents" / f"{name}.json"
@@ -128,9 +130,32 @@ class Answer:
         # Why the evidence could not be written last; empty where it is.
         self.unkept = ""
 
+    def _require_answerable(self) -> None:
+        """Raise `ConfigError` for a target that this command has no answer to."""
+        self._deployment.bus().component(self._target)
+        if self._target == "authority":
+            raise ConfigError(
+                "COMPROMISE_AUTHORITY",
+                "nobody would hear that the authority is revoked: `tallystick kill`, stop `tallystick up`, then "
+                "`tallystick admit --new-ca`, which replaces its issuing CA",
+            )
+
+    def _scope(self) -> str:
+        """What is halted; "" for who cannot trade."""
+        if self._target.startswith("strategy-"):
+            return self._target
+        return "" if self._target.startswith(_WATCHERS) else "all"
+
+    def _signed_steps(self, scope: str) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
+        """What takes the operator's key."""
+        del scope
+        yield "revoked", self._revoke
+        yield "rotated", self._rotate
+        yield "proven", self._prove
+
     async def run(self) -> bool:
         """Every step; whether all of them succeeded and the evidence is written."""
-        scope = _scope(self._target)
+        scope = self._scope()
         await self._do("halted", lambda: self._halt(scope))
         opening = asyncio.create_task(asyncio.to_thread(self._open), name="operator")
         publishing = asyncio.create_task(self._publish(), name="publishing")
@@ -139,9 +164,8 @@ class Answer:
             self._operator = await opening
             for number in range(1, len(self._evidence.steps) + 1):
                 await self._say(number)
-            await self._do("revoked", self._revoke)
-            await self._do("rotated", self._rotate)
-            await self._do("proven", self._prove)
+            for step, work in self._signed_steps(scope):
+                await self._do(step, work)
             await self._do("closed", self._close)
             # Where the bus is gone, nobody waits for it.
             with contextlib.suppress(TimeoutError):
@@ -156,6 +180,14 @@ class Answer:
 
     def _open(self) -> Operator | None:
         """What the later steps need: what a thief may have copied, and the operator's token."""
+        self._open_old()
+        try:
+            return Operator(self._deployment, self._keystore)
+        except TallystickError as exc:
+            self._no_operator = exc
+            return None
+
+    def _open_old(self) -> None:
         try:
             passphrase = self._keystore[layout.passphrase_name(self._target)]
             path = self._deployment.identity(self._target)
@@ -163,11 +195,6 @@ class Answer:
             self._evidence.certificate = self._old.fingerprint.hex()
         except TallystickError as exc:
             self._no_old = exc.text
-        try:
-            return Operator(self._deployment, self._keystore)
-        except TallystickError as exc:
-            self._no_operator = exc
-            return None
 
     @property
     def unsaid(self) -> tuple[StepName, ...]:
@@ -337,24 +364,6 @@ class Answer:
     async def _close(self) -> str:
         failed = [step.step for step in self._evidence.steps if not step.done]
         return f"failed: {', '.join(failed)}" if failed else "every step succeeded"
-
-
-def _scope(target: str) -> str:
-    """What is halted when `target` is in other hands; "" for who cannot trade."""
-    if target.startswith("strategy-"):
-        return target
-    return "" if target.startswith(_WATCHERS) else "all"
-
-
-def _require_answerable(deployment: Deployment, target: str) -> None:
-    """Raise `ConfigError` for a target that this command has no answer to."""
-    deployment.bus().component(target)
-    if target == "authority":
-        raise ConfigError(
-            "COMPROMISE_AUTHORITY",
-            "nobody would hear that the authority is revoked: `tallystick kill`, stop `tallystick up`, then "
-            "`tallystick admit --new-ca`, which replaces its issuing CA",
-        )
 
 
 def read_evidence(path: Path) -> Evidence:

@@ -29,6 +29,7 @@ from tallystick.components.keymaster.rotation import (
     decode,
     encode,
 )
+from tallystick.components.keymaster.rotation import stolen as revoke_first
 from tallystick.infra.vault import access
 from tallystick.runtime.bus.post import get
 from tallystick.runtime.deployment import board, vault
@@ -181,9 +182,18 @@ class Hand:
 
 
 async def rotate(
-    deployment: Deployment, keystore: Keystore, component: str, ask: Ask, told: Callable[[str], None]
+    deployment: Deployment,
+    keystore: Keystore,
+    component: str,
+    ask: Ask,
+    told: Callable[[str], None],
+    *,
+    stolen: bool = False,
 ) -> bool:
-    """Change the key of `component` with a person's help; whether it was changed.  Raises `ConfigError`."""
+    """Change the key of `component` with a person's help; whether it was changed.  Raises `ConfigError`.
+
+    `stolen`: the old key is deleted first, where it is not known to be deleted soon.
+    """
     folder = deployment.state("by-hand")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / f"{component}.rotation"
@@ -217,6 +227,9 @@ async def rotate(
         keep(state)
     except (OSError, InvalidTag) as exc:
         raise ConfigError("ROTATION_STATE", f"{path} is damaged or another's: move it away") from exc
+    if stolen and (sooner := revoke_first(state, time.time_ns())):
+        state = sooner
+        keep(state)
     while state.step not in ENDS:
         state, wait = await advance(state, hand, hand, time.time_ns(), keep, waits)
         await asyncio.sleep(wait / SECOND)

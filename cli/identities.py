@@ -56,16 +56,25 @@ def revoke(
 
 def compromise(
     directory: Dir,
-    target: Annotated[str, typer.Argument(metavar="COMPONENT", help="Its identity name, such as execution.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMPONENT|KEY",
+            help="Its identity name, such as execution; or an API key of the venue's, TOKEN/ID as `keys list` shows them.",
+        ),
+    ],
     reason: Annotated[str, typer.Option(help="What the record will say.")] = "no reason given",
     pin_fd: PinFd = None,
 ) -> None:
     """Answer a compromise at once: halt, cancel, revoke, rotate, prove that the old is dead, keep the evidence.
 
+    Of a component, whose process or host somebody else may have, or of an API key that somebody else may use.
+
     Each step is signed by the operator's key and published.  A step that fails keeps nobody from the next one; exit code 1
     then.  What is tripped stays so until `tallystick rearm`.
     """
     from tallystick.cli.compromise import Answer, Step
+    from tallystick.cli.compromise_key import KeyAnswer, is_key
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
@@ -78,7 +87,8 @@ def compromise(
 
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     begun = time.monotonic()
-    answer = Answer(deployment, keystore, target, reason, time.time_ns, told)
+    kind = KeyAnswer if is_key(target) else Answer
+    answer = kind(deployment, keystore, target, reason, time.time_ns, told)
     done = asyncio.run(answer.run())
     if answer.unkept:
         typer.echo(f"the evidence could not be written; keep what stands above: {answer.unkept}")
@@ -138,6 +148,9 @@ def certify(
 def rotate(
     directory: Dir,
     component: Annotated[str, typer.Argument(help="custody or portfolio; without: both, one after the other.")] = "",
+    stolen: Annotated[
+        bool, typer.Option("--stolen", help="By hand: delete the old key before there is another one.")
+    ] = False,
     pin_fd: PinFd = None,
 ) -> None:
     """Change the API key at the venue now: make a new one, switch, delete the old one and prove it dead.
@@ -156,10 +169,16 @@ def rotate(
     deployment = Deployment.load(directory)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     wanted = (component,) if component else tuple(HOLDERS)
+    if stolen and deployment.config.rotation is not None:
+        raise ConfigError(
+            "ROTATION_STOLEN", f"the keymaster does that: tallystick compromise {directory} {component or 'custody'}/ID"
+        )
     if deployment.config.rotation is None:
         typer.echo("there is no [rotation] in deployment.toml: you make and delete the keys, I prove them")
         ask = functools.partial(typer.prompt, default="", show_default=False, prompt_suffix="\n> ")
-        changed = [asyncio.run(guided.rotate(deployment, keystore, name, ask, typer.echo)) for name in wanted]
+        changed = [
+            asyncio.run(guided.rotate(deployment, keystore, name, ask, typer.echo, stolen=stolen)) for name in wanted
+        ]
     else:
         changed = [asyncio.run(change(deployment, keystore, name, typer.echo)) for name in wanted]
     if not all(changed):

@@ -87,7 +87,7 @@ def report(deployment: Deployment, now: int) -> Iterator[str]:
     if user := said.get("custody", {}).get("user"):
         yield f"custody  {user}"
     for holder, text in said.get(KEYMASTER, {}).items():
-        if holder != "error":
+        if holder != "error" and not holder.endswith(".revoked"):
             yield f"rotation {holder}: {text.partition(' ')[2]}"
     yield f"vault    {_vault(deployment)}"
     yield f"certs    {_certificates(deployment, [name for name, _ in running], now)}"

@@ -1,4 +1,4 @@
-"""The custody process: reads `control.>` and `cred.>`, opens its token, answers execution on its socket.
+"""The custody process: reads what control says and `cred.>`, opens its token, answers execution on its socket.
 
 The socket is open before the bus has told anything: cancels are signed from the first moment, orders once
 breaker, sessions and a lease are known.  What was signed is summed up on `guard.custody` each second, with

@@ -5,6 +5,8 @@
   signature it checks itself.
 - Each state of a rotation is kept in a sealed file before its act (`rotation`), and told on `control.config.keymaster`.
 - What it does not know of the component's key, the component says: by the hash of its id it is found in the venue's list.
+- A key that an operator has revoked is deleted before there is another one, also where its component does not answer and
+  we made the key.  Of its name in the token: so an order that comes twice, or late, meets no key that came after it.
 - One that went back is tried again after `AGAIN_NS`, and people hear of it.
 
 An attacker who controls it can at most stop trading at that venue, or trade there by a key of his own, which stands in the
@@ -14,6 +16,7 @@ venue's list; he withdraws nothing, since no key that it makes may, and it has n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets as entropy
 from pathlib import Path
 from typing import Final
@@ -61,6 +64,11 @@ def next_due(state: Rotation, now: int, every_ns: int) -> int:
     return now + (every_ns if state.step == "forgotten" else min(AGAIN_NS, every_ns))
 
 
+def revoked(holder: str) -> str:
+    """Under what name the board holds the key that was revoked last."""
+    return f"{holder}.revoked"
+
+
 class Keeper:
     """One component's file."""
 
@@ -101,6 +109,8 @@ class Job:
         self._keeper = Keeper(ctx, name)
         self._kept = self._keeper.read()
         self._ordered = False
+        # The key that an operator has revoked: its id in the token.
+        self._stolen = ""
         self._told = ""
         # Why the next act is tried again and again; empty where it is not.
         self._waits = ""
@@ -119,6 +129,10 @@ class Job:
         """An operator wants it changed now; where it is being changed already, that is it."""
         self._ordered = True
 
+    def revoke(self, key_id: str) -> None:
+        """An operator says that somebody else may use the key `key_id`; what is under way looks before its next act."""
+        self._stolen, self._hold = key_id, 0
+
     @property
     def busy(self) -> bool:
         """Whether a rotation is under way."""
@@ -128,12 +142,23 @@ class Job:
     def wanted(self) -> bool:
         """Whether there is something to do now."""
         now = self._ctx.clock()
-        return self.busy or (now >= self._hold and (self._ordered or now >= self._kept.due))
+        return self.busy or (now >= self._hold and (bool(self._stolen) or self._ordered or now >= self._kept.due))
 
-    def status(self) -> str:
-        """For people: the rotation, its step, and why."""
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody else may use the key, and it is not deleted yet."""
         state = self._kept.rotation
-        return "" if state is None else f"{state.rotation} {state.step} {state.text or self._waits}".strip()
+        if self.busy and state is not None and state.stolen and state.step == "revoking":
+            return True
+        return bool(self._stolen) and self.wanted
+
+    def status(self) -> dict[str, str]:
+        """For people: the rotation, its step, and why; and which key it revoked first."""
+        state = self._kept.rotation
+        if state is None:
+            return {}
+        stolen = {revoked(self.name): state.old.key_id} if state.stolen else {}
+        return {self.name: f"{state.rotation} {state.step} {state.text or self._waits}".strip(), **stolen}
 
     async def step(self) -> int:
         """Do the next act; how many ns to wait before the next."""
@@ -142,6 +167,9 @@ class Job:
             return await self._begin()
         self.holder.rotation = state.rotation
         try:
+            if self._stolen == state.old.key_id and (sooner := rotation.stolen(state, self._ctx.clock())):
+                self._keep_state(sooner)
+                self._stolen, state = "", sooner
             state, wait = await rotation.advance(
                 state, self.holder, self._venue, self._ctx.clock(), self._keep_state, self._wait
             )
@@ -177,21 +205,31 @@ class Job:
         """Find the key in use; nothing is kept, and nothing done, before it is known."""
         self._hold = self._ctx.clock() + HOLD_NS
         try:
-            key_id, digest = await self.holder.current()
-            held = [key for key, _ in await self._venue.listed() if fingerprint(key).hex() == digest]
+            old = await self._in_use()
         except (Unclear, Refused) as exc:
             self._tell("KEY_ROTATION", f"the key of {self.name} cannot be changed now: {exc.code}: {exc.text}")
             return 0
-        if len(held) != 1:
-            self._tell(
-                "KEY_ROTATION", f"the venue's list for the sub-account has {len(held)} keys that are {self.name}'s"
-            )
+        wanted, self._stolen = self._stolen, ""
+        if wanted not in {"", old.key_id}:
+            self._tell("KEY_ROTATION", f"{self.name} signs with {old.key_id}, and not with {wanted[:64]}: not revoked")
             return 0
         self._told = ""
-        old = KeyRef(key_id=key_id, api_key=held[0])
         name = self._ctx.deployment.config.venue.name
-        self._keep_state(rotation.begin(entropy.token_hex(8), name, self.name, old, self._ctx.clock()))
+        begun = rotation.begin(entropy.token_hex(8), name, self.name, old, self._ctx.clock())
+        self._keep_state((rotation.stolen(begun, begun.begun) if wanted else None) or begun)
         return 0
+
+    async def _in_use(self) -> KeyRef:
+        """The component's key.  Raises `Unclear` or `Refused`."""
+        last = self._kept.rotation
+        if last is not None and last.step == "forgotten" and last.new.key_id == self._stolen:
+            # We made it: whoever may hold the component now is not asked.
+            return last.new
+        key_id, digest = await self.holder.current()
+        held = [key for key, _ in await self._venue.listed() if fingerprint(key).hex() == digest]
+        if len(held) != 1:
+            raise Refused("KEY_LIST", f"the venue's list for the sub-account has {len(held)} keys that are its")
+        return KeyRef(key_id=key_id, api_key=held[0])
 
     def _tell(self, code: str, text: str) -> None:
         if text != self._told:
@@ -204,10 +242,11 @@ class Keymaster(Service):
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._ordered = asyncio.Event()
 
     def status(self) -> dict[str, str]:
         """How far each rotation is."""
-        return {name: job.status() for name, job in self._jobs.items() if job.status()}
+        return {key: said for job in self._jobs.values() for key, said in job.status().items()}
 
     async def start(self, ctx: ServiceContext) -> None:
         """Open the token, take up what was kept, listen."""
@@ -246,16 +285,29 @@ class Keymaster(Service):
         for event in received.events:
             if isinstance(event, RotationOrdered):
                 order = open_rotation_order(event.note, self._ctx.trust, self._ctx.clock())
-                if order.act == "rotate" and order.component in self._jobs:
-                    self._jobs[order.component].order()
+                job = self._jobs.get(order.component)
+                if job is None or order.act == "reread":
+                    continue
+                if order.act == "revoke":
+                    job.revoke(order.key)
+                else:
+                    job.order()
+                self._ordered.set()
 
     async def _run(self) -> None:
-        """One at a time: never are both keys in doubt."""
+        """One at a time: never are both keys in doubt, but where both are revoked.  Then who waits keeps nobody up."""
+        jobs = list(self._jobs.values())
         while True:
-            busy = next((job for job in self._jobs.values() if job.busy), None)
-            job = busy or next((job for job in self._jobs.values() if job.wanted), None)
-            wait = LOOK_S if job is None else await job.step() / SECOND
-            await asyncio.sleep(wait)
+            self._ordered.clear()
+            urgent, busy = [job for job in jobs if job.urgent], [job for job in jobs if job.busy]
+            job = next(iter(urgent or busy or [job for job in jobs if job.wanted]), None)
+            wait = LOOK_S
+            if job is not None:
+                jobs.remove(job)
+                jobs.append(job)
+                wait = await job.step() / SECOND
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ordered.wait(), wait)
 
 
 SERVICE = Keymaster

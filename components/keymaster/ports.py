@@ -98,7 +98,7 @@ class Holder:
         if not answer.code:
             return answer.result
         # What is away comes back; everything else is its last word.
-        later = answer.code.startswith("VAULT_") or answer.code in {UNASKED, "HSM_HANGS"}
+        later = answer.code.startswith("VAULT_") or answer.code in {UNASKED, "HSM_HANGS", "HSM_TURN"}
         kind = Unclear if later else Refused
         raise kind(answer.code, f"{self._component}: {answer.text}")
 

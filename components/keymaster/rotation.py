@@ -2,6 +2,7 @@
 
     started → new_key → creating → created → bound → verified → switching → switched → revoking → revoked → dead → forgotten
     and from any of them before `revoking`:  back → withdrawn → deleted → gone → rolled_back
+    of a stolen key:  revoking → revoked → dead → started → new_key → … → switched → dead → forgotten
 
 - A state is kept, durably, before its act; every act can be done again.  So a crash loses nothing: who comes next reads
   the last state and goes on.  What was asked and not answered is asked about, never assumed.
@@ -15,6 +16,8 @@
   Only then is its half in the token destroyed: without it nobody could prove anything.
 - A definite refusal is tried `MAX_TRIES` times, since a new key is not known everywhere at once; then the rotation goes
   back.  So it does when it has not reached the switch `PATIENCE_NS` after it began.
+- A key that somebody else may use (`stolen`) is deleted first and proven dead; then the next one is made.  There is no way
+  back, nothing that the old one signed is waited for, and what fails is tried until it is done.
 - Going back after a switch, custody returns to the old key only where the venue accepts it.  Where it takes the new one
   alone, the rotation goes on; where it takes neither, it waits and says so.
 
@@ -97,6 +100,7 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     - `settles`: until when a creation that was asked for may still happen.
     - `strays`: keys of the label that are deleted on the way back, to be proven dead.
     - `text`: why it is where it is, for people.
+    - `stolen`: the old key is revoked before there is another one.
     """
 
     rotation: str
@@ -113,6 +117,7 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     settles: int = 0
     strays: tuple[str, ...] = ()
     text: str = ""
+    stolen: bool = False
 
 
 def encode(state: Rotation) -> bytes:
@@ -186,6 +191,13 @@ def begin(rotation: str, venue: str, component: str, old: KeyRef, now: int) -> R
     )
 
 
+def stolen(state: Rotation, now: int) -> Rotation | None:
+    """The same rotation, its old key revoked first, where it has not come to the switch yet; None where it has."""
+    if state.step not in _BEFORE_SWITCH:
+        return None
+    return msgspec.structs.replace(state, step="revoking", since=now, tries=0, text="stolen", stolen=True)
+
+
 async def advance(
     state: Rotation, custody: Custody, venue: Venue, now: int, keep: Keep, waits: Callable[[str], None] = lambda _: None
 ) -> tuple[Rotation, int]:
@@ -197,7 +209,7 @@ async def advance(
     machine = _Machine(state, custody, venue, now, keep)
     if state.step in ENDS:
         return state, 0
-    if state.step in _BEFORE_SWITCH and now - state.begun > PATIENCE_NS:
+    if state.step in _BEFORE_SWITCH and not state.stolen and now - state.begun > PATIENCE_NS:
         machine.to("back", text=f"not switched after {PATIENCE_NS // SECOND} s")
         return machine.state, 0
     try:
@@ -232,7 +244,7 @@ class _Machine:
     def refused(self, exc: Refused) -> None:
         """Count a refusal; after too many of them go back, where there is a way back."""
         text, tries = f"{exc.code}: {exc.text}"[:MAX_TEXT], self.state.tries + 1
-        if tries >= MAX_TRIES and self.state.step in _MAY_GO_BACK:
+        if tries >= MAX_TRIES and self.state.step in _MAY_GO_BACK and not self.state.stolen:
             self.to("back", text=text)
         else:
             self.to(self.state.step, since=self.state.since, tries=tries, text=text)
@@ -264,6 +276,8 @@ class _Machine:
                 self.to("revoked")
             case "revoked":
                 return await self._prove_old_dead()
+            case "dead" if self.state.stolen and not self.state.switched:
+                self.to("started")
             case "dead":
                 await self._custody.forget(self.state.old.key_id)
                 self.to("forgotten")
@@ -297,11 +311,11 @@ class _Machine:
 
     async def _overlap(self) -> int:
         left = self.state.since + OVERLAP_NS - self._now
-        if left > 0:
+        if left > 0 and not self.state.stolen:
             return left
         if not await self._venue.accepts(self.state.new):
             raise Refused("KEY_REFUSED", "the venue refuses the new key, which it had accepted")
-        self.to("revoking")
+        self.to("dead" if self.state.stolen else "revoking")
         return 0
 
     async def _prove_old_dead(self) -> int:

@@ -1,7 +1,7 @@
 """What the vault lets whom do: rendered here for the embedded one, and for yours (`infra/vault/policies/*.hcl`).
 
 - A component reads its own secret, and nothing else; it writes nothing.  The keymaster, where there is one, may replace
-  values in the secrets of the others, and read none of them.
+  values in the secrets of the others, and read none of them.  The embedded vault has its place from the first day.
 - `supervisor` asks for secret ids of components, wrapped and short-lived, and destroys them.  It reads no secret, and
   cannot ask for one that is not wrapped.
 - `operator` writes secrets and reads them back, shortens or lengthens leases, and deals with unseal keys.

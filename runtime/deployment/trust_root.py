@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys
-from tallystick.runtime.deployment import certificates
+from tallystick.runtime.deployment import certificates, vault
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
@@ -34,6 +34,7 @@ from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.identity import load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
+from tallystick.runtime.vault.client import VaultRefused
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.methods import ApiKey
 from tallystick.schemas.trust import TrustRoot
@@ -65,13 +66,8 @@ def admit(
     added = tuple(name for name in bus.components if name not in root.components)
     removed = tuple(name for name in root.components if name not in bus.components)
     made = dict(keys.components)
-    if topology.KEYMASTER in added and not deployment.config.vault.address and deployment.vault.exists():
-        # Its root token is dead: nobody gives it another role.
-        raise ConfigError(
-            "ROTATION_VAULT",
-            f"{deployment.vault} was set up without a keymaster, and takes none later: leave [rotation] out and change keys "
-            "by hand (`tallystick rotate`), or use a vault by address",
-        )
+    if topology.KEYMASTER in added:
+        _require_place(deployment, keystore, topology.KEYMASTER, progress)
     if added:
         progress(f"keys of {', '.join(added)}")
         accounts = _keys(deployment, keystore, _SIGNING, {n: layout.account_key_id(n) for n in added if n not in made})
@@ -104,6 +100,23 @@ def admit(
         )
     _check(deployment, root)
     return Admitted(number=root.number + 1, added=added, removed=removed)
+
+
+def _require_place(deployment: Deployment, keystore: Keystore, component: str, report: Callable[[str], None]) -> None:
+    """Raise `ConfigError` where the embedded vault was set up when it gave `component` no place."""
+    if deployment.config.vault.address or not deployment.vault.exists():
+        return
+    try:
+        with vault.opened(deployment, keystore, report) as its:
+            its.secrets(component)
+    except VaultRefused as exc:
+        if exc.code != "VAULT_DENIED":
+            raise
+        raise ConfigError(
+            "ROTATION_VAULT",
+            f"{deployment.vault} was set up without a place for {component}, and its root token is dead: leave "
+            "[rotation] out and change keys by hand (`tallystick rotate`), or use a vault by address",
+        ) from exc
 
 
 def _open(deployment: Deployment, keystore: Keystore, label: str, *, writable: bool = False) -> Token:

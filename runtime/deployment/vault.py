@@ -183,7 +183,8 @@ class DeploymentVault:
             client = self._client(server.url)
             try:
                 _answers(client, server)
-                secrets = {name: self._of(name) for name in components(self._deployment)}
+                # Its root token dies now: who may come later has his place already, and nothing in it.
+                secrets = {name: self._of(name) for name in layout.LEASED}
                 lease = self._deployment.config.vault.lease_s
                 ca = self._deployment.ca.read_text("ascii")
                 key = setup.set_up(client, self._deployment.name, ca, secrets, lease)

@@ -24,7 +24,7 @@ import os
 import secrets as entropy
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -48,6 +48,7 @@ from tallystick.runtime.keys.imports import (
 )
 from tallystick.runtime.keys.keystore import Secret
 from tallystick.runtime.keys.signers import Ask, Digest, EcdsaSigner, HsmSigner, MacKey, RsaSigner
+from tallystick.runtime.keys.turns import turn
 from tallystick.runtime.keys.uri import Place
 from tallystick.schemas.ed25519 import BadSignature, verify
 from tallystick.schemas.errors import ConfigError, Unverified
@@ -151,10 +152,12 @@ def raw_point(point: bytes, size: int) -> bytes:
 class Token:
     """An open token, logged in as its user; a context manager."""
 
-    def __init__(self, session: pkcs11.Session, label: str) -> None:
-        """For `Token.open`."""
+    def __init__(self, session: pkcs11.Session, label: str, folder: Path | None) -> None:
+        """For `Token.open`.  `folder`: where SoftHSM has it."""
         self._session = session
         self.label = label
+        self._folder = folder
+        self._at_it = False
         # How often each key was used since this token was opened.
         self.uses: Counter[bytes] = Counter()
 
@@ -167,9 +170,13 @@ class Token:
         if isinstance(place, Path) and not (place / "tokens").is_dir():
             raise ConfigError("HSM_TOKEN", f"no token in {place}; `tallystick init` makes the tokens of a deployment")
 
+        folder = place if isinstance(place, Path) else None
+
         def login() -> Token:
-            token = _find_token(_free_library(place), place, label)
-            _state.token = opened = cls(token.open(rw=writable, user_pin=pin.reveal()), label)
+            library = _free_library(place)
+            with turn(folder, alone=False) if folder else nullcontext():
+                token = _find_token(library, place, label)
+                _state.token = opened = cls(token.open(rw=writable, user_pin=pin.reveal()), label, folder)
             return opened
 
         return module.ask(f"opening token {label!r} in {place}", login)
@@ -224,7 +231,7 @@ class Token:
                 KeyType.RSA, bits, mechanism=Mechanism.RSA_PKCS_KEY_PAIR_GEN, **self._pair(key_id, label)
             )
 
-        self.ask(f"making {self._name(key_id)}", make)
+        self.ask(f"making {self._name(key_id)}", make, alone=True)
         return self.rsa_signer(key_id).public
 
     def _generate(self, key_id: bytes, label: str, kind: KeyType, params: bytes, mechanism: Mechanism) -> None:
@@ -233,7 +240,7 @@ class Token:
             domain = self._session.create_domain_parameters(kind, {Attribute.EC_PARAMS: params}, local=True)
             domain.generate_keypair(mechanism=mechanism, **self._pair(key_id, label))
 
-        self.ask(f"making {self._name(key_id)}", make)
+        self.ask(f"making {self._name(key_id)}", make, alone=True)
 
     def _pair(self, key_id: bytes, label: str) -> dict[str, Any]:
         private = PROTECTED | {Attribute.DECRYPT: False, Attribute.UNWRAP: False, Attribute.SIGN_RECOVER: False}
@@ -259,7 +266,7 @@ class Token:
             self._require_free(key_id)
             return take()
 
-        return self.ask(f"importing {self._name(key_id)}", imported)
+        return self.ask(f"importing {self._name(key_id)}", imported, alone=True)
 
     def _require_free(self, key_id: bytes) -> None:
         if self.objects({Attribute.ID: key_id}):
@@ -276,7 +283,7 @@ class Token:
             for key in sorted(found, key=lambda o: o.object_class not in PRIVATE_CLASSES):
                 key.destroy()
 
-        self.ask(f"destroying {self._name(key_id)}", remove)
+        self.ask(f"destroying {self._name(key_id)}", remove, alone=True)
 
     # --- keys are used
 
@@ -342,7 +349,7 @@ class Token:
 
     def _using(self, key_id: bytes) -> Ask:
         def use(what: str, function: Callable[[], T]) -> T:
-            used = self.ask(what, function)
+            used = module.ask(what, lambda: self._opened(function))
             self.uses[key_id] += 1
             return used
 
@@ -387,15 +394,29 @@ class Token:
 
     # --- for who looks at keys (`inventory`)
 
-    def ask(self, what: str, function: Callable[[], T]) -> T:
-        """`function()` in the modules' thread, while this token is open.  Raises `ConfigError`."""
+    def ask(self, what: str, function: Callable[[], T], *, alone: bool = False) -> T:
+        """`function()` in the modules' thread, while this token is open; `alone`: it makes or destroys keys (`turns`).
+
+        Raises `ConfigError`.
+        """
 
         def asked() -> T:
-            if _state.token is not self:
-                raise ConfigError("HSM_CLOSED", f"token {self.label!r} is closed")
-            return function()
+            # One thread, so one at a time; what asks while it is at the token already has its turn.
+            if self._folder is None or self._at_it:
+                return self._opened(function)
+            with turn(self._folder, alone=alone):
+                self._at_it = True
+                try:
+                    return self._opened(function)
+                finally:
+                    self._at_it = False
 
         return module.ask(what, asked)
+
+    def _opened(self, function: Callable[[], T]) -> T:
+        if _state.token is not self:
+            raise ConfigError("HSM_CLOSED", f"token {self.label!r} is closed")
+        return function()
 
     def objects(self, query: dict[Attribute, object]) -> list[Any]:
         """What fits; for functions that `ask` runs."""

@@ -17,6 +17,12 @@ CODES: Final = (
         "Do what the line says, in its order; [Incidents](incidents.md) explains it.",
     ),
     Code(
+        "COMPROMISE_KEY",
+        ERROR,
+        "No API key of the venue's that is in use, or no name of one.",
+        "`tallystick keys list DIR` shows their names; [Incidents](incidents.md) says what answers for other keys.",
+    ),
+    Code(
         "COMPROMISE_OPEN",
         ERROR,
         "Whether orders are open is not known.",

@@ -86,6 +86,12 @@ CODES: Final = (
     ),
     Code("HSM_LABEL", ERROR, "A token's label is empty or too long.", "Use a shorter deployment name."),
     Code(
+        "HSM_TURN",
+        ERROR,
+        "Another process makes, destroys or lists keys of a SoftHSM token, and does not end.",
+        "`fuser FOLDER` names it: see what it is, and end it.",
+    ),
+    Code(
         "HSM_LOCKED",
         ERROR,
         "The token's PIN is locked after too many wrong tries.",

@@ -62,6 +62,18 @@ CODES: Final = (
         "The venue takes no public key through its API.",
         "Register it on the venue's page: `tallystick rotate` guides.",
     ),
+    Code(
+        "KEY_LIST",
+        ERROR,
+        "The venue's list does not have exactly one key that is the component's.",
+        "Look at the venue's page: the component's key was deleted there, or belongs to another account.",
+    ),
+    Code(
+        "ROTATION_STOLEN",
+        ERROR,
+        "`--stolen` is for keys that are changed by hand.",
+        "`tallystick compromise DIR TOKEN/ID` has the keymaster delete the key first.",
+    ),
     Code("KEYMASTER_AWAY", ERROR, "The keymaster does not run.", "Look at `tallystick status DIR` and its log."),
     Code(
         "ROTATION_CONFIG",
@@ -81,7 +93,7 @@ CODES: Final = (
     Code(
         "ROTATION_VAULT",
         ERROR,
-        "The embedded vault was set up without a keymaster.",
+        "The embedded vault has no place for a keymaster: an early version set it up.",
         "Leave `[rotation]` out and change keys by hand, or use a vault of yours.",
     ),
     Code(

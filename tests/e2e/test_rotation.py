@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
 
-from tallystick.cli import breaker, guided
-from tallystick.cli.operate import public_key
+from tallystick.cli import breaker, compromise, guided, operate
+from tallystick.cli.compromise_key import KeyAnswer
+from tallystick.cli.operate import Operator
 from tallystick.cli.rotate import order, rotate
 from tallystick.cli.status import processes, report
 from tallystick.components.keymaster.main import AGAIN_NS, MAGIC, MAX_FILE, Kept, next_due
@@ -24,10 +25,8 @@ from tallystick.components.keymaster.rotation import KeyRef, begin
 from tallystick.components.paper_exchange import sub_keys
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import board
-from tallystick.runtime.deployment.config import ROTATION_TEMPLATE
-from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, passphrase_name
+from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.service import ServiceContext
-from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.sealed_file import SealedFile
@@ -42,8 +41,7 @@ from tallystick.schemas.security import KeyAnswered, KeyAsked, KeyRotation
 from tallystick.schemas.trust import OPERATOR_KEY_NAME, sign_document
 from tallystick.venues import Rejected
 from tallystick.venues.keys import KeyRights, fingerprint
-from tests.support.deployment import make as without_keymaster
-from tests.support.rotating_desk import Desk, Thief, make, rotating_desk
+from tests.support.rotating_desk import THIEF, Desk, Thief, make, rotating_desk
 from tests.support.waiting import until
 from tests.support.world import key
 
@@ -248,6 +246,88 @@ async def test_whoever_sends_with_a_key_never_sees_what_it_signed_about_itself(d
     await desk.trades()
 
 
+async def answered(desk: Desk, target: str) -> dict[str, compromise.Step]:
+    """The answer to a key in other hands, step by step."""
+    steps: list[compromise.Step] = []
+    answer = KeyAnswer(desk.deployment, desk.keystore, target, "a drill", time.time_ns, steps.append)
+    assert await answer.run() == all(step.done for step in steps)
+    evidence = compromise.read_evidence(answer.path)
+    assert [step.note != "" for step in evidence.steps] == [True] * len(steps)
+    return {f"{step.number} {step.step}": step for step in steps}
+
+
+@on_its_loop
+async def test_a_stolen_key_is_dead_before_there_is_another_one_and_what_the_thief_placed_is_cancelled(
+    desk: Desk,
+) -> None:
+    key_id, old = await desk.in_use("custody")
+    after = len(desk.steps)
+    thief = asyncio.create_task(Thief(desk, "custody").trade())
+    try:
+        await until(lambda: desk.open_of(THIEF) > 0, "the thief's order")
+        steps = await answered(desk, f"custody/{key_id}")
+    finally:
+        refused = await thief
+    assert [step.done for step in steps.values()] == [True] * 7, steps
+    assert list(steps) == [
+        "1 halted", "2 cancelled", "3 revoked", "4 proven", "5 rotated", "6 cancelled", "7 closed",
+    ]  # fmt: skip
+    assert (refused.code, refused.about) == ("-2015", "credential")
+    assert [step.step for step in desk.steps[after:] if step.holder == "custody"] == [
+        "revoking", "revoked", "dead", "started", "new_key", "creating", "created", "bound", "verified", "switching",
+        "switched", "dead", "forgotten",
+    ]  # fmt: skip
+    assert desk.open_of(THIEF) == 0
+    assert old not in {held.api_key for held in desk.at_venue()}
+    await require_one_key(desk, "custody")
+    await operate.rearm(desk.deployment, desk.keystore, "all")
+    await desk.trades()
+
+
+@on_its_loop
+@pytest.mark.slow
+async def test_a_stolen_key_is_answered_within_five_seconds(desk: Desk) -> None:
+    steps = list((await answered(desk, f"custody/{(await desk.in_use('custody'))[0]}")).values())
+    assert all(step.done for step in steps), steps
+    assert steps[-1].ended - steps[0].begun < 5 * SECOND
+    await operate.rearm(desk.deployment, desk.keystore, "all")
+    await desk.trades()
+
+
+@on_its_loop
+async def test_a_key_that_the_keymaster_made_is_deleted_also_while_its_holder_is_silent(desk: Desk) -> None:
+    """Whoever has custody does not keep its key alive by saying nothing, or that it signs with another one."""
+    assert await rotate(desk.deployment, desk.keystore, "portfolio", lambda _: None)
+    key_id, old = await desk.in_use("portfolio")
+    pid = dict(processes(desk.deployment))["portfolio"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answering = asyncio.create_task(answered(desk, f"portfolio/{key_id}"))
+        await until(lambda: old not in {held.api_key for held in desk.at_venue()}, "its deletion")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    steps = await answering
+    assert all(step.done for step in steps.values()), steps
+    assert [step.step for step in steps.values()] == ["halted", "cancelled", "revoked", "proven", "rotated", "closed"]
+    assert "cannot trade" in steps["1 halted"].text
+    await require_one_key(desk, "portfolio")
+
+
+@on_its_loop
+async def test_an_order_to_revoke_another_key_than_the_one_in_use_changes_nothing(desk: Desk) -> None:
+    before = await desk.in_use("custody")
+    held = {key.api_key for key in desk.at_venue()}
+    with Operator(desk.deployment, desk.keystore) as operator:
+        now = time.time_ns()
+        document = RotationOrder(deployment="test", component="custody", act="revoke", at=now, key="api-" + "0" * 16)
+        note = operator.sign(document)
+    await breaker.demand(desk.deployment.run, RotateRequest(note=note))
+    await until(lambda: any("not revoked" in told.text for told in desk.told), "the keymaster's word")
+    assert (await desk.in_use("custody"), {key.api_key for key in desk.at_venue()}) == (before, held)
+    with pytest.raises(ConfigError, match="COMPROMISE_KEY"):
+        KeyAnswer(desk.deployment, desk.keystore, "operator/root", "a drill", time.time_ns, lambda _: None)
+
+
 @on_its_loop
 async def test_an_order_to_rotate_counts_by_the_operators_signature_once_and_soon(desk: Desk) -> None:
     trust, after = desk.deployment.load_trust()[-1], len(desk.steps)
@@ -262,8 +342,6 @@ async def test_an_order_to_rotate_counts_by_the_operators_signature_once_and_soo
 
 
 def test_an_order_of_another_deployment_or_of_yesterday_is_none(made: tuple[Deployment, Keystore]) -> None:
-    from tallystick.cli.operate import Operator
-
     deployment, keystore = made
     trust, now = deployment.load_trust()[-1], time.time_ns()
     with Operator(deployment, keystore) as operator:
@@ -279,9 +357,11 @@ def test_an_order_of_another_deployment_or_of_yesterday_is_none(made: tuple[Depl
 
 @on_its_loop
 @pytest.mark.slow
-async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk) -> None:
+@pytest.mark.parametrize("stolen", [False, True])
+async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk, stolen: bool) -> None:
     before, (_, old) = {held.api_key for held in desk.at_venue()}, await desk.in_use("custody")
     seen: list[str] = []
+    name = "byhand2" if stolen else "byhand"
 
     def person(text: str) -> str:
         """Does on the venue's site what he is told to; the first time he forgets the addresses."""
@@ -289,20 +369,21 @@ async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk) 
         if "give it this public key" in text:
             pem = text.partition("-----BEGIN PUBLIC KEY-----")[2].partition("-----END")[0]
             old_key = next(held for held in desk.at_venue() if held.api_key == old)
-            new = msgspec.structs.replace(old_key, api_key="byhand", public_key=pem.replace("\n", ""), ips=())
+            new = msgspec.structs.replace(old_key, api_key=name, public_key=pem.replace("\n", ""), ips=())
             desk.exchange.keys.add(new)
         elif "not fit" in text:
             assert "'Restrict access to trusted IPs only'" in text
-            made = next(held for held in desk.at_venue() if held.api_key == "byhand")
+            made = next(held for held in desk.at_venue() if held.api_key == name)
             desk.exchange.keys.put(msgspec.structs.replace(made, ips=("127.0.0.1",)))
         elif "'Delete'" in text:
             assert old[:8] in text
             desk.exchange.revoke(old)
-        return "byhand" if text.startswith("The id") else ""
+        return name if text.startswith("The id") else ""
 
-    assert await guided.rotate(desk.deployment, desk.keystore, "custody", person, lambda _: None)
-    assert {held.api_key for held in desk.at_venue()} == before - {old} | {"byhand"}
-    assert (await desk.in_use("custody"))[1] == "byhand"
+    assert await guided.rotate(desk.deployment, desk.keystore, "custody", person, lambda _: None, stolen=stolen)
+    assert ("'Delete'" in seen[0]) == stolen
+    assert {held.api_key for held in desk.at_venue()} == before - {old} | {name}
+    assert (await desk.in_use("custody"))[1] == name
     await require_one_key(desk, "custody")
     assert any("'Enable Spot & Margin Trading'" in text for text in seen)
     assert not (desk.deployment.state("by-hand") / "custody.rotation").exists()
@@ -368,20 +449,3 @@ def test_a_rotation_that_went_back_is_tried_again_within_the_hour() -> None:
     ):
         ended = msgspec.structs.replace(state, step=step)
         assert next_due(ended, 7, every) == 7 + wait
-
-
-def test_a_keymaster_that_is_added_later_gets_its_token_and_none_comes_into_a_vault_that_cannot_take_it(
-    tmp_path: Path,
-) -> None:
-    made, keystore = without_keymaster(tmp_path / "desk")
-    path = made.directory / CONFIG_NAME
-    path.write_text(path.read_text() + ROTATION_TEMPLATE)
-    deployment = Deployment.load(made.directory)
-    deployment.vault.mkdir()
-    with pytest.raises(ConfigError, match="ROTATION_VAULT"):
-        admit(deployment, keystore, time.time_ns(), lambda _: None)
-    assert len(deployment.load_trust()) == 1
-    deployment.vault.rmdir()
-    admitted = admit(deployment, keystore, time.time_ns(), lambda _: None)
-    assert admitted.added == ("keymaster",)
-    assert "-----BEGIN PUBLIC KEY-----" in public_key(deployment, keystore, "keymaster")

@@ -22,7 +22,9 @@ from tallystick.components.keymaster.rotation import (
     begin,
     decode,
     encode,
+    stolen,
 )
+from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed
 from tallystick.venues import SKEW_NS, VALID_NS
 from tests.support.rotating import FAULTS, OLD, Crashed, World
@@ -47,9 +49,20 @@ def start(world: World) -> Rotation:
     return state
 
 
-def rotate(world: World, rounds: int = ROUNDS) -> Rotation:
+def revoke(world: World, state: Rotation) -> Rotation:
+    """An operator says that the old key is stolen; nothing is traded from then on."""
+    sooner = stolen(state, world.now)
+    assert sooner is not None
+    world.halted = True
+    world.disk.append(encode(sooner))
+    return sooner
+
+
+def rotate(world: World, rounds: int = ROUNDS, *, revoked: bool = False) -> Rotation:
     """Go on until it ends; a process that dies is followed by one that reads what it kept."""
     state = start(world)
+    if revoked:
+        state = revoke(world, state)
     for _ in range(rounds):
         try:
             state, wait = run(advance(state, world, world, world.now, world.keep))
@@ -243,6 +256,67 @@ def test_the_old_key_outlives_every_order_that_it_signed() -> None:
     switched = world.now
     go(world, state, "revoked")
     assert world.now - switched >= OVERLAP_NS
+
+
+def test_a_stolen_key_is_deleted_and_proven_dead_before_there_is_another_one_and_nothing_is_waited_for() -> None:
+    world = World()
+    begun = world.now
+    state = rotate(world, revoked=True)
+    assert state.step == "forgotten"
+    require_clean(world, state)
+    assert world.calls == [
+        "delete", "is_dead", "born", "find", "create", "bind", "require_fit", "switch", "accepts", "forget",
+    ]  # fmt: skip
+    assert state.since - begun < SECOND
+
+
+@settings(max_examples=300, deadline=None)
+@given(WAYS, st.sampled_from(["", "new_key", "creating", "created", "bound", "verified"]))
+def test_whatever_fails_a_stolen_key_is_dead_and_another_one_in_use(faults: list[str], step: str) -> None:
+    world = World()
+    state = start(world)
+    if step == "creating":
+        state = go(world, state, "new_key")
+        world.befall(["fine", "fine", "dead_late"])  # the list, the disk, the creation, which is on its way now
+        with pytest.raises(Crashed):
+            run(advance(state, world, world, world.now, world.keep))
+        state = world.kept()
+        assert (state.step, world.made) == ("creating", 0)
+    elif step:
+        state = go(world, state, step)
+    state = revoke(world, state)
+    world.befall(faults)
+    for _ in range(ROUNDS):
+        try:
+            state, wait = run(advance(state, world, world, world.now, world.keep))
+        except Crashed:
+            state, wait = world.kept(), 0
+        if state.step in ENDS:
+            break
+        world.pass_time(max(wait, 1))
+    assert (state.step, world.signs_with) == ("forgotten", state.new), (state.step, state.text)
+    require_clean(world, state)
+
+
+def test_a_stolen_key_is_never_gone_back_to_and_what_fails_is_tried_until_it_is_done() -> None:
+    world = World()
+    state = revoke(world, go(world, start(world), "created"))
+    world.unfit = True
+    for _ in range(10 * MAX_TRIES):
+        state, wait = run(advance(state, world, world, world.now, world.keep))
+        world.pass_time(max(wait, PATIENCE_NS // MAX_TRIES))
+    assert (state.step, "OLD" in world.keys) == ("bound", False)
+    assert state.text.startswith("KEY_TOO_BROAD")
+    world.unfit = False
+    state = go(world, state)
+    assert state.step == "forgotten"
+    require_clean(world, state)
+
+
+@pytest.mark.parametrize("step", ["switching", "switched", "revoking", "revoked", "dead", "forgotten"])
+def test_what_is_switched_goes_on_and_its_old_key_dies_anyway(step: str) -> None:
+    world = World()
+    assert stolen(go(world, start(world), step), world.now) is None
 
 
 def test_a_state_that_is_not_one_is_refused() -> None:

@@ -36,6 +36,7 @@ class World:
     unfit: bool = False
     lost: set[str] = field(default_factory=set)  # what the venue itself lost
     lingers_ns: int = 0  # how long a deleted key is still accepted
+    halted: bool = False  # no order is signed: the key is stolen
     made: int = 0
     calls: list[str] = field(default_factory=list)
 
@@ -53,6 +54,8 @@ class World:
         """Custody signs an order, with a key that it holds and that the venue accepts."""
         key = self.signs_with
         assert key.key_id in self.token, f"custody signs with {key}, which its token has not"
+        if self.halted:
+            return
         if key.api_key not in self.lost:
             assert key.api_key in self.keys, f"custody signs with {key}, which the venue refuses"
         self._signed[key.api_key] = self.now
@@ -127,7 +130,7 @@ class World:
         def do() -> None:
             self.signs_with = key
 
-        revoked = any(decode(line).step == "revoking" for line in self.disk)
+        revoked = any(decode(line).step == "revoking" or decode(line).stolen for line in self.disk)
         assert not revoked or key.key_id != OLD.key_id, "back to a key that may be deleted already"
         # The token is here: what custody did not answer it has done or not, but does not do later.
         self._call("switch", do, refusable=True)
@@ -141,6 +144,8 @@ class World:
     # The venue.
 
     async def create(self, label: str, key: KeyRef) -> str:
+        assert not self.halted or not self._alive("OLD"), "another key is asked for before the stolen one is dead"
+
         def do() -> str:
             assert label not in self.keys.values(), "two keys of one label were asked for"
             self.made += 1
@@ -171,11 +176,12 @@ class World:
     async def delete(self, api_key: str) -> None:
         def do() -> None:
             last = self._signed.get(api_key)
-            assert last is None or api_key not in self.keys or self.now - last >= VALID_NS, "an order was on its way"
+            through = last is None or api_key not in self.keys or self.now - last >= VALID_NS
+            assert self.halted or through, "an order was on its way"
             if self.keys.pop(api_key, None) is not None:
                 self._lingering[api_key] = self.now + self.lingers_ns
 
-        assert api_key != self.signs_with.api_key, "the key that signs is deleted"
+        assert self.halted or api_key != self.signs_with.api_key, "the key that signs is deleted"
         self._call("delete", do, refusable=True)
 
     async def is_dead(self, key: KeyRef) -> bool:

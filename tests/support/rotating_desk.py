@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets as entropy
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -32,7 +33,7 @@ from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.market import Trade
-from tallystick.schemas.orders import Fill, OrderEvent
+from tallystick.schemas.orders import Fill, OrderEvent, VenueOrder
 from tallystick.schemas.security import DeadLetter, KeyRotation, Notice
 from tallystick.schemas.signing import Signed
 from tallystick.venues import Rejected
@@ -42,6 +43,8 @@ from tests.support.deployment import Running, running
 from tests.support.waiting import until
 
 PARTS = ("breaker", "gateway", "custody", "execution", "portfolio", "market-data", "strategy-alpha", KEYMASTER)
+# How the names of a thief's orders begin.
+THIEF = "7e1ef7e1"
 STRATEGY = str(Path(tests.__path__[0]) / "support" / "crash_strategy.py")
 
 
@@ -122,6 +125,10 @@ class Desk:
         """The keys of the account that trades, by the venue's own word."""
         return self.exchange.keys.of("main")
 
+    def open_of(self, prefix: str) -> int:
+        """How many orders of such names are open at the venue."""
+        return sum(order.client_id.startswith(prefix) for order in self.exchange.engine.open_orders("main"))
+
     async def kill(self, component: str) -> None:
         """SIGKILL; wait until it is back."""
         pid = dict(processes(self.deployment))[component]
@@ -166,6 +173,31 @@ class Thief:
                     await asyncio.sleep(0.1)
                 # What he signed last is all that he has.
                 await self._ask(client, adapter, request)
+        finally:
+            await client.close()
+
+    async def trade(self) -> Rejected:
+        """Place orders far below the market until the venue refuses him; how."""
+        desk, venue = self._desk, self._desk.deployment.config.venue
+        trust = desk.deployment.load_trust()[-1]
+        record, instrument = trust.venues[venue.name], trust.instrument(venue.name, "XRP/ETH")
+        adapter = venues.adapter(record.kind)
+        key_id, api_key = await desk.in_use(self._component)
+        pin = (await desk.secrets(self._component))[pin_name(self._component)]
+        client = VenueClient(adapter, record.host, venues.client_tls(desk.deployment.venue_ca), time.time_ns)
+        try:
+            with Token.open(desk.deployment.token(self._component), self._component, pin) as token:
+                signer = token.signer(key_id.encode())
+                build = adapter.request_builder(record, trust.instruments, api_key, signer, time.time_ns)
+                while True:
+                    name = f"{THIEF}{entropy.token_hex(12)}"
+                    order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0001", name)
+                    answer = adapter.order_answer(
+                        *await client.send(_signed(build.order(instrument, order))), instrument.venue_symbol
+                    )
+                    if isinstance(answer, Rejected):
+                        return answer
+                    await asyncio.sleep(0.1)
         finally:
             await client.close()
 
