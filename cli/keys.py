@@ -272,12 +272,32 @@ def destroy(
     typer.echo(f"key {key_id} of token {token} is destroyed")
 
 
-@app.command(epilog="Example: tallystick keys pin ./desk custody        after deployment.toml named another token")
-def pin(directory: Dir, token: _Token, pin_fd: PinFd = None) -> None:
+@app.command(
+    epilog="Example: tallystick keys pin ./desk custody --new        or: tallystick keys pin ./desk custody        after "
+    "deployment.toml named another token"
+)
+def pin(
+    directory: Dir,
+    token: _Token,
+    new: Annotated[
+        bool, typer.Option("--new", help="Have the token and the deployment use a new, random PIN.")
+    ] = False,
+    pin_fd: PinFd = None,
+) -> None:
     """Keep the PIN of a token that `deployment.toml` names: asked for, tried, and stored in the keystore.
 
-    With --pin-fd the token's PIN is the descriptor's second line.
+    With --new nobody is asked for it: the token gets a new one.  custody's, portfolio's and the keymaster's may be changed while
+    the deployment is up.  With --pin-fd the token's PIN is the descriptor's second line.
     """
+    if new:
+        from tallystick.runtime.deployment.pins import renew
+
+        its, keystore = _opened(directory, pin_fd)
+        if token not in its.token_labels:
+            raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(its.token_labels)}")
+        renew(its, keystore, token, lambda text: typer.echo(text, err=True))
+        typer.echo(f"token {token} has a new PIN, which is kept where the old one was")
+        return
     from tallystick.runtime.deployment.config import ALL_TOKENS
     from tallystick.runtime.deployment.folder import Deployment, pin_name
     from tallystick.runtime.keys.hsm import Token
@@ -286,9 +306,31 @@ def pin(directory: Dir, token: _Token, pin_fd: PinFd = None) -> None:
     deployment = Deployment.load(directory)
     if token not in ALL_TOKENS:
         raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(ALL_TOKENS)}")
-    master, its = read_pins(("Master PIN: ", f"PIN of token {token}: "), pin_fd)
+    master, pin_of_it = read_pins(("Master PIN: ", f"PIN of token {token}: "), pin_fd)
     keystore = Keystore.open(deployment.keystore, master)
-    Token.open(deployment.token(token), token, its).close()
-    keystore.secrets[pin_name(token)] = its
+    Token.open(deployment.token(token), token, pin_of_it).close()
+    keystore.secrets[pin_name(token)] = pin_of_it
     keystore.save()
     typer.echo(f"the PIN of token {token} is kept; it is used from the next start")
+
+
+@app.command("master-pin", epilog="Example: tallystick keys master-pin ./desk")
+def master_pin(directory: Dir, pin_fd: PinFd = None) -> None:
+    """Change the master PIN, under which the keystore lies, while the deployment is down.
+
+    With --pin-fd the new one is the descriptor's second line.  Copies of the old keystore still open with the old PIN.
+    """
+    from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.owners import require_down
+    from tallystick.runtime.keys.keystore import Keystore, read_pins
+
+    deployment = Deployment.load(directory)
+    require_down(deployment)
+    prompts = ("Master PIN: ", "New master PIN: ", *(() if pin_fd is not None else ("New master PIN again: ",)))
+    old, new, *again = read_pins(prompts, pin_fd)
+    if any(pin != new for pin in again):
+        raise ConfigError("PIN_INPUT", "the new master PIN was typed in two ways: nothing is changed")
+    keystore = Keystore.open(deployment.keystore, old)
+    keystore.change_pin(new)
+    keystore.save()
+    typer.echo(f"{deployment.keystore} has the new master PIN; destroy its old copies, which the old one opens")

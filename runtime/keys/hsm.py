@@ -285,6 +285,14 @@ class Token:
 
         self.ask(f"destroying {self._name(key_id)}", remove, alone=True)
 
+    def change_pin(self, old: Secret, new: Secret) -> None:
+        """Have the token opened by `new` from now on; whoever has it open stays in.  Raises `ConfigError`."""
+        self.ask(
+            f"changing the PIN of token {self.label!r}",
+            lambda: self._session.set_pin(old.reveal(), new.reveal()),
+            alone=True,
+        )
+
     # --- keys are used
 
     def signer(self, key_id: bytes, *, imported: bool = False) -> HsmSigner:

@@ -151,6 +151,12 @@ class Keystore:
         body = header + AESGCM(self._derived[:32]).encrypt(nonce, plain, header)
         write_durably(self.path, body + hashlib.sha256(body).digest(), 0o600)
 
+    def change_pin(self, master_pin: Secret) -> None:
+        """Have the keystore opened by another master PIN from the next `save` on.  Raises `ConfigError` for a short one."""
+        check_master_pin(master_pin)
+        self._salt = entropy.token_bytes(_SALT)
+        self._derived = _derive(master_pin, self._salt)
+
     def __getitem__(self, name: str) -> Secret:
         """The secret `name`.  Raises `ConfigError` if there is none."""
         try:
