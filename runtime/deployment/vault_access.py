@@ -95,14 +95,19 @@ def recipe(deployment: Deployment) -> list[str]:
     config = deployment.config.vault
     names = components(deployment)
     lines = [
-        f"bao secrets enable -path={config.mount} -version=2 kv",
-        f"bao write {config.mount}/config max_versions=1",
-        "bao auth enable approle",
-        "bao auth enable cert",
+        _once("secrets", config.mount, f"-path={config.mount} -version=2 kv"),
+        _once("auth", "approle", "approle"),
+        _once("auth", "cert", "cert"),
     ]
     for name, hcl in access.policies(config.mount, names, embedded=False).items():
         lines += [f"bao policy write {name} - <<'END'", hcl.rstrip(), "END"]
     for path, data in setup.role_requests(config.mount, deployment.name, names, f"@{deployment.ca}", config.lease_s):
         words = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in data.items()]
         lines.append(f"bao write {path} {shlex.join(words)}")
-    return lines
+    # The KV store upgrades itself for a moment after it was mounted: this comes last.
+    return [*lines, f"bao write {config.mount}/config max_versions=1"]
+
+
+def _once(what: str, path: str, enabled: str) -> str:
+    """Enabled where it is not: a method may be there for others, and the recipe is run again for a keymaster."""
+    return f"bao {what} list | grep -q '^{path}/' || bao {what} enable {enabled}"
