@@ -373,7 +373,7 @@ class DeploymentVault:
                 del self._keystore.secrets[name]
         if moving:
             self._keystore.save()
-            self._report(f"vault: secrets of {', '.join(moving)} moved into it from the keystore")
+            self._report(f"vault: secrets of {', '.join(moving)} moved from the keystore to {client.address}")
 
     def secrets(self, component: str) -> Mapping[str, Secret]:
         """What the vault holds for a component, as its operator.  Raises `VaultAway`, `VaultRefused`."""

@@ -71,9 +71,10 @@ def made(company: CompanyVault, tmp_path_factory: pytest.TempPathFactory) -> Mad
     return point(company, tmp_path_factory.mktemp("v") / "a desk")
 
 
-def point(company: CompanyVault, folder: Path, mount: str = "tallystick") -> Made:
+def point(company: CompanyVault, folder: Path, mount: str = "tallystick", auth: str = "approle") -> Made:
     """A deployment that has the company's vault, which got what the documents say; its secrets have moved there."""
-    table = f'[vault]\nlease_s = {LEASE_S}\naddress = "{company.address}"\nca = "vault-ca.pem"\nmount = "{mount}"\n'
+    table = f'[vault]\nlease_s = {LEASE_S}\naddress = "{company.address}"\nca = "vault-ca.pem"\n'
+    table += f'mount = "{mount}"\nauth = "{auth}"\n'
     template = DEFAULT_TEMPLATE.replace("[vault]\nport = {vault}\n", table)
     deployment, keystore = make(folder, template, rotation=False)
     shutil.copy(company.tls.ca, deployment.vault_ca)
@@ -330,8 +331,12 @@ async def test_work_goes_on_until_the_lease_ends_whoever_takes_the_vaults_place_
 async def test_a_keymaster_that_comes_later_is_refused_until_the_vault_has_its_role_and_then_changes_keys_there(
     company: CompanyVault, tmp_path: Path
 ) -> None:
-    """`[rotation]` is added as docs/rotation.md says, with the keymaster's key at the paper exchange."""
-    before = point(company, tmp_path / "desk", "later")
+    """`[rotation]` is added as docs/rotation.md says, with the keymaster's key at the paper exchange.
+
+    Here components enter by their certificates, and beside another deployment's secrets: under a mount of their own.
+    """
+    by_secret_id = company.requests("auth/approle/login")
+    before = point(company, tmp_path / "desk", "later", "certificate")
     folder = before.deployment.directory
     path = folder / CONFIG_NAME
     path.write_text(path.read_text() + ROTATION_TEMPLATE)
@@ -353,6 +358,7 @@ async def test_a_keymaster_that_comes_later_is_refused_until_the_vault_has_its_r
         await desk.trades()
     asked = company.requests("later/data/custody")
     assert [line for line in asked if line["request"]["operation"] == "patch" and not line.get("error")]
+    assert company.requests("auth/approle/login") == by_secret_id
 
 
 def at_paper_exchange(deployment: Deployment, pem: str) -> None:
