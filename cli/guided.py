@@ -32,7 +32,7 @@ from tallystick.components.keymaster.rotation import (
 from tallystick.components.keymaster.rotation import stolen as revoke_first
 from tallystick.infra.vault import access
 from tallystick.runtime.bus.post import get
-from tallystick.runtime.deployment import board, vault
+from tallystick.runtime.deployment import board, vault, vault_access
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.hsm import Token
@@ -108,8 +108,8 @@ class Hand:
         own = self._component
         named = {layout.api_key_name(own): Secret(key.api_key), layout.key_id_name(own): Secret(key.key_id)}
         try:
-            with vault.staff(self._deployment, self._keystore, access.OPERATOR) as client:
-                vault.store(client, own, named)
+            with vault_access.staff(self._deployment, self._keystore, access.OPERATOR) as client:
+                vault_access.store(client, own, named)
             await order(self._deployment, self._keystore, own, "reread")
         except (VaultAway, VaultRefused) as exc:
             raise Unclear(exc.code, exc.text) from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -24,13 +25,14 @@ def _asked(fds: list[int] | None) -> list[int | None]:
 @app.command(epilog="Example: tallystick vault unseal ./desk      once for each holder of a share")
 def unseal(directory: Dir, pin_fd: PinFd = None, share_fd: _ShareFd = None) -> None:
     """Give a sealed vault a share of its unseal key, while `up` waits for it."""
-    from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.vault_access import require_embedded, tls_client
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)
+    require_embedded(deployment)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
-    with vault.client(deployment, keystore) as client:
+    with contextlib.closing(tls_client(deployment, keystore)) as client:
         status = client.sealed()
         for fd in _asked(share_fd):
             if status.sealed:
@@ -55,6 +57,7 @@ def reshare(
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.owners import supervisor_file
     from tallystick.runtime.deployment.reshare import Reshare
+    from tallystick.runtime.deployment.vault_access import require_embedded, tls_client
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     if not 1 <= threshold <= shares <= vault.MAX_SHARES or (shares > 1 and threshold < vault.MIN_THRESHOLD):
@@ -62,10 +65,11 @@ def reshare(
             "VAULT_SHARES", f"{threshold} of {shares}: 1 of 1, or 2 or more of at most {vault.MAX_SHARES}"
         )
     deployment = Deployment.load(directory)
+    require_embedded(deployment)
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     given = []
     if vault.UNSEAL not in keystore.secrets:
-        with vault.client(deployment, keystore) as client:
+        with contextlib.closing(tls_client(deployment, keystore)) as client:
             needed = client.sealed().t
         fds: list[int | None] = list(share_fd) if share_fd else [None] * needed
         given = [read_pin("Share of the present key: ", fd) for fd in fds]
@@ -84,7 +88,7 @@ def reshare(
 @app.command(epilog="Example: tallystick vault policies ./desk")
 def policies(directory: Dir) -> None:
     """Print the policies and roles that a vault of yours needs, as commands of `bao` (or `vault`)."""
-    from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.folder import Deployment
+    from tallystick.runtime.deployment.vault_access import recipe
 
-    typer.echo("\n".join(vault.recipe(Deployment.load(directory))))
+    typer.echo("\n".join(recipe(Deployment.load(directory))))

@@ -4,7 +4,8 @@
   values in the secrets of the others, and read none of them.  The embedded vault has its place from the first day.
 - `supervisor` asks for secret ids of components, wrapped and short-lived, and destroys them.  It reads no secret, and
   cannot ask for one that is not wrapped.
-- `operator` writes secrets and reads them back, shortens or lengthens leases, and deals with unseal keys.
+- `operator` writes secrets and reads them back; in the embedded vault it also shortens or lengthens leases, and deals with
+  the unseal key: in yours both are yours.
 - Nobody makes policies, roles, mounts or tokens: that takes the root token of the set-up, which is dead since.
 
 Names begin with the mount's, so that deployments can share a vault.
@@ -60,8 +61,8 @@ def roles(mount: str, deployment: str, components: Iterable[str]) -> tuple[Role,
     )
 
 
-def policies(mount: str, components: Iterable[str]) -> dict[str, str]:
-    """HCL by the policy's name."""
+def policies(mount: str, components: Iterable[str], *, embedded: bool) -> dict[str, str]:
+    """HCL by the policy's name; `embedded`: for the vault that is the deployment's own."""
     names = tuple(components)
     made = {role_name(mount, name): _path(f"{mount}/data/{name}", "read") for name in names}
     # The keymaster changes which key is in use without reading what else lies there.
@@ -75,9 +76,11 @@ def policies(mount: str, components: Iterable[str]) -> dict[str, str]:
             f"{role}/secret-id", "update", f'min_wrapping_ttl = "1s"\n  max_wrapping_ttl = "{WRAP_S}s"'
         ) + _path(f"{role}/secret-id-accessor/destroy", "update")
         operator += _path(f"{mount}/data/{name}", '"create", "read", "update"', quoted=True)
-        for changed in (role, f"auth/cert/certs/{role_name(mount, name)}"):
-            operator += _path(changed, "update", 'allowed_parameters = { "token_period" = [] }')
-    operator += _path("sys/rotate/root/*", '"create", "read", "update", "delete", "sudo"', quoted=True)
+        if embedded:
+            for changed in (role, f"auth/cert/certs/{role_name(mount, name)}"):
+                operator += _path(changed, "update", 'allowed_parameters = { "token_period" = [] }')
+    if embedded:
+        operator += _path("sys/rotate/root/*", '"create", "read", "update", "delete", "sudo"', quoted=True)
     made[role_name(mount, SUPERVISOR)] = supervisor
     made[role_name(mount, OPERATOR)] = operator
     return made

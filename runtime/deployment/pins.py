@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tallystick.infra.vault import access
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment import vault
+from tallystick.runtime.deployment import vault, vault_access
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.owners import require_down
 from tallystick.runtime.keys.hsm import Token
@@ -52,9 +52,9 @@ def renew(deployment: Deployment, keystore: Keystore, label: str, report: Callab
     else:
         with (
             vault.opened(deployment, keystore, report),
-            vault.staff(deployment, keystore, access.OPERATOR) as client,
+            vault_access.staff(deployment, keystore, access.OPERATOR) as client,
         ):
-            vault.store(client, label, {name: new})
+            vault_access.store(client, label, {name: new})
     del keystore.secrets[candidate]
     keystore.save()
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from tallystick.infra.vault import access
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.vault import UNSEAL, UNSEAL_NEXT, staff
+from tallystick.runtime.deployment.vault import UNSEAL, UNSEAL_NEXT
+from tallystick.runtime.deployment.vault_access import staff
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import setup
 

@@ -76,8 +76,8 @@ def admit(
         for name in added:
             keystore.secrets.setdefault(layout.passphrase_name(name), Secret.random())
         keystore.save()
-    if topology.KEYMASTER in bus.components:
-        # Its public key is registered at the venue by a person: `tallystick api-key`.
+    if topology.KEYMASTER in added:
+        # Its public key is registered at the venue by a person: `tallystick api-key`.  Later its PIN lies in the vault.
         _token_key(deployment, keystore, topology.KEYMASTER, layout.KEY_VENUE)
     proofs = _proofs(deployment, keystore, root, bus)
     number, public = _issuing_key(deployment, keystore, new=new_ca)

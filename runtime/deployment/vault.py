@@ -7,7 +7,8 @@
   here.  So does an API key id that the operator set meanwhile.
 - A server that ends is started again and unsealed; its certificate is renewed while it runs.
 - Secret ids are made one by one, when a component asks on its own channel; the one before is destroyed.
-- The supervisor's logins live for one request: by the operator's certificate, as role `supervisor` or `operator`.
+- A vault by address is not started or set up here: it is asked, before anything starts, whether it lets us in and holds what
+  the components need.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.owners import supervisor_file
+from tallystick.runtime.deployment.vault_access import components, require_secrets, staff, store, tls_client
 from tallystick.runtime.durable import sync, sync_tree, write_durably
-from tallystick.runtime.keys.identity import Identity, client_context, decrypted_key, load_certificate
+from tallystick.runtime.keys.identity import Identity, decrypted_key, load_certificate
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins, setup
 from tallystick.runtime.vault.client import VaultAway, VaultClient, VaultRefused
@@ -55,53 +57,12 @@ MAX_SPEECH: Final = 16
 Report = Callable[[str], None]
 
 
-def components(deployment: Deployment) -> tuple[str, ...]:
-    """Whose secrets lie in the vault; none in a replay zone, which then has no vault."""
-    return tuple(name for name in layout.LEASED if name in deployment.bus().components)
-
-
 def prepare(keystore: Keystore) -> None:
     """Have a passphrase for the vault's key: a deployment that was made before there was a vault has none."""
     name = layout.passphrase_name(layout.VAULT)
     if name not in keystore.secrets:
         keystore.secrets[name] = Secret.random()
         keystore.save()
-
-
-@contextlib.contextmanager
-def client(deployment: Deployment, keystore: Keystore) -> Iterator[VaultClient]:
-    """A client that shows the operator's certificate and has not logged in."""
-    made = _tls_client(deployment, keystore, deployment.vault_address())
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def _tls_client(deployment: Deployment, keystore: Keystore, address: str) -> VaultClient:
-    """The operator's client."""
-    certificates.ensure(deployment, keystore, (layout.OPERATOR,), time.time_ns())
-    passphrase = keystore[layout.passphrase_name(layout.OPERATOR)]
-    tls = client_context(deployment.vault_ca, deployment.identity(layout.OPERATOR), passphrase)
-    return VaultClient(address, tls, deployment.config.vault.mount)
-
-
-@contextlib.contextmanager
-def staff(deployment: Deployment, keystore: Keystore, role: str, address: str | None = None) -> Iterator[VaultClient]:
-    """A client that is logged in as `role` (`access.SUPERVISOR`, `access.OPERATOR`) by the operator's certificate.
-
-    Its token is revoked afterwards.  Raises `VaultAway`, `VaultRefused`.
-    """
-    client = _tls_client(deployment, keystore, address or deployment.vault_address())
-    try:
-        client.login("cert", {"name": access.role_name(client.mount, role)})
-        try:
-            yield client
-        finally:
-            with contextlib.suppress(VaultAway, VaultRefused):
-                client.revoke()
-    finally:
-        client.close()
 
 
 def handed(deployment: Deployment, keystore: Keystore, component: str) -> dict[str, Secret]:
@@ -114,18 +75,20 @@ def handed(deployment: Deployment, keystore: Keystore, component: str) -> dict[s
 def settle(deployment: Deployment, keystore: Keystore, report: Report = lambda _: None) -> None:
     """What wants the whole keystore, once: to set the vault up, and to move into it what the keystore holds for it.
 
-    Raises `TallystickError`.
+    One by address holds then what the components need.  Raises `TallystickError`.
     """
     prepare(keystore)
     names = components(deployment)
     moving = any(name in keystore.secrets for component in names for name in deployment.leased_names(component))
-    embedded = not deployment.config.vault.address
-    if not names or not (moving or (embedded and not deployment.vault.exists())):
+    yours = bool(deployment.config.vault.address)
+    if not names or not (moving or yours or not deployment.vault.exists()):
         return
     with _alone(deployment):
         made = DeploymentVault(deployment, keystore, report)
         try:
             made.start()
+            if yours:
+                require_secrets(deployment, keystore)
         finally:
             made.stop(START_TIMEOUT_S)
 
@@ -158,17 +121,30 @@ class DeploymentVault:
     # -- start and stop -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start, set up and unseal it, and move secrets into it; of a vault by address, the last alone.
+        """Start, set up and unseal it, and move secrets into it; of a vault by address, enter it and do the last alone.
 
         Blocks; waits for people where they hold the shares.  Raises `TallystickError`.
         """
         deployment = self._deployment
         self._over.clear()
-        if not deployment.config.vault.address:
-            certificates.ensure(deployment, self._keystore, (layout.VAULT, layout.OPERATOR), time.time_ns())
-            self._begin()
-            self._start()
+        if deployment.config.vault.address:
+            self._enter()
+            return
+        certificates.ensure(deployment, self._keystore, (layout.VAULT, layout.OPERATOR), time.time_ns())
+        self._begin()
+        self._start()
         self._move_in()
+
+    def _enter(self) -> None:
+        """What is wrong with a vault by address is said now: components would wait for it."""
+        try:
+            with staff(self._deployment, self._keystore, access.SUPERVISOR):
+                pass
+            self._move_in()
+        except VaultRefused as exc:
+            folder = self._deployment.directory
+            hint = f"has it got everything that `tallystick vault policies {folder}` prints?"
+            raise VaultRefused(exc.code, f"{exc.text}; {hint}") from exc
 
     def _begin(self) -> None:
         """Have a whole vault in its folder, set up where there is none, or a crash left half of one."""
@@ -398,7 +374,7 @@ class DeploymentVault:
                 del self._keystore.secrets[name]
         if moving:
             self._keystore.save()
-            self._report(f"vault: secrets of {', '.join(moving)} moved into it from the keystore")
+            self._report(f"vault: secrets of {', '.join(moving)} moved from the keystore to {client.address}")
 
     def secrets(self, component: str) -> Mapping[str, Secret]:
         """What the vault holds for a component, as its operator.  Raises `VaultAway`, `VaultRefused`."""
@@ -406,17 +382,7 @@ class DeploymentVault:
             return client.read(component)
 
     def _client(self, address: str) -> VaultClient:
-        return _tls_client(self._deployment, self._keystore, address)
-
-
-def store(client: VaultClient, component: str, secrets: Mapping[str, Secret]) -> None:
-    """Write secrets of a component, beside those that are there.  Raises `VaultAway`, `VaultRefused`."""
-    try:
-        there = client.read(component)
-    except VaultRefused:
-        there = {}
-    if any(there.get(name) != value for name, value in secrets.items()):
-        client.write(component, {**there, **secrets})
+        return tls_client(self._deployment, self._keystore, address)
 
 
 def _answers(client: VaultClient, server: EmbeddedVault) -> None:
@@ -466,21 +432,3 @@ def secret(deployment: Deployment, keystore: Keystore, component: str, name: str
     if name not in found:
         raise ConfigError("VAULT_SECRET_MISSING", f"the vault holds no {name} for {component}")
     return found[name]
-
-
-def recipe(deployment: Deployment) -> list[str]:
-    """What a vault by address needs: commands of `bao` with an administrator's token, from what the embedded one gets."""
-    config = deployment.config.vault
-    names = components(deployment)
-    lines = [
-        f"bao secrets enable -path={config.mount} -version=2 kv",
-        f"bao write {config.mount}/config max_versions=1",
-        "bao auth enable approle",
-        "bao auth enable cert",
-    ]
-    for name, hcl in access.policies(config.mount, names).items():
-        lines += [f"bao policy write {name} - <<'END'", hcl.rstrip(), "END"]
-    for path, data in setup.role_requests(config.mount, deployment.name, names, f"@{deployment.ca}", config.lease_s):
-        words = [f"{key}={','.join(value) if isinstance(value, list) else value}" for key, value in data.items()]
-        lines.append(f"bao write {path} {' '.join(words)}")
-    return lines

@@ -191,7 +191,7 @@ def _context(protocol: int, ca: Path, identity: Path, passphrase: Secret) -> ssl
     try:
         context.load_verify_locations(cafile=ca)
     except OSError as exc:  # ssl.SSLError is one
-        raise _unusable(ca, exc) from exc
+        raise _unusable(ca, exc, "it is to hold the CA that vouches for the other side, PEM") from exc
     _show(context, identity, passphrase)
     return context
 
@@ -200,8 +200,8 @@ def _show(context: ssl.SSLContext, identity: Path, passphrase: Secret) -> None:
     try:
         context.load_cert_chain(identity, password=passphrase.reveal)
     except OSError as exc:
-        raise _unusable(identity, exc) from exc
+        raise _unusable(identity, exc, "`tallystick init` makes it") from exc
 
 
-def _unusable(path: Path, exc: OSError) -> ConfigError:
-    return ConfigError("TLS_FILES", f"cannot use {path} ({exc.strerror or exc}); `tallystick init` makes it")
+def _unusable(path: Path, exc: OSError, wanted: str) -> ConfigError:
+    return ConfigError("TLS_FILES", f"cannot use {path} ({exc.strerror or exc}); {wanted}")

@@ -52,6 +52,10 @@ class VaultRefused(Unverified):
     """The vault refuses what was asked: the token, the secret id or the path."""
 
 
+class VaultNothing(VaultRefused):
+    """Nothing lies at that path."""
+
+
 class Grant(msgspec.Struct, frozen=True):
     """A token and how long it lives from when it was asked for: seconds; `renewable`."""
 
@@ -246,20 +250,24 @@ class VaultClient:
         try:
             return call()
         except hvac.exceptions.VaultDown as exc:
-            raise VaultAway("VAULT_SEALED", f"{self.address} is sealed: {_said(exc)}") from exc
+            text = f"{self.address} is sealed, or not active: {_said(exc)}; whoever has its unseal key opens it"
+            raise VaultAway("VAULT_SEALED", text) from exc
+        except hvac.exceptions.InvalidPath as exc:
+            raise VaultNothing("VAULT_DENIED", f"{self.address} has nothing there: {_said(exc)}") from exc
         except (
             hvac.exceptions.InvalidRequest, hvac.exceptions.Unauthorized, hvac.exceptions.Forbidden,
-            hvac.exceptions.InvalidPath,
         ) as exc:  # fmt: skip
             raise VaultRefused("VAULT_DENIED", f"{self.address}: {_said(exc)}") from exc
         except hvac.exceptions.VaultError as exc:
             raise VaultAway("VAULT_UNREACHABLE", f"{self.address} answers {type(exc).__name__}: {_said(exc)}") from exc
         except requests.exceptions.SSLError as exc:
             if _cut(exc):
-                raise VaultAway("VAULT_UNREACHABLE", f"{self.address} broke off: {_said(exc)}") from exc
-            raise VaultAway("VAULT_TLS", f"{self.address} is not the vault that it should be: {_said(exc)}") from exc
+                raise VaultAway("VAULT_UNREACHABLE", f"{self.address} broke off: {_said(_reason(exc))}") from exc
+            text = f"{self.address} is not the vault that it should be: {_said(_reason(exc))}; nothing was said to it: is it the one of `[vault]`?"
+            raise VaultAway("VAULT_TLS", text) from exc
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError) as exc:
-            text = f"{self.address} does not answer: {type(exc).__name__}: {_said(exc)}"
+            why = _reason(exc)
+            text = f"{self.address} does not answer: {type(why).__name__}: {_said(why)}; does it run, and is that its address?"
             raise VaultAway("VAULT_UNREACHABLE", text) from exc
         except Exception as exc:  # noqa: BLE001 - an answer that is no vault's breaks the library in ways of its own
             # What it holds stays out of the text: it may be a secret.
@@ -341,6 +349,14 @@ def _cut(exc: BaseException | None) -> bool:
             return True
         exc = exc.__cause__ or exc.__context__
     return False
+
+
+def _reason(exc: Exception) -> Exception:
+    """What happened, without the library's words around it: they say where, as we do, and are long."""
+    while exc.args and isinstance(exc.args[0], Exception):
+        exc = exc.args[0]
+    found = getattr(exc, "reason", None)
+    return _reason(found) if isinstance(found, Exception) else exc
 
 
 def _said(exc: Exception) -> str:

@@ -56,7 +56,7 @@ def _write(client: VaultClient, deployment: str, ca_pem: str, components: tuple[
     client.put(f"sys/mounts/{mount}", {"type": "kv", "options": {"version": "2"}})
     for method in ("approle", "cert"):
         client.put(f"sys/auth/{method}", {"type": method})
-    for name, hcl in access.policies(mount, components).items():
+    for name, hcl in access.policies(mount, components, embedded=True).items():
         client.put(f"sys/policies/acl/{name}", {"policy": hcl})
     for path, data in role_requests(mount, deployment, components, ca_pem, lease_s):
         client.put(path, data)

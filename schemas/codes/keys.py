@@ -147,7 +147,12 @@ CODES: Final = (
     Code("KEY_INPUT", ERROR, "What was given is no key.", "Give a PEM without a passphrase, or the secret's text."),
     Code("KEY_KIND", ERROR, "Keys of that kind are not used here.", "Use one of those that the line names."),
     Code("FORMAT", ERROR, "Rows are not printed in that form.", "Use table, csv or json."),
-    Code("TLS_FILES", ERROR, "CA, certificate and key cannot be used together.", _INIT),
+    Code(
+        "TLS_FILES",
+        ERROR,
+        "CA, certificate and key cannot be read, or not be used together.",
+        f"For `[vault] ca`: put the CA of your vault there. {_INIT}",
+    ),
     Code("TLS_KEY", ERROR, "A TLS key cannot be read, or does not open with the keystore's passphrase.", _INIT),
     Code(
         "BUS_KEYS",

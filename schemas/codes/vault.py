@@ -50,6 +50,12 @@ CODES: Final = (
         "Give as many of the present shares as are needed; ask for 1 of 1, or for 2 or more.",
     ),
     Code(
+        "VAULT_YOURS",
+        ERROR,
+        "The vault is one of yours, by address: its unseal key is nothing of the deployment's.",
+        "Unseal it, and change its key, where it runs.",
+    ),
+    Code(
         "VAULT_UNREACHABLE",
         ERROR | NOTICE,
         "The vault does not answer, or too slowly; work goes on until the lease ends.",
@@ -59,13 +65,14 @@ CODES: Final = (
         "VAULT_SEALED",
         ERROR | NOTICE,
         "The vault is sealed: it gives nothing until it has its unseal key.",
-        "Give it the shares with `tallystick vault unseal DIR`; `up` does so where the keystore has the key.",
+        "Give it the shares with `tallystick vault unseal DIR`; `up` does so where the keystore has the key. "
+        "One of yours is unsealed by whoever runs it.",
     ),
     Code(
         "VAULT_TLS",
         ERROR | NOTICE,
         "What answers in the vault's place is not vouched for by the CA that it should be, or speaks old TLS.",
-        "Find out what listens there; for a vault of yours, compare `[vault] ca` with its certificate.",
+        "Find out what listens there; for a vault of yours, compare `address` and `ca` of `[vault]` with its certificate.",
     ),
     Code(
         "VAULT_ANSWER",

@@ -42,6 +42,9 @@ def test_a_keymaster_that_is_added_later_finds_its_place_in_the_vault(tmp_path: 
     assert admit(deployment, keystore, time.time_ns(), lambda _: None).added == ("keymaster",)
     assert "-----BEGIN PUBLIC KEY-----" in public_key(deployment, keystore, "keymaster")
     vault.settle(deployment, keystore)
+    # Its PIN has moved there: a trust root is signed without it.
+    assert "hsm.keymaster.pin" not in keystore.secrets
+    assert admit(deployment, keystore, time.time_ns(), lambda _: None).added == ()
     ensure(deployment, keystore, ("custody", "keymaster"), time.time_ns())
     with vault.opened(deployment, keystore, lambda _: None):
         keymaster, custody = (vault_of(deployment, keystore, name) for name in ("keymaster", "custody"))

@@ -48,9 +48,11 @@ THIEF = "7e1ef7e1"
 STRATEGY = str(Path(tests.__path__[0]) / "support" / "crash_strategy.py")
 
 
-def make(folder: Path, template: str = DEFAULT_TEMPLATE) -> tuple[Deployment, Keystore]:
-    """A deployment with a keymaster and a strategy that orders all the time."""
-    pin = Secret("rotation-test-master-pin-81")
+PIN = Secret("rotation-test-master-pin-81")
+
+
+def make(folder: Path, template: str = DEFAULT_TEMPLATE, *, rotation: bool = True) -> tuple[Deployment, Keystore]:
+    """A deployment with a strategy that orders all the time, with `rotation` also a keymaster."""
     for old, new in (
         ("messages_per_second = 10", "messages_per_second = 1000"),
         ("burst = 20", "burst = 1000"),
@@ -61,8 +63,8 @@ def make(folder: Path, template: str = DEFAULT_TEMPLATE) -> tuple[Deployment, Ke
     ):
         template = template.replace(old, new)
     strategy = StrategyConfig(name="alpha", module=STRATEGY, instruments=("XRP/ETH",))
-    deployment = init(folder, "test", pin, time.time_ns, strategies=(strategy,), template=template, rotation=True)
-    return deployment, Keystore.open(deployment.keystore, pin)
+    deployment = init(folder, "test", PIN, time.time_ns, strategies=(strategy,), template=template, rotation=rotation)
+    return deployment, Keystore.open(deployment.keystore, PIN)
 
 
 class Desk:
@@ -77,6 +79,8 @@ class Desk:
         self.orders: list[OrderEvent] = []
         self.fills: list[Fill] = []
         self.told: list[Notice | DeadLetter] = []
+        # Who told it, and the code.
+        self.codes: list[tuple[str, str]] = []
 
     def play(self, received: Received) -> None:
         """The market, at the venue."""
@@ -94,6 +98,7 @@ class Desk:
                 self.fills.append(event)
             elif isinstance(event, Notice | DeadLetter):
                 self.told.append(event)
+                self.codes.append((received.statement.component, event.code))
 
     def accepted(self) -> int:
         """How many orders the venue took."""

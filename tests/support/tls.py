@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class ServerTls:
-    """A server certificate for 127.0.0.1 and localhost, and the authority that clients trust."""
+    """A server certificate, and the authority that clients trust."""
 
     ca: Path
     certificate: Path
@@ -37,12 +37,29 @@ class ServerTls:
         return context
 
 
+# RFC 5280 wants it of an authority (4.2.1.3), and so does a strict client.
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def make_server_tls(folder: Path) -> ServerTls:
-    """Make an authority and a server certificate in `folder`."""
+HERE: tuple[x509.GeneralName, ...] = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
+
+
+def make_server_tls(folder: Path, names: tuple[x509.GeneralName, ...] = HERE) -> ServerTls:
+    """Make an authority and a server certificate for `names` in `folder`."""
     now = dt.datetime.now(dt.UTC)
     day = dt.timedelta(days=1)
 
@@ -62,9 +79,9 @@ def make_server_tls(folder: Path) -> ServerTls:
         builder("test CA", ca_key.public_key())
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
+        .add_extension(_SIGNS_CERTIFICATES, critical=True)
         .sign(ca_key, hashes.SHA256())
     )
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         builder("localhost", key.public_key())
         .add_extension(x509.SubjectAlternativeName(names), critical=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tallystick.infra.vault import access
 from tallystick.infra.vault.server import EmbeddedVault
-from tallystick.runtime.deployment import certificates, vault
+from tallystick.runtime.deployment import certificates, vault, vault_access
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.folder import Deployment
@@ -38,7 +38,7 @@ class VaultWorld:
         self.deployment = deployment
         self.keystore = keystore
         self.said: list[str] = []
-        names = [name for who in vault.components(deployment) for name in deployment.leased_names(who)]
+        names = [name for who in vault_access.components(deployment) for name in deployment.leased_names(who)]
         self.secrets = {name: keystore[name] for name in names}
         self.vault = vault.DeploymentVault(deployment, keystore, self.said.append)
 
@@ -63,7 +63,7 @@ class VaultWorld:
             made.close()
 
     def staff(self, role: str = access.OPERATOR) -> contextlib.AbstractContextManager[VaultClient]:
-        return vault.staff(self.deployment, self.keystore, role)
+        return vault_access.staff(self.deployment, self.keystore, role)
 
     def role(self, who: str) -> str:
         return access.role_name(self.deployment.config.vault.mount, who)

@@ -10,7 +10,7 @@ from tallystick.infra.vault.access import policies
 from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.config import Config, VaultConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.vault import recipe
+from tallystick.runtime.deployment.vault_access import recipe
 from tallystick.schemas.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,14 +59,14 @@ def test_what_does_not_fit_together_is_refused(wrong: str) -> None:
         config(wrong)
 
 
-def test_the_policies_beside_the_code_are_the_ones_that_are_applied() -> None:
+def test_the_policies_beside_the_code_are_the_ones_that_a_vault_of_yours_is_told() -> None:
     files = {path.stem: path.read_text() for path in (ROOT / "infra" / "vault" / "policies").glob("*.hcl")}
-    assert files == policies("tallystick", ("custody", "portfolio", "keymaster"))
+    assert files == policies("tallystick", ("custody", "portfolio", "keymaster"), embedded=False)
 
 
 def test_a_vault_of_yours_is_told_the_same_policies_and_roles() -> None:
     text = "\n".join(recipe(Deployment(Path("/desk"), config(YOURS + 'mount = "desk-kv"\n'))))
-    for hcl in policies("desk-kv", ("custody", "portfolio")).values():
+    for hcl in policies("desk-kv", ("custody", "portfolio"), embedded=False).values():
         assert hcl.rstrip() in text
     for line in (
         (
