@@ -129,10 +129,21 @@ class ComponentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             msgspec.structs.force_setattr(self, "method", CERTIFICATE)
 
 
+class VaultTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A vault of the operator's own: its `address`, and the SHA-256 (lower-case hex) of the file of CAs that vouches for it."""
+
+    address: str
+    ca: str
+
+    def __post_init__(self) -> None:
+        _check_digest(self.ca, "vault.ca")
+
+
 class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The document; see the module docstring.  Public keys are lower-case hex of 32 bytes, times Unix ns.
 
-    `limits`, `listings` and `policy` (lower-case hex of the house rules' SHA-256) are what the gateway decides by.
+    `limits`, `listings` and `policy` (lower-case hex of the house rules' SHA-256) are what the gateway decides by.  `vault` is not
+    there where the deployment runs its own.
     """
 
     kind: Literal["tallystick-trust-root/1"] = "tallystick-trust-root/1"
@@ -150,6 +161,7 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     limits: tuple[LimitRow, ...]
     listings: tuple[Listing, ...]
     policy: str
+    vault: VaultTrust | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         check_name(self.deployment, "deployment")
@@ -157,7 +169,7 @@ class TrustRoot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise Malformed("TRUST_ROOT", f"number {self.number}, issued {self.issued}, expires {self.expires}")
         for key in (self.operator_root, self.operator):
             public_key_bytes(key)
-        _check_digest(self.policy)
+        _check_digest(self.policy, "policy")
         LimitBook(self.limits)
         for name, component in self.components.items():
             check_name(name, "component")
@@ -322,13 +334,13 @@ def public_key_bytes(text: str) -> bytes:
     return raw
 
 
-def _check_digest(text: str) -> None:
+def _check_digest(text: str, what: str) -> None:
     try:
         good = len(text) == 64 and bytes.fromhex(text).hex() == text
     except ValueError as exc:
-        raise Malformed("TRUST_ROOT", f"policy is no hex: {text[:80]!r}") from exc
+        raise Malformed("TRUST_ROOT", f"{what} is no hex: {text[:80]!r}") from exc
     if not good:
-        raise Malformed("TRUST_ROOT", f"policy is 64 lower-case hex digits, got {text[:80]!r}")
+        raise Malformed("TRUST_ROOT", f"{what} is 64 lower-case hex digits, got {text[:80]!r}")
 
 
 @functools.lru_cache(maxsize=16384)

@@ -49,10 +49,11 @@ from tallystick.runtime.deployment.logs import open_log
 from tallystick.runtime.deployment.owners import component_file, ready_file
 from tallystick.runtime.deployment.scheduling import PRECEDENCE, Precedence, yield_to_others
 from tallystick.runtime.deployment.service import OwnSource, Service, Setup
+from tallystick.runtime.deployment.signed_vault import require_signed_vault
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Secret, take_over
 from tallystick.schemas.errors import ConfigError, Malformed, TallystickError, Unreachable, Unverified
-from tallystick.schemas.trust import require_current
+from tallystick.schemas.trust import TrustRoot, require_current
 
 if TYPE_CHECKING:
     from tallystick.runtime.vault.leased import Leased
@@ -96,13 +97,18 @@ def load_setup(
         clock=time.time_ns,
         entropy=os.urandom,
         log=log,
-        leased=_leased(deployment, identity, secrets, channel) if component in LEASED else None,
+        leased=_leased(deployment, trust, identity, secrets, channel) if component in LEASED else None,
     )
 
 
 def _leased(
-    deployment: Deployment, identity: Identity, secrets: dict[str, Secret], channel: socket.socket | None
+    deployment: Deployment,
+    trust: TrustRoot,
+    identity: Identity,
+    secrets: dict[str, Secret],
+    channel: socket.socket | None,
 ) -> Leased:
+    require_signed_vault(deployment, trust)
     # Most processes have nothing to do with the vault: its client is not for them.
     from tallystick.infra.vault.access import role_name
     from tallystick.runtime.vault import leased, logins

@@ -1,4 +1,4 @@
-"""What decides over money, as deployment.toml and the policy folder say it, against what the operator signed.
+"""What decides over money and who is given secrets, as deployment.toml and the policy folder say it, against what the operator signed.
 
 The files are what the next trust root is made from; what counts is the trust root in force.  Where the two differ
 nothing starts that decides over money: an edited file must not look as if it had an effect, nor have one.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
+from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.house_rules import read_house_rules
-from tallystick.schemas.errors import ConfigError
+from tallystick.runtime.deployment.signed_vault import unsigned, vault_terms
 from tallystick.schemas.limits import LimitRow
-from tallystick.schemas.trust import Cap, Instrument, Listing, TrustRoot, Venue
+from tallystick.schemas.trust import Cap, Instrument, Listing, TrustRoot, VaultTrust, Venue
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     limits: tuple[LimitRow, ...]
     listings: tuple[Listing, ...]
     policy: str
+    vault: VaultTrust | msgspec.UnsetType
 
 
 def terms(deployment: Deployment) -> Terms:
@@ -42,6 +43,7 @@ def terms(deployment: Deployment) -> Terms:
             for (where, symbol), names in deployment.listed.items()
         ),
         policy=read_house_rules(deployment.policy).digest.hex(),
+        vault=vault_terms(deployment),
     )
 
 
@@ -50,9 +52,4 @@ def require_signed(deployment: Deployment, root: TrustRoot) -> None:
     said = terms(deployment)
     differs = [name for name in Terms.__struct_fields__ if getattr(said, name) != getattr(root, name)]
     if differs:
-        where = deployment.policy if differs == ["policy"] else deployment.directory / CONFIG_NAME
-        raise ConfigError(
-            "TERMS_UNSIGNED",
-            f"{where}: {', '.join(differs)} differ from what the operator signed in trust root {root.number}: "
-            f"take the change back, or have it signed with `tallystick admit {deployment.directory}`",
-        )
+        raise unsigned(deployment, ", ".join(differs), root)

@@ -14,6 +14,7 @@ from tallystick.infra.vault import access
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.signed_vault import require_signed_vault
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import setup
@@ -36,7 +37,11 @@ def require_embedded(deployment: Deployment) -> None:
 
 
 def tls_client(deployment: Deployment, keystore: Keystore, address: str | None = None) -> VaultClient:
-    """A client that shows the operator's certificate and has not logged in: for the caller to close."""
+    """A client that shows the operator's certificate and has not logged in: for the caller to close.
+
+    Raises `ConfigError` for a vault that the operator did not sign.
+    """
+    require_signed_vault(deployment, deployment.load_trust()[-1])
     certificates.ensure(deployment, keystore, (layout.OPERATOR,), time.time_ns())
     passphrase = keystore[layout.passphrase_name(layout.OPERATOR)]
     tls = client_context(deployment.vault_ca, deployment.identity(layout.OPERATOR), passphrase)

@@ -19,15 +19,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from tallystick.cli import operate
 from tallystick.cli.rotate import rotate
 from tallystick.infra.vault import access
-from tallystick.runtime.deployment import certificates, vault
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
+from tallystick.runtime.deployment import certificates, process, vault
 from tallystick.runtime.deployment.config import MASTER, ROTATION_TEMPLATE
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, api_key_name, passphrase_name
+from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.deployment.vault_access import staff
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins
 from tallystick.runtime.vault.client import VaultClient, VaultRefused
+from tallystick.schemas.errors import ConfigError
 from tests.support.command import Done, tallystick
 from tests.support.company_vault import CompanyVault, Impostor
 from tests.support.rotating_desk import PIN, Desk, make, rotating_desk
@@ -71,13 +72,20 @@ def made(company: CompanyVault, tmp_path_factory: pytest.TempPathFactory) -> Mad
     return point(company, tmp_path_factory.mktemp("v") / "a desk")
 
 
+def signed(deployment: Deployment, keystore: Keystore) -> None:
+    """The operator signs what the files say now."""
+    admit(deployment, keystore, time.time_ns(), lambda _: None)
+
+
 def point(company: CompanyVault, folder: Path, mount: str = "tallystick", auth: str = "approle") -> Made:
     """A deployment that has the company's vault, which got what the documents say; its secrets have moved there."""
+    made, keystore = make(folder, rotation=False)
     table = f'[vault]\nlease_s = {LEASE_S}\naddress = "{company.address}"\nca = "vault-ca.pem"\n'
     table += f'mount = "{mount}"\nauth = "{auth}"\n'
-    template = DEFAULT_TEMPLATE.replace("[vault]\nport = {vault}\n", table)
-    deployment, keystore = make(folder, template, rotation=False)
-    shutil.copy(company.tls.ca, deployment.vault_ca)
+    change(folder, f"[vault]\nport = {made.config.vault.port}\n", table)
+    shutil.copy(company.tls.ca, folder / "vault-ca.pem")
+    deployment = Deployment.load(folder)
+    signed(deployment, keystore)
     company.run(recipe(deployment))
     secrets = {name: keystore[name] for who in WHO for name in deployment.leased_names(who)}
     vault.settle(deployment, keystore)
@@ -111,7 +119,35 @@ def change(desk: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def sign(desk: Path) -> None:
+    signed(Deployment.load(desk), Keystore.open(desk / "keystore", PIN))
+
+
 # -- what is wrong is said before anything starts ----------------------------------------------------
+
+
+def test_a_vault_that_the_operator_did_not_sign_gets_nothing_and_lends_nothing(
+    company: CompanyVault, made: Made, copy: Path, tmp_path: Path
+) -> None:
+    """Whoever may write `deployment.toml` names a vault of his own, whose CA he brings: it would be given the PINs."""
+    tls = make_server_tls(tmp_path, HERE)
+    with Impostor(0, tls) as impostor:
+        change(copy, company.address, impostor.address)
+        shutil.copy(tls.ca, copy / "vault-ca.pem")
+        refused(up(copy), "TERMS_UNSIGNED", CONFIG_NAME, "vault", f"tallystick admit {copy}")
+        deployment, keystore = Deployment.load(copy), Keystore.open(copy / "keystore", PIN)
+        with pytest.raises(ConfigError, match="TERMS_UNSIGNED"):
+            vault.DeploymentVault(deployment, keystore).secrets("custody")
+        # Nor does a component that somebody starts alone ask it.
+        secrets = {passphrase_name("custody"): keystore[passphrase_name("custody")]}
+        with pytest.raises(ConfigError, match="TERMS_UNSIGNED"):
+            process.load_setup(copy, "custody", secrets)
+        assert (impostor.tried, impostor.heard) == (0, b"")
+
+
+def test_another_ca_than_the_signed_one_vouches_for_no_vault(copy: Path, tmp_path: Path) -> None:
+    shutil.copy(make_server_tls(tmp_path).ca, copy / "vault-ca.pem")
+    refused(up(copy), "TERMS_UNSIGNED", "vault")
 
 
 def test_an_address_without_https_is_refused(company: CompanyVault, copy: Path) -> None:
@@ -121,12 +157,14 @@ def test_an_address_without_https_is_refused(company: CompanyVault, copy: Path) 
 
 def test_a_host_that_nobody_knows_is_named(company: CompanyVault, copy: Path) -> None:
     change(copy, company.address, "https://vault.invalid:8200")
+    sign(copy)
     refused(up(copy), "VAULT_UNREACHABLE", "https://vault.invalid:8200", "resolve", "is that its address?")
 
 
 def test_a_ca_that_is_not_there_or_none_is_named(copy: Path) -> None:
     path = copy / "vault-ca.pem"
     path.write_text("nothing of it\n")
+    sign(copy)
     refused(up(copy), "TLS_FILES", str(path), "it is to hold the CA")
     path.unlink()
     refused(up(copy), "TLS_FILES", str(path), "No such file", "it is to hold the CA")
@@ -173,12 +211,14 @@ def test_another_server_at_its_address_gets_no_login_and_no_secret(
         shutil.copy(tls.ca, copy / "vault-ca.pem")
     with Impostor(0, tls) as impostor:
         change(copy, company.address, impostor.address)
+        sign(copy)
         refused(up(copy), "VAULT_TLS", impostor.address, "mismatch" if kind == "of another name" else "issuer")
         assert (impostor.tried, impostor.heard) == (1, b"")
 
 
 def test_with_a_wrong_ca_the_true_vault_hears_nothing(company: CompanyVault, copy: Path, tmp_path: Path) -> None:
     shutil.copy(make_server_tls(tmp_path).ca, copy / "vault-ca.pem")
+    sign(copy)
     before = company.audit.stat().st_size
     refused(up(copy), "VAULT_TLS", company.address, "certificate verify failed")
     assert company.audit.stat().st_size == before
