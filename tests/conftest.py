@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     alone = {item.path for item in items if "whole" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("whole" if item.path in alone else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("whole" if item.path in alone else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
