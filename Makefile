@@ -17,7 +17,7 @@ demo: venv ## Start everything, trade on the paper exchange, verify the audit; D
 	@.venv/bin/tallystick demo $${DATA:+--data "$$DATA"} $${SPEED:+--speed "$$SPEED"}
 
 test: venv-dev ## Every test but the slow ones; ARGS="-k name" goes to pytest
-	@.venv/bin/python -m pytest -m "not slow" -n 4 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@.venv/bin/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: venv-dev ## The slow ones: crash, chaos and soak
 	@.venv/bin/python -m pytest -m slow $(ARGS)

@@ -1,6 +1,6 @@
 """`tallystick compromise`: one answer to a component in other hands (R33): halt, cancel, revoke, rotate, prove, keep evidence.
 
-An API key in other hands is answered by `compromise_key`, in the same way.
+An API key in other hands is answered by `compromise_key`, the authority by `compromise_authority`, in the same way.
 
 - Each step is done, then said: an operator-signed `Incident` that the breaker publishes.  What is done does not wait for what
   can be said: where the bus is gone the steps go on, and the evidence keeps their notes.
@@ -133,12 +133,6 @@ class Answer:
     def _require_answerable(self) -> None:
         """Raise `ConfigError` for a target that this command has no answer to."""
         self._deployment.bus().component(self._target)
-        if self._target == "authority":
-            raise ConfigError(
-                "COMPROMISE_AUTHORITY",
-                "nobody would hear that the authority is revoked: `tallystick kill`, stop `tallystick up`, then "
-                "`tallystick admit --new-ca`, which replaces its issuing CA",
-            )
 
     def _scope(self) -> str:
         """What is halted; "" for who cannot trade."""
@@ -169,7 +163,7 @@ class Answer:
             await self._do("closed", self._close)
             # Where the bus is gone, nobody waits for it.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._notes.join(), PUBLISH_S)
+                await asyncio.wait_for(self._said(), PUBLISH_S)
         finally:
             operator = await opening
             if operator is not None:
@@ -224,6 +218,10 @@ class Answer:
                 structlog.get_logger().warning("not published", step=number, error=str(exc))
             finally:
                 self._notes.task_done()
+
+    async def _said(self) -> None:
+        """Wait until what was signed is published, or was refused."""
+        await self._notes.join()
 
     async def _say(self, number: int) -> None:
         """Sign a step, have it published, and keep the evidence."""

@@ -74,6 +74,7 @@ def compromise(
     then.  What is tripped stays so until `tallystick rearm`.
     """
     from tallystick.cli.compromise import Answer, Step
+    from tallystick.cli.compromise_authority import AUTHORITY, AuthorityAnswer
     from tallystick.cli.compromise_key import KeyAnswer, is_key
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.keys.keystore import Keystore, read_pin
@@ -87,7 +88,7 @@ def compromise(
 
     keystore = Keystore.open(deployment.keystore, read_pin("Master PIN: ", pin_fd))
     begun = time.monotonic()
-    kind = KeyAnswer if is_key(target) else Answer
+    kind = KeyAnswer if is_key(target) else AuthorityAnswer if target == AUTHORITY else Answer
     answer = kind(deployment, keystore, target, reason, time.time_ns, told)
     done = asyncio.run(answer.run())
     if answer.unkept:

@@ -45,16 +45,6 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.new_event_loop}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests go to one worker, and to the same one all files that want the machine for themselves (`whole`).
-
-    On several workers these would wait for each other, each with a worker that does nothing.
-    """
-    alone = {item.path for item in items if "whole" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("whole" if item.path in alone else item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def process_as_it_was() -> Iterator[None]:
     """Commands set the umask and the handler of SIGTERM of their process; where a test runs one in its own, no other shall see it."""

@@ -174,7 +174,8 @@ class Token:
 
         def login() -> Token:
             library = _free_library(place)
-            with turn(folder, alone=False) if folder else nullcontext():
+            # A login is written down in the token, too (SoftHSM: the flags about wrong PINs).
+            with turn(folder, alone=True) if folder else nullcontext():
                 token = _find_token(library, place, label)
                 _state.token = opened = cls(token.open(rw=writable, user_pin=pin.reveal()), label, folder)
             return opened

@@ -11,12 +11,6 @@ _DEFECT: Final = "It is a defect to report."
 
 CODES: Final = (
     Code(
-        "COMPROMISE_AUTHORITY",
-        ERROR,
-        "The authority is answered by hand.",
-        "Do what the line says, in its order; [Incidents](incidents.md) explains it.",
-    ),
-    Code(
         "COMPROMISE_KEY",
         ERROR,
         "No API key of the venue's that is in use, or no name of one.",
@@ -27,6 +21,12 @@ CODES: Final = (
         ERROR,
         "Whether orders are open is not known.",
         "Look at the venue's own page, and cancel there what is open.",
+    ),
+    Code(
+        "COMPROMISE_RUNNING",
+        ERROR,
+        "A component that somebody started alone still runs, with the sessions that it has.",
+        "End it where it was started, and call `tallystick compromise` again.",
     ),
     Code(
         "COMPROMISE_UNPROVEN",

@@ -16,9 +16,11 @@ import pytest_asyncio
 from tallystick import venues
 from tallystick.cli import breaker
 from tallystick.cli.compromise import Answer, Step, read_evidence
+from tallystick.cli.compromise_key import KeyAnswer
 from tallystick.cli.operate import Operator
 from tallystick.cli.status import processes
 from tallystick.runtime.bus.received import Received
+from tallystick.runtime.deployment import pins
 from tallystick.runtime.deployment.folder import KEY_VENUE, Deployment, api_key_name, pin_name
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
@@ -225,10 +227,27 @@ async def test_nobody_but_the_operator_says_what_was_done(desk: Running) -> None
             await breaker.demand(desk.deployment.run, IncidentRequest(note=lease))
 
 
+@on_its_loop
+async def test_custodys_pin_changes_under_it_and_it_starts_again_with_the_new_one(desk: Running) -> None:
+    deployment, keystore = desk.deployment, desk.keystore
+    assert desk.supervisor.vault is not None
+    old = (await asyncio.to_thread(desk.supervisor.vault.secrets, "custody"))[pin_name("custody")]
+    assert pin_name("custody") not in keystore.secrets
+    # What `up` hands out itself is changed while it is down.
+    with pytest.raises(ConfigError, match="RUNNING"):
+        await asyncio.to_thread(pins.renew, deployment, keystore, "signing", lambda _: None)
+    await asyncio.to_thread(pins.renew, deployment, keystore, "custody", lambda _: None)
+    with pytest.raises(ConfigError, match="HSM_PIN"):
+        await asyncio.to_thread(Token.open, deployment.token("custody"), "custody", old)
+    pid = dict(_ready(deployment))["custody"]
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: dict(_ready(deployment)).get("custody") not in (None, pid), "custody", 40)
+
+
 def test_what_it_has_no_answer_to_is_said_before_anything_is_done(made: tuple[Deployment, Keystore]) -> None:
-    for target, code in (("authority", "COMPROMISE_AUTHORITY"), ("nobody", "COMPONENT")):
+    for kind, target, code in ((KeyAnswer, "operator/root", "COMPROMISE_KEY"), (Answer, "nobody", "COMPONENT")):
         with pytest.raises(ConfigError, match=code):
-            Answer(*made, target, "a drill", time.time_ns, lambda _: None)
+            kind(*made, target, "a drill", time.time_ns, lambda _: None)
 
 
 def _ready(deployment: Deployment) -> list[tuple[str, int]]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tallystick.cli.status import processes
 from tallystick.runtime.deployment import pins
 from tallystick.runtime.deployment.folder import Deployment, pin_name
 from tallystick.runtime.deployment.trust_root import admit
@@ -19,8 +15,7 @@ from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError
 from tests.support.command import tallystick
-from tests.support.deployment import PIN, make, running
-from tests.support.waiting import until
+from tests.support.deployment import PIN, make
 
 
 class Ended(BaseException):
@@ -88,24 +83,6 @@ def test_a_token_that_takes_no_such_pin_keeps_the_old_one(
             pins.renew(deployment, keystore, "roles", lambda _: None)
     assert (keystore[pin_name("roles")], pins.next_name("roles") in keystore.secrets) == (old, False)
     opens(deployment, "roles", old)
-
-
-async def test_custodys_pin_changes_under_it_and_it_starts_again_with_the_new_one(
-    made: tuple[Deployment, Keystore],
-) -> None:
-    deployment, keystore = made
-    async with running(deployment, keystore, "breaker", "custody") as up:
-        assert up.supervisor.vault is not None
-        old = (await asyncio.to_thread(up.supervisor.vault.secrets, "custody"))[pin_name("custody")]
-        assert pin_name("custody") not in keystore.secrets
-        with pytest.raises(ConfigError, match="RUNNING"):
-            await asyncio.to_thread(pins.renew, deployment, keystore, "signing", lambda _: None)
-        await asyncio.to_thread(pins.renew, deployment, keystore, "custody", lambda _: None)
-        with pytest.raises(ConfigError, match="HSM_PIN"):
-            await asyncio.to_thread(opens, deployment, "custody", old)
-        pid = dict(processes(deployment))["custody"]
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: dict(processes(deployment)).get("custody") not in (None, pid), "custody", 40)
 
 
 def test_the_master_pin_changes_and_the_old_one_opens_nothing(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ LEASE = lease(ROOT, NOW, NOW + 12 * HOUR_NS)
 
 
 def changed(**fields: Any) -> TrustRoot:
-    return msgspec.convert({**msgspec.structs.asdict(ROOT), **fields}, TrustRoot)
+    there = {name: value for name, value in msgspec.structs.asdict(ROOT).items() if value is not msgspec.UNSET}
+    return msgspec.convert({**there, **fields}, TrustRoot)
 
 
 def test_a_trust_root_comes_back_as_it_was_signed() -> None:
