@@ -46,7 +46,7 @@ async def session(deployment: Deployment, keystore: Keystore, component: str, ce
 def test_after_the_answer_nothing_of_before_counts_and_the_next_start_works(tmp_path: Path) -> None:
     deployment, keystore = make(tmp_path / "desk")
     old_pins = {label: keystore[pin_name(label)] for label in ("signing", "roles")}
-    with Desk(deployment) as desk:
+    with Desk(deployment, whole=True) as desk:
         pids = desk.pids()
         copied = Path(shutil.copytree(deployment.pki, tmp_path / "copied"))
         done = tallystick("compromise", deployment.directory, "authority", "--reason", "a drill", pin=PIN.reveal())
@@ -67,7 +67,7 @@ def test_after_the_answer_nothing_of_before_counts_and_the_next_start_works(tmp_
         with pytest.raises(ConfigError, match="HSM_PIN"):
             Token.open(deployment.token(label), label, pin)
         Token.open(deployment.token(label), label, new[pin_name(label)]).close()
-    with Desk(deployment):
+    with Desk(deployment, whole=True):
         for ca in (copied / deployment.issuing_ca.name, deployment.issuing_ca):
             with pytest.raises(TallystickError):
                 asyncio.run(session(deployment, new, "gateway", copied / "gateway.pem", ca))

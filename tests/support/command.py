@@ -204,11 +204,12 @@ class Command:
 class Desk:
     """A deployment that `tallystick up` runs, and commands beside it."""
 
-    def __init__(self, deployment: Deployment) -> None:
+    def __init__(self, deployment: Deployment, *, whole: bool = False) -> None:
+        """`whole`: all of it, not only what starts and stops quickly."""
         self.deployment = deployment
         self.folder = deployment.directory.parent
         self.commands: list[Command] = []
-        self.up = self.start("up", pin=True, program=UP)
+        self.up = self.start("up", pin=True, program=None if whole else UP)
 
     def start(self, *arguments: object, pin: bool = False, program: list[str] | None = None) -> Command:
         name, *rest = arguments
