@@ -362,13 +362,13 @@ async def test_a_person_changes_a_key_by_hand_and_is_told_each_step(desk: Desk, 
     before, (_, old) = {held.api_key for held in desk.at_venue()}, await desk.in_use("custody")
     seen: list[str] = []
     name = "byhand2" if stolen else "byhand"
+    old_key = next(held for held in desk.at_venue() if held.api_key == old)
 
     def person(text: str) -> str:
         """Does on the venue's site what he is told to; the first time he forgets the addresses."""
         seen.append(text)
         if "give it this public key" in text:
             pem = text.partition("-----BEGIN PUBLIC KEY-----")[2].partition("-----END")[0]
-            old_key = next(held for held in desk.at_venue() if held.api_key == old)
             new = msgspec.structs.replace(old_key, api_key=name, public_key=pem.replace("\n", ""), ips=())
             desk.exchange.keys.add(new)
         elif "not fit" in text:
