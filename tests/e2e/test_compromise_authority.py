@@ -67,7 +67,7 @@ def test_after_the_answer_nothing_of_before_counts_and_the_next_start_works(tmp_
         with pytest.raises(ConfigError, match="HSM_PIN"):
             Token.open(deployment.token(label), label, pin)
         Token.open(deployment.token(label), label, new[pin_name(label)]).close()
-    with Desk(deployment, whole=True):
+    with Desk(deployment):
         for ca in (copied / deployment.issuing_ca.name, deployment.issuing_ca):
             with pytest.raises(TallystickError):
                 asyncio.run(session(deployment, new, "gateway", copied / "gateway.pem", ca))
