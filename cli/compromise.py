@@ -127,6 +127,8 @@ class Answer:
         self._no_operator: TallystickError | None = None
         self._old: Identity | None = None
         self._no_old = ""
+        # Why the bus did not take a step, the last time.
+        self.why_unsaid = ""
         # Why the evidence could not be written last; empty where it is.
         self.unkept = ""
 
@@ -215,7 +217,7 @@ class Answer:
                 step = self._evidence.steps[number - 1]
                 self._evidence.steps[number - 1] = msgspec.structs.replace(step, published=bool(answer["stored"]))
             except (TallystickError, OSError) as exc:
-                structlog.get_logger().warning("not published", step=number, error=str(exc))
+                self.why_unsaid = str(exc)
             finally:
                 self._notes.task_done()
 

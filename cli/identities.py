@@ -96,7 +96,8 @@ def compromise(
     else:
         typer.echo(f"evidence: {answer.path}")
     if answer.unsaid:
-        typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}: their signed notes stand in the evidence")
+        why = f" ({answer.why_unsaid})" if answer.why_unsaid else ""
+        typer.echo(f"the bus did not confirm {', '.join(answer.unsaid)}{why}: their signed notes stand in the evidence")
     if not done:
         raise typer.Exit(1)
 

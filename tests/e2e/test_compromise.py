@@ -197,7 +197,7 @@ async def test_neither_a_full_disk_nor_a_lost_certificate_keeps_it_from_halting(
         incidents.unlink()
         aside.rename(incidents)
     assert [step.step for step in steps] == STEPS
-    assert [step.step for step in steps if not step.done] == ["proven"]
+    assert [step.step for step in steps if not step.done] == ["proven"], steps
     assert "incidents" in answer.unkept
     assert identity.read_bytes() != kept, "it has another certificate"
 
