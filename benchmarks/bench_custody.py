@@ -28,8 +28,6 @@ from tests.support.exchanges import secret_of
 
 ORDERS = 2_000
 WARM = 200
-# Back to back, as the peer signs; the sync beside it has its turn.
-SPACING_S = 0.0
 PIN = Secret("benchmark pin 29c1")
 KINDS = {"hmac": "kraken", "ed25519": "backpack", "rsa": "bybit", "p256": "coinbase", "secp256k1": "aster"}
 
@@ -60,19 +58,20 @@ def orders(token: Token, folder: Path) -> Row:
     builder = RequestBuilder(venue, desk.trust.instruments, API_KEY, signer, lambda: desk.now)
     desk.server._builders = {"paper": builder}  # noqa: SLF001 - the desk of the tests has a software key
     # As in the product: the journal's sync runs beside the next order, in a thread.
-    del desk.server._sync_soon  # noqa: SLF001
+    del desk.server._sync_soon  # noqa: SLF001 - the desk of the tests has no loop to run it in
     requests = [desk.request() for _ in range(WARM + ORDERS)]
 
     async def ask() -> list[float]:
         taken = []
         for request in requests:
             began = time.perf_counter()
-            reply = desk.server.answer(request, PEER, await desk.server._opened(request))  # noqa: SLF001
+            opened = await desk.server._opened(request)  # noqa: SLF001 - as `_serve` does, without the socket
+            reply = desk.server.answer(request, PEER, opened)
             taken.append((time.perf_counter() - began) * 1e3)
             if not isinstance(reply, Signed):
                 raise Void(f"custody refused: {reply}")
-            # Execution reads the answer, and asks for the next one.
-            await asyncio.sleep(SPACING_S)
+            # The sync has its turn to begin.
+            await asyncio.sleep(0)
         await desk.server.stop()
         return taken[WARM:]
 

@@ -142,9 +142,8 @@ class Answer:
             return self._target
         return "" if self._target.startswith(_WATCHERS) else "all"
 
-    def _signed_steps(self, scope: str) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
+    def _signed_steps(self) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
         """What takes the operator's key."""
-        del scope
         yield "revoked", self._revoke
         yield "rotated", self._rotate
         yield "proven", self._prove
@@ -160,12 +159,10 @@ class Answer:
             self._operator = await opening
             for number in range(1, len(self._evidence.steps) + 1):
                 await self._say(number)
-            for step, work in self._signed_steps(scope):
+            for step, work in self._signed_steps():
                 await self._do(step, work)
             await self._do("closed", self._close)
-            # Where the bus is gone, nobody waits for it.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._said(), PUBLISH_S)
+            await self._said()
         finally:
             operator = await opening
             if operator is not None:
@@ -222,8 +219,9 @@ class Answer:
                 self._notes.task_done()
 
     async def _said(self) -> None:
-        """Wait until what was signed is published, or was refused."""
-        await self._notes.join()
+        """Wait until what was signed is published, or was refused; where the bus is gone, nobody waits for it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._notes.join(), PUBLISH_S)
 
     async def _say(self, number: int) -> None:
         """Sign a step, have it published, and keep the evidence."""

@@ -14,18 +14,14 @@ again.  Its keys in the tokens stay: whoever may have copied a SoftHSM token's f
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import signal
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 
-from tallystick.cli.compromise import POLL_S, PUBLISH_S, Answer
+from tallystick.cli.compromise import Answer
 from tallystick.cli.status import processes
-from tallystick.infra.nats.lockfile import owner
+from tallystick.infra.nats.lockfile import ask_owner_to_end, end_owner
 from tallystick.runtime.deployment import pins
 from tallystick.runtime.deployment.folder import pin_name
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
@@ -35,9 +31,8 @@ from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.incidents import StepName
 
 AUTHORITY: Final = "authority"
-# Whoever does not end by himself is ended.
+# Who does not end by then is ended.
 STOP_S: Final = 6.0
-ORPHAN_S: Final = 5.0
 
 
 class AuthorityAnswer(Answer):
@@ -46,37 +41,26 @@ class AuthorityAnswer(Answer):
     def _require_answerable(self) -> None:
         self._deployment.bus().component(AUTHORITY)
 
-    def _signed_steps(self, scope: str) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
-        del scope
+    def _signed_steps(self) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
         yield "revoked", self._stop
         yield "rotated", self._renew
         yield "proven", self._refused
 
     async def _stop(self) -> str:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._said(), PUBLISH_S)
-        path = supervisor_file(self._deployment)
-        pid = owner(path)
-        if pid:
-            os.kill(pid, signal.SIGTERM)
-            if not await self._down(STOP_S):
-                os.kill(pid, signal.SIGKILL)
-                await self._down(ORPHAN_S)
+        await self._said()
         ended: list[str] = []
-        await asyncio.to_thread(end_orphans, self._deployment, ended.append)
+        await asyncio.to_thread(self._end_up, ended.append)
         left = processes(self._deployment)
         if left:
             names = ", ".join(f"{name} (pid {number})" for name, number in left)
             raise ConfigError("COMPROMISE_RUNNING", f"{names} run alone: end them, and call this again")
         return f"everything is stopped{''.join(f'; {line}' for line in ended)}: nobody has a session any more"
 
-    async def _down(self, seconds: float) -> bool:
-        ends = time.monotonic() + seconds
-        while owner(supervisor_file(self._deployment)) is not None:
-            if time.monotonic() > ends:
-                return False
-            await asyncio.sleep(POLL_S)
-        return True
+    def _end_up(self, report: Callable[[str], None]) -> None:
+        up = supervisor_file(self._deployment)
+        ask_owner_to_end(up)
+        end_owner(up, STOP_S)
+        end_orphans(self._deployment, report)
 
     async def _renew(self) -> str:
         self._require_operator()

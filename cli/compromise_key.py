@@ -20,7 +20,6 @@ from tallystick.cli import breaker, guided
 from tallystick.cli.compromise import POLL_S, Answer
 from tallystick.cli.status import processes
 from tallystick.components.keymaster.main import HOLDERS, revoked
-from tallystick.components.keymaster.rotation import Step
 from tallystick.infra.nats.topology import KEYMASTER
 from tallystick.runtime.deployment import board
 from tallystick.schemas.control import RotateRequest
@@ -30,8 +29,6 @@ from tallystick.schemas.rotation_orders import RotationOrder
 
 # By then it has ended ten times where it goes well.
 WAIT_S: Final = 20.0
-_UNDELETED: Final[frozenset[Step]] = frozenset(("revoking",))
-_UNPROVEN: Final[frozenset[Step]] = frozenset(("revoking", "revoked"))
 
 
 def is_key(target: str) -> bool:
@@ -42,18 +39,26 @@ def is_key(target: str) -> bool:
 class KeyAnswer(Answer):
     """Carries out and records one incident of a key; see `Answer`."""
 
+    # The key that the vault names, and why that is not known: the keymaster has the last word.
+    _in_use = ""
+    _unknown = ""
+
     def _require_answerable(self) -> None:
-        token, _, key_id = self._target.partition("/")
-        if token not in HOLDERS or not key_id:
+        if self._token not in HOLDERS or not self._key_id:
             raise ConfigError(
                 "COMPROMISE_KEY",
                 f"{self._target[:96]!r}: this answers for the keys of the venue's, "
                 f"{' and '.join(f'{name}/ID' for name in HOLDERS)} (`tallystick keys list`). The keymaster's is deleted on "
                 "the venue's page; for what proves a component `tallystick compromise COMPONENT`",
             )
-        self._token, self._key_id = token, key_id
-        self._in_use = ""
-        self._unknown = ""
+
+    @property
+    def _token(self) -> str:
+        return self._target.partition("/")[0]
+
+    @property
+    def _key_id(self) -> str:
+        return self._target.partition("/")[2]
 
     def _scope(self) -> str:
         return "all" if HOLDERS[self._token] == "trade" else ""
@@ -64,11 +69,11 @@ class KeyAnswer(Answer):
         except TallystickError as exc:
             self._unknown = str(exc)
 
-    def _signed_steps(self, scope: str) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
+    def _signed_steps(self) -> Iterator[tuple[StepName, Callable[[], Awaitable[str]]]]:
         yield "revoked", self._revoke
         yield "proven", self._prove
         yield "rotated", self._rotate
-        if scope:
+        if scope := self._scope():
             yield "cancelled", lambda: self._cancel(scope)
 
     async def _revoke(self) -> str:
@@ -89,32 +94,36 @@ class KeyAnswer(Answer):
         )
         note = await asyncio.to_thread(self._require_operator().sign, order)
         await breaker.demand(self._deployment.run, RotateRequest(note=note))
-        rotation = await self._past(_UNDELETED)
+        rotation = await self._reached(lambda step: step != "revoking")
         return f"the venue deleted the key {self._target} (rotation {rotation})"
 
     async def _prove(self) -> str:
-        rotation = await self._past(_UNPROVEN)
+        rotation = await self._reached(lambda step: step not in {"revoking", "revoked"})
         return f"the venue refuses what {self._target} signs, and lists it no more (rotation {rotation})"
 
     async def _rotate(self) -> str:
-        rotation = await self._past(frozenset(), until="forgotten")
+        rotation = await self._reached(lambda step: step == "forgotten")
         return f"{self._token} signs with a new key, api-{rotation}; the old one is destroyed in its token"
 
-    async def _past(self, steps: frozenset[Step], until: Step | None = None) -> str:
-        """Wait until the revocation of our key is past `steps`, or at `until`; its rotation's id.  Raises `ConfigError`."""
+    async def _reached(self, there: Callable[[str], bool]) -> str:
+        """Wait until the revocation of our key is at a step (`rotation.Step`) that is `there`; its rotation's id.
+
+        Raises `ConfigError`.
+        """
         ends = time.monotonic() + WAIT_S
         while True:
             said = board.read(self._deployment, KEYMASTER)
             rotation, _, rest = said.get(self._token, "").partition(" ")
             step, _, text = rest.partition(" ")
             ours = said.get(revoked(self._token)) == self._key_id
-            if ours and (step == until if until else step not in steps):
+            if ours and there(step):
                 return rotation
             if time.monotonic() > ends:
-                where = f"it is at {step}{f' ({text})' if text else ''}" if ours else "it has not begun"
+                where = f"it is at {step}{f' ({text})' if text else ''}; the keymaster goes on by itself"
+                never = f"it has not begun{f' ({self._unknown})' if self._unknown else ''}; call this again"
                 raise ConfigError(
                     "ROTATION_WAITS",
-                    f"not within {WAIT_S:.0f} s: {where}{f'; {self._unknown}' if self._unknown else ''}; the keymaster goes on "
-                    "by itself: `tallystick status`. Where the venue still takes the key, delete it on its page",
+                    f"not within {WAIT_S:.0f} s: {where if ours else never}: `tallystick status`. "
+                    "Where the venue still takes the key, delete it on its page",
                 )
             await asyncio.sleep(POLL_S)

@@ -28,8 +28,8 @@ from tallystick.components.keymaster.rotation import (
     begin,
     decode,
     encode,
+    revoke_first,
 )
-from tallystick.components.keymaster.rotation import stolen as revoke_first
 from tallystick.infra.vault import access
 from tallystick.runtime.bus.post import get
 from tallystick.runtime.deployment import board, vault, vault_access

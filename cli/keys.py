@@ -290,13 +290,7 @@ def pin(
     the deployment is up.  With --pin-fd the token's PIN is the descriptor's second line.
     """
     if new:
-        from tallystick.runtime.deployment.pins import renew
-
-        its, keystore = _opened(directory, pin_fd)
-        if token not in its.token_labels:
-            raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(its.token_labels)}")
-        renew(its, keystore, token, lambda text: typer.echo(text, err=True))
-        typer.echo(f"token {token} has a new PIN, which is kept where the old one was")
+        _renew_pin(directory, token, pin_fd)
         return
     from tallystick.runtime.deployment.config import ALL_TOKENS
     from tallystick.runtime.deployment.folder import Deployment, pin_name
@@ -306,12 +300,22 @@ def pin(
     deployment = Deployment.load(directory)
     if token not in ALL_TOKENS:
         raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(ALL_TOKENS)}")
-    master, pin_of_it = read_pins(("Master PIN: ", f"PIN of token {token}: "), pin_fd)
+    master, its = read_pins(("Master PIN: ", f"PIN of token {token}: "), pin_fd)
     keystore = Keystore.open(deployment.keystore, master)
-    Token.open(deployment.token(token), token, pin_of_it).close()
-    keystore.secrets[pin_name(token)] = pin_of_it
+    Token.open(deployment.token(token), token, its).close()
+    keystore.secrets[pin_name(token)] = its
     keystore.save()
     typer.echo(f"the PIN of token {token} is kept; it is used from the next start")
+
+
+def _renew_pin(directory: Path, token: str, pin_fd: int | None) -> None:
+    from tallystick.runtime.deployment.pins import renew
+
+    deployment, keystore = _opened(directory, pin_fd)
+    if token not in deployment.token_labels:
+        raise ConfigError("TOKENS", f"{token!r} is no token; there are {', '.join(deployment.token_labels)}")
+    renew(deployment, keystore, token, lambda text: typer.echo(text, err=True))
+    typer.echo(f"token {token} has a new PIN, which is kept where the old one was")
 
 
 @app.command("master-pin", epilog="Example: tallystick keys master-pin ./desk")

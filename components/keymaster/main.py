@@ -167,7 +167,7 @@ class Job:
             return await self._begin()
         self.holder.rotation = state.rotation
         try:
-            if self._stolen == state.old.key_id and (sooner := rotation.stolen(state, self._ctx.clock())):
+            if self._stolen == state.old.key_id and (sooner := rotation.revoke_first(state, self._ctx.clock())):
                 self._keep_state(sooner)
                 self._stolen, state = "", sooner
             state, wait = await rotation.advance(
@@ -215,8 +215,10 @@ class Job:
             return 0
         self._told = ""
         name = self._ctx.deployment.config.venue.name
-        begun = rotation.begin(entropy.token_hex(8), name, self.name, old, self._ctx.clock())
-        self._keep_state((rotation.stolen(begun, begun.begun) if wanted else None) or begun)
+        state = rotation.begin(entropy.token_hex(8), name, self.name, old, self._ctx.clock())
+        if wanted and (sooner := rotation.revoke_first(state, state.begun)):
+            state = sooner
+        self._keep_state(state)
         return 0
 
     async def _in_use(self) -> KeyRef:

@@ -191,7 +191,7 @@ def begin(rotation: str, venue: str, component: str, old: KeyRef, now: int) -> R
     )
 
 
-def stolen(state: Rotation, now: int) -> Rotation | None:
+def revoke_first(state: Rotation, now: int) -> Rotation | None:
     """The same rotation, its old key revoked first, where it has not come to the switch yet; None where it has."""
     if state.step not in _BEFORE_SWITCH:
         return None

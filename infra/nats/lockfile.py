@@ -117,6 +117,12 @@ def _owner(path: Path) -> tuple[int, bool] | None:
         os.close(fd)
 
 
+def ask_owner_to_end(path: Path) -> None:
+    """Send SIGTERM to whoever holds `path`, if somebody does.  Raises `Held` for another user's process."""
+    if pid := owner(path):
+        _signal(path, pid, signal.SIGTERM)
+
+
 def end_owner(path: Path, patience: float) -> int:
     """Wait `patience` seconds for the owner of `path` to end, and end it with SIGKILL then; its process id, 0 for none.
 
@@ -131,13 +137,13 @@ def end_owner(path: Path, patience: float) -> int:
         if alone or (time.monotonic() > deadline and (killed or not pid)):
             raise Held(path, pid)
         if time.monotonic() > deadline:
-            _kill(path, pid)
+            _signal(path, pid, signal.SIGKILL)
             killed, deadline = True, time.monotonic() + patience
         time.sleep(POLL_S)
     return ended
 
 
-def _kill(path: Path, pid: int) -> None:
+def _signal(path: Path, pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         process = os.pidfd_open(pid)
         try:
@@ -145,7 +151,7 @@ def _kill(path: Path, pid: int) -> None:
                 raise Held(path, pid)
             # It may have ended meanwhile, and its number be another one's: the descriptor is of who holds the lock.
             if owner(path) == pid:
-                signal.pidfd_send_signal(process, signal.SIGKILL)
+                signal.pidfd_send_signal(process, number)
         finally:
             os.close(process)
 

@@ -1,4 +1,4 @@
-"""What decides over money and who is given secrets, as deployment.toml and the policy folder say it, against what the operator signed.
+"""What decides over money, and who is given secrets, as the deployment's files say it, against what the operator signed.
 
 The files are what the next trust root is made from; what counts is the trust root in force.  Where the two differ
 nothing starts that decides over money: an edited file must not look as if it had an effect, nor have one.

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys
-from tallystick.runtime.deployment import certificates, vault
+from tallystick.infra.vault import access
+from tallystick.runtime.deployment import certificates, vault, vault_access
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
@@ -107,8 +108,11 @@ def _require_place(deployment: Deployment, keystore: Keystore, component: str, r
     if deployment.config.vault.address or not deployment.vault.exists():
         return
     try:
-        with vault.opened(deployment, keystore, report) as its:
-            its.secrets(component)
+        with (
+            vault.opened(deployment, keystore, report),
+            vault_access.staff(deployment, keystore, access.OPERATOR) as client,
+        ):
+            vault_access.held(client, component)
     except VaultRefused as exc:
         if exc.code != "VAULT_DENIED":
             raise

@@ -24,7 +24,7 @@ import os
 import secrets as entropy
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -149,6 +149,10 @@ def raw_point(point: bytes, size: int) -> bytes:
     return point[2:] if len(point) == size + 2 and point[:2] == bytes((4, size)) else point
 
 
+def _turn(folder: Path | None, *, alone: bool) -> AbstractContextManager[None]:
+    return turn(folder, alone=alone) if folder is not None else nullcontext()
+
+
 class Token:
     """An open token, logged in as its user; a context manager."""
 
@@ -157,7 +161,6 @@ class Token:
         self._session = session
         self.label = label
         self._folder = folder
-        self._at_it = False
         # How often each key was used since this token was opened.
         self.uses: Counter[bytes] = Counter()
 
@@ -173,14 +176,13 @@ class Token:
         folder = place if isinstance(place, Path) else None
 
         def login() -> Token:
-            library = _free_library(place)
-            # A login is written down in the token, too (SoftHSM: the flags about wrong PINs).
-            with turn(folder, alone=True) if folder else nullcontext():
-                token = _find_token(library, place, label)
-                _state.token = opened = cls(token.open(rw=writable, user_pin=pin.reveal()), label, folder)
+            token = _find_token(_free_library(place), place, label)
+            _state.token = opened = cls(token.open(rw=writable, user_pin=pin.reveal()), label, folder)
             return opened
 
-        return module.ask(f"opening token {label!r} in {place}", login)
+        # A login is written down in the token, too (SoftHSM: the flags about wrong PINs).
+        with _turn(folder, alone=True):
+            return module.ask(f"opening token {label!r} in {place}", login)
 
     def close(self) -> None:
         """Log out; signers of this token refuse from here on.  Closing twice is harmless."""
@@ -358,7 +360,7 @@ class Token:
 
     def _using(self, key_id: bytes) -> Ask:
         def use(what: str, function: Callable[[], T]) -> T:
-            used = module.ask(what, lambda: self._opened(function))
+            used = self._ask(what, function)
             self.uses[key_id] += 1
             return used
 
@@ -408,24 +410,17 @@ class Token:
 
         Raises `ConfigError`.
         """
+        # Whoever asks waits for the turn, and not the modules' thread: others sign meanwhile.
+        with _turn(self._folder, alone=alone):
+            return self._ask(what, function)
 
+    def _ask(self, what: str, function: Callable[[], T]) -> T:
         def asked() -> T:
-            # One thread, so one at a time; what asks while it is at the token already has its turn.
-            if self._folder is None or self._at_it:
-                return self._opened(function)
-            with turn(self._folder, alone=alone):
-                self._at_it = True
-                try:
-                    return self._opened(function)
-                finally:
-                    self._at_it = False
+            if _state.token is not self:
+                raise ConfigError("HSM_CLOSED", f"token {self.label!r} is closed")
+            return function()
 
         return module.ask(what, asked)
-
-    def _opened(self, function: Callable[[], T]) -> T:
-        if _state.token is not self:
-            raise ConfigError("HSM_CLOSED", f"token {self.label!r} is closed")
-        return function()
 
     def objects(self, query: dict[Attribute, object]) -> list[Any]:
         """What fits; for functions that `ask` runs."""

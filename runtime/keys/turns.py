@@ -4,7 +4,7 @@ SoftHSM 2.6 locks each file for itself and not the folder: a process that only l
 half a key there for good.  What signs takes no turn: it reads its own key alone, and disturbs nobody.
 
 It is flock(2) on the token's folder, let go by the kernel when its holder ends.  Who may open the folder could hold it for
-ever: whoever waits gives up after `WAIT_S`, and signing never waits for anybody else's turn.
+ever: whoever waits gives up after `WAIT_S`, in its own thread, and signing never waits for anybody's turn.
 """
 
 from __future__ import annotations

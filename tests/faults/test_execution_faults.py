@@ -6,6 +6,7 @@ Each fault is injected twice: the request was not applied, and it was applied bu
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -155,13 +156,17 @@ async def test_an_order_without_answer_is_resolved_by_asking_and_never_sent_agai
     assert len(hashes) == len(set(hashes))
 
 
+def _ended(floor: Floor, decision: Decision) -> bool:
+    return not {"accepted", "void", "rejected"}.isdisjoint(floor.states(decision))
+
+
 async def resting(floor: Floor, strategy: str, wanted: int) -> list[Decision]:
     """So many open orders of a strategy; on a busy machine a permit is over before its turn, and asked for again."""
-    ends: set[str] = {"accepted", "void", "rejected"}
     placed: list[Decision] = []
     while len(placed) < wanted:
         more = [await floor.place(strategy) for _ in range(wanted - len(placed))]
-        await floor.until(lambda of=more: all(ends & set(floor.states(d)) for d in of), timeout=20)  # type: ignore[misc]
+        for decision in more:
+            await floor.until(functools.partial(_ended, floor, decision), timeout=20)
         placed += [decision for decision in more if floor.states(decision) == ["submitting", "accepted"]]
     return placed
 

@@ -6,6 +6,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,22 @@ def test_whoever_holds_the_folder_stops_no_signature_and_is_waited_for_in_vain_f
             fcntl.flock(held, fcntl.LOCK_EX)
             assert len(signer.sign(b"an order")) == 64
             monkeypatch.setattr(turns.turn, "__kwdefaults__", {"wait_s": 0.05}, raising=False)
+            # Nor while somebody of our own waits for his turn.
+            waited = threading.Event()
+
+            def make() -> None:
+                with pytest.raises(ConfigError, match="HSM_TURN"):
+                    token.generate_ed25519(b"other", "other")
+                waited.set()
+
+            waiting = threading.Thread(target=make)
+            waiting.start()
+            time.sleep(0.1)
+            for _ in range(10):
+                signer.sign(b"an order")
+            assert not waited.is_set()
+            waiting.join()
+            assert waited.is_set()
             for ask in (lambda: token.generate_ed25519(b"other", "other"), lambda: inventory.keys(token)):
                 with pytest.raises(ConfigError, match=r"HSM_TURN: .*fuser"):
                     ask()

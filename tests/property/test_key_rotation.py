@@ -22,7 +22,7 @@ from tallystick.components.keymaster.rotation import (
     begin,
     decode,
     encode,
-    stolen,
+    revoke_first,
 )
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import Malformed
@@ -51,7 +51,7 @@ def start(world: World) -> Rotation:
 
 def revoke(world: World, state: Rotation) -> Rotation:
     """An operator says that the old key is stolen; nothing is traded from then on."""
-    sooner = stolen(state, world.now)
+    sooner = revoke_first(state, world.now)
     assert sooner is not None
     world.halted = True
     world.disk.append(encode(sooner))
@@ -316,7 +316,7 @@ def test_a_stolen_key_is_never_gone_back_to_and_what_fails_is_tried_until_it_is_
 @pytest.mark.parametrize("step", ["switching", "switched", "revoking", "revoked", "dead", "forgotten"])
 def test_what_is_switched_goes_on_and_its_old_key_dies_anyway(step: str) -> None:
     world = World()
-    assert stolen(go(world, start(world), step), world.now) is None
+    assert revoke_first(go(world, start(world), step), world.now) is None
 
 
 def test_a_state_that_is_not_one_is_refused() -> None:

@@ -160,8 +160,9 @@ class Thief:
         self._component = component
         self.answers: list[KeyRights | Rejected] = []
 
-    async def run(self) -> None:
-        """Until the key is not in the token any more."""
+    @contextlib.asynccontextmanager
+    async def _in(self) -> AsyncIterator[tuple[VenueClient, Token, str, str]]:
+        """His way to the venue, the token, and the key: its id there, and at the venue."""
         desk, venue = self._desk, self._desk.deployment.config.venue
         adapter = venues.adapter(venue.api)
         key_id, api_key = await desk.in_use(self._component)
@@ -169,42 +170,41 @@ class Thief:
         client = VenueClient(adapter, venue.host, venues.client_tls(desk.deployment.venue_ca), time.time_ns)
         try:
             with Token.open(desk.deployment.token(self._component), self._component, pin) as token:
-                signer = token.signer(key_id.encode())
-                request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
-                while any(key.name == key_id for key in inventory.keys(token)):
-                    with contextlib.suppress(ConfigError):  # between the look and the use
-                        request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
-                    await self._ask(client, adapter, request)
-                    await asyncio.sleep(0.1)
-                # What he signed last is all that he has.
-                await self._ask(client, adapter, request)
+                yield client, token, key_id, api_key
         finally:
             await client.close()
 
+    async def run(self) -> None:
+        """Until the key is not in the token any more."""
+        venue = self._desk.deployment.config.venue
+        adapter = venues.adapter(venue.api)
+        async with self._in() as (client, token, key_id, api_key):
+            signer = token.signer(key_id.encode())
+            request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
+            while any(key.name == key_id for key in inventory.keys(token)):
+                with contextlib.suppress(ConfigError):  # between the look and the use
+                    request = adapter.rights_request(venue.host, api_key, signer, time.time_ns)
+                await self._ask(client, adapter, request)
+                await asyncio.sleep(0.1)
+            # What he signed last is all that he has.
+            await self._ask(client, adapter, request)
+
     async def trade(self) -> Rejected:
         """Place orders far below the market until the venue refuses him; how."""
-        desk, venue = self._desk, self._desk.deployment.config.venue
-        trust = desk.deployment.load_trust()[-1]
-        record, instrument = trust.venues[venue.name], trust.instrument(venue.name, "XRP/ETH")
-        adapter = venues.adapter(record.kind)
-        key_id, api_key = await desk.in_use(self._component)
-        pin = (await desk.secrets(self._component))[pin_name(self._component)]
-        client = VenueClient(adapter, record.host, venues.client_tls(desk.deployment.venue_ca), time.time_ns)
-        try:
-            with Token.open(desk.deployment.token(self._component), self._component, pin) as token:
-                signer = token.signer(key_id.encode())
-                build = adapter.request_builder(record, trust.instruments, api_key, signer, time.time_ns)
-                while True:
-                    name = f"{THIEF}{entropy.token_hex(12)}"
-                    order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0001", name)
-                    answer = adapter.order_answer(
-                        *await client.send(_signed(build.order(instrument, order))), instrument.venue_symbol
-                    )
-                    if isinstance(answer, Rejected):
-                        return answer
-                    await asyncio.sleep(0.1)
-        finally:
-            await client.close()
+        venue, trust = self._desk.deployment.config.venue, self._desk.deployment.load_trust()[-1]
+        adapter, instrument = venues.adapter(venue.api), trust.instrument(venue.name, "XRP/ETH")
+        async with self._in() as (client, token, key_id, api_key):
+            signer = token.signer(key_id.encode())
+            record = trust.venues[venue.name]
+            build = adapter.request_builder(record, trust.instruments, api_key, signer, time.time_ns)
+            while True:
+                name = f"{THIEF}{entropy.token_hex(12)}"
+                order = VenueOrder("XRPETH", "BUY", "LIMIT", "GTC", "100", "0.0001", name)
+                sent = await client.send(_signed(build.order(instrument, order)))
+                answer = adapter.order_answer(*sent, instrument.venue_symbol)
+                if isinstance(answer, Rejected):
+                    return answer
+                await asyncio.sleep(0.1)
 
     async def _ask(self, client: VenueClient, adapter: venues.Adapter, request: venues.SignedRequest) -> None:
         answer = adapter.rights_answer(*await client.send(_signed(request)))
