@@ -156,8 +156,8 @@ async def test_an_order_without_answer_is_resolved_by_asking_and_never_sent_agai
     assert len(hashes) == len(set(hashes))
 
 
-def _ended(floor: Floor, decision: Decision) -> bool:
-    return not {"accepted", "void", "rejected"}.isdisjoint(floor.states(decision))
+def _ended(floor: Floor, decisions: list[Decision]) -> bool:
+    return all({"accepted", "void", "rejected"} & set(floor.states(decision)) for decision in decisions)
 
 
 async def resting(floor: Floor, strategy: str, wanted: int) -> list[Decision]:
@@ -165,8 +165,7 @@ async def resting(floor: Floor, strategy: str, wanted: int) -> list[Decision]:
     placed: list[Decision] = []
     while len(placed) < wanted:
         more = [await floor.place(strategy) for _ in range(wanted - len(placed))]
-        for decision in more:
-            await floor.until(functools.partial(_ended, floor, decision), timeout=20)
+        await floor.until(functools.partial(_ended, floor, more), timeout=20)
         placed += [decision for decision in more if floor.states(decision) == ["submitting", "accepted"]]
     return placed
 
