@@ -363,10 +363,10 @@ class EmbeddedServer:
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
+        # Whoever has the lock waits for this process: first it, then what it leaves, which one thread clears away.
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
-            self._forget(self._process)
+        self.stop(0.0)
 
 
 def end_orphan(jetstream_dir: Path) -> int:

@@ -282,9 +282,10 @@ class EmbeddedVault:
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
+        # Whoever has the lock waits for this process: first it, then what it leaves, which one thread clears away.
         if self._process is not None:
             self._process.kill()
-            self._end(0.0)
+        self.stop(0.0)
 
     def _end(self, timeout: float) -> None:
         if self._process is not None:

@@ -93,7 +93,7 @@ def test_demo_can_be_stopped(tmp_path: Path) -> None:
         assert second.code == 2
         assert f"RUNNING: a demo runs in {tmp_path / 'demo'} (pid {demo.process.pid})" in second.err
         assert pids.items() <= running(deployment).items()
-        assert demo.ended_by(signal.SIGTERM, within=30) == 130
+        assert demo.ended_by(signal.SIGTERM, within=30) == 130, demo.said
         assert not [name for name, pid in pids.items() if alive(pid)]
     finally:
         demo.kill()

@@ -65,6 +65,29 @@ def test_a_vault_that_is_stopped_while_it_starts_does_not_run(own: VaultWorld) -
     own.server.check()
 
 
+async def test_a_vault_that_one_thread_stops_while_another_starts_it_is_let_go_of_once(
+    own: VaultWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ctrl-C does while `up` starts: what both would clear away, one of them does."""
+    release = Lockfile.release
+
+    def slowly(lock: Lockfile) -> None:
+        time.sleep(0.2)
+        release(lock)
+
+    monkeypatch.setattr(Lockfile, "release", slowly)
+    own.vault.stop(15.0)
+    before, own.vault._over = own.server.pid, threading.Event()
+    starting = asyncio.create_task(asyncio.to_thread(own.vault._start))
+    await until(lambda: own.server.pid != before, "it is started", 20)
+    await asyncio.to_thread(own.vault.stop, 15.0)
+    with pytest.raises(VaultStopped):
+        await starting
+    with pytest.raises(VaultStopped):
+        own.server.check()
+    own.vault.start()
+
+
 def test_nobody_starts_the_vault_while_somebody_else_does(own: VaultWorld) -> None:
     own.vault.stop(15.0)
     with (
