@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tallystick.cli import breaker
+from tallystick.infra.embedded import OWNER
 from tallystick.infra.nats.lockfile import owner
 from tallystick.infra.nats.topology import KEYMASTER
-from tallystick.infra.vault.server import OWNER
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.certificates import names as certificate_names
 from tallystick.runtime.deployment.folder import BROKER, VAULT, Deployment

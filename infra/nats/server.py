@@ -1,14 +1,10 @@
-"""The embedded nats-server: its configuration and its process.
+"""The embedded nats-server: its configuration and its process (`infra/embedded.py`).
 
-- The configuration (with the key of the encrypted store) and the server's TLS key reach the process through
-  memory files (`/proc/self/fd/N`), never through a file or the environment.  They are handed over once the process is
-  closed to others of its user (`child`), and emptied as soon as it has read them.
-- `renew` gives it another certificate while it runs: the files are filled once more, and it is asked to read them
-  (SIGHUP).  Connections stand, streams and what was revoked stay as they are (measured with 2.15).
+- The configuration, which reaches it in memory, holds the key of the encrypted store.
+- A renewed certificate is read while it runs: connections stand, streams and what was revoked stay as they are (measured
+  with 2.15).
 - It listens on loopback, speaks TLS 1.3 only, before anything else (`handshake_first`), and asks for a client
   certificate; whoever logs in shows a user JWT on top.
-- It ends when whoever started it was killed, and it alone owns its store: the next start waits for such a process,
-  and ends it.
 - Every write of a stream that is not `async` is on disk before it is acknowledged (`sync_interval: always`).
 - Its streams and durables are made by `provision`.
 
@@ -22,21 +18,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import ClassVar, Final
 
 from tallystick.infra import embedded
-from tallystick.infra.embedded import START_TIMEOUT_S, MemoryFiles
-from tallystick.infra.nats import child
-from tallystick.infra.nats.lockfile import Lockfile, end_owner
+from tallystick.infra.embedded import CONFIG_FD, KEY_FD, POLL_S, START_TIMEOUT_S
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 MAX_PAYLOAD: Final = 1_048_576
@@ -46,14 +36,7 @@ MAX_BUFFERED: Final = 1_024
 MAX_BUFFERED_BYTES: Final = 8_388_608
 # The broker collects when its heap has grown by so many per cent: some 12 MB less than at Go's 100, and a cycle is cheap.
 GARBAGE: Final = "50"
-RELOAD_TIMEOUT_S: Final = 10.0
 STORE_KEY_BYTES: Final = 32
-# In the store's folder, held by the server that runs on it and by who started that.
-OWNER: Final = "server.pid"
-WATCH: Final = "starter.pid"
-ORPHAN_S: Final = 5.0
-_CONFIG_FD: Final = child.FIRST_FD
-_KEY_FD: Final = child.FIRST_FD + 1
 _QUOTABLE = re.compile(r"[^\"\\\x00-\x1f]+")
 # What nats-server 2.15 logs when its store takes no more: the process stays up and refuses every publish, or answers
 # none, also after space was freed.  First seen in this order: its own bound (3/4 of what was free at the start), a write
@@ -75,31 +58,18 @@ class ServerStopped(TallystickError):
     """
 
 
-class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server needs.
+class ServerConfig(embedded.ServerConfig, frozen=True, kw_only=True):
+    """What a server needs; its `folder` is JetStream's store.
 
     `accounts` are account tokens by account key; where the resolver's folder holds a later one (by `iat`), that counts, so
-    that a restart undoes no revocation.  `store_key` has 32 bytes; `key_pem` is the server's private key, unencrypted,
-    in memory.  `port` 0 takes a free one.
+    that a restart undoes no revocation.  `store_key` has 32 bytes.
     """
 
-    name: str
     operator: str
     system_account: str
     accounts: Mapping[str, str]
-    ca_file: Path
-    cert_file: Path
-    key_pem: bytes
     store_key: bytes
-    jetstream_dir: Path
     resolver_dir: Path
-    run_dir: Path
-    log_file: Path
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    def __repr__(self) -> str:
-        return f"ServerConfig(name={self.name!r}, host={self.host!r}, port={self.port})"
 
 
 def find_server() -> str:
@@ -131,7 +101,7 @@ resolver_preload {{
 {preload}
 }}
 jetstream {{
-  store_dir: {_quoted(config.jetstream_dir)}
+  store_dir: {_quoted(config.folder)}
   max_memory_store: 67108864
   max_buffered_msgs: {MAX_BUFFERED}
   max_buffered_size: {MAX_BUFFERED_BYTES}
@@ -160,141 +130,56 @@ def _quoted(value: object) -> str:
     return f'"{text}"'
 
 
-class EmbeddedServer:
-    """One nats-server process.  Owns it from `start` to `stop`; a stopped one can be started again on its port."""
+class EmbeddedServer(embedded.Server[ServerConfig]):
+    """One nats-server process."""
+
+    WHO = "the broker"
+    NAME = "nats-server"
+    VARIABLES: ClassVar = {"GOGC": GARBAGE}
 
     def __init__(self, config: ServerConfig) -> None:
-        self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
-        # One start or stop at a time: a start whose caller went away is finished before the process is ended.
-        self._lock = threading.RLock()
-        # Read through the descriptor that the server writes to: a log that somebody removes or moves is still watched.
-        self._log_fd: int | None = None
-        self._log_start = 0
+        super().__init__(config)
         self._log_checked = 0
         self._store_lost = ""
-        self._watch: Lockfile | None = None
-        # What the process reads its configuration and its key from: empty but while it reads.
-        self._files: MemoryFiles | None = None
-        self._text = ""
-        self.port = config.port
 
     @property
     def url(self) -> str:
         """Where clients connect; the certificate names `localhost` and 127.0.0.1."""
         return f"tls://{self._config.host}:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        """The process id.  Raises `ServerStopped` before `start`."""
-        if self._process is None:
-            raise ServerStopped("NATS_DIED", "the server was not started")
-        return self._process.pid
+    def _not_running(self, text: str) -> ServerStopped:
+        return ServerStopped("NATS_DIED", text)
 
-    def start(self, *, accounts: Mapping[str, str] | None = None) -> None:
-        """Start it and wait until it takes connections; `accounts` replaces the configured tokens.
+    def _not_started(self, text: str) -> ConfigError:
+        return ConfigError("NATS_START", text)
 
-        It ends with the thread that calls this: one that lives as long as the process, or as its event loop.
-        Raises `ConfigError` for a full disk, a taken port or a configuration that the server refuses.
-        """
-        with self._lock:
-            self._start(accounts)
+    def _not_reloaded(self, text: str) -> ConfigError:
+        return ConfigError("NATS_RELOAD", text)
 
-    def _start(self, accounts: Mapping[str, str] | None) -> None:
-        embedded.check_space(self._config.jetstream_dir, "the broker")
-        config = self._config if accounts is None else msgspec.structs.replace(self._config, accounts=accounts)
-        for folder in (config.jetstream_dir, config.resolver_dir, config.run_dir, config.log_file.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
-        self._drop_files()
-        self._files = MemoryFiles("nats-server")
-        try:
-            if self._watch is None:
-                self._watch = Lockfile.take(config.jetstream_dir / WATCH)
-            _end_orphan(config.jetstream_dir)
-            lock = Lockfile.take(config.jetstream_dir / OWNER)
-            try:
-                # If we are killed here, a server that has no name yet ends with us.
-                lock.name(0)
-                if self.port:
-                    embedded.check_free(config.host, self.port)
-                with self._files.filled(self._text.encode(), config.key_pem) as fds:
-                    self._launch(config, (*fds, lock.fd))
-                lock.name(self.pid)
-            except BaseException:
-                lock.release()
-                raise
-            # The server has the descriptor: the lock is its own from now on.
-            lock.hand_on()
-        except BaseException:
-            self._unwatch()
-            raise
+    def _folders(self) -> Sequence[Path]:
+        return (self._config.resolver_dir,)
 
-    def renew(self, key_pem: bytes) -> None:
-        """Show the certificate that `cert_file` holds now, whose key is `key_pem`, to whoever connects from now on.
+    def _program(self) -> list[str]:
+        return [find_server(), "-c", f"/proc/self/fd/{CONFIG_FD}"]
 
-        A start later on shows it, too.  Raises `ServerStopped` where nothing runs, `ConfigError` where the server does
-        not take it; it shows the old one then.
-        """
-        with self._lock:
-            self._config = msgspec.structs.replace(self._config, key_pem=key_pem)
-            if self._files is None or self._process is None or self._process.poll() is not None:
-                raise ServerStopped("NATS_DIED", "the broker is not running: its next start shows the certificate")
-            said_from = 0 if self._log_fd is None else os.fstat(self._log_fd).st_size
-            with self._files.filled(self._text.encode(), key_pem):
-                self._process.send_signal(signal.SIGHUP)
-                deadline = time.monotonic() + RELOAD_TIMEOUT_S
-                while not (said := _RELOADED.search(self._log(said_from))):
-                    if time.monotonic() > deadline or self._process.poll() is not None:
-                        raise ConfigError(
-                            "NATS_RELOAD", f"the broker did not read its certificate: {self._config.log_file}"
-                        )
-                    time.sleep(0.01)
-            if said[1] is None:
-                raise ConfigError("NATS_RELOAD", f"the broker refused its certificate: {self._config.log_file}")
+    def _render(self) -> str:
+        return render_config(self._config, port=self.port, key_file=f"/proc/self/fd/{KEY_FD}")
 
-    def _drop_files(self) -> None:
-        if self._files is not None:
-            self._files.close()
-            self._files = None
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.release()
-            self._watch = None
-
-    def _launch(self, config: ServerConfig, fds: Sequence[int]) -> None:
-        self._close_log()
-        self._log_fd = os.open(config.log_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._log_start = self._log_checked = os.fstat(self._log_fd).st_size
-        self._store_lost = ""
-        copy = config.run_dir / "nats-server"
-        try:
-            program = child.unreadable(find_server(), copy)
-        except OSError as exc:
-            raise ConfigError("NATS_START", f"cannot copy the server to {copy}: {exc.strerror}") from exc
-        process = self._process = embedded.launch(
-            [program, "-c", f"/proc/self/fd/{_CONFIG_FD}"], fds, self._log_fd, {"GOGC": GARBAGE}
-        )
-        try:
-            self._await_listening(config, process)
-        finally:
-            copy.unlink(missing_ok=True)
-
-    def _await_listening(self, config: ServerConfig, process: subprocess.Popen[bytes]) -> None:
-        ports = config.run_dir / f"nats-server_{process.pid}.ports"
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        self._log_checked, self._store_lost = self._log_start, ""
+        ports = self._ports(process.pid)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._listening(ports):
             if process.poll() is not None:
-                refused = self._refused()
-                self._forget(process)
-                raise refused
+                raise self._refused()
             if time.monotonic() > deadline:
-                self.stop()
-                raise ConfigError(
-                    "NATS_START", f"the server took no connection in {START_TIMEOUT_S:.0f} s: see {config.log_file}"
+                raise self._not_started(
+                    f"the server took no connection in {START_TIMEOUT_S:.0f} s: see {self._config.log_file}"
                 )
-            time.sleep(0.01)
+            time.sleep(POLL_S)
+
+    def _ports(self, pid: int) -> Path:
+        return self._config.run_dir / f"nats-server_{pid}.ports"
 
     def _listening(self, ports: Path) -> bool:
         try:
@@ -313,25 +198,30 @@ class EmbeddedServer:
         if "address already in use" in log:
             return embedded.taken(self._config.host, self.port)
         lines = [line for line in log.splitlines() if "[FTL]" in line or "[ERR]" in line or "nats-server:" in line]
-        return ConfigError("NATS_START", f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
+        return self._not_started(f"the server refused to start: {' | '.join(lines[-3:]) or log[-300:]}")
 
-    def _log(self, start: int) -> bytes:
-        if self._log_fd is None:
-            return b""
-        return os.pread(self._log_fd, max(0, os.fstat(self._log_fd).st_size - start), start)
+    def _forget(self, pid: int) -> None:
+        self._ports(pid).unlink(missing_ok=True)
 
-    def _close_log(self) -> None:
-        if self._log_fd is not None:
-            os.close(self._log_fd)
-            self._log_fd = None
+    def renew(self, key_pem: bytes) -> None:
+        """Show the certificate that `cert_file` holds now, whose key is `key_pem`, to whoever connects from now on.
+
+        A start later on shows it, too.  Raises `ServerStopped` where nothing runs, `ConfigError` where the server does
+        not take it; it shows the old one then.
+        """
+        said_from = 0 if self._log_fd is None else os.fstat(self._log_fd).st_size
+
+        def shown() -> bool:
+            said = _RELOADED.search(self._log(said_from))
+            if said is not None and said[1] is None:
+                raise self._not_reloaded(f"the broker refused its certificate: {self._config.log_file}")
+            return said is not None
+
+        self._renew(key_pem, shown)
 
     def check(self) -> None:
         """Raise `ServerStopped` if the process ended or lost its store; cheap enough to ask several times a second."""
-        if self._process is None or self._process.poll() is not None:
-            code = None if self._process is None else self._process.returncode
-            raise ServerStopped(
-                "NATS_DIED", f"the broker is not running (exit code {code}): see {self._config.log_file}"
-            )
+        self._runs()
         if self._log_fd is not None and os.fstat(self._log_fd).st_size < self._log_checked:
             self._log_checked = 0  # somebody emptied it
         new, _, _ = self._log(self._log_checked).rpartition(b"\n")
@@ -345,40 +235,3 @@ class EmbeddedServer:
             raise ServerStopped(
                 "NATS_STORE", f"the broker lost its store: free disk space and restart it: {self._store_lost}"
             )
-
-    def stop(self, timeout: float = 15.0) -> None:
-        """End it by its process id: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
-        with self._lock:
-            process = self._process
-            if process is None:
-                return
-            embedded.stop(process, timeout)
-            self._forget(process)
-
-    def _forget(self, process: subprocess.Popen[bytes]) -> None:
-        (self._config.run_dir / f"nats-server_{process.pid}.ports").unlink(missing_ok=True)
-        self._drop_files()
-        self._close_log()
-        self._unwatch()
-
-    def kill(self) -> None:
-        """End it with SIGKILL, as a crash would."""
-        # Whoever has the lock waits for this process: first it, then what it leaves, which one thread clears away.
-        if self._process is not None:
-            self._process.kill()
-        self.stop(0.0)
-
-
-def end_orphan(jetstream_dir: Path) -> int:
-    """End a server on this store whose starter was killed; its process id, 0 where there is none.
-
-    It ends by itself, and is killed where that takes too long.  Raises `Held` for one that somebody watches.
-    """
-    if not jetstream_dir.exists():
-        return 0
-    with Lockfile.take(jetstream_dir / WATCH):
-        return _end_orphan(jetstream_dir)
-
-
-def _end_orphan(jetstream_dir: Path) -> int:
-    return end_owner(jetstream_dir / OWNER, ORPHAN_S)

@@ -22,30 +22,15 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
-
-import msgspec
+from typing import ClassVar, Final
 
 from tallystick.infra import embedded
-from tallystick.infra.embedded import MemoryFiles
-from tallystick.infra.nats import child
-from tallystick.infra.nats.lockfile import Lockfile, end_owner
+from tallystick.infra.embedded import CONFIG_FD, KEY_FD, MORE_FD
 from tallystick.schemas.errors import ConfigError, TallystickError
 
-# In the vault's folder, held by the server that runs on it and by who started that.
-OWNER: Final = "server.pid"
-WATCH: Final = "starter.pid"
-ORPHAN_S: Final = 5.0
-RELOAD_TIMEOUT_S: Final = 10.0
-_CONFIG_FD: Final = child.FIRST_FD
-_KEY_FD: Final = child.FIRST_FD + 1
-_AUDIT_FD: Final = child.FIRST_FD + 2
 # The heap is some 15 MB: a limit that keeps it small when many log in at once, and no failure where more is needed.
 VARIABLES: Final = {
     "GOGC": "50",
@@ -59,6 +44,8 @@ VARIABLES: Final = {
 _ELECTION: Final = "1"
 # Entries, of a kilobyte or less.
 _CACHE: Final = 256
+# Bytes of its log that are looked through for what it said last.
+_MAX_SAID: Final = 65_536
 _MADV_PAGEOUT: Final = 21
 _SYS_PROCESS_MADVISE: Final = 440
 
@@ -67,22 +54,10 @@ class VaultStopped(TallystickError):
     """The vault's process is not running (`VAULT_DIED`)."""
 
 
-class VaultServerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server needs: `key_pem` is its private key, unencrypted, in memory; `port` 0 takes a free one."""
+class VaultServerConfig(embedded.ServerConfig, frozen=True, kw_only=True):
+    """What a server needs; its `folder` holds its storage."""
 
-    name: str
-    ca_file: Path
-    cert_file: Path
-    key_pem: bytes
-    folder: Path
-    run_dir: Path
-    log_file: Path
     audit_file: Path
-    host: str = "127.0.0.1"
-    port: int = 0
-
-    def __repr__(self) -> str:
-        return f"VaultServerConfig(name={self.name!r}, host={self.host!r}, port={self.port})"
 
 
 def find_server() -> str:
@@ -136,7 +111,7 @@ def render_config(config: VaultServerConfig, *, port: int, key_file: str) -> str
                         "file": {
                             "description": "everything that is asked and answered",
                             # By descriptor: a device keeps its path for life, and a deployment may be moved.
-                            "options": {"file_path": f"/proc/self/fd/{_AUDIT_FD}", "mode": "0600"},
+                            "options": {"file_path": f"/proc/self/fd/{MORE_FD}", "mode": "0600"},
                         }
                     }
                 }
@@ -145,98 +120,62 @@ def render_config(config: VaultServerConfig, *, port: int, key_file: str) -> str
     )
 
 
-class EmbeddedVault:
-    """One server process.  Owns it from `start` to `stop`; a stopped one can be started again on its port."""
+class EmbeddedVault(embedded.Server[VaultServerConfig]):
+    """One OpenBao process; it shakes hands, sealed, once it is started, and serves a moment later: ask it."""
 
-    def __init__(self, config: VaultServerConfig) -> None:
-        self._config = config
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.RLock()
-        self._watch: Lockfile | None = None
-        self._files: MemoryFiles | None = None
-        self._text = ""
-        self._log_start = 0
-        self.port = config.port
+    WHO = "the vault"
+    NAME = "bao"
+    VARIABLES: ClassVar = VARIABLES
 
     @property
     def url(self) -> str:
         """Where clients connect."""
         return f"https://{self._config.host}:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        """The process id.  Raises `VaultStopped` before `start`."""
-        if self._process is None:
-            raise VaultStopped("VAULT_DIED", "the vault was not started")
-        return self._process.pid
+    def _not_running(self, text: str) -> VaultStopped:
+        return VaultStopped("VAULT_DIED", text)
 
-    def start(self) -> None:
-        """Start it; it shakes hands, sealed, when this returns, and serves a moment later: ask it.
+    def _not_started(self, text: str) -> ConfigError:
+        return ConfigError("VAULT_START", text)
 
-        It ends with the thread that calls this.  Raises `ConfigError` for a full disk or a taken port.
-        """
-        with self._lock:
-            config = self._config
-            embedded.check_space(config.folder, "the vault")
-            for folder in (config.folder, config.folder / "data", config.run_dir, config.log_file.parent):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._drop_files()
-            self._files = MemoryFiles("bao")
-            try:
-                if self._watch is None:
-                    self._watch = Lockfile.take(config.folder / WATCH)
-                end_owner(config.folder / OWNER, ORPHAN_S)
-                lock = Lockfile.take(config.folder / OWNER)
-                try:
-                    # If we are killed here, a server that has no name yet ends with us.
-                    lock.name(0)
-                    self.port = self.port or embedded.free_port(config.host)
-                    embedded.check_free(config.host, self.port)
-                    self._text = render_config(config, port=self.port, key_file=f"/proc/self/fd/{_KEY_FD}")
-                    with self._files.filled(self._text.encode(), config.key_pem) as fds, _opened(config) as audit:
-                        self._launch(config, (*fds, audit, lock.fd))
-                    lock.name(self.pid)
-                except BaseException:
-                    lock.release()
-                    raise
-                # The server has the descriptor: the lock is its own from now on.
-                lock.hand_on()
-            except BaseException:
-                self._unwatch()
-                raise
+    def _not_reloaded(self, text: str) -> ConfigError:
+        return ConfigError("VAULT_RELOAD", text)
 
-    def _launch(self, config: VaultServerConfig, fds: tuple[int, ...]) -> None:
-        copy = config.run_dir / "bao"
+    def _folders(self) -> Sequence[Path]:
+        return (self._config.folder / "data",)
+
+    def _program(self) -> list[str]:
+        return [find_server(), "server", f"-config=/proc/self/fd/{CONFIG_FD}"]
+
+    def _render(self) -> str:
+        # It does not tell which port it took.
+        self.port = self.port or embedded.free_port(self._config.host)
+        return render_config(self._config, port=self.port, key_file=f"/proc/self/fd/{KEY_FD}")
+
+    @contextlib.contextmanager
+    def _more(self) -> Iterator[list[int]]:
+        path = self._config.audit_file
         try:
-            program = child.unreadable(find_server(), copy)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            raise ConfigError("VAULT_START", f"cannot copy the vault to {copy}: {exc.strerror}") from exc
-        log_fd = os.open(config.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            raise ConfigError("VAULT_AUDIT", f"cannot write {path}: {exc.strerror}") from exc
         try:
-            self._log_start = os.fstat(log_fd).st_size
-            arguments = [program, "server", f"-config=/proc/self/fd/{_CONFIG_FD}"]
-            process = self._process = embedded.launch(arguments, fds, log_fd, VARIABLES)
-            embedded.await_tls(process, config.host, self.port, self._refused)
-        except BaseException:
-            self._end(0.0)
-            raise
+            yield [fd]
         finally:
-            os.close(log_fd)
-            copy.unlink(missing_ok=True)
+            os.close(fd)
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        embedded.await_tls(process, self._config.host, self.port, self._refused)
 
     def _refused(self) -> ConfigError:
-        return ConfigError("VAULT_START", f"the vault refused to start: {self._last_words()}")
+        return self._not_started(f"the vault refused to start: {self._last_words()}")
 
     def _last_words(self) -> str:
-        """What it logged of errors since its start."""
-        try:
-            with self._config.log_file.open("rb") as file:
-                file.seek(self._log_start)
-                said = file.read(65_536).decode("utf-8", "replace").strip().splitlines()
-        except OSError as exc:
-            return f"{self._config.log_file}: {exc.strerror}"
+        """With what it logged of errors since its start."""
+        said = self._log(self._log_start)[:_MAX_SAID].decode("utf-8", "replace").strip().splitlines()
         lines = [line for line in said if '"@level":"error"' in line or not line.startswith("{")]
-        return f"{' | '.join((lines or said)[-3:])[:600]}; see {self._config.log_file}"
+        last, where = " | ".join((lines or said)[-3:])[:600], super()._last_words()
+        return f"{last}; {where}" if last else where
 
     def renew(self, key_pem: bytes, shown: Callable[[], bool]) -> None:
         """Have it read the certificate that `cert_file` holds now, whose key is `key_pem`, for new connections.
@@ -244,21 +183,7 @@ class EmbeddedVault:
         `shown` tells whether it shows it.  Raises `VaultStopped` where nothing runs, whose next start shows it, and
         `ConfigError` where it does not take it: it shows the old one then.
         """
-        with self._lock:
-            self._config = msgspec.structs.replace(self._config, key_pem=key_pem)
-            self.check()
-            if self._files is None:
-                raise VaultStopped("VAULT_DIED", "the vault is not running: its next start shows the certificate")
-            with self._files.filled(self._text.encode(), key_pem):
-                os.kill(self.pid, signal.SIGHUP)
-                deadline = time.monotonic() + RELOAD_TIMEOUT_S
-                while not shown():
-                    self.check()
-                    if time.monotonic() > deadline:
-                        raise ConfigError(
-                            "VAULT_RELOAD", f"the vault did not read its certificate: {self._config.log_file}"
-                        )
-                    time.sleep(0.05)
+        self._renew(key_pem, shown)
 
     def trim(self) -> None:
         """Give back what it needed for its start alone: most of its program's pages, read again where they are asked for.
@@ -268,63 +193,6 @@ class EmbeddedVault:
         """
         with contextlib.suppress(OSError):
             _page_out(self.pid)
-
-    def check(self) -> None:
-        """Raise `VaultStopped` if the process ended; cheap enough to ask several times a second."""
-        if self._process is None or self._process.poll() is not None:
-            code = None if self._process is None else self._process.returncode
-            raise VaultStopped("VAULT_DIED", f"the vault is not running (exit code {code}): {self._last_words()}")
-
-    def stop(self, timeout: float = 15.0) -> None:
-        """End it: SIGTERM, after `timeout` seconds SIGKILL.  Does nothing if it is not running."""
-        with self._lock:
-            self._end(timeout)
-
-    def kill(self) -> None:
-        """End it with SIGKILL, as a crash would."""
-        # Whoever has the lock waits for this process: first it, then what it leaves, which one thread clears away.
-        if self._process is not None:
-            self._process.kill()
-        self.stop(0.0)
-
-    def _end(self, timeout: float) -> None:
-        if self._process is not None:
-            embedded.stop(self._process, timeout)
-        self._drop_files()
-        self._unwatch()
-
-    def _drop_files(self) -> None:
-        if self._files is not None:
-            self._files.close()
-            self._files = None
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.release()
-            self._watch = None
-
-
-def end_orphan(folder: Path) -> int:
-    """End a server on this folder whose starter was killed; its process id, 0 where there is none.
-
-    Raises `Held` for one that somebody watches.
-    """
-    if not folder.exists():
-        return 0
-    with Lockfile.take(folder / WATCH):
-        return end_owner(folder / OWNER, ORPHAN_S)
-
-
-@contextlib.contextmanager
-def _opened(config: VaultServerConfig) -> Iterator[int]:
-    try:
-        fd = os.open(config.audit_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise ConfigError("VAULT_AUDIT", f"cannot write {config.audit_file}: {exc.strerror}") from exc
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 class _Range(ctypes.Structure):

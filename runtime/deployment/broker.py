@@ -47,7 +47,7 @@ def make(deployment: Deployment, keystore: Keystore, bus: topology.Bus, signing:
             cert_file=deployment.identity(layout.BROKER),
             key_pem=_key(deployment, keystore),
             store_key=bytes.fromhex(keystore[layout.PIN_STORE_KEY].reveal()),
-            jetstream_dir=deployment.jetstream,
+            folder=deployment.jetstream,
             resolver_dir=deployment.jwt,
             run_dir=deployment.run,
             log_file=deployment.log("nats").with_suffix(".log"),

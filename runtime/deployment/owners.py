@@ -15,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tallystick.infra.embedded import end_orphan
 from tallystick.infra.nats.lockfile import PIDS, end_owner, owner
-from tallystick.infra.nats.server import end_orphan
-from tallystick.infra.vault import server as vault
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.durable import read_regular
 from tallystick.schemas.errors import ConfigError
@@ -73,7 +72,7 @@ def end_orphans(deployment: Deployment, report: Callable[[str], None]) -> None:
     for component in deployment.bus().components:
         if orphan := end_owner(component_file(deployment, component), PATIENCE_S):
             report(f"{component} (pid {orphan}), left by an `up` that was killed, has ended")
-    if orphan := vault.end_orphan(deployment.vault):
+    if orphan := end_orphan(deployment.vault):
         report(f"the vault (pid {orphan}), left by an `up` that was killed, has ended")
     if orphan := end_orphan(deployment.jetstream):
         report(f"the broker (pid {orphan}), left by an `up` that was killed, has ended")

@@ -23,9 +23,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from tallystick.infra.embedded import OWNER
 from tallystick.infra.nats.lockfile import Lockfile, owner
 from tallystick.infra.vault import access
-from tallystick.infra.vault.server import OWNER, EmbeddedVault, VaultServerConfig, VaultStopped
+from tallystick.infra.vault.server import EmbeddedVault, VaultServerConfig, VaultStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout

@@ -101,7 +101,7 @@ def test_what_the_server_refuses_is_passed_on(idle: TestBus) -> None:
 @pytest.mark.parametrize("path", ['a"b', "a\nb", "a\\b", "a\0b"])
 def test_a_path_cannot_end_its_quotes(idle: TestBus, path: str) -> None:
     with pytest.raises(ConfigError, match="NATS_CONFIG"):
-        render_config(config(idle, jetstream_dir=Path(path)), port=0, key_file="x")
+        render_config(config(idle, folder=Path(path)), port=0, key_file="x")
 
 
 def test_the_store_needs_its_whole_key(idle: TestBus) -> None:
@@ -176,9 +176,10 @@ async def test_a_restart_undoes_no_revocation(bus: TestBus, pushed: bool) -> Non
             answer = json.loads((await system.request("$SYS.REQ.CLAIMS.UPDATE", revoked.encode())).data)
             assert answer["data"]["code"] == 200
     bus.server.kill()
-    bus.server.start(
-        accounts=None if pushed else bus.tokens() | {encode_key("A", key(f"account {name}").public): revoked}
-    )
+    if not pushed:
+        given = bus.tokens() | {encode_key("A", key(f"account {name}").public): revoked}
+        bus.server._config = config(bus, accounts=given)
+    bus.server.start()
     with pytest.raises(NatsError, match="Authorization Violation"):
         await login()
 

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 import pytest
 
+from tallystick.infra.embedded import end_orphan
 from tallystick.infra.nats.lockfile import Held
-from tallystick.infra.vault.server import VaultStopped, end_orphan
+from tallystick.infra.vault.server import VaultStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.vault import prepare

@@ -315,7 +315,7 @@ async def test_a_broker_runs_on_these_keys_and_a_component_logs_in_with_a_sessio
             cert_file=made.identity(layout.BROKER),
             key_pem=decrypted_key(made.identity(layout.BROKER), store[layout.passphrase_name(layout.BROKER)]),
             store_key=bytes.fromhex(store[layout.PIN_STORE_KEY].reveal()),
-            jetstream_dir=tmp_path / "js",
+            folder=tmp_path / "js",
             resolver_dir=tmp_path / "jwt",
             run_dir=tmp_path / "run",
             log_file=tmp_path / "log",

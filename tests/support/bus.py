@@ -157,7 +157,7 @@ class TestBus:
                 cert_file=cert_file,
                 key_pem=key_pem,
                 store_key=seed("store"),
-                jetstream_dir=folder / "jetstream",
+                folder=folder / "jetstream",
                 resolver_dir=folder / "jwt",
                 run_dir=folder / "run",
                 log_file=folder / "nats.log",
