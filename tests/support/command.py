@@ -113,7 +113,7 @@ def _run(arguments: list[str], given: dict[str, str | None], env: dict[str, str]
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # before it was opened, or before it was read
         return False
 
 
@@ -164,7 +164,7 @@ class Command:
         """How long it was ready to run and did not, because the machine did something else."""
         try:
             return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
-        except FileNotFoundError:  # a kernel without CONFIG_SCHED_INFO
+        except (FileNotFoundError, ProcessLookupError):  # a kernel without CONFIG_SCHED_INFO; it has ended
             return 0.0
 
     def until_it_waits(self) -> None:
