@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tallystick.runtime.deployment.scheduling import NICENESS
+from tests.support.scanner import below
 
 ROOT = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -134,10 +135,10 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
             found = {name: niceness(int((desk / "run" / f"{name}.ready").read_text())) for name in NICENESS}
             time.sleep(0.1)
         assert found == NICENESS
-        processes = started_by(up.pid)
+        supervisor, *processes = below(up.pid)
         assert len(processes) >= 13
         spied = subprocess.run(
-            [user.python, "-c", SPY, *map(str, (up.pid, *processes))],
+            [user.python, "-c", SPY, *map(str, (supervisor, *processes))],
             check=True, capture_output=True, text=True, **user.options,
         )  # fmt: skip
         assert not spied.stdout
@@ -154,12 +155,6 @@ def test_an_ordinary_user_makes_runs_arms_and_stops_a_deployment(user: User) -> 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(up.pid, signal.SIGKILL)
         up.communicate()
-
-
-def started_by(pid: int) -> list[int]:
-    """The processes below `pid`."""
-    own = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
-    return own + [below for child in own for below in started_by(child)]
 
 
 def niceness(pid: int) -> int:
