@@ -82,7 +82,8 @@ async def follow(
 
 
 async def subscribed(exchange: Exchange, heard: Heard) -> None:
-    await heard.until(lambda: any(s.streams for s in exchange.sockets.open))
+    """To the trades: quotes are followed on their own, and may be there before."""
+    await heard.until(lambda: any("xrpeth@trade" in s.streams for s in exchange.sockets.open))
 
 
 async def test_live_trades_are_exactly_what_the_exchange_sent(tls: ServerTls, tmp_path: Path) -> None:
