@@ -117,7 +117,8 @@ def _query(exchange: Any, symbol: str, own: str) -> object:
 
 def test_ccxt_is_asked_under_our_own_name_and_no_broker_leaves_with_an_order(place: Desk) -> None:
     request = place.builder.order(place.record, place.order())
-    said = f"{request.url} {request.body} {request.headers}"
+    # Coinbase's token is base64: its signature, another one each time, may spell anything.
+    said = re.sub(r"Bearer [\w.-]+", "Bearer", f"{request.url} {request.body} {request.headers}")
     assert place.own in said
     assert not re.search("ccxt|6b9ad766b55dBCDE|x-[A-Za-z0-9]{8}", said, re.IGNORECASE)
 
