@@ -274,7 +274,10 @@ class Server(ABC, Generic[C]):
         """What its log holds from there on."""
         if self._log_fd is None:
             return b""
-        return os.pread(self._log_fd, max(0, os.fstat(self._log_fd).st_size - start), start)
+        return os.pread(self._log_fd, max(0, self._log_size() - start), start)
+
+    def _log_size(self) -> int:
+        return 0 if self._log_fd is None else os.fstat(self._log_fd).st_size
 
     def _close_log(self) -> None:
         if self._log_fd is not None:

@@ -15,7 +15,6 @@ and the archive's checkpoints show, but makes none that a verifier accepts.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -209,7 +208,7 @@ class EmbeddedServer(embedded.Server[ServerConfig]):
         A start later on shows it, too.  Raises `ServerStopped` where nothing runs, `ConfigError` where the server does
         not take it; it shows the old one then.
         """
-        said_from = 0 if self._log_fd is None else os.fstat(self._log_fd).st_size
+        said_from = self._log_size()
 
         def shown() -> bool:
             said = _RELOADED.search(self._log(said_from))
@@ -222,7 +221,7 @@ class EmbeddedServer(embedded.Server[ServerConfig]):
     def check(self) -> None:
         """Raise `ServerStopped` if the process ended or lost its store; cheap enough to ask several times a second."""
         self._runs()
-        if self._log_fd is not None and os.fstat(self._log_fd).st_size < self._log_checked:
+        if self._log_size() < self._log_checked:
             self._log_checked = 0  # somebody emptied it
         new, _, _ = self._log(self._log_checked).rpartition(b"\n")
         if new:

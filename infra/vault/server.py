@@ -44,7 +44,7 @@ VARIABLES: Final = {
 _ELECTION: Final = "1"
 # Entries, of a kilobyte or less.
 _CACHE: Final = 256
-# Bytes of its log that are looked through for what it said last.
+# The last bytes of its log, which are looked through for what it said last: it may have run for months.
 _MAX_SAID: Final = 65_536
 _MADV_PAGEOUT: Final = 21
 _SYS_PROCESS_MADVISE: Final = 440
@@ -172,7 +172,8 @@ class EmbeddedVault(embedded.Server[VaultServerConfig]):
 
     def _last_words(self) -> str:
         """With what it logged of errors since its start."""
-        said = self._log(self._log_start)[:_MAX_SAID].decode("utf-8", "replace").strip().splitlines()
+        since = max(self._log_start, self._log_size() - _MAX_SAID)
+        said = self._log(since).decode("utf-8", "replace").strip().splitlines()
         lines = [line for line in said if '"@level":"error"' in line or not line.startswith("{")]
         last, where = " | ".join((lines or said)[-3:])[:600], super()._last_words()
         return f"{last}; {where}" if last else where

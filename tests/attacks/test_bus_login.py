@@ -123,10 +123,9 @@ async def test_what_the_broker_takes_from_a_role_key_beyond_our_form_no_reader_t
 
 
 async def test_a_connection_ends_with_its_token(bus: TestBus) -> None:
-    began = now_s()
-    client = await login(bus, bus.token(ME, SESSION, issued_s=began - 100, lifetime_s=103))
-    await until(lambda: client.is_closed, "the end of the connection", 10)
-    assert now_s() - began <= 6
+    # With less than a second left, a busy machine would not be logged in before.
+    client = await login(bus, bus.token(ME, SESSION, issued_s=now_s() - 100, lifetime_s=103))
+    await until(lambda: client.is_closed, "the end of the connection", 5)
 
 
 async def test_the_activation_key_reaches_nothing(bus: TestBus) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -63,6 +64,19 @@ def test_a_vault_that_is_stopped_while_it_starts_does_not_run(own: VaultWorld) -
         own.server.check()
     own.vault.start()
     own.server.check()
+
+
+def test_what_a_vault_said_last_is_told_however_much_it_said_before(own: VaultWorld) -> None:
+    with own.deployment.log("vault").with_suffix(".log").open("ab") as log:
+        log.write(b'{"@level":"error","@message":"of long ago"}\n' + b'{"@level":"info","@message":"a day"}\n' * 4_000)
+        log.write(b'{"@level":"error","@message":"the last words"}\n')
+    os.kill(own.server.pid, signal.SIGKILL)
+    with pytest.raises(VaultStopped, match=r"the vault is not running \(exit code -9\): .*the last words") as caught:
+        while True:
+            own.server.check()
+    assert "of long ago" not in str(caught.value)
+    own.vault.stop(15.0)
+    own.vault.start()
 
 
 async def test_a_vault_that_one_thread_stops_while_another_starts_it_is_let_go_of_once(
