@@ -135,16 +135,16 @@ class Verification:
             if name not in fresh.live and name not in fresh.replaced and name not in self.manifest.replaced
         ]
         left = unfinished(unnamed, fresh)
+        left.update(name for name in unnamed if name.endswith(TEMPORARY) and "/" not in name)
         # What a crash in the very first flush leaves, and no more, is no defect.
         if not self.manifest.count and any(name.startswith("stream=") and name not in left for name in unnamed):
             text = f"it has no line, but {len(unnamed)} files are there, more than one flush writes: it was emptied"
             self.report.add(Problem("MANIFEST_EMPTY", text, file=MANIFEST))
         for name in unnamed:
-            if name in left or (name.endswith(TEMPORARY) and "/" not in name):
-                if name != STATE + TEMPORARY:
-                    self.report.notes.append(f"{name}: a flush that was not finished; nothing refers to it")
-            else:
+            if name not in left:
                 self.report.add(Problem("EXTRA_FILE", "the manifest does not name this file", file=name))
+            elif name != STATE + TEMPORARY:
+                self.report.notes.append(f"{name}: a flush that was not finished; nothing refers to it")
 
     def _refresh(self) -> Manifest:
         """The manifest as it is now: what it said before must stand unchanged."""
