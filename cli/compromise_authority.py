@@ -21,7 +21,7 @@ from cryptography.exceptions import InvalidSignature
 
 from tallystick.cli.compromise import Answer
 from tallystick.cli.status import processes
-from tallystick.infra.nats.lockfile import ask_owner_to_end, end_owner
+from tallystick.infra.lockfile import ask_owner_to_end, end_owner
 from tallystick.runtime.deployment import pins
 from tallystick.runtime.deployment.folder import pin_name
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file

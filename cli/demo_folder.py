@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tallystick.infra.nats.lockfile import Held, Lockfile
+from tallystick.infra.lockfile import Held, Lockfile
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment
 from tallystick.runtime.deployment.owners import end_orphans
 from tallystick.schemas.errors import ConfigError

@@ -23,7 +23,7 @@ from tallystick.cli import identities
 from tallystick.cli.failures import check_arguments, told
 from tallystick.cli.options import Dir, PinFd
 from tallystick.cli.stopping import interrupt_on_sigterm
-from tallystick.infra.nats.child import harden
+from tallystick.infra.child import harden
 from tallystick.schemas.errors import ConfigError
 
 app = typer.Typer(

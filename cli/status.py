@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from tallystick.cli import breaker
 from tallystick.infra.embedded import OWNER
-from tallystick.infra.nats.lockfile import owner
+from tallystick.infra.lockfile import owner
 from tallystick.infra.nats.topology import KEYMASTER
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.certificates import names as certificate_names

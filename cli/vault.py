@@ -52,7 +52,7 @@ def reshare(
 
     The shares are printed once, before the new key counts.
     """
-    from tallystick.infra.nats.lockfile import owner
+    from tallystick.infra.lockfile import owner
     from tallystick.runtime.deployment import vault
     from tallystick.runtime.deployment.folder import Deployment
     from tallystick.runtime.deployment.owners import supervisor_file

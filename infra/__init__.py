@@ -1,1 +1,1 @@
-"""What the system runs on: the bus, policies and machine set-up."""
+"""What the system runs on: the embedded servers (bus, vault), whoever owns a folder, policies and machine set-up."""

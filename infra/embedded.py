@@ -28,8 +28,8 @@ from typing import ClassVar, Final, Generic, TypeVar
 
 import msgspec
 
-from tallystick.infra.nats import child
-from tallystick.infra.nats.lockfile import Lockfile, end_owner
+from tallystick.infra import child
+from tallystick.infra.lockfile import Lockfile, end_owner
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 START_TIMEOUT_S: Final = 20.0

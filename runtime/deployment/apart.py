@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tallystick.infra.nats.child import harden
+from tallystick.infra.child import harden
 from tallystick.runtime.deployment.folder import APART, CONFIG_NAME, Deployment
 from tallystick.runtime.keys.uri import TokenUri
 

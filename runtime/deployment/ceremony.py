@@ -26,9 +26,9 @@ from typing import Any, Final
 
 import msgspec
 
+from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
-from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.deployment import certificates
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.config import MASTER, ROTATION_TEMPLATE, StrategyConfig, parse_config

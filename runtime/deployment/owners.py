@@ -1,6 +1,6 @@
 """Who runs a deployment: one supervisor, one process a component; and what a killed supervisor left behind.
 
-A component's process holds `<component>.pid` in its `Deployment.seat` as long as it lives (`infra/nats/lockfile.py`), the
+A component's process holds `<component>.pid` in its `Deployment.seat` as long as it lives (`infra/lockfile.py`), the
 supervisor `DIR/run/supervisor.pid`; `<component>.ready` holds its process id once it is ready.  A component with a user of
 its own can put there what it likes: it is read as such (`read_regular`).
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.infra.embedded import end_orphan
-from tallystick.infra.nats.lockfile import PIDS, end_owner, owner
+from tallystick.infra.lockfile import PIDS, end_owner, owner
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.durable import read_regular
 from tallystick.schemas.errors import ConfigError

@@ -35,9 +35,9 @@ from tallystick.runtime.deployment import libraries  # noqa: F401 - first: witho
 # isort: on
 import uvloop
 
+from tallystick.infra.child import end_with_parent, harden
+from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.child import end_with_parent, harden
-from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end

@@ -33,8 +33,8 @@ from typing import Any, Final
 
 import msgspec
 
+from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
-from tallystick.infra.nats.lockfile import Lockfile
 from tallystick.infra.nats.server import EmbeddedServer, ServerStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import broker, certificates, vault

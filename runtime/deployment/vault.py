@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from tallystick.infra.embedded import OWNER
-from tallystick.infra.nats.lockfile import Lockfile, owner
+from tallystick.infra.lockfile import Lockfile, owner
 from tallystick.infra.vault import access
 from tallystick.infra.vault.server import EmbeddedVault, VaultServerConfig, VaultStopped
 from tallystick.runtime.bus.tasks import Tasks

@@ -39,7 +39,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from tallystick.infra.nats.child import end_with_parent
+from tallystick.infra.child import end_with_parent
 from tallystick.runtime.durable import write_durably
 from tallystick.schemas.errors import NOT_DECODED, ConfigError, Malformed, TallystickError, Unverified
 

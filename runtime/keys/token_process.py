@@ -27,7 +27,7 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tallystick.infra.nats.child import harden
+from tallystick.infra.child import harden
 from tallystick.runtime.environment import environment
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Secret, hand_over, take_over

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tallystick.cli.status import processes
-from tallystick.infra.nats import lockfile
-from tallystick.infra.nats.lockfile import Held, end_owner, owner
+from tallystick.infra import lockfile
+from tallystick.infra.lockfile import Held, end_owner, owner
 from tallystick.runtime.deployment import board
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.logs import last_lines

@@ -33,7 +33,7 @@ pytestmark = [
 # `tallystick up` of the few that are needed.
 UP = """
 import asyncio, os, pathlib, signal, sys
-from tallystick.infra.nats.child import harden
+from tallystick.infra.child import harden
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.supervisor import Supervisor
 from tallystick.runtime.keys.keystore import Keystore, Secret

@@ -344,7 +344,7 @@ def test_a_process_of_the_same_user_reads_neither_memory_nor_variables_of_the_va
     for secret in (*vault.secrets.values(), vault.keystore["vault.unseal"], vault.keystore["pki.vault.passphrase"]):
         assert secret.reveal().encode() not in shown
     limits = (status / "limits").read_text()
-    # 1 where root runs it: a pipe of the kernel's would heed no 0 (`infra.nats.child.harden`).
+    # 1 where root runs it: a pipe of the kernel's would heed no 0 (`infra.child.harden`).
     assert re.search(r"Max core file size\s+[01]\s+[01]\s", limits)
     # What it read its key and its configuration from is empty once it has.
     for fd in range(100, 102):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_public_key
 
 from tallystick.cli import operate
-from tallystick.infra.nats.lockfile import Lockfile
+from tallystick.infra.lockfile import Lockfile
 from tallystick.runtime.deployment.folder import KEY_CA, Deployment, api_key_name, passphrase_name, pin_name
 from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys import pki

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.infra.nats.lockfile import Lockfile
+from tallystick.infra.lockfile import Lockfile
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment

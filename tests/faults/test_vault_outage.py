@@ -16,7 +16,7 @@ from typing import Any, Self
 import pytest
 
 from tallystick.infra.embedded import end_orphan
-from tallystick.infra.nats.lockfile import Held
+from tallystick.infra.lockfile import Held
 from tallystick.infra.vault.server import VaultStopped
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import folder as layout

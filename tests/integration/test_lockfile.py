@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tallystick.infra.nats.lockfile import Held, Lockfile, end_owner, owner
+from tallystick.infra.lockfile import Held, Lockfile, end_owner, owner
 
 HOLD = """
 import sys
 from pathlib import Path
-from tallystick.infra.nats.lockfile import Lockfile
+from tallystick.infra.lockfile import Lockfile
 held = Lockfile.take(Path(sys.argv[1]), alone=bool(sys.argv[2:]))
 print("held", flush=True)
 sys.stdin.read()

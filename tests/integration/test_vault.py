@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from tallystick.cli import operate
 from tallystick.cli.main import commands
-from tallystick.infra.nats.lockfile import Held, Lockfile
+from tallystick.infra.lockfile import Held, Lockfile
 from tallystick.infra.vault.server import VaultStopped
 from tallystick.runtime.deployment import vault as module
 from tallystick.runtime.deployment.owners import require_down, supervisor_file
