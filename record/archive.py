@@ -52,6 +52,7 @@ from tallystick.record.manifest import (
     Segment,
     encode_entry,
     find_hash,
+    is_temporary,
     part_name,
     read_manifest,
     segment_files,
@@ -176,7 +177,7 @@ class Archive:
         unnamed = [name for name in segment_files(self.directory) if name not in self.manifest.live]
         left = unfinished(unnamed, self.manifest)
         for name in unnamed:
-            if name.endswith(TEMPORARY) and "/" not in name:  # crashed while writing a segment
+            if is_temporary(name):  # crashed while writing a segment
                 temporary.append(name)
             elif name in self.manifest.replaced or name in left:
                 orphans.append(name)  # crashed between rename and manifest line, or before replaced files went

@@ -398,6 +398,11 @@ def find_hash(directory: Path, manifest: Manifest, number: int) -> str:
     return ""
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file lies where the writer puts what it has not finished."""
+    return "/" not in name and name.endswith(TEMPORARY)
+
+
 def unfinished(found: Iterable[str], manifest: Manifest) -> set[str]:
     """Which of these unnamed files are what one crash between rename and manifest line leaves.
 
@@ -439,5 +444,5 @@ def segment_files(directory: Path) -> list[str]:
     return [
         name
         for name in names(directory)
-        if name.startswith("stream=") or name.endswith(".parquet") or ("/" not in name and name.endswith(TEMPORARY))
+        if name.startswith("stream=") or name.endswith(".parquet") or is_temporary(name)
     ]

@@ -37,6 +37,7 @@ from tallystick.record.manifest import (
     TEMPORARY,
     Manifest,
     Segment,
+    is_temporary,
     read_history,
     read_manifest,
     segment_files,
@@ -135,13 +136,13 @@ class Verification:
             if name not in fresh.live and name not in fresh.replaced and name not in self.manifest.replaced
         ]
         left = unfinished(unnamed, fresh)
-        left.update(name for name in unnamed if name.endswith(TEMPORARY) and "/" not in name)
-        # What a crash in the very first flush leaves, and no more, is no defect.
-        if not self.manifest.count and any(name.startswith("stream=") and name not in left for name in unnamed):
+        # What a crash in the very first flush leaves, and no more, is no defect: it writes one file after the other.
+        more = [name for name in unnamed if name.startswith("stream=") and name not in left]
+        if not self.manifest.count and (len(more) > 1 or not all(map(is_temporary, more))):
             text = f"it has no line, but {len(unnamed)} files are there, more than one flush writes: it was emptied"
             self.report.add(Problem("MANIFEST_EMPTY", text, file=MANIFEST))
         for name in unnamed:
-            if name not in left:
+            if name not in left and not is_temporary(name):
                 self.report.add(Problem("EXTRA_FILE", "the manifest does not name this file", file=name))
             elif name != STATE + TEMPORARY:
                 self.report.notes.append(f"{name}: a flush that was not finished; nothing refers to it")

@@ -174,6 +174,8 @@ class EmbeddedVault(embedded.Server[VaultServerConfig]):
         """With what it logged of errors since its start."""
         since = max(self._log_start, self._log_size() - _MAX_SAID)
         said = self._log(since).decode("utf-8", "replace").strip().splitlines()
+        if since > self._log_start:
+            said = said[1:]  # cut in its midst
         lines = [line for line in said if '"@level":"error"' in line or not line.startswith("{")]
         last, where = " | ".join((lines or said)[-3:])[:600], super()._last_words()
         return f"{last}; {where}" if last else where

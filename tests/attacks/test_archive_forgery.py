@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tallystick.cli.audit import app
 from tallystick.record.archive import segment_options
-from tallystick.record.manifest import MANIFEST, Entry, Segment
+from tallystick.record.manifest import MANIFEST, Entry, Segment, segment_files
 from tallystick.record.rows import SCHEMA
 from tallystick.schemas.trust import ROOT_KEY_NAME, sign_document
 from tests.support.archive import Vault
@@ -255,6 +255,14 @@ def no_manifest(vault: Vault) -> str:
     return "MANIFEST_EMPTY"
 
 
+def segments_as_temporary_files(vault: Vault) -> str:
+    """As if a crash in the very first flush had left them."""
+    for number, name in enumerate(segment_files(vault.path)):
+        (vault.path / name).rename(vault.path / f"stream=MARKET-{number}.tmp")
+    (vault.path / MANIFEST).write_bytes(b"")
+    return "MANIFEST_EMPTY"
+
+
 def not_utf8(vault: Vault) -> str:
     with (vault.path / MANIFEST).open("ab") as file:
         file.write(b'{"n":1,"prev":"\xff\xfe"}\n')
@@ -402,6 +410,7 @@ NAMED: dict[str, Callable[[Vault], str]] = {
         many_rows_in_a_small_file,
         emptied_manifest,
         no_manifest,
+        segments_as_temporary_files,
         not_utf8,
         not_utf8_in_the_middle,
         nested_line,

@@ -233,6 +233,23 @@ class Story:
         return fill
 
 
+def project(
+    projector: Projector, messages: Sequence[Stored], *, flush: int, compact: Sequence[str] = ()
+) -> list[Judgement]:
+    """Archive what is new of `messages`, one manifest line for every `flush` of them; `compact`: streams, each time."""
+    judged = []
+    for i, message in enumerate(messages):
+        if message.stream_seq > projector.positions[message.stream]:
+            judged.append(projector.take(message, projector.open(message)))
+        if i % flush == flush - 1:
+            projector.flush()
+            for stream in compact:
+                projector.archive.compact(stream, 0)
+            projector.archive.sweep(1 << 62)
+    projector.flush()
+    return judged
+
+
 class Vault:
     """An archive in a deployment folder, and what root on that machine can do to it."""
 
@@ -259,17 +276,10 @@ class Vault:
     def project(self, messages: Sequence[Stored], *, flush: int = 10) -> list[Judgement]:
         """Archive messages, one manifest line for every `flush` of them; goes on where it stopped."""
         projector = self.open()
-        judged = []
         try:
-            for i, message in enumerate(messages):
-                if message.stream_seq > projector.positions[message.stream]:
-                    judged.append(projector.take(message, projector.open(message)))
-                if i % flush == flush - 1:
-                    projector.flush()
-            projector.flush()
+            return project(projector, messages, flush=flush)
         finally:
             projector.archive.close()
-        return judged
 
     def checkpoint(self, streams: Streams, session: Session) -> None:
         """Let audit seal what the manifest says now, and archive that."""
