@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tallystick.components.audit.projector import Stored
+from tallystick.record.manifest import MANIFEST
 from tests.support.archive import Vault
-from tests.support.desk import SECOND, Desk, rebuilt
+from tests.support.desk import SECOND, Desk, rebuilt, run
 
 HOUR = 3_600 * SECOND
 
@@ -115,3 +116,23 @@ def test_the_honest_desk_made_anew_is_clean(vault: Vault, desk: Desk) -> None:
     _of(vault, desk, lambda m: m.subject in ("audit.checkpoint", "guard.audit"))
     codes = {problem.code for problem in vault.verify().problems}
     assert codes == {"SILENT", "NO_CHECKPOINT"}  # of audit alone
+
+
+def test_a_cut_end_shows_against_a_checkpoint_kept_elsewhere(vault: Vault, tmp_path: Path) -> None:
+    """Without one it does not, and the output says what nothing covers."""
+    manifest = vault.manifest
+    kept = f"{manifest.count}:{manifest.head}"
+    assert run(vault, "--expect", kept)[0] == 0
+    assert run(vault, "--expect", f"{manifest.count}:{'0' * 64}")[0] == 1
+    lines = (vault.path / MANIFEST).read_bytes().splitlines(keepends=True)
+    (vault.path / MANIFEST).write_bytes(b"".join(lines[:-1]))
+    for segment in manifest.entries[-1].segments:
+        (vault.path / segment.file).unlink()
+    code, output = run(vault)
+    assert code == 0
+    assert "no checkpoint covers them" in output
+    file = tmp_path / "kept"
+    file.write_text(kept + "\n")
+    code, output = run(vault, "--expect", str(file))
+    assert code == 1
+    assert f"covers {manifest.count} lines, {manifest.count - 1} are there: the end was cut off" in output

@@ -13,9 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from tallystick.cli.audit import app
 from tallystick.record.archive import segment_options
 from tallystick.record.manifest import MANIFEST, Entry, Segment, segment_files
 from tallystick.record.rows import SCHEMA
@@ -28,6 +26,7 @@ from tests.support.desk import (
     compact_all,
     compacted,
     describe,
+    run,
     write_segment,
 )
 from tests.support.world import key, trust_root
@@ -43,13 +42,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 @pytest.fixture
 def vault(desk: Desk, tmp_path: Path) -> Vault:
     return desk.vault.copy(tmp_path / "deployment")
-
-
-def run(vault: Vault, *more: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["verify", str(vault.deployment), *more])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def last(vault: Vault, stream: str) -> Segment:
@@ -466,26 +458,6 @@ def test_a_forgery_gives_1_and_its_place(vault: Vault, attack: str) -> None:
     assert any(place in line for line in output.splitlines() if line.startswith("at ")), output
     assert "messages (" in output  # the rest was checked
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB
-
-
-def test_a_cut_end_shows_against_a_checkpoint_kept_elsewhere(vault: Vault, tmp_path: Path) -> None:
-    """Without one it does not, and the output says what nothing covers."""
-    manifest = vault.manifest
-    kept = f"{manifest.count}:{manifest.head}"
-    assert run(vault, "--expect", kept)[0] == 0
-    assert run(vault, "--expect", f"{manifest.count}:{'0' * 64}")[0] == 1
-    lines = (vault.path / MANIFEST).read_bytes().splitlines(keepends=True)
-    (vault.path / MANIFEST).write_bytes(b"".join(lines[:-1]))
-    for segment in manifest.entries[-1].segments:
-        (vault.path / segment.file).unlink()
-    code, output = run(vault)
-    assert code == 0
-    assert "no checkpoint covers them" in output
-    file = tmp_path / "kept"
-    file.write_text(kept + "\n")
-    code, output = run(vault, "--expect", str(file))
-    assert code == 1
-    assert f"covers {manifest.count} lines, {manifest.count - 1} are there: the end was cut off" in output
 
 
 def test_the_first_defects_do_not_hide_others(vault: Vault) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typer.testing import CliRunner
 
+from tallystick.cli.audit import app
 from tallystick.components.audit.projector import Stored
 from tallystick.record.archive import Archive, segment_options
 from tallystick.record.manifest import MANIFEST, Entry, Segment, encode_entry, segment_name
@@ -155,3 +157,11 @@ def compact_all(vault: Vault) -> None:
             pass
     archive.sweep(1 << 62)
     archive.close()
+
+
+def run(vault: Vault, *more: str) -> tuple[int, str]:
+    """`tallystick audit verify`: its exit code and what it printed."""
+    result = CliRunner().invoke(app, ["verify", str(vault.deployment), *more])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
