@@ -256,7 +256,8 @@ async def test_the_watchdog_leaves_a_broker_that_answers_nothing_and_nothing_is_
     try:
         for number in range(2_000_001, 2_000_101):
             source.publish(TRADES, trade(source, number))
-        await until(lambda: source.metrics.snapshot().get("watchdog", 0) >= 1, "the watchdog", 6)
+        counted = source.metrics.snapshot
+        await until(lambda: counted().get("watchdog", 0) >= 1, lambda: f"the watchdog, but {counted()}", 6)
     finally:
         os.kill(bus.server.pid, signal.SIGCONT)
     await until(lambda: len(got) >= 101, "all events", 20)

@@ -36,6 +36,7 @@ from tests.support.streams import (
     intents_of,
     rules,
     same,
+    settled,
     stored_windows,
 )
 from tests.support.waiting import until
@@ -220,14 +221,14 @@ async def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(desk: 
         last = max(await beta.publish(BETA, intent(beta)), await burst_)
         await asyncio.sleep(0.02)
     await until(lambda: worker._applied == last, "everything applied")
-    await worker._commit()
+    await settled(worker)
     await worker._ctx.release()
     await context.close()
     online = await stored_windows(bus)
     await purge_state(bus)
     context = await desk.context("streams")
     worker = await begin(context, Streams(rules=LOW))
-    await worker._commit()
+    await settled(worker)
     await worker._ctx.release()
     await context.close()
     assert await stored_windows(bus) == online

@@ -62,6 +62,12 @@ async def begin(context: ServiceContext, worker: Streams) -> Streams:
     return worker
 
 
+async def settled(worker: Streams) -> None:
+    """Every alert that the worker found is durable, and the state says so."""
+    await until(lambda: not (worker._pending or worker._waiting), "the alerts are durable")
+    await worker._commit()
+
+
 async def stored_windows(bus: TestBus) -> dict[tuple[str, float], Bucket]:
     """The committed windows, read as the administrator of the worker's account: (strategy, start) -> bucket."""
     reader = await bus.connect_as("streams")
