@@ -20,12 +20,10 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-import nats.errors
-from nats.aio.client import Client
-
 from tallystick.infra.nats.claims import Accounts, BusKeys, Validity
 from tallystick.infra.nats.connz import CONNZ_REQUEST, Mismatch, connz_mismatches
 from tallystick.infra.nats.counts import COUNTS, counts, counts_request
+from tallystick.runtime.nats_py import Client, NatsError
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.nats_jwt import (
@@ -128,7 +126,7 @@ class BrokerAdmin:
                 answer = await client.request(COUNTS, question, timeout=TIMEOUT_S)
                 await observe({names[a]: sent for a, sent in counts(answer.data).items() if a in names})
                 await asyncio.sleep(every_s)
-        except (TimeoutError, nats.errors.Error) as exc:
+        except (TimeoutError, NatsError) as exc:
             raise Unverified("STATZ", f"the broker did not say what was sent: {type(exc).__name__}") from exc
         finally:
             await client.close()
@@ -152,7 +150,7 @@ class BrokerAdmin:
                         raise Unverified("CLAIMS_LOOKUP", f"the broker holds a token of {account} by another issuer")
                     self._pushed[account] = token
                     closed[account] = _is_closed(token)
-            except (TimeoutError, nats.errors.Error) as exc:
+            except (TimeoutError, NatsError) as exc:
                 raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
             finally:
                 await client.close()
@@ -217,7 +215,7 @@ class BrokerAdmin:
             for mismatch in found:
                 order = json.dumps({"cid": mismatch.cid}).encode()
                 await client.request(f"$SYS.REQ.SERVER.{mismatch.server}.KICK", order, timeout=TIMEOUT_S)
-        except (TimeoutError, nats.errors.Error) as exc:
+        except (TimeoutError, NatsError) as exc:
             raise Unverified("CONNZ", f"the broker did not say who is connected: {type(exc).__name__}") from exc
         finally:
             await client.close()
@@ -236,7 +234,7 @@ class BrokerAdmin:
                     reply = await client.request(f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP", b"", timeout=TIMEOUT_S)
                     if reply.data != token.encode():
                         found.append(account)
-            except (TimeoutError, nats.errors.Error) as exc:
+            except (TimeoutError, NatsError) as exc:
                 raise Unverified("CLAIMS_LOOKUP", f"the broker did not answer: {type(exc).__name__}") from exc
             finally:
                 await client.close()
@@ -261,7 +259,7 @@ class BrokerAdmin:
                     if answer.get("error"):
                         raise Unverified("CLAIMS_UPDATE", f"the broker refused it: {answer['error']}")
                     self._pushed[decode_jwt(token).sub] = token
-                except (TallystickError, TimeoutError, nats.errors.Error, ValueError) as exc:
+                except (TallystickError, TimeoutError, NatsError, ValueError) as exc:
                     failed.append(f"{name}: {type(exc).__name__} {exc}"[:200])
         finally:
             await client.close()
@@ -300,7 +298,7 @@ class BrokerAdmin:
                 connect_timeout=3,
                 inbox_prefix=b"_INBOX_authority",
             )
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except (TimeoutError, NatsError, OSError) as exc:
             raise Unverified("BROKER_SYSTEM", f"{self._url}: {type(exc).__name__}: {exc}") from exc
         return client
 

@@ -14,6 +14,7 @@ through operator-signed account tokens, and at verifiers through the operator-si
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -285,6 +286,12 @@ def deployed(deployment: str, strategies: Sequence[str], observers: Sequence[str
     The id decides alone, and the trust root signs it: no file can turn a live deployment into a zone, or back.  There is a
     keymaster where it `rotates` keys.
     """
+    return _deployed(deployment, tuple(strategies), tuple(observers), rotates)
+
+
+# What is shipped does not change while we run, and a start asks a dozen times.
+@functools.lru_cache(maxsize=8)
+def _deployed(deployment: str, strategies: tuple[str, ...], observers: tuple[str, ...], rotates: bool) -> Bus:
     topology = load()
     if not rotates:
         kept = {name: spec for name, spec in topology.templates.items() if name != KEYMASTER}

@@ -6,9 +6,6 @@ import os
 import time
 from typing import Final
 
-import nats.errors
-from nats.aio.client import Client
-
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import ADMIN, Accounts, Validity
 from tallystick.infra.nats.provision import Provisioned, provision, provision_state
@@ -19,6 +16,7 @@ from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.keys.identity import Identity, client_context, decrypted_key
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
+from tallystick.runtime.nats_py import Client, NatsError
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.nats_jwt import SessionKey, Signer, encode_jwt, encode_key, sign_nonce, user_claims
@@ -119,6 +117,6 @@ async def _admin(deployment: Deployment, keystore: Keystore, url: str, signer: S
             connect_timeout=5,
             inbox_prefix=f"_INBOX_{ADMIN}".encode(),
         )
-    except (TimeoutError, nats.errors.Error, OSError) as exc:
+    except (TimeoutError, NatsError, OSError) as exc:
         raise ConfigError("BROKER_ADMIN", f"{url}: {type(exc).__name__}: {exc}") from exc
     return client

@@ -69,7 +69,7 @@ async def reader(desk: Running) -> tuple[ServiceContext, list[Received]]:
 async def publish_raw(context: ServiceContext, sealed: bytes) -> None:
     connection = await context.link.connection()
     flight = await connection.publish(Outgoing(INTENTS.text, sealed, os.urandom(16).hex()))
-    await asyncio.wait_for(flight.acknowledged(), 3)
+    await asyncio.wait_for(flight.acknowledged(), 20)
 
 
 def refusals(context: ServiceContext) -> int:
@@ -179,7 +179,7 @@ async def test_a_session_that_was_never_issued_and_one_with_anothers_certificate
         )
         await until(lambda: not unlisted.alive and borrowed.is_closed, "both are kicked", 15)
         codes = {"CONNECTION_UNLISTED", "CONNECTION_CERTIFICATE"}
-        await until(lambda: codes <= {n.code for n in notices}, "both notices", 5)
+        await until(lambda: codes <= {n.code for n in notices}, "both notices", 20)
         assert (await alpha.link.connection()).alive
         desk.contexts.remove(thief)
         await thief.link.stop()
@@ -332,7 +332,7 @@ async def test_who_copied_a_certificate_gets_nothing_with_it_after_the_revocatio
         await operate.reinstate(deployment, keystore, component, "its host was made anew")
         again = await desk.context(component)
         await again.publish(INTENTS, intent(again))
-        await until(lambda: len(got) == 2, "an intent after", 5)
+        await until(lambda: len(got) == 2, "an intent after", 20)
         assert await steal(desk) == "COMPONENT_REVOKED"
 
 

@@ -127,7 +127,7 @@ class Thief:
         reader, writer = await connect(self.floor.deployment.seat("custody") / SOCKET, 1 << 17)
         data = msgspec.msgpack.encode(frame)
         writer.write(signing.LENGTH.pack(len(data)) + data)
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), 20)
         writer.close()
         assert len(SIGNATURES) == before
         return answer

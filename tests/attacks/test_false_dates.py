@@ -100,7 +100,7 @@ class Scene:
         sealed = writer.seal([(where, encode_events(subject.kind, events))], time.time_ns() - age_ns)
         connection = await thief.link.connection()
         flight = await connection.publish(Outgoing(where, sealed[0][1], os.urandom(16).hex()))
-        await asyncio.wait_for(flight.acknowledged(), 3)
+        await asyncio.wait_for(flight.acknowledged(), 20)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ async def test_a_boot_that_has_ended_stops_instead_of_asking_in_vain(scene: Scen
     source.obtain = refuse
     context.open()
     with pytest.raises(SessionLost):
-        await asyncio.wait_for(context.failed(), 5)
+        await asyncio.wait_for(context.failed(), 20)
     scene.desk.contexts.remove(context)
     await context.tasks.end()
     for reader in context._readers.values():

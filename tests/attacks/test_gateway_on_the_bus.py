@@ -352,5 +352,5 @@ async def test_a_gateway_says_what_it_decides_by_and_ends_where_that_was_taken_o
     signed = sign_document(newer, ("operator-root", world.key("operator-root")))
     await custody.publish("control.config.custody", custody.new(RootInForce, note=signed))
     with pytest.raises(ConfigError, match="TRUST_ROOT_NEWER: trust root 2 was in force already"):
-        await asyncio.wait_for(context.failed(), 5)
+        await asyncio.wait_for(context.failed(), 20)
     await until(lambda: any(n.code == "TRUST_ROOT_NEWER" for n in floor.guard), "the notice")

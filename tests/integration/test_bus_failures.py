@@ -78,7 +78,7 @@ async def test_whatever_a_handler_raises_ends_the_component_and_the_message_is_h
     for number in (2, 3, 4):
         await source.publish(TRADES, trade(source, number))
     with pytest.raises(seen):
-        await asyncio.wait_for(reader.failed(), 5)
+        await asyncio.wait_for(reader.failed(), 20)
     assert handled == [2]
     assert reader.position("MARKET") == start + 1
     assert reader.metrics.snapshot().get("dead_letters", 0) == 0
@@ -108,7 +108,7 @@ async def test_whatever_a_raw_handler_raises_ends_the_component_and_the_message_
     for number in (2, 3, 4):
         await source.publish(TRADES, trade(source, number))
     with pytest.raises(seen):
-        await asyncio.wait_for(reader.failed(), 5)
+        await asyncio.wait_for(reader.failed(), 20)
     assert handled == [start + 1]
     assert reader.position("MARKET") == start + 1
 
@@ -199,7 +199,7 @@ async def test_a_failure_of_the_publishers_own_code_ends_the_component_and_its_c
     source._publishers["MARKET"]._entropy = fails
     source.publish(TRADES, trade(source, 2))
     with pytest.raises(type(raised)):
-        await asyncio.wait_for(source.failed(), 5)
+        await asyncio.wait_for(source.failed(), 20)
     assert connection.alive
     del source._publishers["MARKET"]
 
@@ -220,7 +220,7 @@ async def test_a_failure_of_who_is_told_of_a_suppression_ends_the_component(desk
     source._publishers["MARKET"] = publisher
     source.publish(TRADES, trade(source, 2))
     with pytest.raises(OSError, match="disk"):
-        await asyncio.wait_for(source.failed(), 5)
+        await asyncio.wait_for(source.failed(), 20)
     assert connection.alive
     del source._publishers["MARKET"]
 
@@ -234,7 +234,7 @@ async def test_the_death_of_what_keeps_the_connection_ends_the_component(desk: D
 
     context.link._clock = broken
     with pytest.raises(ValueError, match="no clock"):
-        await asyncio.wait_for(context.failed(), 5)
+        await asyncio.wait_for(context.failed(), 20)
 
 
 async def test_the_death_of_what_closes_an_old_connection_ends_the_component(
@@ -249,7 +249,7 @@ async def test_the_death_of_what_closes_an_old_connection_ends_the_component(
         patched.setattr(Connection, "close", broken)
         (await context.link.connection()).mark_lost()
         with pytest.raises(ValueError, match="no goodbye"):
-            await asyncio.wait_for(context.failed(), 5)
+            await asyncio.wait_for(context.failed(), 20)
 
 
 async def test_a_login_that_breaks_after_it_was_granted_is_tried_again(
@@ -267,7 +267,7 @@ async def test_a_login_that_breaks_after_it_was_granted_is_tried_again(
 
     monkeypatch.setattr(Connection, "open", breaks_once)
     (await context.link.connection()).mark_lost()
-    connection = await asyncio.wait_for(context.link.connection(), 5)
+    connection = await asyncio.wait_for(context.link.connection(), 20)
     assert broken
     assert connection is not broken[0]
     context.tasks.check()

@@ -244,7 +244,7 @@ def test_what_goes_wrong_with_a_trade_on_our_side_is_not_the_feeds_failure(raise
     async def run() -> None:
         feed = LiveFeed(exchange, ["XRP/ETH"], clock=time.time_ns, stale_ns=0, on_tick=fails, on_change=changes.append)
         with pytest.raises(type(raised)) as caught:
-            await asyncio.wait_for(feed.run(), 5)
+            await asyncio.wait_for(feed.run(), 20)
         assert caught.value is raised
 
     asyncio.run(run())

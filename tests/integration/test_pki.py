@@ -114,7 +114,7 @@ async def _echo(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "loc
             writer.write(b"hello\n")
             await writer.drain()
             # With TLS 1.3 a refused client certificate shows at the first read.
-            if await asyncio.wait_for(reader.readline(), 5) != b"hello\n":
+            if await asyncio.wait_for(reader.readline(), 20) != b"hello\n":
                 raise ConnectionResetError("closed without an answer")
             version = writer.get_extra_info("ssl_object").version()
         finally:

@@ -68,7 +68,7 @@ async def test_nothing_is_lost_or_doubled_through_renewals_at_a_lifetime_of_5_se
         sessions.add(source.link.session.credential.digest)
         number += 1
         await asyncio.sleep(0.002)
-    await until(lambda: len(got) >= number - 10_000, "all events", 5)
+    await until(lambda: len(got) >= number - 10_000, "all events", 20)
     assert got == list(range(10_000, number))
     assert len(sessions) >= 3
     assert reader.metrics.snapshot().get("dead_letters", 0) == 0
@@ -102,7 +102,7 @@ async def test_who_lingers_misses_nothing_and_wakes_up_seldom(desk: Desk) -> Non
     for number in range(first + 601, first + 901):
         source.publish(TRADES, trade(source, number))
         await asyncio.sleep(0.01)
-    await until(lambda: len(got) >= 901, "all events", 5)
+    await until(lambda: len(got) >= 901, "all events", 20)
     took = asyncio.get_running_loop().time() - began
     assert got == list(range(first, first + 901))
     # One question for the first of a while, one for what lay behind it.
@@ -240,7 +240,7 @@ async def test_a_failing_handler_stops_the_component_before_its_position_moves(d
     before = reader.position("MARKET")
     await source.publish(TRADES, trade(source, 9))
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(reader.failed(), 5)
+        await asyncio.wait_for(reader.failed(), 20)
     assert reader.position("MARKET") == before
 
 

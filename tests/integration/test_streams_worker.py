@@ -34,9 +34,9 @@ from tests.support.streams import (
     crash,
     intent,
     intents_of,
+    leave,
     rules,
     same,
-    settled,
     stored_windows,
 )
 from tests.support.waiting import until
@@ -221,16 +221,12 @@ async def test_a_rebuild_from_the_stream_gives_the_same_state_bit_for_bit(desk: 
         last = max(await beta.publish(BETA, intent(beta)), await burst_)
         await asyncio.sleep(0.02)
     await until(lambda: worker._applied == last, "everything applied")
-    await settled(worker)
-    await worker._ctx.release()
-    await context.close()
+    await leave(context, worker)
     online = await stored_windows(bus)
     await purge_state(bus)
     context = await desk.context("streams")
     worker = await begin(context, Streams(rules=LOW))
-    await settled(worker)
-    await worker._ctx.release()
-    await context.close()
+    await leave(context, worker)
     assert await stored_windows(bus) == online
     assert {strategy for (strategy, _), bucket in online.items() if bucket.finding} == {"alpha", "beta"}
 
@@ -298,7 +294,7 @@ async def test_a_defect_in_the_detector_stops_the_worker_and_nothing_after_it_is
     for _ in range(10):
         await alpha.publish(ALPHA, intent(alpha))
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(context.failed(), 5)
+        await asyncio.wait_for(context.failed(), 20)
     await asyncio.sleep(0.5)
     assert seen == 4
     assert (await counts(bus)).get("alpha", 0) <= 3
@@ -355,7 +351,7 @@ async def test_an_alert_that_cannot_be_published_stops_the_worker(desk: Desk) ->
     for _ in range(8):
         await alpha.publish(ALPHA, intent(alpha))
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(context.failed(), 5)
+        await asyncio.wait_for(context.failed(), 20)
 
 
 async def test_a_second_worker_does_not_start_beside_a_live_one(desk: Desk) -> None:

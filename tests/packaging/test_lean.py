@@ -16,6 +16,7 @@ HEAVY = {
     "cedarpy": {"gateway"},
     "duckdb": set[str](),
     "faust": {"streams"},
+    "nats": {"authority"},
     "numpy": set[str](),
     "pkcs11": {"authority", "custody", "keymaster", "portfolio"},
     "pyarrow": {"audit"},
@@ -64,6 +65,16 @@ assert ccxt.binance.__module__ == "ccxt.binance"
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert "ccxt.kraken" not in done.stdout
+
+
+def test_whoever_signs_for_a_venue_reads_no_client_for_it() -> None:
+    code = """
+import sys
+from tallystick import venues
+venues.adapter("binance-spot")
+assert "aiohttp" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
 
 
 @pytest.mark.parametrize("api", ["sync", "async", "pro"])

@@ -62,10 +62,12 @@ async def begin(context: ServiceContext, worker: Streams) -> Streams:
     return worker
 
 
-async def settled(worker: Streams) -> None:
-    """Every alert that the worker found is durable, and the state says so."""
+async def leave(context: ServiceContext, worker: Streams) -> None:
+    """It ends when every alert that it found is durable, and the state says so."""
     await until(lambda: not (worker._pending or worker._waiting), "the alerts are durable")
     await worker._commit()
+    await worker._ctx.release()
+    await context.close()
 
 
 async def stored_windows(bus: TestBus) -> dict[tuple[str, float], Bucket]:
