@@ -25,6 +25,8 @@ ED25519: Final = b"\x01"
 MAX_NOTE: Final = 1 << 20
 MAX_SIGNATURES: Final = 16
 _LINE = re.compile(r"— (\S+) ([A-Za-z0-9+/]+=*)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 
 def key_id(name: str, public: bytes) -> bytes:
@@ -33,9 +35,9 @@ def key_id(name: str, public: bytes) -> bytes:
 
 
 def _check_text(text: str) -> None:
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise Malformed("NOTE_TEXT", "a note's text is Unicode: it holds no half of a surrogate pair")
-    if not text.endswith("\n") or len(text) > MAX_NOTE or any(ord(c) < 0x20 and c != "\n" for c in text):
+    if not text.endswith("\n") or len(text) > MAX_NOTE or _CONTROL.search(text):
         raise Malformed("NOTE_TEXT", "a note's text ends in a newline and holds no other control character")
 
 
