@@ -266,17 +266,17 @@ async def test_wrong_tokens_without_end_delay_nobody_else(door: Door, issuer: Is
 
     floods = [asyncio.create_task(flood()) for _ in range(4)]
     try:
-        await asyncio.sleep(0.5)
-        took = []
+        await until(lambda: refused > 10, "the flood")
+        passed = []
         for _ in range(10):
-            began = time.monotonic()
+            before = refused
             assert await door.session("gateway", None) == ""
-            took.append(time.monotonic() - began)
+            passed.append(refused - before)
     finally:
         ended.set()
         await asyncio.gather(*floods)
-    assert refused > 10
-    assert sorted(took)[5] < 0.5
+    # Each has its turn: of those who asked before, and of as many who asked as often as they could meanwhile.
+    assert sorted(passed)[5] <= 3 * len(floods)
 
 
 def test_the_wire_form_of_evidence_is_as_documented() -> None:

@@ -208,6 +208,7 @@ async def test_tls_1_2_is_refused(tls: ServerTls, tmp_path: Path) -> None:
         await old.close()
 
 
+@pytest.mark.slow
 async def test_orders_take_the_server_little_time(tls: ServerTls, tmp_path: Path) -> None:
     async with serving(tls, tmp_path) as (_exchange, c):
         await c.load_markets()

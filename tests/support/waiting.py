@@ -17,8 +17,7 @@ async def until(condition: Callable[[], object], what: str | Callable[[], str] =
     What a machine took from this process counts for little: when everything stood still for seconds, what is waited
     for had not that time either, and gets it.
     """
-    begun = last = time.monotonic()
-    waited = 0.0
+    last, waited = time.monotonic(), 0.0
     while not condition():
         if waited > timeout:
             raise AssertionError(f"not within {timeout} s: {what if isinstance(what, str) else what()}")
@@ -26,4 +25,4 @@ async def until(condition: Callable[[], object], what: str | Callable[[], str] =
         now = time.monotonic()
         waited += min(now - last, HELD_UP_S)
         last = now
-    return time.monotonic() - begun
+    return waited

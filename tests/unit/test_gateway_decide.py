@@ -466,6 +466,7 @@ def test_every_answer_carries_the_hash_of_the_message_that_it_answers() -> None:
     assert decision.intent_hash == message.leaf
 
 
+@pytest.mark.slow
 def test_decision_takes_well_under_a_millisecond() -> None:
     w = World(wide(burst=10_000))
     taken = []
