@@ -24,8 +24,9 @@ import msgspec
 from benchmarks.processes import Memory, memory, processor_s, tree
 from benchmarks.report import Row, Void, say
 from tallystick.cli import operate
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
 SETTLE_S = 10.0

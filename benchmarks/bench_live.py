@@ -26,13 +26,14 @@ from benchmarks.report import Row, Void, percentiles, say
 from tallystick.cli import operate
 from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.received import Received
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.event import Event
 from tallystick.schemas.market import Trade

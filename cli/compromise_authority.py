@@ -23,9 +23,9 @@ from tallystick.cli.compromise import Answer
 from tallystick.cli.status import processes
 from tallystick.infra.lockfile import ask_owner_to_end, end_owner
 from tallystick.runtime.deployment import pins
+from tallystick.runtime.deployment.admit import admit
 from tallystick.runtime.deployment.folder import pin_name
 from tallystick.runtime.deployment.owners import end_orphans, supervisor_file
-from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.identity import load_certificate
 from tallystick.schemas.errors import ConfigError
 from tallystick.schemas.incidents import StepName

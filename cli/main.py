@@ -135,8 +135,8 @@ def admit(
 
     Everybody gets a new certificate, of an issuing CA that is signed anew.
     """
+    from tallystick.runtime.deployment.admit import admit as sign
     from tallystick.runtime.deployment.folder import Deployment
-    from tallystick.runtime.deployment.trust_root import admit as sign
     from tallystick.runtime.keys.keystore import Keystore, read_pin
 
     deployment = Deployment.load(directory)

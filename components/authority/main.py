@@ -16,7 +16,6 @@ the log shows each, and custody's operator-signed caps bound the loss.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -31,6 +30,7 @@ from tallystick.components.authority.quota import Quotas
 from tallystick.components.authority.reception import Reception
 from tallystick.components.authority.renewals import ANNOUNCE_S, Renewals
 from tallystick.components.authority.revocations import Revocations
+from tallystick.components.authority.watches import MAX_REASON, Watches
 from tallystick.infra.nats.claims import Accounts
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment.certificates import issuing_authority, session_lifetime_s
@@ -58,7 +58,7 @@ from tallystick.schemas.enrolment import (
     decode_revocation,
     decode_standing,
 )
-from tallystick.schemas.errors import Malformed, TallystickError, Unverified
+from tallystick.schemas.errors import TallystickError, Unverified
 from tallystick.schemas.nats_jwt import BOOT_BYTES
 from tallystick.schemas.security import (
     QUOTA_EXCEEDED,
@@ -71,23 +71,14 @@ from tallystick.schemas.security import (
     SessionRevoked,
 )
 from tallystick.schemas.subjects import subject
-from tallystick.schemas.trust import open_rearm
 
 if TYPE_CHECKING:
     from tallystick.runtime.bus.link import CredentialSource
     from tallystick.runtime.deployment.service import Setup
 
 LIST_S: Final = 1.0
-MAX_REASON: Final = 400
-# Half an account token's life.  Each refresh silences waiting pulls until their readers notice (seconds).
-REFRESH_S: Final = 12 * 3600.0
-CONNECTIONS_S: Final = 5.0
-# A flood is seen within this, and cut off a moment later.
-COUNT_S: Final = 0.25
-RESOLVER_S: Final = 60.0
 # Far within the history that is read at a start.
 REPEAT_S: Final = 60.0
-EXPIRED_NS: Final = 10_000_000_000
 # Lists, heartbeats and issues of well over the longest lifetime: the newest list, and every live session's issue.
 HISTORY: Final = 8_192
 KEEPALIVE_S: Final = 5.0
@@ -148,6 +139,9 @@ class Authority(OwnSource):
         self._ctx = ctx
         folder = ctx.deployment.state("authority")
         self._proofs = Proofs(self._setup.trust, folder, entropy=self._setup.entropy, spawn=ctx.tasks.start)
+        self._watches = Watches(
+            ctx, self._broker, self._quotas, self._certificates, trust=self._setup.trust, end=self._cut_off
+        )
         ctx.subscribe("cred.>", self._on_cred, start=HISTORY)
         ctx.subscribe("control.breaker.>", self._on_breaker, start=HISTORY)
 
@@ -161,11 +155,8 @@ class Authority(OwnSource):
             await self._announce(issued, certificate, MTLS)
         await self._revoked(replaced, "replaced by a new boot")
         ctx.spawn(self._list())
-        ctx.spawn(self._refresh())
         ctx.spawn(self._repeat_revocations())
-        ctx.spawn(self._watch_connections())
-        ctx.spawn(self._watch_resolver())
-        ctx.spawn(self._watch_quotas())
+        self._watches.begin()
         await self._serve(ctx)
 
     # -- hand-out -------------------------------------------------------------------------------
@@ -244,6 +235,15 @@ class Authority(OwnSource):
             except Unverified as exc:
                 ctx.notice("BROKER_REVOCATION", f"sessions are revoked for verifiers, not at the broker: {exc}")
 
+    async def _cut_off(self, component: str, reason: str) -> None:
+        async with self._lock:
+            ended = self._issuer.revoke(component)
+            if not ended:
+                # Whoever it was had no session of ours; what was done in the component's name is told all the same.
+                ctx, where = self._context(), subject("cred", component=component)
+                await ctx.publish(where, ctx.new(SessionRevoked, boot=bytes(BOOT_BYTES), reason=reason))
+            await self._revoked(ended, reason)
+
     def _say_revocation(self, component: str, note: str) -> asyncio.Future[int]:
         ctx = self._context()
         return ctx.publish(subject("cred", component=component), ctx.new(ComponentRevocation, note=note))
@@ -284,6 +284,14 @@ class Authority(OwnSource):
                 "SECOND_AUTHORITY", f"boot {received.credential.boot.hex()[:8]} publishes as authority"
             )
 
+    async def _on_breaker(self, received: Received) -> None:
+        if self._runner is None:
+            self._history.append(received)
+            return
+        for event in received.events:
+            if isinstance(event, BreakerRearmed):
+                await self._watches.rearmed(received.subject.scope, event)
+
     def _take_up(self) -> None:
         now = self._setup.clock()
         issues: dict[bytes, list[ListedSession]] = {}
@@ -316,112 +324,11 @@ class Authority(OwnSource):
                             tuple(s for s in issues.get(event.boot, ()) if s.expires_at > now)
                         )
                     case BreakerRearmed():
-                        if self._lets_in(received.subject.scope, event):
+                        if self._watches.lets_in(received.subject.scope, event):
                             self._broker.remember_closed(received.subject.scope, closed=False)
                     case _:
                         pass
         self._history.clear()
-
-    async def _refresh(self) -> None:
-        ctx = self._context()
-        work, pause = self._broker.adopt, REFRESH_S
-        while True:
-            try:
-                await work()
-            except (Unverified, Malformed) as exc:
-                ctx.notice("ACCOUNT_TOKENS", f"not as they should be at the broker, trying again in a minute: {exc}")
-                pause = RESOLVER_S
-            else:
-                work, pause = self._broker.refresh, REFRESH_S
-            await asyncio.sleep(pause)
-
-    async def _watch_connections(self) -> None:
-        ctx = self._context()
-        while True:
-            await asyncio.sleep(CONNECTIONS_S)
-            now = ctx.clock()
-            # The broker ends an expired connection itself, within its clock's second.
-            self._certificates = {k: v for k, v in self._certificates.items() if v[1] + EXPIRED_NS > now}
-            try:
-                found = await self._broker.intruders(lambda: {k: v[0] for k, v in self._certificates.items()})
-            except Unverified as exc:
-                ctx.log.warning("connections unknown", code=exc.code, text=exc.text)
-                continue
-            for mismatch in found:
-                ctx.notice(mismatch.code, f"connection {mismatch.cid} is kicked: {mismatch.text}")
-
-    # -- quotas ---------------------------------------------------------------------------------
-
-    async def _watch_quotas(self) -> None:
-        ctx = self._context()
-        while True:
-            try:
-                await self._broker.count(self._quotas.components, COUNT_S, self._on_counts)
-            except (Unverified, Malformed) as exc:
-                ctx.log.warning("counts unknown", code=exc.code, text=exc.text)
-                await asyncio.sleep(COUNT_S)
-
-    async def _on_counts(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        now = self._context().clock()
-        for component, why in self._quotas.observe(counts, now).items():
-            await self._cut_off(component, why, now)
-        for component in self._quotas.over(now):
-            await self._let_in(component)
-
-    async def _cut_off(self, component: str, why: str, now: int) -> None:
-        ctx = self._context()
-        ctx.notice("QUOTA_EXCEEDED", f"{component} is cut off: {why}")
-        self._quotas.cut(component, now)
-        try:
-            # The broker first: every moment costs all others.
-            await self._broker.close_account(component)
-        except Unverified as exc:
-            ctx.notice("BROKER_REVOCATION", f"{component} is beyond its quota and could not be cut off: {exc}")
-        reason = f"{QUOTA_EXCEEDED}: {why}"[:MAX_REASON]
-        async with self._lock:
-            ended = self._issuer.revoke(component)
-            if not ended:
-                # Whoever it was had no session of ours; what was done in the component's name is told all the same.
-                where = subject("cred", component=component)
-                await ctx.publish(where, ctx.new(SessionRevoked, boot=bytes(BOOT_BYTES), reason=reason))
-            await self._revoked(ended, reason)
-
-    async def _let_in(self, component: str) -> None:
-        try:
-            await self._broker.open_account(component)
-        except Unverified as exc:
-            self._context().notice("BROKER_REVOCATION", f"{component} may come back, the broker was not told: {exc}")
-
-    async def _on_breaker(self, received: Received) -> None:
-        if self._runner is None:
-            self._history.append(received)
-            return
-        for event in received.events:
-            if isinstance(event, BreakerRearmed) and self._lets_in(received.subject.scope, event):
-                await self._let_in(received.subject.scope)
-
-    def _lets_in(self, scope: str, event: BreakerRearmed) -> bool:
-        """Whether it is the operator's own note for the scope of a component that was cut off."""
-        try:
-            named = open_rearm(event.note, self._setup.trust).scope
-        except (Unverified, Malformed) as exc:
-            self._context().log.warning("a note that lets nobody in", scope=scope, code=exc.code)
-            return False
-        return named == scope and self._quotas.rearmed(scope)
-
-    async def _watch_resolver(self) -> None:
-        ctx = self._context()
-        while True:
-            await asyncio.sleep(RESOLVER_S)
-            try:
-                found = await self._broker.rolled_back()
-            except Unverified as exc:
-                ctx.log.warning("account tokens unknown", code=exc.code, text=exc.text)
-                continue
-            for account in found:
-                ctx.notice(
-                    "ACCOUNT_ROLLBACK", f"the broker held another token of {account} than was pushed; pushed again"
-                )
 
     # -- the door -------------------------------------------------------------------------------
 

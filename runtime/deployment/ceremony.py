@@ -10,151 +10,38 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.resources
 import json
 import os
 import secrets as entropy
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from decimal import Decimal
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from tallystick.infra.lockfile import Lockfile
-from tallystick.infra.nats import topology
 from tallystick.infra.nats.claims import BusKeys, ComponentKeys, Validity, operator_token
-from tallystick.runtime.deployment import certificates
+from tallystick.runtime.deployment import certificates, paper_venue
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.config import MASTER, ROTATION_TEMPLATE, StrategyConfig, parse_config
+from tallystick.runtime.deployment.config import StrategyConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.methods import Made, method_of
+from tallystick.runtime.deployment.methods import Made
 from tallystick.runtime.deployment.proof import api_key_file
-from tallystick.runtime.deployment.terms import terms
+from tallystick.runtime.deployment.template import DEFAULT_STRATEGIES, DEFAULT_TEMPLATE, ROTATION_TEMPLATE, render
+from tallystick.runtime.deployment.trust_root import write_trust_root
 from tallystick.runtime.durable import sync, sync_tree, write_durably
 from tallystick.runtime.keys.hsm import Token, create_token
 from tallystick.runtime.keys.key_info import dated
 from tallystick.runtime.keys.keystore import Keystore, Secret, check_master_pin
-from tallystick.runtime.keys.signers import HsmSigner
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.errors import ConfigError
-from tallystick.schemas.nats_jwt import encode_key
 from tallystick.schemas.subjects import check_name
-from tallystick.schemas.trust import ROOT_KEY_NAME, ComponentTrust, TrustRoot, sign_document
 
-TRUST_VALIDITY: Final = timedelta(days=365)
 # The issuing CA that a deployment starts with.
 FIRST: Final = 1
-DEFAULT_STRATEGIES: Final = (
-    StrategyConfig(
-        name="momentum",
-        module="tallystick.components.strategy.examples.momentum",
-        instruments=("XRP/ETH", "BTC/USDT"),
-    ),
-)
-# Below Linux's ephemeral ports (32768 on), so that no outgoing connection takes one between two starts.
-PORTS: Final = range(20_000, 32_000)
-_API_KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-
-DEFAULT_TEMPLATE: Final = """\
-# What runs in this deployment.  Exact numbers are text.  Venue, instruments, limits, caps and who trades what count as
-# the operator signed them (trust/root-*.note): after a change here run `tallystick admit`.
-
-deployment = {deployment}
-host = "127.0.0.1"
-
-[broker]
-port = {broker}
-
-[authority]
-port = {authority}
-
-[vault]
-port = {vault}
-
-[venue]
-name = "paper"
-kind = "paper"
-host = "127.0.0.1:{venue}"
-account = "main"
-
-# market_price: what an order counts at in the caps unless it names a higher price; well above any plausible price.
-[[instruments]]
-venue = "paper"
-symbol = "XRP/ETH"
-venue_symbol = "XRPETH"
-base = "XRP"
-quote = "ETH"
-tick = "0.00000001"
-step = "1"
-min_notional = "0.005"
-market_price = "0.01"
-
-[[instruments]]
-venue = "paper"
-symbol = "BTC/USDT"
-venue_symbol = "BTCUSDT"
-base = "BTC"
-quote = "USDT"
-tick = "0.01"
-step = "0.00001"
-min_notional = "10"
-market_price = "500000"
-
-# Per strategy and per quote asset.  [limits.quote.ASSET], [limits.strategy.NAME] and [limits.strategy.NAME.quote.ASSET]
-# override single lines.
-[limits]
-max_notional = "5000"
-max_qty = "10000"
-max_open_notional = "20000"
-max_position_notional = "20000"
-max_gross_notional = "50000"
-collar_bps = 200
-messages_per_second = 10
-burst = 20
-stale_ms = 5000
-
-# What custody never exceeds for the account, whatever the gateway permits.  An order counts in both its assets: its
-# quantity in the base; in the quote its worth, at market_price or its own price, whichever is higher.
-[[caps]]
-account = "main"
-asset = "ETH"
-max_order = "10"
-max_hourly = "500"
-
-[[caps]]
-account = "main"
-asset = "XRP"
-max_order = "10000"
-max_hourly = "500000"
-
-[[caps]]
-account = "main"
-asset = "USDT"
-max_order = "10000"
-max_hourly = "500000"
-
-[[caps]]
-account = "main"
-asset = "BTC"
-max_order = "0.1"
-max_hourly = "10"
-
-[market_data]
-source = "synthetic"
-seed = 1
-speed = "1"
-"""
-# What the paper exchange gives the account to play with, of quote assets alone: what a strategy sells it must have bought.
-# So many times the asset's hourly cap, and of what most people trade in no less than this.
-_BALANCES: Final = {"USDT": Decimal(100_000), "ETH": Decimal(100)}
-_BALANCE_CAPS: Final = 10
-_MAX_BALANCE: Final = Decimal(10**15)
 
 
 class TokenAccess(msgspec.Struct, frozen=True):
@@ -236,7 +123,7 @@ class _Ceremony:
         progress: Callable[[str], None],
         tokens: Mapping[str, TokenAccess],
     ) -> None:
-        text = _render(template, deployment, strategies, tokens)
+        text = render(template, deployment, strategies, {label: token.uri for label, token in tokens.items()})
         self.text = text
         self.config = parse_config(text, layout.CONFIG_NAME)
         self.paths = Deployment(temporary, self.config)
@@ -267,7 +154,7 @@ class _Ceremony:
         with self._open("roles", writable=True) as token:
             issuing = token.generate_p256(certificates.issuing_key_id(FIRST), dated("issuing CA", self.now))
         # A replay zone has neither, so no key to any venue is ever made for it.
-        traders = [name for name in _API_PERMISSIONS if name in self.bus.components]
+        traders = [name for name in paper_venue.API_PERMISSIONS if name in self.bus.components]
         if traders:
             self.progress(f"tokens {', '.join(traders)}: the API keys at the venue")
         api_keys = {name: self._make_token(name, [layout.KEY_VENUE])[layout.KEY_VENUE] for name in traders}
@@ -306,7 +193,10 @@ class _Ceremony:
                 certificates.write_identity(paths, passphrase, authority, name, self.now)
         self._write(paths.bus_keys, msgspec.json.format(msgspec.json.encode(keys), indent=2))
         if "paper-exchange" in self.bus.components:
-            self._write_paper_exchange(api_keys)
+            named = {name: (paper_venue.new_api_key(), public) for name, public in api_keys.items()}
+            self.secrets |= {layout.api_key_name(name): Secret(key) for name, (key, _) in named.items()}
+            document = paper_venue.paper_exchange(self.config, named)
+            self._write(paths.paper_exchange, json.dumps(document, indent=2).encode())
         self._write(paths.directory / layout.CONFIG_NAME, self.text.encode())
         self.progress("keystore")
         self.secrets[layout.PIN_STORE_KEY] = Secret(entropy.token_hex(32))
@@ -350,52 +240,6 @@ class _Ceremony:
     def _open(self, label: str, *, writable: bool) -> Token:
         return Token.open(self.paths.token(label), label, self.secrets[layout.pin_name(label)], writable=writable)
 
-    def _write_paper_exchange(self, public_keys: dict[str, bytes]) -> None:
-        """The venue's side: instruments, balances, and the API keys with no more permissions than they need."""
-        keys = []
-        for component, public in public_keys.items():
-            api_key = "".join(entropy.choice(_API_KEY_ALPHABET) for _ in range(64))
-            self.secrets[layout.api_key_name(component)] = Secret(api_key)
-            keys.append(
-                {
-                    "api_key": api_key,
-                    "public_key": base64.b64encode(public).decode(),
-                    "account": MASTER if component == topology.KEYMASTER else self.config.venue.account,
-                    "permissions": _API_PERMISSIONS[component],
-                    "ips": ["127.0.0.1"],
-                    # Execution sees the name of the key that signs for it, and must not read balances with it.
-                    "listen_keys": False,
-                }
-            )
-        instruments = [
-            {
-                "symbol": i.venue_symbol,
-                "name": i.symbol,
-                "base": i.base,
-                "quote": i.quote,
-                "tick": f"{i.tick:f}",
-                "step": f"{i.step:f}",
-                "min_notional": f"{i.min_notional:f}",
-            }
-            for i in self.config.instruments
-        ]
-        quotes = {i.quote for i in self.config.instruments}
-        given = dict(_BALANCES)
-        for cap in self.config.caps:
-            if cap.asset in quotes:
-                wanted = min(cap.max_hourly * _BALANCE_CAPS, _MAX_BALANCE)
-                given[cap.asset] = max(wanted, given.get(cap.asset, Decimal(0)))
-        account = self.config.venue.account
-        document: dict[str, Any] = {
-            "instruments": instruments,
-            "accounts": {account: {asset: f"{amount:.8f}" for asset, amount in given.items()}},
-            "keys": keys,
-        }
-        if self.config.rotation is not None:
-            document["accounts"] |= {MASTER: {}}
-            document["sub_accounts"] = {self.config.rotation.sub_account: {"master": MASTER, "account": account}}
-        self._write(self.paths.paper_exchange, json.dumps(document, indent=2).encode())
-
     def _copy_policy(self) -> None:
         source = importlib.resources.files("tallystick.infra") / "policies"
         files: list[Traversable] = [f for f in source.iterdir() if f.name.endswith((".cedar", ".cedarschema"))]
@@ -406,87 +250,6 @@ class _Ceremony:
 
     def _write(self, path: Path, data: bytes) -> None:
         write_durably(path, data, 0o600)
-
-
-# Queries of its own orders come under "read" at the venue; custody signs no other reading request.
-_API_PERMISSIONS: Final = {
-    "custody": ["read", "trade"],
-    "portfolio": ["read"],
-    topology.KEYMASTER: ["read", "manage"],
-}
-
-
-def write_trust_root(
-    paths: Deployment,
-    bus: topology.Bus,
-    keys: BusKeys,
-    root: HsmSigner,
-    person: bytes,
-    now: int,
-    made: Made,
-    number: int = 1,
-) -> None:
-    """Version `number` of the trust root from what the files say, signed by the operator root; with the first the key to pin.
-
-    `made` is what components prove themselves by; `person` is the public key that arms and re-arms: no process has its token, so neither can the authority.
-    """
-    said = terms(paths)
-    document = TrustRoot(
-        deployment=paths.name,
-        number=number,
-        issued=now,
-        expires=now + int(TRUST_VALIDITY.total_seconds()) * SECOND,
-        operator_root=root.public.hex(),
-        operator=person.hex(),
-        core_account=encode_key("A", keys.core_account),
-        components={
-            name: ComponentTrust(
-                role_key=encode_key("A", keys.components[name].role),
-                account=encode_key("A", keys.components[name].account),
-                publishes=component.publishes,
-                lifetime=component.lifetime_s,
-                method=method_of(paths, component, made),
-            )
-            for name, component in bus.components.items()
-        },
-        **msgspec.structs.asdict(said),
-    )
-    note = sign_document(document, (ROOT_KEY_NAME, root))
-    write_durably(paths.trust / f"root-{number}.note", note.encode(), 0o600)
-    if number == 1:
-        write_durably(paths.pinned_key, f"{root.public.hex()}\n".encode(), 0o600)
-
-
-def _render(
-    template: str, deployment: str, strategies: Sequence[StrategyConfig], tokens: Mapping[str, TokenAccess]
-) -> str:
-    """`deployment.toml`; a JSON string is a TOML basic string."""
-    places = dict(zip(("broker", "authority", "vault", "venue"), _free_ports(4), strict=True))
-    text = template.format(deployment=json.dumps(deployment), **places)
-    for label, token in tokens.items():
-        text += f"\n[tokens.{label}]\nuri = {json.dumps(token.uri)}\n"
-    for strategy in strategies:
-        text += f"\n[[strategies]]\nname = {json.dumps(strategy.name)}\nmodule = {json.dumps(strategy.module)}\n"
-        text += f"instruments = {json.dumps(strategy.instruments)}\n"
-        if strategy.params:
-            text += "\n[strategies.params]\n"
-            text += "".join(f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in strategy.params.items())
-    return text
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on now."""
-    found: list[int] = []
-    while len(found) < count:
-        port = entropy.choice(PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found
 
 
 def _require_free(directory: Path) -> None:

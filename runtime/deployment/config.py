@@ -27,14 +27,7 @@ from tallystick.schemas.trust import Cap, Instrument
 TOKENS: Final = ("operator", "signing", "roles", "custody", "portfolio", "audit", "issuer", "execution")
 # … and with those that only some have: the keymaster's is there with `[rotation]`.
 ALL_TOKENS: Final = (*TOKENS, "keymaster")
-# What `tallystick init --rotation` adds, and the paper exchange's account whose key makes and deletes the others.
-ROTATION_TEMPLATE: Final = """
-# The API keys at the venue are changed by the master account's key, each every so many seconds.
-[rotation]
-sub_account = "trading@paper.invalid"
-addresses = ["127.0.0.1"]
-every_s = 86400
-"""
+# The paper exchange's account whose key makes and deletes the others.
 MASTER: Final = "master"
 _ADDRESS: Final = re.compile(r"https://(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[1-9][0-9]{0,4}")
 _EMAIL: Final = re.compile(r"[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9.-]{1,128}")

@@ -22,16 +22,10 @@ Where that is too much, run the processes apart with `tallystick run`, each with
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
-import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Final
-
-import msgspec
 
 from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
@@ -40,26 +34,22 @@ from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import broker, certificates, vault
 from tallystick.runtime.deployment import folder as layout
 from tallystick.runtime.deployment.folder import Deployment
-from tallystick.runtime.deployment.logs import last_lines, open_log
-from tallystick.runtime.deployment.owners import end_orphans, ready_pid, supervisor_file, unready
+from tallystick.runtime.deployment.logs import open_log
+from tallystick.runtime.deployment.managed import MAX_RESTARTS, Managed, ProcessState
+from tallystick.runtime.deployment.owners import end_orphans, supervisor_file, unready
 from tallystick.runtime.deployment.scheduling import precede
 from tallystick.runtime.deployment.service_accounts import LOOK_S, ServiceAccounts
-from tallystick.runtime.durable import read_regular
-from tallystick.runtime.environment import environment
-from tallystick.runtime.keys.identity import MAX_FILE
-from tallystick.runtime.keys.keystore import Keystore, Secret, hand_over
+from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError, TallystickError
 
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 15.0
 PATIENCE_S: Final = 2.0
-POLL_S: Final = 0.02
 # Without a broker nobody can do anything: nothing else is watched in this pause.
 BROKER_RETRY_S: Final = 2.0
 # How often the broker's certificate is looked at.
 RENEW_CHECK_S: Final = 1.0
-MAX_RESTARTS: Final = 10
 RESTART_WINDOW_S: Final = 60.0
 PAUSES_S: Final = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)
 # Who stops first: those who start things, before those who finish them.
@@ -76,28 +66,6 @@ _STOP_ORDER: Final = (
 
 class SupervisorFailed(TallystickError):
     """The supervisor itself failed: its processes run on unwatched."""
-
-
-class ProcessState(msgspec.Struct):
-    """One supervised process as `up` shows it."""
-
-    name: str
-    pid: int = 0
-    restarts: int = 0
-    state: str = "stopped"
-    exit_code: int | None = None
-
-
-class _Managed:
-    def __init__(self, name: str) -> None:
-        self.state = ProcessState(name=name)
-        self.process: subprocess.Popen[bytes] | None = None
-        self.ends: deque[float] = deque(maxlen=MAX_RESTARTS)
-        self.wanted = False
-        # Its certificate when it was started last: another one comes when a revoked component is reinstated.
-        self.shown = b""
-        # Where in its .err file this start's words begin.
-        self.said_from = 0
 
 
 class Supervisor:
@@ -123,7 +91,7 @@ class Supervisor:
         self.bus = deployment.bus()
         self._keystore = keystore
         self._report = report
-        self._managed = {name: _Managed(name) for name in self._names()}
+        self._managed = {name: Managed(deployment, name) for name in self._names()}
         self._server: EmbeddedServer | None = None
         self._tasks = Tasks()
         # What starts while others do, and is waited for.
@@ -271,43 +239,10 @@ class Supervisor:
         return {n: self._keystore[n] for n in self.deployment.secret_names(name)}
 
     def _launch(self, name: str) -> None:
-        managed = self._managed[name]
-        unready(self.deployment, name)
         certificates.ensure(self.deployment, self._keystore, (name,), time.time_ns())
         self._issue(name)
-        fd = hand_over(self._secrets(name))
         channel = self.vault.channel(name, self._tasks) if self.vault is not None else None
-        fds = (fd,) if channel is None else (fd, channel.fileno())
-        options = [word for pair in zip(("--secrets-fd", "--vault-fd"), map(str, fds), strict=False) for word in pair]
-        errors = self.deployment.log(name).with_suffix(".err")
-        try:
-            with errors.open("ab") as stderr:
-                managed.said_from = stderr.tell()
-                managed.process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "tallystick.runtime.deployment.process",
-                        str(self.deployment.directory),
-                        name,
-                        *options,
-                    ],
-                    pass_fds=fds,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    start_new_session=True,
-                    env={**environment(os.environ, self.deployment.variables(name)), "PYTHONSAFEPATH": "1"},
-                )
-        finally:
-            os.close(fd)
-            if channel is not None:
-                channel.close()
-        managed.wanted = True
-        managed.shown = self._shown(name)
-        managed.state.pid = managed.process.pid
-        managed.state.state = "starting"
+        self._managed[name].launch(self._secrets(name), channel)
 
     async def _ready(self, names: list[str]) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -315,30 +250,20 @@ class Supervisor:
         while waiting:
             for name in sorted(waiting):
                 managed = self._managed[name]
-                if self._is_ready(name):
+                if managed.ready:
                     managed.state.state = "ready"
                     waiting.discard(name)
-                elif managed.process is not None and managed.process.poll() == layout.EXIT_REVOKED:
+                elif (ended := managed.ended) is not None:
+                    if ended.returncode != layout.EXIT_REVOKED:
+                        raise ConfigError("START_FAILED", f"{name} ended with {ended.returncode}: {managed.why()}")
                     # The watch says so, and waits for its new key.
                     waiting.discard(name)
-                elif managed.process is not None and managed.process.poll() is not None:
-                    raise ConfigError(
-                        "START_FAILED", f"{name} ended with {managed.process.returncode}: {self._why(name)}"
-                    )
             if waiting and time.monotonic() > deadline:
                 raise ConfigError(
                     "START_TIMEOUT",
                     f"not ready after {START_TIMEOUT_S:.0f} s: {', '.join(sorted(waiting))}; see {self.deployment.log('*').parent}",
                 )
             await asyncio.sleep(0.02)
-
-    def _is_ready(self, name: str) -> bool:
-        return ready_pid(self.deployment, name) == self._managed[name].state.pid
-
-    def _why(self, name: str) -> str:
-        lines = last_lines(self.deployment.log(name).with_suffix(".err"), self._managed[name].said_from)
-        last = lines[-1].removeprefix("tallystick: ").removeprefix(f"{name}: ") if lines else ""
-        return last[:500] or f"see {self.deployment.log(name)}"
 
     async def _watch(self) -> None:
         while True:
@@ -349,11 +274,11 @@ class Supervisor:
                 self._report(f"broker: {exc.text}; starting it again")
                 await self._start_broker_again()
             for name, managed in self._managed.items():
-                if managed.wanted and managed.process is not None and managed.process.poll() is not None:
-                    self._ended(name, managed, managed.process)
-                elif managed.state.state == "starting" and self._is_ready(name):
+                if managed.wanted and (ended := managed.ended) is not None:
+                    self._ended(name, managed, ended)
+                elif managed.state.state == "starting" and managed.ready:
                     managed.state.state = "ready"
-                elif managed.state.state == "revoked" and self._shown(name) != managed.shown:
+                elif managed.state.state == "revoked" and managed.has_another_certificate:
                     self._launch(name)
 
     async def _start_broker_again(self) -> None:
@@ -370,14 +295,7 @@ class Supervisor:
             await asyncio.to_thread(self.server.stop)
             await asyncio.sleep(BROKER_RETRY_S)
 
-    def _shown(self, name: str) -> bytes:
-        """What tells its certificate's file from another one."""
-        try:
-            return read_regular(self.deployment.identity(name), MAX_FILE)
-        except OSError:
-            return b""
-
-    def _ended(self, name: str, managed: _Managed, process: subprocess.Popen[bytes]) -> None:
+    def _ended(self, name: str, managed: Managed, process: subprocess.Popen[bytes]) -> None:
         now = time.monotonic()
         code = managed.state.exit_code = process.returncode
         managed.ends.append(now)
@@ -385,12 +303,12 @@ class Supervisor:
         if code == layout.EXIT_REVOKED:
             managed.process = None
             managed.state.state = "revoked"
-            self._report(f"{name} stays down until `tallystick reinstate`: {self._why(name)}")
+            self._report(f"{name} stays down until `tallystick reinstate`: {managed.why()}")
             return
         if code == 2 or len(recent) >= MAX_RESTARTS:
             managed.wanted = False
             managed.state.state = "failed"
-            self._report(f"{name} ended with {code} and stays down: {self._why(name)}")
+            self._report(f"{name} ended with {code} and stays down: {managed.why()}")
             return
         pause = PAUSES_S[min(len(recent) - 1, len(PAUSES_S) - 1)]
         self._report(f"{name} ended with {code}; starting it again in {pause} s")
@@ -449,17 +367,17 @@ class Supervisor:
         managed = self._managed[name]
         managed.wanted = False
         managed.state.state = "stopped"
-        process = managed.process
-        if process is None or process.poll() is not None:
+        process = managed.running
+        if process is None:
             return
-        process.send_signal(signal.SIGTERM)
-        await self._patiently(name, _gone(process, STOP_TIMEOUT_S))
+        managed.ask_to_stop()
+        await self._patiently(name, managed.gone(STOP_TIMEOUT_S))
         if process.poll() is None:
             process.kill()
             process.wait()
             self._unclean(f"{name} did not stop within {STOP_TIMEOUT_S:.0f} s: killed")
         elif process.returncode > 0:
-            self._unclean(f"{name} ended with {process.returncode}: {self._why(name)}")
+            self._unclean(f"{name} ended with {process.returncode}: {managed.why()}")
         managed.state.exit_code = process.returncode
 
     def _unclean(self, text: str) -> None:
@@ -483,15 +401,7 @@ class Supervisor:
 
     def kill(self, name: str) -> None:
         """SIGKILL one process, as a crash would; the watch starts it again."""
-        process = self._managed[name].process
-        if process is None or process.poll() is not None:
+        process = self._managed[name].running
+        if process is None:
             raise ConfigError("PROCESS", f"{name} is not running")
         process.kill()
-
-
-async def _gone(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait until the process has ended, for at most so many seconds."""
-    for _ in range(int(seconds / POLL_S)):
-        if process.poll() is not None:
-            return
-        await asyncio.sleep(POLL_S)

@@ -22,7 +22,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from tallystick.components.authority.methods.jwks import EVERY_S, KEEP_S, REFRESH_S, FetchedKeys, parse_key_set
 from tallystick.components.authority.proofs import fetch
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.schemas.bounds import SECOND
 from tallystick.schemas.enrolment import Asked
 from tallystick.schemas.errors import CouldNotVerify, Malformed, Unverified

@@ -30,10 +30,10 @@ from tallystick.runtime.bus.reader import Delivery
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import process
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
 from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas import signing
 from tallystick.schemas.credential import open_credential

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_publ
 
 from tallystick.cli import operate
 from tallystick.infra.lockfile import Lockfile
+from tallystick.runtime.deployment.admit import admit
 from tallystick.runtime.deployment.folder import KEY_CA, Deployment, api_key_name, passphrase_name, pin_name
-from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys import pki
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import Identity, client_context, load_certificate

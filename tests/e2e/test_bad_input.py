@@ -18,9 +18,9 @@ import pytest
 
 from tallystick.infra.lockfile import Lockfile
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.ceremony import write_trust_root
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.methods import Made
+from tallystick.runtime.deployment.trust_root import write_trust_root
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore
 from tests.support.command import Done, tallystick

@@ -20,9 +20,10 @@ from tallystick.cli import operate
 from tallystick.cli.rotate import rotate
 from tallystick.infra.vault import access
 from tallystick.runtime.deployment import certificates, process, vault
-from tallystick.runtime.deployment.config import MASTER, ROTATION_TEMPLATE
+from tallystick.runtime.deployment.admit import admit
+from tallystick.runtime.deployment.config import MASTER
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, api_key_name, passphrase_name
-from tallystick.runtime.deployment.trust_root import admit
+from tallystick.runtime.deployment.template import ROTATION_TEMPLATE
 from tallystick.runtime.deployment.vault_access import staff
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret

@@ -29,11 +29,13 @@ from tallystick.components.paper_exchange.journal import read_journal
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.deployment import process, supervisor
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.managed import ProcessState
 from tallystick.runtime.deployment.service import ServiceContext
-from tallystick.runtime.deployment.supervisor import ProcessState, Supervisor
+from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.ids import id_text
 from tallystick.schemas.orders import Decision, Intent, OrderEvent

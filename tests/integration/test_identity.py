@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from tallystick.runtime.deployment import folder as layout
+from tallystick.runtime.deployment.admit import admit
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.methods import require_signed_methods
 from tallystick.runtime.deployment.proof import api_key_file, token_file
-from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.keys.token_process import TokenProcess
 from tallystick.schemas.errors import ConfigError

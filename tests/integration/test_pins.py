@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tallystick.runtime.deployment import pins
+from tallystick.runtime.deployment.admit import admit
 from tallystick.runtime.deployment.folder import Deployment, pin_name
-from tallystick.runtime.deployment.trust_root import admit
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.schemas.errors import ConfigError

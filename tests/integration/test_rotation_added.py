@@ -9,10 +9,10 @@ import pytest
 
 from tallystick.cli.operate import public_key
 from tallystick.runtime.deployment import folder, vault
+from tallystick.runtime.deployment.admit import admit
 from tallystick.runtime.deployment.certificates import ensure
-from tallystick.runtime.deployment.config import ROTATION_TEMPLATE
 from tallystick.runtime.deployment.folder import CONFIG_NAME, Deployment, passphrase_name
-from tallystick.runtime.deployment.trust_root import admit
+from tallystick.runtime.deployment.template import ROTATION_TEMPLATE
 from tallystick.runtime.keys.identity import Identity
 from tallystick.runtime.keys.keystore import Keystore
 from tallystick.runtime.vault.client import VaultClient, VaultRefused

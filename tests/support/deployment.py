@@ -16,12 +16,13 @@ import msgspec
 from tallystick.runtime.bus.link import CredentialSource
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.deployment import certificates, process
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment
 from tallystick.runtime.deployment.service import ServiceContext, Setup
 from tallystick.runtime.deployment.service_accounts import serving
 from tallystick.runtime.deployment.supervisor import Supervisor
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.keystore import Keystore, Secret
 
 PIN = Secret("a pin for tests")

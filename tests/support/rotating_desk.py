@@ -24,9 +24,10 @@ from tallystick.components.paper_exchange.server import Exchange
 from tallystick.infra.nats.topology import KEYMASTER
 from tallystick.runtime.bus.received import Received
 from tallystick.runtime.bus.tasks import Tasks
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE, init
+from tallystick.runtime.deployment.ceremony import init
 from tallystick.runtime.deployment.config import StrategyConfig
 from tallystick.runtime.deployment.folder import Deployment, api_key_name, key_id_name, passphrase_name, pin_name
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys import inventory
 from tallystick.runtime.keys.hsm import Token
 from tallystick.runtime.keys.identity import Identity

@@ -12,8 +12,8 @@ from tallystick.infra.vault import access
 from tallystick.infra.vault.server import EmbeddedVault
 from tallystick.runtime.deployment import certificates, vault, vault_access
 from tallystick.runtime.deployment import folder as layout
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.keys.identity import client_context
 from tallystick.runtime.keys.keystore import Keystore, Secret
 from tallystick.runtime.vault import logins

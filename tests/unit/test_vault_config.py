@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tallystick.infra.vault.access import policies
-from tallystick.runtime.deployment.ceremony import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.config import Config, VaultConfig, parse_config
 from tallystick.runtime.deployment.folder import Deployment
+from tallystick.runtime.deployment.template import DEFAULT_TEMPLATE
 from tallystick.runtime.deployment.vault_access import recipe
 from tallystick.schemas.errors import ConfigError
 
