@@ -35,6 +35,7 @@ from tallystick.cli import breaker
 from tallystick.cli.operate import Operator, reinstate, revoke
 from tallystick.cli.status import processes
 from tallystick.components.execution.custody import CustodyClient
+from tallystick.runtime import structs
 from tallystick.runtime.bus.enrolment import AuthorityClient
 from tallystick.runtime.bus.tasks import Tasks, end
 from tallystick.runtime.deployment import board
@@ -103,6 +104,7 @@ class Answer:
         clock: Callable[[], int],
         told: Callable[[Step], None],
     ) -> None:
+        structs.prepare()
         self._deployment = deployment
         self._keystore = keystore
         self._target = target

@@ -38,6 +38,7 @@ import uvloop
 from tallystick.infra.child import end_with_parent, harden
 from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
+from tallystick.runtime import structs
 from tallystick.runtime.bus.log import Log
 from tallystick.runtime.bus.metrics import Metrics
 from tallystick.runtime.bus.tasks import end
@@ -139,6 +140,7 @@ def load_service(spec: topology.Component) -> Service:
     made = importlib.import_module(f"{package}.main").SERVICE()
     if not isinstance(made, Service):
         raise ConfigError("COMPONENT_CLASS", f"{package}.main.SERVICE is no Service")
+    structs.prepare()
     return made
 
 

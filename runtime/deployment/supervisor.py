@@ -30,6 +30,7 @@ from typing import Any, Final
 from tallystick.infra.lockfile import Lockfile
 from tallystick.infra.nats import topology
 from tallystick.infra.nats.server import EmbeddedServer, ServerStopped
+from tallystick.runtime import structs
 from tallystick.runtime.bus.tasks import Tasks
 from tallystick.runtime.deployment import broker, certificates, vault
 from tallystick.runtime.deployment import folder as layout
@@ -84,6 +85,7 @@ class Supervisor:
 
         `apart` names components that somebody else runs.
         """
+        structs.prepare()
         self._before_market = before_market
         # People start the console where they look (`tallystick watch`), and a replay when they want one.
         self._apart = apart | {"console", topology.REPLAY}
