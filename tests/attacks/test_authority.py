@@ -278,7 +278,7 @@ async def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_
     lasting: tuple[Deployment, Keystore],
 ) -> None:
     async with running(*lasting) as desk:
-        _, got = await reader(desk)
+        gateway, got = await reader(desk)
         alpha = await desk.context("strategy-alpha")
         revoked: list[SessionRevoked] = []
         watcher = await desk.context("breaker")
@@ -287,8 +287,9 @@ async def test_sessions_outlive_a_kill_of_the_authority_and_its_next_boot_lists_
         await watcher.caught_up()
         await alpha.publish(INTENTS, intent(alpha))
         await until(lambda: len(got) == 1, "an intent before")
+        killed = time.time_ns()
         desk.supervisor.kill("authority")
-        await asyncio.sleep(4.0)  # the list is older than 3 s now, unless the next boot has published one
+        await until(lambda: gateway.sessions.listed_at > killed, "the list of its next boot", 60)
         await alpha.publish(INTENTS, intent(alpha))
         await until(lambda: len(got) == 2, "an intent after", 10)
         # Nobody but the authority's own earlier boot was revoked.
