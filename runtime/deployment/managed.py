@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -55,33 +55,32 @@ class Managed:
         """Start it.  `channel`, which is closed here, is where it is given secret ids of the vault.  Raises `OSError`."""
         name = self.state.name
         unready(self._deployment, name)
-        fd = hand_over(secrets)
-        fds = (fd,) if channel is None else (fd, channel.fileno())
-        options = [word for pair in zip(("--secrets-fd", "--vault-fd"), map(str, fds), strict=False) for word in pair]
-        try:
-            with self._errors.open("ab") as stderr:
-                self._said_from = stderr.tell()
-                self.process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "tallystick.runtime.deployment.process",
-                        str(self._deployment.directory),
-                        name,
-                        *options,
-                    ],
-                    pass_fds=fds,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    start_new_session=True,
-                    env={**environment(os.environ, self._deployment.variables(name)), "PYTHONSAFEPATH": "1"},
-                )
-        finally:
-            os.close(fd)
+        with contextlib.ExitStack() as ours:
             if channel is not None:
-                channel.close()
+                ours.enter_context(channel)
+            fd = hand_over(secrets)
+            ours.callback(os.close, fd)
+            fds = (fd,) if channel is None else (fd, channel.fileno())
+            options = zip(("--secrets-fd", "--vault-fd"), map(str, fds), strict=False)
+            stderr = ours.enter_context(self._errors.open("ab"))
+            self._said_from = stderr.tell()
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "tallystick.runtime.deployment.process",
+                    str(self._deployment.directory),
+                    name,
+                    *(word for option in options for word in option),
+                ],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                start_new_session=True,
+                env={**environment(os.environ, self._deployment.variables(name)), "PYTHONSAFEPATH": "1"},
+            )
         self.wanted = True
         self._shown = self._certificate()
         self.state.pid = self.process.pid
@@ -112,11 +111,6 @@ class Managed:
         lines = last_lines(self._errors, self._said_from)
         last = lines[-1].removeprefix("tallystick: ").removeprefix(f"{self.state.name}: ") if lines else ""
         return last[:500] or f"see {self._deployment.log(self.state.name)}"
-
-    def ask_to_stop(self) -> None:
-        """SIGTERM."""
-        if (process := self.running) is not None:
-            process.send_signal(signal.SIGTERM)
 
     async def gone(self, seconds: float) -> None:
         """Wait until it has ended, for at most so many seconds."""

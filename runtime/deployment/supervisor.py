@@ -204,7 +204,7 @@ class Supervisor:
         """Keep a token ready for each strategy that runs here."""
         while True:
             await asyncio.sleep(LOOK_S)
-            running = [name for name, m in self._managed.items() if m.process is not None and m.process.poll() is None]
+            running = [name for name, m in self._managed.items() if m.running is not None]
             try:
                 if self._accounts is None:
                     self._accounts = await asyncio.to_thread(self._service_accounts)
@@ -372,7 +372,7 @@ class Supervisor:
         process = managed.running
         if process is None:
             return
-        managed.ask_to_stop()
+        process.terminate()
         await self._patiently(name, managed.gone(STOP_TIMEOUT_S))
         if process.poll() is None:
             process.kill()

@@ -17,11 +17,11 @@ from tallystick.components.authority.door import Pace
 from tallystick.runtime.deployment.folder import Deployment, passphrase_name
 from tallystick.runtime.deployment.service import ServiceContext
 from tallystick.runtime.keys.keystore import Keystore
-from tallystick.schemas.bounds import MAX_LIST_AGE_NS, SECOND
+from tallystick.schemas.bounds import MAX_LIST_AGE_NS
 from tallystick.schemas.errors import Unreachable, Unverified
 from tallystick.schemas.nats_jwt import SessionKey
 from tests.support.deployment import Running, make, running
-from tests.support.waiting import HELD_UP_S, until
+from tests.support.waiting import until
 
 # Opens connections that say nothing; opens anew what is closed.
 _MUTE = """
@@ -102,7 +102,7 @@ async def everything_works(desk: Running, seconds: float) -> None:
     gateway = await entered(desk, "gateway")
     gateway.open()
     await gateway.caught_up()
-    oldest, ends, given, failed, took, held_up = 0, time.monotonic() + seconds, 0, 0, list[float](), 0.0
+    oldest, ends, given, failed = 0, time.monotonic() + seconds, 0, 0
     while time.monotonic() < ends:
         try:
             await desk.setup("strategy-alpha").authority().obtain(SessionKey(os.urandom(32)), os.urandom(16))
@@ -112,16 +112,10 @@ async def everything_works(desk: Running, seconds: float) -> None:
         began = time.monotonic()
         answer = await operate.kill(desk.deployment, "strategy-alpha", "drill")
         assert [t["scope"] for t in answer["tripped"]] == ["strategy-alpha"]
-        took.append(time.monotonic() - began)
+        assert time.monotonic() - began < 3.0
         for _ in range(10):
-            began = time.monotonic()
+            oldest = max(oldest, time.time_ns() - gateway.sessions.listed_at)
             await asyncio.sleep(0.05)
-            # Where the machine stood still, so did the authority.
-            if (now := time.monotonic()) - began > HELD_UP_S:
-                held_up = now
-            if now - held_up > MAX_LIST_AGE_NS / SECOND:
-                oldest = max(oldest, time.time_ns() - gateway.sessions.listed_at)
-    assert sorted(took)[len(took) // 2] < 3.0
     assert given >= 2
     assert failed <= given
     assert oldest < MAX_LIST_AGE_NS, f"a list {oldest / 1e9:.1f} s old"

@@ -159,12 +159,12 @@ async def test_connections_that_ask_without_pause_delay_nobody(tmp_path: Path) -
         flood = b"".join(signing.encode_frame(status(n)) for n in range(50_000))
         async with crowd(path, 2, 1, flood):
             await asyncio.sleep(0.3)
-            took = []
+            slowest = 0.0
             for _ in range(20):
                 began = time.monotonic()
                 await signer.status()
-                took.append(time.monotonic() - began)
-        assert sorted(took)[10] < 0.5
+                slowest = max(slowest, time.monotonic() - began)
+        assert slowest < 0.5
         await signer.close()
 
 

@@ -144,7 +144,7 @@ async def test_keys_that_rotate_are_followed_and_asked_for_at_most_once_in_a_whi
     assert await door.session(ALPHA, first[0].token) == ""
     began = time.monotonic()
     while await door.session(ALPHA, second.token) == "TOKEN_KEY":
-        assert time.monotonic() - began < EVERY_S + 30
+        assert time.monotonic() - began < EVERY_S + 5
         await asyncio.sleep(0.2)
     assert issuer.asked == 2
     # The one that was taken back is gone.
@@ -168,9 +168,13 @@ async def test_an_issuer_that_hangs_delays_nobody_but_who_waits_for_it(door: Doo
     await asyncio.sleep(EVERY_S)
     waiting = asyncio.create_task(door.session(ALPHA, Key("unheard-of", "EdDSA").token))
     await until(lambda: issuer.asked, "the question to the issuer")
+    took = []
     for _ in range(5):
+        began = time.monotonic()
         assert await door.session("gateway", None) == ""
+        took.append(time.monotonic() - began)
     assert not waiting.done()
+    assert max(took) < 1.0
     assert await waiting == "TOKEN_KEYS"
     assert issuer.asked == 1
 

@@ -196,7 +196,7 @@ async def test_a_lease_is_held_by_one_and_taken_at_once_when_given_back(
     await first.release()
     begin = time.monotonic()
     await second.take()
-    assert time.monotonic() - begin < module.LEASE_S / 2
+    assert time.monotonic() - begin < 0.5
     await keeping
 
 
@@ -229,6 +229,6 @@ async def test_a_dead_workers_lease_runs_out_whatever_its_clock_said(
     second, _ = await shop.lease()
     begin = time.monotonic()
     await second.take()
-    assert 0.3 < time.monotonic() - begin < 20
+    assert 0.3 < time.monotonic() - begin < 2
     with pytest.raises(Fenced, match="FENCED"):
         await dead._write(1)

@@ -55,16 +55,13 @@ async def test_a_reader_that_waits_is_answered_as_ever_after_the_broker_changed_
     alpha.open()
     where = subject("order.intent", strategy="alpha", venue="paper", symbol="XRP/ETH")
     await alpha.publish(where, alpha.new(Intent, side="buy", type="market", qty=Decimal(1)))
-    await until(lambda: len(got) == 1, "an intent before", 20)
-    took = []
-    for number in (2, 3, 4):
-        _, pem, _ = bus.ca.issue("broker", server=True)
-        await asyncio.to_thread(bus.server.renew, pem)
-        began = time.monotonic()
-        await alpha.publish(where, alpha.new(Intent, side="buy", type="market", qty=Decimal(1)))
-        await until(lambda: len(got) == number, "an intent after", 20)  # noqa: B023 - it is awaited here
-        took.append(time.monotonic() - began)
-    assert min(took) < 1.0
+    await until(lambda: len(got) == 1, "an intent before", 5)
+    _, pem, _ = bus.ca.issue("broker", server=True)
+    await asyncio.to_thread(bus.server.renew, pem)
+    began = time.monotonic()
+    await alpha.publish(where, alpha.new(Intent, side="buy", type="market", qty=Decimal(1)))
+    await until(lambda: len(got) == 2, "an intent after", 5)
+    assert time.monotonic() - began < 1.0
     assert gateway.metrics.snapshot().get("reconnects", 0) == 0
 
 
@@ -75,16 +72,18 @@ async def test_the_broker_shows_its_next_certificate_while_connections_stand_and
     beta = await bus.connect_as("strategy-beta")
     root, system = await bus.connect_root(), await bus.connect_system()
     gateway = await bus.connect_as("gateway")
-    took = list[float]()
+    worst = 0.0
     running = True
 
     async def load() -> int:
+        nonlocal worst
+        sent = 0
         while running:
             at = time.monotonic()
             headers = {"Nats-Msg-Id": uuid.uuid4().hex}
-            await beta.request(INTENTS.replace("alpha", "beta"), b"x" * 300, timeout=20, headers=headers)
-            took.append(time.monotonic() - at)
-        return len(took)
+            await beta.request(INTENTS.replace("alpha", "beta"), b"x" * 300, timeout=3, headers=headers)
+            worst, sent = max(worst, time.monotonic() - at), sent + 1
+        return sent
 
     # Alpha's session is revoked, by a token that is later than the one that the broker was started with.
     validity = Validity(issued_s=now_s() + 1, expires_s=now_s() + 600)
@@ -105,8 +104,7 @@ async def test_the_broker_shows_its_next_certificate_while_connections_stand_and
         running = False
         sent = await loading
     assert sent > 0
-    # A gap would be there at each of three reloads.
-    assert sorted(took)[-3] < 2.0
+    assert worst < 2.0
     after = (await bus.stored(root))["ORDERS"]
     assert after[0] - before[0] == sent
     assert all(client.is_connected for client in (beta, root, system, gateway))

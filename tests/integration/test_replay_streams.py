@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -145,8 +146,9 @@ async def test_what_is_published_meanwhile_does_not_keep_the_replay_from_ending(
 
     publishing = asyncio.create_task(publish())
     await asyncio.sleep(0.2)
+    started = time.monotonic()
     found = numbers(await read(desk, bus))
-    assert not publishing.done()
+    assert time.monotonic() - started < 5
     assert found[:10] == list(range(10))
     publishing.cancel()
 

@@ -15,9 +15,10 @@ async def until(condition: Callable[[], object], what: str | Callable[[], str] =
     """Wait until `condition()` is true and say how long that took (s); fails with `what` was missing.
 
     What a machine took from this process counts for little: when everything stood still for seconds, what is waited
-    for had not that time either, and gets it.
+    for had not that time either, and gets it.  What is returned is all of it: a promise in seconds is held against that.
     """
-    last, waited = time.monotonic(), 0.0
+    begun = last = time.monotonic()
+    waited = 0.0
     while not condition():
         if waited > timeout:
             raise AssertionError(f"not within {timeout} s: {what if isinstance(what, str) else what()}")
@@ -25,4 +26,4 @@ async def until(condition: Callable[[], object], what: str | Callable[[], str] =
         now = time.monotonic()
         waited += min(now - last, HELD_UP_S)
         last = now
-    return waited
+    return time.monotonic() - begun

@@ -16,12 +16,14 @@ key_admin = BinanceKeys
 if TYPE_CHECKING:
     from tallystick.venues.binance.follow import UserStream
 
+    user_stream = UserStream
+else:
 
-def user_stream(**account: Any) -> UserStream:
-    """See `Adapter.user_stream`.  Whoever signs, or knows orders, needs no client for the stream."""
-    from tallystick.venues.binance.follow import UserStream
+    def user_stream(**account: Any) -> UserStream:
+        """See `Adapter.user_stream`.  Whoever signs, or knows orders, needs no client for the stream."""
+        from tallystick.venues.binance.follow import UserStream
 
-    return UserStream(**account)
+        return UserStream(**account)
 
 
 __all__ = [
