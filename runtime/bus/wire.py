@@ -183,7 +183,9 @@ class Wire(asyncio.BufferedProtocol):
         """Close, in `CLOSE_S` at most; idempotent."""
         if self._transport is None or self._gone.is_set():
             return
-        self._transport.close()
+        # At a second close asyncio's TLS forgets what it writes to.
+        if not self._transport.is_closing():
+            self._transport.close()
         # TLS waits half a minute for a peer that does not answer its goodbye.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
@@ -195,6 +197,11 @@ class Wire(asyncio.BufferedProtocol):
     def lost(self) -> bool:
         """Whether the connection is gone."""
         return self._gone.is_set()
+
+    @property
+    def _open(self) -> bool:
+        """Whether it takes what is written; one that closes does not, and is gone soon."""
+        return not (self._gone.is_set() or self._transport is None or self._transport.is_closing())
 
     def _abort(self) -> None:
         if self._transport is not None:
@@ -221,7 +228,7 @@ class Wire(asyncio.BufferedProtocol):
 
     async def keep_alive(self) -> None:
         """Ask whether the broker is there, until the connection is gone; whoever connects runs this beside."""
-        while not self._gone.is_set():
+        while self._open:
             if self._silent >= MAX_UNANSWERED:
                 self._fail(WireError(f"nothing heard for {self._silent * PING_S:.0f} s"))
                 return
@@ -236,7 +243,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def write(self, data: bytes) -> None:
         """Send frames.  Raises `WireError` when the connection is gone."""
-        if self._gone.is_set() or self._transport is None:
+        if not self._open:
             raise self._cause or WireError("connection closed")
         self._transport.write(data)
 
@@ -259,7 +266,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def unsubscribe(self, number: int) -> None:
         """Hear no more of it; idempotent, also when the connection is gone."""
-        if self._callbacks.pop(number, None) is not None and not self._gone.is_set():
+        if self._callbacks.pop(number, None) is not None and self._open:
             self.write(b"UNSUB %d\r\n" % number)
 
     async def flush(self) -> None:
@@ -348,7 +355,8 @@ class Wire(asyncio.BufferedProtocol):
 
     def _command(self, line: bytes) -> None:
         if line == b"PING":
-            self.write(b"PONG\r\n")
+            if self._open:
+                self.write(b"PONG\r\n")
         elif line == b"PONG":
             future = self._pongs.popleft() if self._pongs else None
             if future is not None and not future.done():

@@ -45,6 +45,13 @@ async def pull(client: Connection, subject: str, **asked: Any) -> tuple[list[Msg
     return messages, {}
 
 
+async def pull_all(client: Connection, subject: str, count: int) -> tuple[list[Msg], dict[str, str]]:
+    """The first `count` messages and whatever is there besides: a durable hears of a message a moment after its writer."""
+    first, _ = await pull(client, subject, batch=count, **WAITING)
+    more, end = await pull(client, subject)
+    return first + more, end
+
+
 async def reset(client: Connection, subject: str, body: bytes) -> dict[str, Any]:
     answer: dict[str, Any] = json.loads((await client.request(subject, body, timeout=2)).data)
     return answer
@@ -118,7 +125,7 @@ async def test_a_strategy_gets_its_own_orders_and_none_of_another(fresh: TestBus
         for strategy in ("beta", "alpha"):
             for kind in ("position", "fill", "order.decision", "order.event", "order.intent"):
                 await root.request(f"{kind}.{strategy}.paper.XRP-ETH", strategy.encode())
-        messages, end = await pull(alpha, fresh.component("strategy-alpha").next_subject("ORDERS"))
+        messages, end = await pull_all(alpha, fresh.component("strategy-alpha").next_subject("ORDERS"), 4)
         assert [m.subject.rsplit(".", 3)[0] for m in messages] == [
             "position",
             "fill",
@@ -133,7 +140,7 @@ async def test_custody_gets_control_and_credentials_alone(fresh: TestBus) -> Non
     async with fresh.connected("root", "custody") as (root, custody):
         for subject in ("alert.x.high", "audit.checkpoint", "cred.gateway", "control.breaker.all"):
             await root.request(subject, b"x")
-        messages, _ = await pull(custody, fresh.component("custody").next_subject("SECURITY"))
+        messages, _ = await pull_all(custody, fresh.component("custody").next_subject("SECURITY"), 2)
         assert [m.subject for m in messages] == ["cred.gateway", "control.breaker.all"]
 
 
@@ -159,7 +166,7 @@ async def test_what_a_key_signs_about_itself_is_told_to_the_keymaster_and_the_re
         for holder in ("custody", "portfolio", "keymaster"):
             await root.request(f"control.key.{holder}", b"signed")
         await root.request("cred.gateway", b"x")
-        messages, _ = await pull(reader, fresh.component(component).next_subject("SECURITY"))
+        messages, _ = await pull_all(reader, fresh.component(component).next_subject("SECURITY"), len(gets) + 1)
         assert [m.subject for m in messages] == [*(f"control.key.{name}" for name in gets), "cred.gateway"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import ssl
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tallystick.runtime.bus import wire as wire_module
 from tallystick.runtime.bus.link import Connection, ConnectionLost, Outgoing, OwnSession
 from tallystick.runtime.bus.reader import Delivery, ReadRefused
 from tallystick.runtime.bus.received import Received
@@ -21,6 +23,7 @@ from tallystick.schemas.errors import LoginRefused, Malformed
 from tallystick.schemas.market import Trade
 from tallystick.schemas.security import DeadLetter
 from tallystick.schemas.subjects import subject
+from tests.support.bus import TestBus
 from tests.support.runtime import Desk
 from tests.support.waiting import until
 
@@ -291,6 +294,27 @@ async def test_after_a_login_that_failed_the_newest_session_is_shown_and_no_olde
     await until(lambda: len(shown) >= 2, "the next login", 10)
     assert shown[0] is not first
     assert shown[1] is shown[0]
+
+
+async def test_a_connection_that_is_closed_twice_at_once_takes_no_more_and_its_pings_end(
+    desk: Desk, bus: TestBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio's TLS forgets what it wrote to at the second close: who wrote then failed at an attribute."""
+    monkeypatch.setattr(wire_module, "PING_S", 0.15)
+    context = await desk.context("gateway")
+    wire = (await context.link.connection()).wire
+    os.kill(bus.server.pid, signal.SIGSTOP)  # it does not answer the goodbye, so the close takes a while
+    try:
+        pings, closing = asyncio.ensure_future(wire.keep_alive()), asyncio.gather(wire.close(), wire.close())
+        await asyncio.sleep(0.02)
+        assert not wire.lost
+        with pytest.raises(WireError, match="connection closed"):
+            wire.write(b"PING\r\n")
+        await closing
+        await asyncio.wait_for(pings, 20)
+    finally:
+        os.kill(bus.server.pid, signal.SIGCONT)
+    context.tasks.check()
 
 
 @pytest.fixture

@@ -46,6 +46,9 @@ class Transport:
     def abort(self) -> None:
         self.gone = True
 
+    def is_closing(self) -> bool:
+        return self.gone
+
     close = abort
 
 
